@@ -1,0 +1,3 @@
+"""Cross-validated hyper-parameter search for bone-metastasis models on Ray; importing it imports neither torch nor ray."""
+
+__version__ = "0.1.0"

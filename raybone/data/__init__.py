@@ -1,0 +1,1 @@
+"""Scans and annotations: reading, the dataset folder, folds, loading, augmentation."""

@@ -1,0 +1,137 @@
+"""Training-time augmentation of one-channel scans with boxes and masks; pure functions of a random generator.
+
+Hyper-parameter names and meanings are Ultralytics' where it has them; hsv has no meaning on one channel, so gamma,
+count and Poisson changes stand in for it. The border is always 0, as air is on a scan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from raybone.records import Array
+
+
+class Augmentation(Protocol):
+    """The hyper-parameters read here; any model's Config has them."""
+
+    fliplr: float
+    degrees: float
+    translate: float
+    scale: float
+    mosaic: float
+    gamma: float
+    poisson: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """image_HW float32 in [0, 1]; boxes_N4 float32 xyxy pixels; labels_N int64; mask_HW int64 class map or None."""
+
+    image_HW: Array
+    boxes_N4: Array
+    labels_N: Array
+    mask_HW: Array | None
+
+
+def augment(sample: Sample, hyper: Augmentation, rng: np.random.Generator, canvas: tuple[int, int],
+            partner: Callable[[int], Sample], partners: int, closed: bool) -> Sample:
+    """One augmented sample on the canvas (H, W).
+
+    Args:
+        partner: gives the sample of an index below ``partners``, for the mosaic.
+        closed: the mosaic is over (last epochs).
+    """
+    height, width = canvas
+    if not closed and rng.random() < hyper.mosaic:
+        others = [partner(int(i)) for i in rng.integers(0, partners, 3)]
+        sample, shift = _mosaic([sample, *others], rng, canvas), (width / 2, height / 2)
+    else:
+        shift = (0.0, 0.0)
+    sample = _affine(sample, hyper, rng, canvas, shift)
+    if rng.random() < hyper.fliplr:
+        sample = _flip(sample, width)
+    return replace(sample, image_HW=_intensity(sample.image_HW, hyper, rng))
+
+
+def _mosaic(samples: list[Sample], rng: np.random.Generator, canvas: tuple[int, int]) -> Sample:
+    """Four scans around a random centre of a canvas of twice the scan's own height and width."""
+    height, width = canvas
+    yc = int(rng.integers(height // 2, 2 * height - height // 2))
+    xc = int(rng.integers(width // 2, 2 * width - width // 2))
+    image_HW = np.zeros((2 * height, 2 * width), np.float32)
+    mask_HW = None if samples[0].mask_HW is None else np.zeros((2 * height, 2 * width), samples[0].mask_HW.dtype)
+    boxes, labels = [], []
+    for place, part in enumerate(samples):
+        h, w = part.image_HW.shape
+        left, top = (xc - w if place % 2 == 0 else xc), (yc - h if place < 2 else yc)
+        x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + w, 2 * width), min(top + h, 2 * height)
+        image_HW[y1:y2, x1:x2] = part.image_HW[y1 - top:y2 - top, x1 - left:x2 - left]
+        if mask_HW is not None and part.mask_HW is not None:
+            mask_HW[y1:y2, x1:x2] = part.mask_HW[y1 - top:y2 - top, x1 - left:x2 - left]
+        boxes.append(part.boxes_N4 + np.array([left, top, left, top], np.float32))
+        labels.append(part.labels_N)
+    whole = Sample(image_HW, np.concatenate(boxes), np.concatenate(labels), mask_HW)
+    return _clip(whole, whole.boxes_N4, 2 * height, 2 * width)
+
+
+def _affine(sample: Sample, hyper: Augmentation, rng: np.random.Generator, canvas: tuple[int, int],
+            shift: tuple[float, float]) -> Sample:
+    """Rotate, zoom and move about the image's centre, and crop to the canvas."""
+    height, width = canvas
+    angle = math.radians(rng.uniform(-hyper.degrees, hyper.degrees))
+    zoom = rng.uniform(1 - hyper.scale, 1 + hyper.scale)
+    move_x = rng.uniform(-hyper.translate, hyper.translate) * width
+    move_y = rng.uniform(-hyper.translate, hyper.translate) * height
+    if angle == 0 and zoom == 1 and move_x == 0 and move_y == 0 and sample.image_HW.shape == canvas:
+        return sample
+    centre_x, centre_y = shift[0] + width / 2, shift[1] + height / 2
+    cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
+    matrix_23 = np.array([[cos, -sin, width / 2 + move_x - cos * centre_x + sin * centre_y],
+                          [sin, cos, height / 2 + move_y - sin * centre_x - cos * centre_y]], np.float64)
+    # OpenCV counts pixels from their centres, boxes from pixel corners.
+    pixels_23 = matrix_23.copy()
+    pixels_23[:, 2] += matrix_23[:, :2] @ [0.5, 0.5] - 0.5
+    image_HW = cv2.warpAffine(sample.image_HW, pixels_23, (width, height), flags=cv2.INTER_LINEAR, borderValue=0)
+    mask_HW = None if sample.mask_HW is None else cv2.warpAffine(
+        sample.mask_HW.astype(np.uint8), pixels_23, (width, height), flags=cv2.INTER_NEAREST,
+        borderValue=0).astype(np.int64)
+    corners_N42 = sample.boxes_N4[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    moved_N42 = corners_N42 @ matrix_23[:, :2].T + matrix_23[:, 2]
+    boxes_N4 = np.concatenate([moved_N42.min(1), moved_N42.max(1)], 1).astype(np.float32)
+    return _clip(replace(sample, image_HW=image_HW, mask_HW=mask_HW), boxes_N4, height, width)
+
+
+def _clip(sample: Sample, boxes_N4: Array, height: int, width: int) -> Sample:
+    """Cut boxes at the border and drop those of which under a tenth, or under 2 px a side, is left."""
+    cut_N4 = boxes_N4.copy()
+    cut_N4[:, 0::2] = cut_N4[:, 0::2].clip(0, width)
+    cut_N4[:, 1::2] = cut_N4[:, 1::2].clip(0, height)
+    sides_N2, before_N2 = cut_N4[:, 2:] - cut_N4[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]
+    stays_N = (sides_N2.min(1, initial=np.inf) >= 2) & (sides_N2.prod(1) >= 0.1 * before_N2.prod(1))
+    return replace(sample, boxes_N4=cut_N4[stays_N], labels_N=sample.labels_N[stays_N])
+
+
+def _flip(sample: Sample, width: int) -> Sample:
+    """Mirror left and right; a lesion is a lesion on either side."""
+    boxes_N4 = sample.boxes_N4.copy()
+    boxes_N4[:, [0, 2]] = width - sample.boxes_N4[:, [2, 0]]
+    mask_HW = None if sample.mask_HW is None else np.ascontiguousarray(sample.mask_HW[:, ::-1])
+    return replace(sample, image_HW=np.ascontiguousarray(sample.image_HW[:, ::-1]), boxes_N4=boxes_N4, mask_HW=mask_HW)
+
+
+def _intensity(image_HW: Array, hyper: Augmentation, rng: np.random.Generator) -> Array:
+    """Gamma change by up to a factor 1 + gamma either way; fewer counts by thinning to 1 - poisson at the least."""
+    power, thin = rng.uniform(-hyper.gamma, hyper.gamma), 1 - rng.uniform(0, hyper.poisson)
+    if hyper.poisson:
+        # The image is sqrt(counts / high); about 200 counts at the top is what whole-body scans have.
+        counts_HW = rng.poisson(np.square(image_HW) * 200 * thin)
+        image_HW = np.sqrt(counts_HW.astype(np.float32) / np.float32(200 * thin)).clip(0, 1)
+    if hyper.gamma:
+        image_HW = image_HW ** np.float32((1 + abs(power)) ** math.copysign(1, power))
+    return image_HW.astype(np.float32, copy=False)

@@ -1,0 +1,115 @@
+"""From a network and scans to findings in scan pixels, and from findings to metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+from torch import distributed as dist
+from torch.utils.data import DataLoader
+
+from raybone.data.annotations import mask_of, rle_of
+from raybone.data.loader import Batch, ScanSamples, class_map
+from raybone.data.preprocess import resize
+from raybone.metrics.boxes import coco_ap
+from raybone.metrics.masks import overlap_metrics, pixel_counts
+from raybone.records import Array, Prediction, Scan, Task
+
+# A pixel counts as lesion from this probability on.
+THRESHOLD = 0.5
+Finding = dict[str, Any]
+
+
+def evaluate(module: nn.Module, samples: ScanSamples, loader: DataLoader[Any], task: Task,
+             device: torch.device) -> tuple[dict[str, float], list[Finding]]:
+    """Metrics and findings of this module on the samples' scans, over all ranks.
+
+    Every rank evaluates its own share and all ranks get the same metrics; findings are complete on rank 0.
+    Returns:
+        Metrics with ``val_loss`` (mean of the training loss over batches, batch norm in eval mode), and findings in
+        the order of the scans, ready for JSON.
+    """
+    findings: list[Finding] = []
+    loss = torch.zeros(2, dtype=torch.float64)
+    for batch in loader:
+        batch = cast(Batch, batch).to(device)
+        with torch.no_grad():
+            loss += torch.tensor([_loss(module, batch) * len(batch.index_N), len(batch.index_N)], dtype=torch.float64)
+            module.eval()
+            predictions = cast(list[Prediction], module(batch.image_NCHW))
+        for index, prediction in zip(batch.index_N.tolist(), predictions):
+            findings.append({"index": index, **to_finding(samples.scans[index], prediction, samples.size)})
+    if not dist.is_initialized():
+        return _metrics(findings, samples, task, loss), findings
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (findings, loss))
+    everything = [f for part, _ in gathered for f in part]
+    metrics = [_metrics(everything, samples, task, sum(part for _, part in gathered))] if dist.get_rank() == 0 else [{}]
+    dist.broadcast_object_list(metrics, 0)
+    return metrics[0], everything
+
+
+def score(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str], task: Task) -> dict[str, float]:
+    """Metrics of findings (as in predictions.json) against the scans' lesions; one finding a scan, any order."""
+    by_id = {f["scan_id"]: f for f in findings}
+    ordered = [by_id[s.scan_id] for s in scans]
+    if task == "segmentation":
+        return overlap_metrics(np.sum([_pixels(f, s, categories) for f, s in zip(ordered, scans)], axis=0))
+    return coco_ap([_truth(s, categories) for s in scans], [_boxes(f) for f in ordered], len(categories))
+
+
+def to_finding(scan: Scan, prediction: Prediction, size: int) -> Finding:
+    """A prediction on the network's canvas as a JSON value in pixels of the scan."""
+    scale = size / max(scan.height, scan.width)
+    if prediction.mask_CHW is not None:
+        masks = [_to_scan(p_HW, scan, size) >= THRESHOLD for p_HW in prediction.mask_CHW]
+        return {"scan_id": scan.scan_id, "masks": [rle_of(m) for m in masks]}
+    limit_4 = np.array([scan.width, scan.height, scan.width, scan.height], np.float32)
+    boxes_N4 = np.minimum(prediction.boxes_N4 / np.float32(scale), limit_4)
+    return {"scan_id": scan.scan_id, "boxes": [[round(float(v), 2) for v in b] for b in boxes_N4],
+            "scores": [round(float(s), 5) for s in prediction.scores_N], "labels": prediction.labels_N.tolist()}
+
+
+def _loss(module: nn.Module, batch: Batch) -> float:
+    """The training loss without training: statistics of batch norm stay as they are."""
+    module.train()
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
+            part.eval()
+    return float(sum(module(batch).values()))
+
+
+def _metrics(findings: list[Finding], samples: ScanSamples, task: Task, loss: Any) -> dict[str, float]:
+    findings.sort(key=lambda f: f["index"])
+    total, count = (float(v) for v in loss)
+    return {**score(findings, samples.scans, samples.categories, task), "val_loss": total / max(count, 1.0)}
+
+
+def _to_scan(probability_HW: Array, scan: Scan, size: int) -> Array:
+    """Probabilities on the padded canvas back to the scan's own size."""
+    shape = resize(np.zeros((scan.height, scan.width), np.float32), size)[0].shape
+    inside_HW = probability_HW[: shape[0], : shape[1]]
+    return np.asarray(cv2.resize(inside_HW, (scan.width, scan.height), interpolation=cv2.INTER_LINEAR))
+
+
+def _pixels(finding: Finding, scan: Scan, categories: list[str]) -> Array:
+    truth_HW = class_map(scan, categories)
+    return np.sum([pixel_counts(truth_HW == label, mask_of(rle)) for label, rle in enumerate(finding["masks"], 1)],
+                  axis=0)
+
+
+def _truth(scan: Scan, categories: list[str]) -> tuple[Array, Array]:
+    known = [le for le in scan.lesions if le.category in categories]
+    return (np.array([le.box_xyxy for le in known], np.float32).reshape(-1, 4),
+            np.array([categories.index(le.category) for le in known], np.int64))
+
+
+def _boxes(finding: Finding) -> Prediction:
+    return Prediction(np.array(finding["boxes"], np.float32).reshape(-1, 4), np.array(finding["scores"], np.float32),
+                      np.array(finding["labels"], np.int64))
+
+

@@ -1,0 +1,205 @@
+"""Train one fold: a generator of Epoch, with no Ray in it."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from raybone.data.dataset import Dataset
+from raybone.data.loader import Batch, ScanSamples, training_loader, validation_loader
+from raybone.evaluate import evaluate
+from raybone.folder import Folder
+from raybone.models._model import Model, TrainingConfig
+from raybone.records import Epoch, FitFailed
+from raybone.spec import DIRECTIONS
+
+
+def fit(dataset: Dataset, model: Model, config: TrainingConfig, fold: int, folder: Folder, *, metric: str, epochs: int,
+        stop: int, seed: int = 0, known: int = 0) -> Iterator[Epoch]:
+    """Train a fold up to epoch ``stop``, from where ``last.pt`` in the folder ends.
+
+    A fold is a pure function of (configuration, fold, seed, dataset): randomness comes from (seed, epoch, sample), so
+    that stopping, resuming and loader processes change nothing. Under an initialised process group every rank calls
+    this alike, takes its share of each batch, and yields the same epochs; rank 0 writes.
+
+    Args:
+        folder: where ``last.pt``, ``best.pt`` and ``predictions.json`` of this fold live.
+        metric: by which ``best.pt`` is chosen.
+        epochs: length of the full run, which the learning rate schedule is made for.
+        known: epochs that the caller has already; those after it that ``last.pt`` holds are yielded again first.
+    Raises:
+        FitFailed: the gradient is not finite.
+    """
+    run = _Run(dataset, model, config, fold, folder, metric, epochs, seed)
+    yield from run.history[known:stop]
+    while len(run.history) < stop:
+        yield run.epoch(last=len(run.history) + 1 == stop)
+
+
+class _Run:
+    """A fold in training: network, average, optimiser, loaders and history."""
+
+    def __init__(self, dataset: Dataset, model: Model, config: TrainingConfig, fold: int, folder: Folder, metric: str,
+                 epochs: int, seed: int) -> None:
+        self.model, self.config, self.fold, self.folder, self.metric = model, config, fold, folder, metric
+        self.epochs, self.seed = epochs, seed
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() \
+            else torch.device("cpu")
+        torch.manual_seed(_mix(seed, fold, 0))
+        self.net = model.build(config).to(self.device)
+        self.average = copy.deepcopy(self.net).requires_grad_(False)
+        self.wrapped = nn.parallel.DistributedDataParallel(self.net, broadcast_buffers=False) if self.world > 1 \
+            else self.net
+        self._load_data(dataset)
+        self.steps = len(self.loader)
+        self.accumulate = max(round(config.nbs / config.batch), 1)
+        self.optimizer = _optimizer(self.net, config, self.accumulate)
+        self.updates = 0
+        self.history: list[Epoch] = []
+        self._resume()
+
+    def _load_data(self, dataset: Dataset) -> None:
+        config, masks = self.config, self.model.task == "segmentation"
+        names, common = list(config.categories), {"size": config.imgsz, "masks": masks}
+        training = ScanSamples(dataset, dataset.training(self.fold), names, **common, hyper=config,
+                               seed=_mix(self.seed, self.fold, 1), close_at=self.epochs - config.close_mosaic)
+        self.validation = ScanSamples(dataset, dataset.validation(self.fold), names, **common)
+        self.loader, self.sampler = training_loader(training, config.batch, self.rank, self.world,
+                                                    config.loader_workers)
+        self.valid_loader = validation_loader(self.validation, config.batch, self.rank, self.world,
+                                              config.loader_workers)
+
+    def _resume(self) -> None:
+        content = self.folder.read("last.pt")
+        if content is None:
+            return
+        state = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
+        self.net.load_state_dict(state["net"])
+        self.average.load_state_dict(state["average"])
+        if state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = state["updates"]
+        self.history = [Epoch(**e) for e in state["history"]]
+
+    def epoch(self, last: bool) -> Epoch:
+        """Train and evaluate one epoch, save, and return its record."""
+        started, number = time.monotonic(), len(self.history) + 1
+        train_loss = self._train(number)
+        if self.world > 1:
+            for buffer in self.average.buffers():
+                dist.broadcast(buffer, 0)
+        metrics, findings = evaluate(self.average, self.validation, self.valid_loader, self.model.task, self.device)
+        record = Epoch(self.fold, number, {**metrics, "train_loss": train_loss}, round(time.monotonic() - started, 3))
+        self.history.append(record)
+        if self.rank == 0:
+            self._save(findings if last else None)
+        if self.world > 1:
+            dist.barrier()
+        return record
+
+    def _train(self, number: int) -> float:
+        self.sampler.epoch = number
+        torch.manual_seed(_mix(self.seed, self.fold, number + 1))
+        self.wrapped.train()
+        self.optimizer.zero_grad()
+        total, waiting = torch.zeros((), device=self.device), 0
+        for step, batch in enumerate(self.loader):
+            accumulate = self._schedule(number, step)
+            loss = self._loss(batch.to(self.device))
+            scale = self.world if self.model.reduction == "sum" else 1 / accumulate
+            (loss * scale).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() / (len(batch.index_N) if self.model.reduction == "sum" else 1)
+            waiting += 1
+            if waiting >= accumulate or step + 1 == self.steps:
+                self._step(number, step)
+                waiting = 0
+        return float(total) / self.steps
+
+    def _loss(self, batch: Batch) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp and self.device.type == "cuda"):
+            losses: dict[str, Tensor] = self.wrapped(batch)
+        return torch.stack(list(losses.values())).sum()
+
+    def _step(self, number: int, step: int) -> None:
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip)
+        if not torch.isfinite(norm):
+            # The norm is the same on every rank, so that all of them leave together.
+            raise FitFailed(f"fold {self.fold} epoch {number} step {step + 1}: the gradient must be finite, "
+                            f"got norm {float(norm)}; lower lr0")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.updates += 1
+        decay = self.config.ema * (1 - math.exp(-self.updates / self.config.ema_tau))
+        with torch.no_grad():
+            for mean, value in zip(self.average.state_dict().values(), self.net.state_dict().values()):
+                if mean.dtype.is_floating_point:
+                    mean.lerp_(value, 1 - decay)
+                else:
+                    mean.copy_(value)
+
+    def _schedule(self, number: int, step: int) -> int:
+        """Set learning rate and momentum for a step (Ultralytics' warm-up and decay); returns the accumulation."""
+        config, share = self.config, (number - 1) / self.epochs
+        shape = (1 + math.cos(math.pi * share)) / 2 if config.schedule == "cosine" else max(1 - share, 0)
+        peak = config.lr0 * (shape * (1 - config.lrf) + config.lrf)
+        warm = round(min(config.warmup_epochs, self.epochs - 1) * self.steps)
+        done = step + self.steps * (number - 1)
+        for group in self.optimizer.param_groups:
+            start = config.warmup_bias_lr if group["kind"] == "bias" else 0.0
+            group["lr"] = float(np.interp(done, [0, warm], [start, peak])) if done <= warm and warm else peak
+            momentum = float(np.interp(done, [0, warm], [config.warmup_momentum, config.momentum])) \
+                if done <= warm and warm else config.momentum
+            if config.optimizer == "SGD":
+                group["momentum"] = momentum
+        if done <= warm and warm:
+            return max(1, round(float(np.interp(done, [0, warm], [1, self.accumulate]))))
+        return self.accumulate
+
+    def _save(self, findings: list[dict[str, Any]] | None) -> None:
+        sign = 1 if DIRECTIONS[self.metric] == "maximize" else -1
+        worth = [sign * e.metrics[self.metric] for e in self.history]
+        if worth[-1] >= max((w for w in worth if not math.isnan(w)), default=-math.inf):
+            self._write("best.pt", {"average": self.average.state_dict(), "epoch": len(self.history)})
+        if findings is not None:
+            content = {"fold": self.fold, "epoch": len(self.history), "findings": findings}
+            self.folder.write("predictions.json", json.dumps(content).encode())
+        self._write("last.pt", {
+            "net": self.net.state_dict(), "average": self.average.state_dict(), "updates": self.updates,
+            "optimizer": self.optimizer.state_dict() if len(self.history) < self.epochs else None,
+            "history": [vars(e) for e in self.history]})
+
+    def _write(self, name: str, state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self.folder.write(name, buffer.getvalue())
+
+
+def _optimizer(net: nn.Module, config: TrainingConfig, accumulate: int) -> torch.optim.Optimizer:
+    """Three groups: biases and norms without weight decay, weights with it (scaled to the nominal batch)."""
+    norms = tuple(v for k, v in vars(nn).items() if "Norm" in k and isinstance(v, type))
+    groups: dict[str, list[Tensor]] = {"bias": [], "weight": [], "norm": []}
+    for module in net.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                groups["bias" if "bias" in name else "norm" if isinstance(module, norms) else "weight"].append(parameter)
+    decay = config.weight_decay * config.batch * accumulate / config.nbs
+    params = [{"params": p, "kind": k, "weight_decay": decay if k == "weight" else 0.0} for k, p in groups.items() if p]
+    if config.optimizer == "SGD":
+        return torch.optim.SGD(params, lr=config.lr0, momentum=config.momentum, nesterov=config.momentum > 0)
+    return torch.optim.AdamW(params, lr=config.lr0, betas=(config.momentum, 0.999))
+
+
+def _mix(*parts: int) -> int:
+    """One seed out of several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])

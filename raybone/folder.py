@@ -1,0 +1,64 @@
+"""A folder on a disk or an object store, through fsspec; a file in it is whole or absent."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import fsspec
+
+
+class Folder:
+    """A path or fsspec URL; names below it are relative and use ``/``."""
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        self.url = str(url).rstrip("/") or "/"
+        self.fs, self.path = fsspec.core.url_to_fs(self.url)
+        self.local = "file" in ([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Folder, (self.url,)
+
+    def child(self, name: str) -> Folder:
+        """The folder of that name below this one."""
+        return Folder(f"{self.url}/{name}")
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a file, or None when there is none."""
+        try:
+            return bytes(self.fs.cat_file(f"{self.path}/{name}"))
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file so that a reader sees the old one or the new one, never a part."""
+        target = f"{self.path}/{name}"
+        if not self.local:
+            self.fs.pipe_file(target, content)
+            return
+        self.fs.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH120
+        temporary = f"{target}.{os.getpid()}.tmp"
+        try:
+            with open(temporary, "wb") as file:  # noqa: PTH123
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)  # noqa: PTH105
+        finally:
+            if os.path.exists(temporary):  # noqa: PTH110
+                os.unlink(temporary)  # noqa: PTH108
+
+    def names(self, name: str = "") -> list[str]:
+        """Sorted names in a folder below this one; none when it does not exist."""
+        try:
+            self.fs.invalidate_cache()
+            found = self.fs.ls(f"{self.path}/{name}".rstrip("/"), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(str(f).rstrip("/").rsplit("/", 1)[-1] for f in found)
+
+    def delete(self, name: str) -> None:
+        """Delete a file or a folder with all in it; fine when it is not there."""
+        target = f"{self.path}/{name}"
+        if self.fs.exists(target):
+            self.fs.rm(target, recursive=True)

@@ -1,0 +1,220 @@
+"""The brain of a running search: events in, work out. It writes the journal and holds no truth beside it."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from raybone.hpo import race
+from raybone.hpo.journal import Journal
+from raybone.hpo.sampler import ATTEMPTS, propose
+from raybone.hpo.state import State
+from raybone.records import Decision, Epoch, InvalidConfig, Segment
+from raybone.spec import Study
+
+
+@dataclass(frozen=True)
+class Work:
+    """A configuration to take to a rung: what to train, and in how many parallel runs."""
+
+    config_id: str
+    params: dict[str, Any]
+    rung: int
+    segments: tuple[Segment, ...]
+    runs: int = 1
+    new: bool = False
+
+
+class Brain:
+    """Decides, and tells the journal. Safe to call from the driver's several threads.
+
+    Args:
+        check: gives the number of parameters of a model with these hyper-parameters, or raises InvalidConfig.
+        slots: training runs that fit the machines at once.
+    """
+
+    def __init__(self, study: Study, journal: Journal, check: Callable[[dict[str, Any]], int], slots: int) -> None:
+        self.study, self.journal, self.check, self.slots = study, journal, check, slots
+        self.state = State(journal.events())
+        self.stopping = ""
+        self.version = 0
+        self._lock = threading.RLock()
+        self._busy: dict[str, int] = {}
+        self._draft: tuple[str, dict[str, Any], int, bool] | None = None
+        self._exhausted = False
+        self._began = time.monotonic()
+        self._spent_before = self.state.last_time - self.state.first_time
+        # What a driver that died had under way is finished first.
+        self._interrupted = [c.id for c in self.state.running]
+        self._record("start", slots=slots)
+
+    def peek(self, others: bool = False) -> Work | None:
+        """The work that a free slot should take now; None when it should wait, or when nothing is left.
+
+        Args:
+            others: leave out new configurations.
+        """
+        with self._lock:
+            if self._over_limit() or sum(self._busy.values()) >= self.slots:
+                return None
+            if self._interrupted:
+                configuration = self.state.configurations[self._interrupted[0]]
+                return self._work(configuration.id, configuration.target)
+            step = race.next_step(self.study, self.state) if self.study.search.scheduler == "fold_race" else None
+            if step is None and not others and self._new() is not None:
+                return self._new()
+            if step is None and not self._busy and self.study.search.scheduler == "fold_race":
+                step = race.last_push(self.study, self.state)
+            return self._work(step.config_id, step.rung) if step else None
+
+    def start(self, work: Work) -> Work:
+        """Take this work up; returns it with the number of parallel runs it may use."""
+        with self._lock:
+            if work.new and self._draft:
+                self._record("config", config_id=work.config_id, params=work.params, parameters=self._draft[2])
+                self._draft = None
+            elif work.config_id in self._interrupted:
+                self._interrupted.remove(work.config_id)
+            elif self.study.search.scheduler == "fold_race":
+                self._promote(work)
+            self._busy[work.config_id] = 1
+            self._record("work", config_id=work.config_id, rung=work.rung)
+            spare = self.slots - sum(self._busy.values())
+            if spare and len(work.segments) > 1 and self.peek() is None:
+                self._busy[work.config_id] = min(len(work.segments), 1 + spare)
+            return Work(work.config_id, work.params, work.rung, work.segments, self._busy[work.config_id], work.new)
+
+    def follow(self, config_id: str) -> Work:
+        """The next rung of a configuration whose going on somebody else decided (Ray's ASHA)."""
+        with self._lock:
+            return self._work(config_id, self.state.configurations[config_id].rung + 1)
+
+    def epoch(self, config_id: str, epoch: Epoch) -> None:
+        """A fold epoch has ended; one that the journal has already is passed over."""
+        with self._lock:
+            if epoch.epoch == self.state.known(config_id, epoch.fold) + 1:
+                metrics = {k: v if math.isfinite(v) else None for k, v in epoch.metrics.items()}
+                self._record("epoch", config_id=config_id, fold=epoch.fold, epoch=epoch.epoch, metrics=metrics,
+                             seconds=epoch.seconds)
+
+    def pooled(self, config_id: str, metrics: dict[str, float]) -> None:
+        """Metrics over the out-of-fold findings of all folds together."""
+        with self._lock:
+            if not self.state.configurations[config_id].pooled:
+                clean = {k: v for k, v in metrics.items() if math.isfinite(v)}
+                self._record("pooled", config_id=config_id, metrics=clean)
+
+    def rung_done(self, config_id: str, rung: int) -> Decision | None:
+        """A configuration has finished a rung; returns what is final for it, None when it waits for its turn."""
+        with self._lock:
+            self._busy.pop(config_id, None)
+            configuration = self.state.configurations[config_id]
+            value = race.score(self.study, configuration, rung)[0]
+            self._record("rung", config_id=config_id, rung=rung, score=value if math.isfinite(value) else None)
+            decision = race.judge(self.study, self.state, configuration)
+            if decision:
+                self._decide(decision)
+            return decision
+
+    def stop(self, config_id: str, reason: str) -> None:
+        """A configuration is at its end by somebody else's decision."""
+        with self._lock:
+            self._busy.pop(config_id, None)
+            self._decide(Decision(config_id, "stop", self.state.configurations[config_id].rung, reason))
+
+    def fail(self, config_id: str, reason: str) -> None:
+        """A configuration has failed for good."""
+        with self._lock:
+            self._busy.pop(config_id, None)
+            self._record("failed", config_id=config_id, reason=" ".join(reason.split())[:500])
+            if self.state.failed > self.study.limits.failed_trials:
+                self.stopping = f"limits.failed_trials: {self.state.failed} configurations failed, more than " \
+                                f"{self.study.limits.failed_trials}"
+
+    def interrupt(self, config_id: str) -> None:
+        """A configuration's run ended early because the study is stopping."""
+        with self._lock:
+            self._busy.pop(config_id, None)
+
+    @property
+    def done(self) -> bool:
+        """Nothing is at work and nothing is left to do."""
+        with self._lock:
+            return not self._busy and self.peek() is None
+
+    def finish(self) -> str:
+        """Close the search: what waits is stopped. Returns why it ended."""
+        with self._lock:
+            reason = self._over_limit() or "complete"
+            if reason == "complete" or reason.startswith("limits"):
+                for configuration in self.state.configurations.values():
+                    if configuration.status == "paused":
+                        self._decide(Decision(configuration.id, "stop", configuration.rung,
+                                              "not among those promoted when the search ended"))
+            self._record("end", reason=reason)
+            self.journal.close()
+            return reason
+
+    def _work(self, config_id: str, rung: int) -> Work:
+        configuration = self.state.configurations[config_id]
+        return Work(config_id, configuration.params, rung, self._segments(config_id, rung))
+
+    def _segments(self, config_id: str, rung: int) -> tuple[Segment, ...]:
+        assert self.study.resolved is not None
+        folds, epochs = self.study.resolved.ladder[rung]
+        known = [self.state.known(config_id, k) if config_id in self.state.configurations else 0 for k in range(folds)]
+        return tuple(Segment(k, done, epochs) for k, done in enumerate(known) if done < epochs)
+
+    def _new(self) -> Work | None:
+        """The next configuration of the sampler; a model may refuse some, which do not count."""
+        index = len(self.state.configurations)
+        if self._exhausted or index >= self.study.search.trials:
+            return None
+        for attempt in range(ATTEMPTS if self._draft is None else 0):
+            params = propose(self.study, self.state, index, attempt)
+            if params is None:
+                self._exhausted = True
+                return None
+            try:
+                self._draft = (f"c{index:03d}", params, self.check(params), True)
+                break
+            except InvalidConfig as error:
+                self._record("invalid", params=params, reason=str(error))
+        if self._draft is None:
+            self._exhausted = True
+            return None
+        config_id, params, _, _ = self._draft
+        return Work(config_id, params, 0, self._segments(config_id, 0), new=True)
+
+    def _promote(self, work: Work) -> None:
+        step = race.next_step(self.study, self.state) or race.last_push(self.study, self.state)
+        if step and step.config_id == work.config_id:
+            self._decide(Decision(work.config_id, "promote", step.rung - 1, step.reason, dict(step.evidence)))
+
+    def _decide(self, decision: Decision) -> None:
+        evidence = {k: None if isinstance(v, float) and not math.isfinite(v) else v
+                    for k, v in decision.evidence.items()}
+        self._record("decision", config_id=decision.config_id, action=decision.action, rung=decision.rung,
+                     reason=decision.reason, evidence=evidence)
+
+    def _record(self, event: str, **content: Any) -> None:
+        self.state.apply(self.journal.append(event, **content))
+        self.version += 1
+
+    def _over_limit(self) -> str:
+        """Why no new work is handed out, or nothing."""
+        if self.stopping:
+            return self.stopping
+        limits, resources = self.study.limits, self.study.resources
+        hours = (self._spent_before + time.monotonic() - self._began) / 3600
+        if hours > limits.hours:
+            return f"limits.hours: {hours:.2f} h are over {limits.hours:g}"
+        seconds = sum(c.train_seconds for c in self.state.configurations.values())
+        gpu_hours = seconds / 3600 * resources.gpus * resources.workers
+        if gpu_hours > limits.gpu_hours:
+            return f"limits.gpu_hours: {gpu_hours:.2f} are over {limits.gpu_hours:g}"
+        return ""

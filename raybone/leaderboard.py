@@ -1,0 +1,100 @@
+"""The journal as a ranked table: one row a configuration, best first, with folds, intervals and paired tests."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from raybone.folder import Folder
+from raybone.hpo.journal import Journal
+from raybone.hpo.state import Configuration, State
+from raybone.metrics.intervals import corrected_interval, corrected_p
+from raybone.spec import DIRECTIONS, Study
+
+
+def leaderboard(study: Study, state: State) -> pd.DataFrame:
+    """Rows of all configurations; only complete ones have a rank, the others follow in order of progress.
+
+    A fold's score is that of its final epoch. Intervals and p values are Nadeau & Bengio's, which allow for the
+    training patients that folds share; ``p_to_best`` is not corrected for the number of configurations.
+    """
+    rows = [_row(study, c) for c in state.configurations.values()]
+    mean = f"{study.metric}_mean"
+    worst = -math.inf if study.direction == "maximize" else math.inf
+    sign = -1 if study.direction == "maximize" else 1
+    rows.sort(key=lambda r: (r["state"] != "complete", -r["folds_done"], -r["epochs_done"],
+                             sign * (r[mean] if math.isfinite(r[mean]) else worst), r["config_id"]))
+    complete = [r for r in rows if r["state"] == "complete"]
+    for rank, row in enumerate(complete, 1):
+        row["rank"] = rank
+        row["delta_to_best"] = row[mean] - complete[0][mean]
+        row["p_to_best"] = corrected_p(_folds(study, row), _folds(study, complete[0])) if rank > 1 else math.nan
+    table = pd.DataFrame(rows, columns=_columns(study, state))
+    table["rank"] = table["rank"].astype("Int64")
+    return table
+
+
+def write_leaderboard(folder: Folder, study: Study, state: State | None = None) -> pd.DataFrame:
+    """Write leaderboard.csv of a study folder, from its journal unless the state is given."""
+    table = leaderboard(study, state or State(Journal(folder).events()))
+    folder.write("leaderboard.csv", table.to_csv(index=False).encode())
+    return table
+
+
+def _row(study: Study, configuration: Configuration) -> dict[str, Any]:
+    assert study.resolved is not None
+    folds, metric = study.resolved.folds, study.metric
+    lengths = [len(configuration.epochs.get(k, [])) for k in range(folds)]
+    final = {m: [_final(configuration, k, m) for k in range(folds)] for m in DIRECTIONS}
+    values = np.array([v for v in final[metric] if math.isfinite(v)])
+    low, high = corrected_interval(values)
+    row = {
+        "rank": None, "config_id": configuration.id, "model": study.model, "state": _state(configuration),
+        "folds_done": sum(n == study.epochs for n in lengths), "epochs_done": sum(lengths),
+        f"{metric}_mean": float(values.mean()) if len(values) else math.nan,
+        f"{metric}_sd": float(values.std(ddof=1)) if len(values) > 1 else math.nan,
+        f"{metric}_ci_low": low, f"{metric}_ci_high": high,
+        f"{metric}_pooled": configuration.pooled.get(metric, math.nan),
+        **{f"{metric}_fold{k}": v for k, v in enumerate(final[metric])},
+        **{f"{m}_mean": float(np.mean(v)) for m, v in final.items() if m != metric and np.isfinite(v).all()},
+        "train_seconds": round(configuration.train_seconds, 1),
+        "gpu_hours": round(configuration.train_seconds / 3600 * study.resources.gpus * study.resources.workers, 4),
+        "parameters": configuration.parameters,
+        **{f"cfg.{k}": v for k, v in {**study.fixed, **configuration.params}.items()},
+        "seed": study.search.seed, "dataset_hash": study.resolved.dataset_hash,
+        "code_version": study.resolved.code_version,
+        "reason": configuration.reason if configuration.status == "failed" else "",
+    }
+    return row
+
+
+def _final(configuration: Configuration, fold: int, metric: str) -> float:
+    """The metric at the last epoch that the fold has, NaN when it has none."""
+    run = configuration.epochs.get(fold, [])
+    return run[-1].metrics.get(metric, math.nan) if run else math.nan
+
+
+def _state(configuration: Configuration) -> str:
+    if configuration.status == "stopped":
+        runs = [len(r) for r in configuration.epochs.values()]
+        return f"stopped@{len(runs)}x{max(runs, default=0)}"
+    return configuration.status if configuration.status in ("complete", "failed") else "running"
+
+
+def _folds(study: Study, row: dict[str, Any]) -> Any:
+    assert study.resolved is not None
+    return np.array([row[f"{study.metric}_fold{k}"] for k in range(study.resolved.folds)])
+
+
+def _columns(study: Study, state: State) -> list[str]:
+    assert study.resolved is not None
+    m = study.metric
+    seen = {k for c in state.configurations.values() for run in c.epochs.values() for e in run for k in e.metrics}
+    params = list(dict.fromkeys([*study.fixed, *study.space]))
+    return ["rank", "config_id", "model", "state", "folds_done", "epochs_done", f"{m}_mean", f"{m}_sd", f"{m}_ci_low",
+            f"{m}_ci_high", f"{m}_pooled", *(f"{m}_fold{k}" for k in range(study.resolved.folds)),
+            *(f"{o}_mean" for o in DIRECTIONS if o != m and o in seen), "delta_to_best", "p_to_best", "train_seconds",
+            "gpu_hours", "parameters", *(f"cfg.{p}" for p in params), "seed", "dataset_hash", "code_version", "reason"]

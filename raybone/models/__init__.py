@@ -1,0 +1,32 @@
+"""The menu: one file a model or family; ``load`` imports that file only."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from raybone.records import WrongInput
+
+if TYPE_CHECKING:
+    from raybone.models._model import Model
+
+# name -> file of this folder; the contract suite checks it against the files.
+MENU = {
+    **dict.fromkeys(("yolo11n", "yolo11s", "yolo11m", "yolo11l", "yolo11x"), "yolo"),
+    "unet": "unet",
+}
+
+
+def load(name: str) -> Model:
+    """The model of that name.
+
+    Raises:
+        WrongInput: no such model; the message lists the menu.
+    """
+    if name not in MENU:
+        near = difflib.get_close_matches(name, MENU, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise WrongInput(f"model: must be one of {', '.join(MENU)}; got {name!r}; {hint}see `raybone models`")
+    module = import_module(f"raybone.models.{MENU[name]}")
+    return next(m for m in getattr(module, "MODELS", None) or [module.MODEL] if m.name == name)

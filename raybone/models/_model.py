@@ -1,0 +1,65 @@
+"""The contract of a model: what a file of this folder must offer.
+
+``build(config)`` gives an ``nn.Module`` whose forward does everything, so that DDP sees every call: in train mode
+``module(batch)`` returns a dict of scalar losses; in eval mode ``module(image_NCHW)`` returns a Prediction an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from raybone.records import Task
+from raybone.spec import Param, Strict
+
+
+class TrainingConfig(Strict):
+    """Hyper-parameters that every model has; Ultralytics' names and meanings where it has them."""
+
+    categories: tuple[str, ...] = Field(("malignant",), min_length=1, description="lesion categories to find")
+    imgsz: int = Field(1024, ge=32, le=4096, description="pixels of the long side; the scan keeps its aspect ratio")
+    batch: int = Field(16, ge=1, le=1024, description="images a step, over all workers")
+    nbs: int = Field(16, ge=1, description="nominal batch: gradients are summed up to this many images a step")
+    optimizer: Literal["SGD", "AdamW"] = "AdamW"
+    lr0: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
+    lrf: float = Field(0.01, gt=0, le=1, description="last learning rate as a share of lr0")
+    schedule: Literal["linear", "cosine"] = "linear"
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum or Adam beta1")
+    weight_decay: float = Field(5e-4, ge=0, le=1)
+    warmup_epochs: float = Field(1.0, ge=0)
+    warmup_momentum: float = Field(0.8, ge=0, lt=1)
+    warmup_bias_lr: float = Field(0.0, ge=0, le=10)
+    clip: float = Field(10.0, gt=0, description="largest norm of the gradient")
+    ema: float = Field(0.9999, ge=0, lt=1, description="decay of the moving average of the weights")
+    ema_tau: float = Field(2000, gt=0, description="steps over which that decay is reached")
+    amp: bool = Field(True, description="bfloat16 autocast on a GPU")
+    loader_workers: int = Field(0, ge=0, le=64, description="loader processes of each worker")
+    fliplr: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
+    degrees: float = Field(0.0, ge=0, le=180, description="largest rotation")
+    translate: float = Field(0.1, ge=0, le=1, description="largest shift as a share of the side")
+    scale: float = Field(0.3, ge=0, lt=1, description="largest zoom as a share")
+    mosaic: float = Field(0.0, ge=0, le=1, description="probability of a four-scan mosaic")
+    close_mosaic: int = Field(0, ge=0, description="last epochs without mosaic")
+    gamma: float = Field(0.0, ge=0, le=3, description="largest gamma change")
+    poisson: float = Field(0.0, ge=0, le=0.95, description="largest share of counts taken away")
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry of the menu.
+
+    reduction: whether the losses are means over the batch (torchvision) or sums over it (Ultralytics).
+    SPACE: a sensible search space; SOURCE: where the architecture comes from.
+    """
+
+    name: str
+    task: Task
+    Config: type[TrainingConfig]
+    build: Callable[[TrainingConfig], nn.Module]
+    SPACE: dict[str, Param]
+    SOURCE: str
+    reduction: Literal["mean", "sum"] = "mean"

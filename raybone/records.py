@@ -1,0 +1,109 @@
+"""Frozen values that travel between the rooms, and the two errors a person may meet.
+
+Axes: H height, W width, N count, C categories. Boxes are xyxy, in pixels, float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Task = Literal["detection", "segmentation"]
+
+
+class WrongInput(ValueError):
+    """What the user gave breaks a rule: one line a problem, exit code 2, nothing was trained."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class RunFailed(RuntimeError):
+    """A run that started well came to a bad end: one line, exit code 1."""
+
+
+class InvalidConfig(ValueError):
+    """A model refuses this combination of hyper-parameters; the sampler draws another."""
+
+
+class FitFailed(RuntimeError):
+    """A fold cannot go on for a reason of its own (loss not finite): not worth a retry."""
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One annotated focus.
+
+    box_xyxy: (x1, y1, x2, y2) in pixels, 0 <= x1 < x2 <= W and 0 <= y1 < y2 <= H.
+    category: a name of the dataset's categories, such as "malignant".
+    rle: COCO run-length mask of the scan's size ({"size": [H, W], "counts": str}), or None for a box alone.
+    """
+
+    box_xyxy: tuple[float, float, float, float]
+    category: str
+    rle: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One image of one patient as the dataset knows it; ``row`` is its place in pixels/HxW.npy."""
+
+    scan_id: str
+    patient_id: str
+    view: str
+    height: int
+    width: int
+    pixel_mm: float | None
+    row: int
+    high: float
+    site: str = "unknown"
+    lesions: tuple[Lesion, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about one image, in pixels of that image.
+
+    boxes_N4 float32 xyxy; scores_N float32 in [0, 1], best first; labels_N int64, 0-based category;
+    mask_CHW float32 probabilities in [0, 1], or None for a detector.
+    """
+
+    boxes_N4: Array = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    scores_N: Array = field(default_factory=lambda: np.zeros(0, np.float32))
+    labels_N: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    mask_CHW: Array | None = None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One finished epoch (1-based) of one fold (0-based): metrics on the validation patients, seconds it took."""
+
+    fold: int
+    epoch: int
+    metrics: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of training: epochs ``start + 1 .. stop`` of one fold."""
+
+    fold: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the brain does with a configuration at a rung, against whom and on what evidence."""
+
+    config_id: str
+    action: Literal["promote", "stop", "complete"]
+    rung: int
+    reason: str
+    evidence: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,163 @@
+"""A study against its dataset and model: every problem at once, before anything is trained."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from raybone import __version__
+from raybone.data.dataset import Dataset, open_dataset
+from raybone.folder import Folder
+from raybone.hpo.race import ladder
+from raybone.models import load
+from raybone.models._model import Model, TrainingConfig
+from raybone.records import InvalidConfig, WrongInput
+from raybone.spec import Resolved, Study, problems_of
+
+METRICS = {"detection": ("AP", "AP50", "val_loss"), "segmentation": ("dice", "precision", "sensitivity", "val_loss")}
+
+
+def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Model]:
+    """Look up the dataset and the model, check the study against both, and fill in ``study.resolved``.
+
+    Raises:
+        WrongInput: all problems, one line each.
+    """
+    problems: list[str] = []
+    dataset = _collect(problems, lambda: open_dataset(study.dataset))
+    model = _collect(problems, lambda: load(study.model))
+    config = None
+    if model:
+        if study.metric not in METRICS[model.task]:
+            problems.append(f"metric: {study.model} is a {model.task} model and is ranked by one of "
+                            f"{', '.join(METRICS[model.task])}; got {study.metric}")
+        config = _check_space(study, model, problems)
+    if dataset:
+        problems += _check_folds(study, dataset)
+        if model and config:
+            problems += _check_lesions(dataset, model, config)
+    if problems or not dataset or not model or not config:
+        raise WrongInput(*problems)
+    resolved = Resolved(dataset_hash=dataset.hash, code_version=__version__, folds=dataset.folds,
+                        ladder=_ladder(study, dataset, config), warnings=tuple(dataset.meta.get("warnings", ())))
+    if out is not None and out.local:
+        _check_disk(study, model, config, Path(out.path), dataset.folds)
+    absolute = study.dataset if "://" in study.dataset else str(Path(study.dataset).resolve())
+    return study.model_copy(update={"resolved": resolved, "dataset": absolute}), dataset, model
+
+
+def configure(study: Study, model: Model, params: dict[str, Any]) -> TrainingConfig:
+    """The model's configuration from the study's fixed values and sampled ones.
+
+    Raises:
+        InvalidConfig: the values do not go together.
+    """
+    try:
+        return model.Config(**{**study.fixed, **params})
+    except ValidationError as error:
+        raise InvalidConfig("; ".join(problems_of(error, study.model, model.Config))) from None
+
+
+def checker(study: Study, model: Model) -> Callable[[dict[str, Any]], int]:
+    """A function that builds the model with sampled values and gives its number of parameters."""
+    def parameters(params: dict[str, Any]) -> int:
+        module = model.build(configure(study, model, params))
+        return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+    return parameters
+
+
+def _collect(problems: list[str], look_up: Callable[[], Any]) -> Any:
+    try:
+        return look_up()
+    except WrongInput as error:
+        problems.extend(error.problems)
+        return None
+
+
+def _check_space(study: Study, model: Model, problems: list[str]) -> TrainingConfig | None:
+    """Fixed values and both ends of every searched one must be values the model takes."""
+    known = set(model.Config.model_fields)
+    try:
+        config = model.Config(**study.fixed)
+    except ValidationError as error:
+        problems += problems_of(error, f"fixed ({model.name})", model.Config)
+        config = None
+    for name, param in study.space.items():
+        if name not in known:
+            problems.append(f"space.{name}: {model.name} has no such hyper-parameter; it has {', '.join(sorted(known))}")
+            continue
+        for value in param.choice or param.bounds or ():
+            try:
+                model.Config(**{name: value})
+            except ValidationError as error:
+                problems += [f"space.{line}" for line in _plain(error)]
+    return config
+
+
+def _plain(error: ValidationError) -> list[str]:
+    return [line.removeprefix(": ") for line in problems_of(error, "", TrainingConfig)]
+
+
+def _check_folds(study: Study, dataset: Dataset) -> list[str]:
+    if len(dataset.fold_of) < 2 or dataset.folds < 2:
+        return [f"dataset {dataset.path}: cross-validation by patient needs at least 2 patients, "
+                f"got {len(dataset.fold_of)}; add scans of other patients"]
+    if study.search.folds not in (None, dataset.folds):
+        return [f"search.folds: must be the dataset's {dataset.folds}, got {study.search.folds}; "
+                f"prepare the dataset with --folds {study.search.folds}"]
+    return []
+
+
+def _check_lesions(dataset: Dataset, model: Model, config: TrainingConfig) -> list[str]:
+    missing = [c for c in config.categories if c not in dataset.categories]
+    if missing:
+        return [f"categories: the dataset has {', '.join(dataset.categories) or 'none'}, not {', '.join(missing)}; "
+                "set fixed: {categories: [...]}"]
+    problems = []
+    counted = [(dataset.fold_of[s.patient_id], le) for s in dataset.scans for le in s.lesions
+               if le.category in config.categories]
+    if model.task == "segmentation" and counted:
+        boxes = sum(le.rle is None for _, le in counted)
+        if boxes:
+            problems.append(f"model: {model.name} needs lesion masks, but {boxes} of {len(counted)} lesions have a box "
+                            "alone; use a detector or annotate masks")
+    for fold in range(dataset.folds):
+        if not any(f == fold for f, _ in counted):
+            problems.append(f"dataset {dataset.path}: every fold needs a lesion to be scored by, fold {fold} has none "
+                            f"of {', '.join(config.categories)}; prepare it with fewer --folds")
+    return problems
+
+
+def _ladder(study: Study, dataset: Dataset, config: TrainingConfig) -> tuple[tuple[int, int], ...]:
+    folds = dataset.folds
+    if study.search.scheduler == "full":
+        return ((folds, study.epochs),)
+    batch = study.space["batch"] if "batch" in study.space else None
+    largest = max([config.batch, config.nbs, *(batch.choice or batch.bounds or () if batch else ())])
+    steps = min(math.ceil(len(dataset.training(f)) / largest) for f in range(folds))
+    if study.search.scheduler == "fold_race":
+        return ladder(study.epochs, folds, steps)
+    # Lockstep: all folds advance together, thrice as far at every rung, as Ray's ASHA is told.
+    rungs = [study.epochs]
+    while rungs[0] // 3 >= max(1, study.epochs // 27) and (rungs[0] // 3) * steps >= 100:
+        rungs.insert(0, rungs[0] // 3)
+    return tuple((folds, e) for e in rungs)
+
+
+def _check_disk(study: Study, model: Model, config: TrainingConfig, out: Path, folds: int) -> None:
+    """Room for the weights: kept configurations, and one more at work with its optimiser's state."""
+    parent = out
+    while not parent.exists():
+        parent = parent.parent
+    weights = 4 * sum(p.numel() for p in model.build(config).parameters())
+    need = folds * weights * (3 * study.keep + 8)
+    free = shutil.disk_usage(parent).free
+    if free < need:
+        raise WrongInput(f"--out {out}: the study needs about {need / 1e6:.0f} MB for weights, but the disk has "
+                         f"{free / 1e6:.0f} MB free; free some, choose another place, or set keep lower")

@@ -1,0 +1,225 @@
+"""A study in one process without Ray: the debugging twin of cluster/, and what both have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import yaml
+
+from raybone.data.dataset import Dataset
+from raybone.evaluate import score
+from raybone.fit import fit
+from raybone.folder import Folder
+from raybone.hpo.brain import Brain, Work
+from raybone.hpo.journal import Journal
+from raybone.hpo.lease import EXPIRES, Lease
+from raybone.leaderboard import write_leaderboard
+from raybone.models._model import Model
+from raybone.records import Epoch, FitFailed, RunFailed, WrongInput
+from raybone.resolve import checker, configure, resolve
+from raybone.spec import Study, parse_study, write_study
+
+# Keys that a resumed study may change: they do not alter what is already trained.
+CHANGEABLE = {"limits", "resources", "keep", "resolved"}
+
+
+@dataclass
+class OpenStudy:
+    """A study that this process drives: checked, leased, with its brain replayed from the journal."""
+
+    study: Study
+    folder: Folder
+    dataset: Dataset
+    model: Model
+    brain: Brain
+    published: int = -1
+
+    def publish(self) -> None:
+        """Rewrite leaderboard.csv when something has happened since."""
+        if self.brain.version != self.published:
+            self.published = self.brain.version
+            write_leaderboard(self.folder, self.study, self.brain.state)
+
+    def stop_wanted(self) -> bool:
+        """Whether `raybone stop` has asked this study to stop; remembered by the brain."""
+        if not self.brain.stopping and self.folder.read("stop") is not None:
+            self.brain.stopping = "stopped by `raybone stop`"
+        return bool(self.brain.stopping)
+
+
+def search(study: Study, out: str, tell: Callable[[Brain], None] = lambda brain: None) -> str:
+    """Run or resume a study in this process; returns why it ended.
+
+    Args:
+        tell: called after every event with the brain, for progress.
+    Raises:
+        WrongInput: before anything is trained.
+        RunFailed: too many configurations failed, or the disk is full.
+    """
+    problems = []
+    if study.resources.workers > 1:
+        problems.append(f"resources.workers: --local is one process, got {study.resources.workers}; leave --local out")
+    if study.search.scheduler == "asha":
+        problems.append("search.scheduler: asha is Ray's own, but --local has no Ray; use fold_race or full")
+    if problems:
+        raise WrongInput(*problems)
+    torch.set_num_threads(study.resources.cpus)
+    with open_study(study, out, slots=1) as opened:
+        brain = opened.brain
+        while not opened.stop_wanted() and (work := brain.peek()):
+            _work(opened, brain.start(work), tell)
+        return conclude(opened)
+
+
+@contextlib.contextmanager
+def open_study(study: Study, out: str, slots: int) -> Iterator[OpenStudy]:
+    """Check a study, take its lease, write or compare study.yaml and replay the journal; gives it all back at the end.
+
+    Raises:
+        WrongInput: the study is wrong, another driver is at work, or the folder holds another study.
+    """
+    folder = Folder(out)
+    if folder.local and os.path.exists(folder.path) and not os.path.isdir(folder.path):  # noqa: PTH110, PTH112
+        raise WrongInput(f"--out {out}: must be a folder, but is a file; choose another name")
+    checked, dataset, model = resolve(study, folder)
+    with _writing(out):
+        lease = Lease(folder)
+        lease.take()
+        ended = threading.Event()
+        keeper = threading.Thread(target=_keep, args=(lease, ended), daemon=True)
+        keeper.start()
+        try:
+            _agree(folder, checked)
+            folder.write("study.yaml", write_study(checked).encode())
+            folder.delete("stop")
+            brain = Brain(checked, Journal(folder), checker(checked, model), slots)
+            opened = OpenStudy(checked, folder, dataset, model, brain)
+            opened.publish()
+            yield opened
+        finally:
+            ended.set()
+            keeper.join()
+            lease.drop()
+
+
+def read_resolved(folder: Folder) -> Study:
+    """The study of a study folder.
+
+    Raises:
+        WrongInput: there is none.
+    """
+    content = folder.read("study.yaml")
+    if content is None:
+        raise WrongInput(f"study {folder.url}: must be a study folder, but has no study.yaml; "
+                         "give the folder that `raybone search --out` made")
+    return parse_study(yaml.safe_load(content), where=f"{folder.url}/study.yaml")
+
+
+def train(opened: OpenStudy, work: Work, fold: int, stop: int, known: int) -> Iterator[Epoch]:
+    """The epochs of one segment, through ``fit``."""
+    study = opened.study
+    config = configure(study, opened.model, work.params)
+    return fit(opened.dataset, opened.model, config, fold, fold_folder(opened.folder, work.config_id, fold),
+               metric=study.metric, epochs=study.epochs, stop=stop, seed=study.search.seed, known=known)
+
+
+def fold_folder(folder: Folder, config_id: str, fold: int) -> Folder:
+    """Where a fold's weights and predictions live."""
+    return folder.child(f"runs/{config_id}/fold{fold}")
+
+
+def pool(study: Study, folder: Folder, dataset: Dataset, model: Model, work: Work) -> dict[str, float] | None:
+    """Metrics over the findings of all folds together, or None while a fold's final predictions are missing."""
+    findings = []
+    for fold in range(dataset.folds):
+        content = json.loads(fold_folder(folder, work.config_id, fold).read("predictions.json") or b"{}")
+        if content.get("epoch") != study.epochs:
+            return None
+        findings += content["findings"]
+    scans = [s for fold in range(dataset.folds) for s in dataset.validation(fold)]
+    config = configure(study, model, work.params)
+    return score(findings, scans, list(config.categories), model.task)
+
+
+def conclude(opened: OpenStudy) -> str:
+    """End the search: leaderboard, and only the weights worth keeping.
+
+    Raises:
+        RunFailed: it ended because too many configurations failed.
+    """
+    reason = opened.brain.finish()
+    board = write_leaderboard(opened.folder, opened.study, opened.brain.state)
+    if reason == "complete":
+        kept = set(board["config_id"].head(opened.study.keep)[board["state"].head(opened.study.keep) == "complete"])
+        for config_id in opened.brain.state.configurations:
+            if config_id not in kept:
+                for fold in range(opened.dataset.folds):
+                    where = fold_folder(opened.folder, config_id, fold)
+                    where.delete("last.pt")
+                    where.delete("best.pt")
+    if reason.startswith("limits.failed_trials"):
+        raise RunFailed(f"{reason}; reasons are in {opened.folder.url}/leaderboard.csv and the journal; "
+                        "mend the cause and start the same command")
+    return reason
+
+
+def _work(opened: OpenStudy, work: Work, tell: Callable[[Brain], None]) -> None:
+    brain = opened.brain
+    try:
+        for segment in work.segments:
+            for epoch in train(opened, work, segment.fold, segment.stop, segment.start):
+                brain.epoch(work.config_id, epoch)
+                tell(brain)
+                if opened.stop_wanted():
+                    brain.interrupt(work.config_id)
+                    return
+        pooled = pool(opened.study, opened.folder, opened.dataset, opened.model, work)
+        if pooled:
+            brain.pooled(work.config_id, pooled)
+        brain.rung_done(work.config_id, work.rung)
+    except (FitFailed, ValueError, RuntimeError, torch.cuda.OutOfMemoryError) as error:
+        brain.fail(work.config_id, f"{type(error).__name__}: {error}")
+    opened.publish()
+    tell(brain)
+
+
+def _agree(folder: Folder, study: Study) -> None:
+    """A study folder holds one study; what it was started with must be what is asked now."""
+    if folder.read("study.yaml") is None:
+        return
+    old, new = (s.model_dump(mode="json") for s in (read_resolved(folder), study))
+    changed = [k for k in new if k not in CHANGEABLE and old[k] != new[k]]
+    if changed == ["search"] and all(old["search"][k] == new["search"][k] for k in old["search"] if k != "trials"):
+        changed = []
+    if old["resolved"]["dataset_hash"] != new["resolved"]["dataset_hash"]:
+        changed.append(f"dataset (hash {old['resolved']['dataset_hash']}, now {new['resolved']['dataset_hash']})")
+    if old["resolved"]["ladder"] != new["resolved"]["ladder"] and not changed:
+        changed.append("ladder")
+    if changed:
+        raise WrongInput(f"study {folder.url}: a started study keeps its settings, but {', '.join(changed)} differ; "
+                         "give another --out, or the settings of its study.yaml")
+
+
+def _keep(lease: Lease, ended: threading.Event) -> None:
+    while not ended.wait(EXPIRES / 4):
+        with contextlib.suppress(OSError):
+            lease.renew()
+
+
+@contextlib.contextmanager
+def _writing(out: str) -> Iterator[None]:
+    """Errors of the disk as one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise RunFailed(f"--out {out}: cannot be written: {os.strerror(error.errno)} ({error.errno}); free or choose "
+                        "another place and start the same command again: it resumes") from error
+

@@ -1,0 +1,272 @@
+"""The study YAML: frozen, unknown keys refused, bounds in the types, all problems reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from raybone.records import WrongInput
+
+# The metrics a study may be ranked by, and whether more is better.
+DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
+    "AP": "maximize",
+    "AP50": "maximize",
+    "dice": "maximize",
+    "precision": "maximize",
+    "sensitivity": "maximize",
+    "val_loss": "minimize",
+}
+Value = float | int | str | bool | list[str] | None
+
+
+class Strict(BaseModel):
+    """Base of every configuration: no unknown key, no change after construction, finite numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class Param(Strict):
+    """One searched hyper-parameter: exactly one distribution, and optionally when it exists at all."""
+
+    uniform: tuple[float, float] | None = Field(None, description="[low, high]")
+    log_uniform: tuple[float, float] | None = Field(None, description="[low, high], 0 < low")
+    int_uniform: tuple[int, int] | None = Field(None, description="[low, high], both included")
+    choice: tuple[Value, ...] | None = Field(None, min_length=1, description="the values to choose from")
+    when: dict[str, Value] | None = Field(None, description="other searched parameters and the value they must have")
+
+    @model_validator(mode="after")
+    def _one_distribution(self) -> Param:
+        given = [k for k in ("uniform", "log_uniform", "int_uniform", "choice") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of uniform, log_uniform, int_uniform, choice; got {given or 'none'}")
+        bounds = self.bounds
+        if bounds and not bounds[0] < bounds[1]:
+            raise ValueError(f"{given[0]} needs low < high, got {list(bounds)}; for one value use `fixed:`")
+        if self.log_uniform and self.log_uniform[0] <= 0:
+            raise ValueError(f"log_uniform needs low > 0, got {self.log_uniform[0]}; use uniform or a small positive low")
+        return self
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """(low, high) of a numeric distribution, None for a choice."""
+        return self.uniform or self.log_uniform or self.int_uniform
+
+
+class Search(Strict):
+    """How the space is searched."""
+
+    trials: int = Field(16, ge=1, description="configurations to try")
+    sampler: Literal["random", "sobol", "grid", "tpe"] = "tpe"
+    scheduler: Literal["fold_race", "asha", "full"] = "fold_race"
+    folds: int | None = Field(None, ge=2, description="the dataset's number of folds; another number is refused")
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
+class Resources(Strict):
+    """What one training run takes."""
+
+    workers: int = Field(1, ge=1, description="data-parallel processes")
+    cpus: int = Field(1, ge=1, description="CPU cores a worker; also its number of threads")
+    gpus: float = Field(0, ge=0, description="GPUs a worker; a fraction only when workers is 1")
+    concurrent: int | Literal["auto"] = Field("auto", description="training runs at once; auto fills the cluster")
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Resources:
+        if self.gpus % 1 and (self.workers > 1 or self.gpus > 1):
+            raise ValueError(f"gpus may be a fraction below 1 only when workers is 1, got gpus={self.gpus} "
+                             f"workers={self.workers}; use whole GPUs")
+        return self
+
+    @field_validator("concurrent")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"must be at least 1 or auto, got {value}")
+        return value
+
+
+class Limits(Strict):
+    """When to stop handing out new work; running folds finish their epoch ladder step."""
+
+    hours: float = Field(math.inf, gt=0, allow_inf_nan=True)
+    gpu_hours: float = Field(math.inf, gt=0, allow_inf_nan=True)
+    failed_trials: int = Field(8, ge=0, description="end the study when more configurations than this have failed")
+
+
+class Resolved(Strict):
+    """What was looked up once, when the study was first started."""
+
+    dataset_hash: str
+    code_version: str
+    folds: int
+    ladder: tuple[tuple[int, int], ...] = Field(description="rungs as (folds, epochs), the last one is the full run")
+    warnings: tuple[str, ...] = ()
+
+
+class Study(Strict):
+    """One study: a model, a dataset, a space, and the means to search it."""
+
+    name: str = Field(min_length=1, max_length=60, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    dataset: str
+    model: str
+    epochs: int = Field(ge=1, description="epochs of a full run of one fold")
+    metric: str
+    fixed: dict[str, Value] = Field(default_factory=dict)
+    space: dict[str, Param] = Field(default_factory=dict)
+    search: Search = Search()
+    resources: Resources = Resources()
+    limits: Limits = Limits()
+    keep: int = Field(5, ge=0, description="configurations whose weights are kept at the end")
+    resolved: Resolved | None = None
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, value: str) -> str:
+        for name in DIRECTIONS:
+            if name.lower() == value.lower():
+                return name
+        raise ValueError(f"must be one of {', '.join(DIRECTIONS)}, got {value!r}")
+
+    @model_validator(mode="after")
+    def _space_is_sound(self) -> Study:
+        problems = [f"space.{k}: is also in fixed; keep it in one of the two" for k in self.space if k in self.fixed]
+        for name, param in self.space.items():
+            for other in param.when or {}:
+                if other not in self.space or other == name:
+                    problems.append(f"space.{name}.when: {other!r} must be another searched parameter")
+                elif self.space[other].when:
+                    problems.append(f"space.{name}.when: {other!r} is conditional itself; conditions go one level deep")
+            if self.search.sampler == "grid" and param.choice is None:
+                problems.append(f"space.{name}: the grid sampler needs choice, got {_kind(param)}; list the values")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """Which end of the metric is good."""
+        return DIRECTIONS[self.metric]
+
+
+def read_study(path: Path | str, overrides: list[str] | None = None) -> Study:
+    """Read a study YAML, with ``key=value`` overrides on dotted keys (values are YAML).
+
+    Raises:
+        WrongInput: every problem of the file, one line each.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise WrongInput(f"{path}: a study is a readable YAML file, but: {reason}; check the path") from None
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise WrongInput(f"{path}: must be YAML: {' '.join(str(error).split())}; mend that line") from None
+    if not isinstance(content, dict):
+        raise WrongInput(f"{path}: a study is a YAML mapping, got {type(content).__name__}; see jobs/smoke.yaml")
+    for item in overrides or []:
+        _override(content, item)
+    return parse_study(content, where=str(path))
+
+
+def parse_study(content: dict[str, Any], where: str = "study") -> Study:
+    """Check a study given as a mapping.
+
+    Raises:
+        WrongInput: every problem, one line each: where, the rule, what came, what to do.
+    """
+    try:
+        return Study.model_validate(content)
+    except ValidationError as error:
+        raise WrongInput(*problems_of(error, where, Study)) from None
+
+
+def write_study(study: Study) -> str:
+    """The study as YAML text which ``read_study`` reads back to an equal study."""
+    content = study.model_dump(mode="json", exclude_none=True)
+    content["limits"] = {k: v for k, v in study.limits.model_dump().items() if v != math.inf}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def problems_of(error: ValidationError, where: str, model: type[BaseModel]) -> list[str]:
+    """Flatten a pydantic error into one line a problem: where, the rule, what came, what to do."""
+    lines: list[str] = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        given = repr(item.get("input"))
+        given = given if len(given) <= 60 else given[:57] + "..."
+        place = f"{where}: {key}" if key else where
+        if item["type"] == "extra_forbidden":
+            names = _names_at(model, item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), names, n=1)
+            lines.append(f"{place}: unknown key; " + (f"did you mean {near[0]!r}?" if near
+                                                      else f"known here: {', '.join(names)}"))
+        elif item["type"] == "missing":
+            lines.append(f"{place}: is required but missing; add it")
+        elif item["type"] == "value_error":
+            for part in str(item["ctx"]["error"]).split("\n"):
+                lines.append(f"{where}: {part}" if part.startswith("space.") else f"{place}: {part}")
+        else:
+            lines.append(f"{place}: {item['msg'][0].lower()}{item['msg'][1:]}, got {given}; change it")
+    return lines
+
+
+def _names_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The field names of the model found by walking ``location`` from ``model``."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        kind = field.annotation if field else None
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            model = kind
+        elif str(part) == "space":
+            model = Param
+    return list(model.model_fields)
+
+
+def _override(content: dict[str, Any], item: str) -> None:
+    key, sep, text = item.partition("=")
+    if not sep or not key.strip():
+        raise WrongInput(f"--set {item}: must be key=value, such as search.trials=8")
+    *path, last = key.strip().split(".")
+    node = content
+    for part in path:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise WrongInput(f"--set {item}: {part!r} holds a value, not a mapping; set {part} itself")
+    try:
+        node[last] = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError):
+        raise WrongInput(f"--set {item}: {text!r} must be a YAML value; quote it") from None
+
+
+def _kind(param: Param) -> str:
+    return next(k for k in ("uniform", "log_uniform", "int_uniform", "choice") if getattr(param, k) is not None)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen:
+                raise ValueError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"
+               r"|\.inf|\.Inf|\.INF|[-+]\.inf|\.nan|\.NaN|\.NAN)$"),
+    list("-+0123456789."),
+)
