@@ -21,7 +21,7 @@ from raybone.hpo.journal import Journal
 from raybone.hpo.lease import EXPIRES, Lease
 from raybone.leaderboard import write_leaderboard
 from raybone.models._model import Model
-from raybone.records import Epoch, FitFailed, RunFailed, WrongInput
+from raybone.records import Epoch, FitFailed, RunFailed, Segment, WrongInput
 from raybone.resolve import checker, configure, resolve
 from raybone.spec import Study, parse_study, write_study
 
@@ -70,7 +70,7 @@ def search(study: Study, out: str, tell: Callable[[Brain], None] = lambda brain:
     if problems:
         raise WrongInput(*problems)
     torch.set_num_threads(study.resources.cpus)
-    with open_study(study, out, slots=1) as opened:
+    with open_study(study, out) as opened:
         brain = opened.brain
         while not opened.stop_wanted() and (work := brain.peek()):
             _work(opened, brain.start(work), tell)
@@ -78,9 +78,11 @@ def search(study: Study, out: str, tell: Callable[[Brain], None] = lambda brain:
 
 
 @contextlib.contextmanager
-def open_study(study: Study, out: str, slots: int) -> Iterator[OpenStudy]:
+def open_study(study: Study, out: str, connect: Callable[[Study], int] = lambda study: 1) -> Iterator[OpenStudy]:
     """Check a study, take its lease, write or compare study.yaml and replay the journal; gives it all back at the end.
 
+    Args:
+        connect: given the checked study, gives the number of training runs that fit at once.
     Raises:
         WrongInput: the study is wrong, another driver is at work, or the folder holds another study.
     """
@@ -88,6 +90,7 @@ def open_study(study: Study, out: str, slots: int) -> Iterator[OpenStudy]:
     if folder.local and os.path.exists(folder.path) and not os.path.isdir(folder.path):  # noqa: PTH110, PTH112
         raise WrongInput(f"--out {out}: must be a folder, but is a file; choose another name")
     checked, dataset, model = resolve(study, folder)
+    slots = connect(checked)
     with _writing(out):
         lease = Lease(folder)
         lease.take()
@@ -121,12 +124,12 @@ def read_resolved(folder: Folder) -> Study:
     return parse_study(yaml.safe_load(content), where=f"{folder.url}/study.yaml")
 
 
-def train(opened: OpenStudy, work: Work, fold: int, stop: int, known: int) -> Iterator[Epoch]:
-    """The epochs of one segment, through ``fit``."""
-    study = opened.study
-    config = configure(study, opened.model, work.params)
-    return fit(opened.dataset, opened.model, config, fold, fold_folder(opened.folder, work.config_id, fold),
-               metric=study.metric, epochs=study.epochs, stop=stop, seed=study.search.seed, known=known)
+def train(study: Study, folder: Folder, dataset: Dataset, model: Model, work: Work,
+          segment: Segment) -> Iterator[Epoch]:
+    """The epochs of one segment of a work, through ``fit``."""
+    return fit(dataset, model, configure(study, model, work.params), segment.fold,
+               fold_folder(folder, work.config_id, segment.fold), metric=study.metric, epochs=study.epochs,
+               stop=segment.stop, seed=study.search.seed, known=segment.start)
 
 
 def fold_folder(folder: Folder, config_id: str, fold: int) -> Folder:
@@ -173,7 +176,7 @@ def _work(opened: OpenStudy, work: Work, tell: Callable[[Brain], None]) -> None:
     brain = opened.brain
     try:
         for segment in work.segments:
-            for epoch in train(opened, work, segment.fold, segment.stop, segment.start):
+            for epoch in train(opened.study, opened.folder, opened.dataset, opened.model, work, segment):
                 brain.epoch(work.config_id, epoch)
                 tell(brain)
                 if opened.stop_wanted():

@@ -45,8 +45,8 @@ def ladder(epochs: int, folds: int, steps_per_epoch: float) -> tuple[tuple[int, 
     rungs: list[tuple[int, int]] = []
     for k, share in wanted:
         rung = (min(k, folds), max(least, round(share * epochs), 1))
-        # A rung as long as the one before it but for folds, below full length, is worth no start-up of its own.
-        if rungs and rungs[-1][1] == rung[1] < epochs:
+        # Below three folds, a rung that is no longer than the one before it is worth no start-up of its own.
+        if rungs and rungs[-1][1] == rung[1] and rung[0] < min(3, folds):
             continue
         if not rungs or rung > rungs[-1]:
             rungs.append(rung)
@@ -122,6 +122,23 @@ def judge(study: Study, state: State, configuration: Configuration) -> Decision 
     return None
 
 
+def expected(study: Study) -> list[tuple[int, float, float]]:
+    """(rung, configurations that get there, fold epochs spent on the way to it from the rung before), before a search.
+
+    Halving rungs pass on half; a race keeps about two thirds a rung, as in replays of recorded curves.
+    """
+    rungs, full = _resolved(study), _first_full(study)
+    arrive, rows, spent = float(study.search.trials), [], 0
+    for rung, (folds, epochs) in enumerate(rungs):
+        rows.append((rung, arrive, arrive * (folds * epochs - spent)))
+        spent = folds * epochs
+        if study.search.scheduler == "asha":
+            arrive = max(arrive / 3, 1)
+        elif study.search.scheduler == "fold_race":
+            arrive = max(arrive / 2 if rung < full else arrive * 2 / 3, min(FINALISTS, study.search.trials))
+    return rows
+
+
 def residual_variance(study: Study, state: State) -> float:
     """Variance of configuration x fold residuals of the last complete configurations, shrunk to a prior."""
     epochs, folds = study.epochs, _resolved(study)[-1][0]
@@ -154,7 +171,8 @@ def _incumbent(study: Study, state: State, configuration: Configuration) -> Conf
 
 def _first_full(study: Study) -> int:
     rungs = _resolved(study)
-    return next(i for i, (_, epochs) in enumerate(rungs) if epochs == rungs[-1][1])
+    last_folds, last_epochs = rungs[-1]
+    return next(i for i, (k, epochs) in enumerate(rungs) if epochs == last_epochs and k >= min(3, last_folds))
 
 
 def _resolved(study: Study) -> tuple[tuple[int, int], ...]:

@@ -54,10 +54,10 @@ def _draw(study: Study, state: State, index: int, attempt: int) -> dict[str, Any
 
 def _tpe(study: Study, state: State, index: int, attempt: int) -> dict[str, Any]:
     """Optuna's multivariate TPE (Falkner et al. 2018) told everything the journal knows."""
-    sampler = optuna.samplers.TPESampler(seed=_seed(study.search.seed, index, attempt), multivariate=True, group=True,
-                                         n_startup_trials=8, constant_liar=True, warn_independent_sampling=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # multivariate and group are marked experimental
+        sampler = optuna.samplers.TPESampler(seed=_seed(study.search.seed, index, attempt), multivariate=True,
+                                             group=True, n_startup_trials=8, constant_liar=True)
         memory = optuna.create_study(sampler=sampler, direction=study.direction)
     distributions = {name: _distribution(param) for name, param in study.space.items()}
     sign = 1 if study.direction == "maximize" else -1

@@ -1,0 +1,313 @@
+"""The command line: one subcommand a verb, no logic of its own.
+
+Exit codes: 0 done, 1 failed while running, 2 wrong input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raybone import __version__
+from raybone.records import RunFailed, WrongInput
+
+if TYPE_CHECKING:
+    from raybone.hpo.brain import Brain
+
+JSON_HELP = "one JSON document on stdout"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = _parser()
+    try:
+        options = parser.parse_args(arguments)
+        options.run(options)
+        return 0
+    except WrongInput as error:
+        for problem in error.problems:
+            print(f"raybone: {problem}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"raybone: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"raybone: {place}{error.strerror or error}; free space or choose another place", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("raybone: interrupted; the same command resumes a study", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _OneLine(prog="raybone", description="Cross-validated hyper-parameter search for bone-metastasis models.")
+    parser.add_argument("--version", action="version", version=f"raybone {__version__}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB", parser_class=_OneLine)
+    _demo_parser(verbs)
+    _data_parsers(verbs)
+    _study_parsers(verbs)
+    return parser
+
+
+def _demo_parser(verbs: Any) -> None:
+    verb = _verb(verbs, "demo", _demo, "phantom -> prepare -> search on a local Ray -> leaderboard")
+    verb.add_argument("--out", default="runs/demo", metavar="DIR", help="study folder (default %(default)s)")
+
+
+def _data_parsers(verbs: Any) -> None:
+    verb = _verb(verbs, "phantom", _phantom, "a synthetic cohort: DICOM and annotations with known truth")
+    verb.add_argument("out", metavar="OUT")
+    verb.add_argument("--patients", type=int, default=24)
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--layout", default="dicom", help="dicom, coco or masks (default %(default)s)")
+    verb.add_argument("--height", type=int, default=1024, help="rows of a scan, columns are a quarter (default 1024)")
+    verb = _verb(verbs, "prepare", _prepare, "raw scans and annotations -> dataset folder")
+    verb.add_argument("source", metavar="SOURCE")
+    verb.add_argument("dataset", metavar="DATASET")
+    verb.add_argument("--layout", default="auto", choices=("auto", "dicom", "coco", "masks"))
+    verb.add_argument("--modality", default="NM", help="DICOM Modality to take, or 'any' (default %(default)s)")
+    verb.add_argument("--folds", type=int, default=5)
+    verb.add_argument("--key", metavar="FILE", help="key of the pseudonyms (default: in your config folder)")
+    verb = _verb(verbs, "inspect", _inspect, "integrity, leakage, near-duplicates and fingerprint of a dataset")
+    verb.add_argument("dataset", metavar="DATASET")
+    verb.add_argument("--json", action="store_true", help=JSON_HELP)
+    verb = _verb(verbs, "models", _models, "the menu")
+    verb.add_argument("--json", action="store_true", help=JSON_HELP)
+
+
+def _study_parsers(verbs: Any) -> None:
+    verb = _verb(verbs, "preview", _preview, "trials x rungs, expected fold epochs and hours, before spending them")
+    _study_arguments(verb)
+    verb = _verb(verbs, "search", _search, "start or resume a study: the same command")
+    _study_arguments(verb)
+    verb.add_argument("--out", required=True, metavar="STUDY", help="study folder, or an fsspec URL")
+    verb.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else a local one for the run)")
+    verb.add_argument("--local", action="store_true", help="in this process, without Ray")
+    verb = _verb(verbs, "watch", _watch, "what a study is doing, wherever it runs")
+    verb.add_argument("study", metavar="STUDY")
+    verb.add_argument("--once", action="store_true", help="show it once and leave")
+    verb = _verb(verbs, "stop", _stop, "ask a study to stop after the epoch at work; `search` resumes it")
+    verb.add_argument("study", metavar="STUDY")
+    verb = _verb(verbs, "leaderboard", _leaderboard, "rebuild leaderboard.csv from the journal and show it")
+    verb.add_argument("study", metavar="STUDY")
+    verb.add_argument("--csv", metavar="FILE", help="write the table here as well")
+
+
+def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+    verb.set_defaults(run=run)
+    return verb
+
+
+def _study_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("study", metavar="STUDY.yaml")
+    verb.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value", dest="overrides",
+                      help="override a key of the study, dotted, such as search.trials=8")
+
+
+class _OneLine(argparse.ArgumentParser):
+    """Wrong arguments are wrong input: one line, exit code 2."""
+
+    def error(self, message: str) -> Any:
+        """Instead of argparse's usage text."""
+        raise WrongInput(f"{self.prog}: {message}; see `{self.prog} --help`")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from raybone.cluster.tuner import search
+    from raybone.demo import prepare_demo
+
+    study = prepare_demo(Path(options.out), _bar("phantom"), _bar("prepare"))
+    _tell(search(study, options.out, None, _progress()), options.out)
+
+
+def _phantom(options: argparse.Namespace) -> None:
+    from raybone.phantom import phantom
+
+    out = phantom(options.out, options.patients, options.seed, options.layout, options.height, _bar("phantom"))
+    print(f"{out}: {options.patients} patients, two views each")
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from raybone.prepare import prepare
+
+    modality = None if options.modality.lower() == "any" else options.modality
+    made = prepare(options.source, options.dataset, options.layout, modality, options.folds, options.key,
+                   _bar("prepare"))
+    counts = made.meta["counts"]
+    print(f"{made.path}: {counts['scans']} scans of {counts['patients']} patients with {counts['lesions']} lesions in "
+          f"{counts['folds']} folds; {counts['rejected']} inputs not taken; hash {made.meta['hash']}")
+    for warning in made.meta["warnings"]:
+        print(f"warning: {warning}")
+    if made.rejected:
+        print(f"why inputs were not taken: {made.path / 'rejected.csv'}")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from raybone.inspect import inspect, inspection_lines
+
+    found = inspect(options.dataset)
+    print(json.dumps(found, indent=1) if options.json else "\n".join(inspection_lines(found)))
+
+
+def _models(options: argparse.Namespace) -> None:
+    from raybone.models import MENU, load
+
+    rows = []
+    for name in MENU:
+        model = load(name)
+        parameters = sum(p.numel() for p in model.build(model.Config()).parameters() if p.requires_grad)
+        rows.append({"name": name, "task": model.task, "parameters": parameters, "source": model.SOURCE})
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        for row in rows:
+            print(f"{row['name']:<12} {row['task']:<14} {row['parameters'] / 1e6:6.1f} M  {row['source']}")
+
+
+def _preview(options: argparse.Namespace) -> None:
+    from raybone.preview import preview
+    from raybone.spec import read_study
+
+    seen = preview(read_study(options.study, options.overrides))
+    for name, configurations, epochs in seen.rungs:
+        print(f"{name:<24} {configurations:6.1f} configurations {epochs:8.0f} fold epochs")
+    print(f"{seen.fold_epochs:.0f} fold epochs expected, {seen.exhaustive / seen.fold_epochs:.1f} times fewer than the "
+          f"{seen.exhaustive:.0f} of exhaustive cross-validation")
+    print(f"about {seen.hours:.2f} {'GPU' if seen.device == 'cuda' else 'CPU'}-hours at {seen.epoch_seconds:.1f} s of "
+          f"training a fold epoch, as timed here on {seen.device} (evaluation and start-up not counted)")
+
+
+def _search(options: argparse.Namespace) -> None:
+    from raybone.spec import read_study
+
+    study = read_study(options.study, options.overrides)
+    if options.local:
+        from raybone.search import search as local
+
+        if options.address:
+            raise WrongInput("search: --local has no Ray to give --address to; leave one out")
+        reason = local(study, options.out, _progress())
+    else:
+        from raybone.cluster.tuner import search
+
+        reason = search(study, options.out, options.address, _progress())
+    _tell(reason, options.out)
+
+
+def _watch(options: argparse.Namespace) -> None:
+    from raybone.watch import watch
+
+    if sys.stdout.isatty() and not options.once:
+        from rich.live import Live
+
+        with Live(refresh_per_second=2) as live:
+            watch(options.study, lambda lines: live.update("\n".join(lines)))
+    else:
+        watch(options.study, lambda lines: print("\n".join(lines), flush=True), follow=not options.once)
+
+
+def _stop(options: argparse.Namespace) -> None:
+    from raybone.folder import Folder
+    from raybone.search import read_resolved
+
+    folder = Folder(options.study)
+    read_resolved(folder)
+    folder.write("stop", b"")
+    print(f"{options.study}: will stop when the epochs at work have ended; `raybone search` resumes it")
+
+
+def _leaderboard(options: argparse.Namespace) -> None:
+    from raybone.folder import Folder
+    from raybone.leaderboard import write_leaderboard
+    from raybone.search import read_resolved
+
+    folder = Folder(options.study)
+    table = write_leaderboard(folder, read_resolved(folder))
+    if options.csv:
+        table.to_csv(options.csv, index=False)
+    _show(options.study)
+
+
+def _tell(reason: str, out: str) -> None:
+    """The end of a search on the terminal."""
+    _show(out)
+    print(f"{'done' if reason == 'complete' else reason}: {out.rstrip('/')}/leaderboard.csv")
+
+
+def _show(out: str) -> None:
+    """The ranking as a table of the columns a person reads first."""
+    import io
+
+    import pandas as pd
+
+    from raybone.folder import Folder
+    from raybone.search import read_resolved
+
+    folder = Folder(out)
+    metric = read_resolved(folder).metric
+    table = pd.read_csv(io.BytesIO(folder.read("leaderboard.csv") or b""))
+    searched = [c for c in table.columns if c.startswith("cfg.") and table[c].nunique(dropna=False) > 1]
+    columns = ["rank", "config_id", "state", "epochs_done", f"{metric}_mean", f"{metric}_ci_low", f"{metric}_ci_high",
+               "p_to_best", *searched]
+    table["rank"] = table["rank"].map(lambda r: "" if pd.isna(r) else str(int(r)))
+    shown = table[columns].rename(columns=lambda c: c.removeprefix("cfg."))
+    print(shown.to_string(index=False, na_rep="", float_format=lambda v: f"{v:.4g}"))
+
+
+def _progress() -> Callable[[Brain], None]:
+    """Lines on what happens: decisions and failures at once, the running folds every few seconds."""
+    from raybone.watch import best_line, running_line, time_left
+
+    told = {"decisions": -1, "failed": 0, "time": 0.0, "version": -1}
+    began = time.monotonic()
+    every = 2.0 if sys.stdout.isatty() else 10.0
+
+    def tell(brain: Brain) -> None:
+        study, state = brain.study, brain.state
+        clock = time.strftime("%M:%S", time.gmtime(time.monotonic() - began))
+        if told["decisions"] < 0:
+            told["decisions"] = len(state.decisions)
+            rungs = study.resolved.ladder if study.resolved else ()
+            print(f"{study.name}: {study.search.trials} configurations of {study.model}, {brain.slots} run(s) at once, "
+                  f"rungs (folds x epochs): {', '.join(f'{k}x{e}' for k, e in rungs)}", flush=True)
+        for decision in state.decisions[int(told["decisions"]):]:
+            print(f"[{clock}] {decision['config_id']} {decision['action']}: {decision['reason']}", flush=True)
+        told["decisions"] = len(state.decisions)
+        if state.failed > told["failed"]:
+            bad = [c for c in state.configurations.values() if c.status == "failed"][int(told["failed"]):]
+            print("\n".join(f"[{clock}] {c.id} failed: {c.reason}" for c in bad), flush=True)
+            told["failed"] = state.failed
+        if brain.version != told["version"] and time.monotonic() - told["time"] >= every:
+            told["time"], told["version"] = time.monotonic(), brain.version
+            running = " | ".join(running_line(study, c) for c in list(state.running))
+            print(f"[{clock}] {running or 'starting'} | {best_line(study, state)} | "
+                  f"{time_left(study, state, brain.slots)}", flush=True)
+
+    return tell
+
+
+def _bar(what: str) -> Callable[[int, int], None]:
+    """A progress bar on a terminal; a line every tenth elsewhere, once it takes over two seconds."""
+    began, last = time.monotonic(), [0]
+
+    def tell(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            filled = 30 * done // total
+            end = "\n" if done == total else ""
+            print(f"\r{what} [{'#' * filled}{'.' * (30 - filled)}] {done}/{total}", end=end, file=sys.stderr, flush=True)
+        elif time.monotonic() - began > 2 and 10 * done // total > last[0]:
+            last[0] = 10 * done // total
+            print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The body of a Tune trial: one configuration, taken from rung to rung, one Ray Train run (or a few side by side) each."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import traceback
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import train, tune
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from raybone.cluster.hub import find
+from raybone.cluster.worker import Job, ToHub, train_loop
+from raybone.folder import Folder
+from raybone.hpo.brain import Work
+from raybone.spec import Study
+
+RETRIES = 2  # of a run whose worker died; a fold goes on from its last epoch
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """Do what the hub says, report between rungs only, until Tune pauses or ends this trial.
+
+    Tune never sees a trial with live training: a killed nested run would leak its placement group.
+    """
+    study, folder, hub = config["study"], config["folder"], config["hub"]
+    while True:
+        work = ray.get(find(hub).work.remote(config["config_id"]))
+        result = _run(Job(study, folder, hub, work))
+        with tempfile.TemporaryDirectory() as place:
+            # Tune can pause a function only from a checkpoint; all that matters is in last.pt and the journal.
+            (Path(place) / "rung.json").write_text(json.dumps({"rung": work.rung}), encoding="utf-8")
+            tune.report({"rung": work.rung, **result}, checkpoint=tune.Checkpoint.from_directory(place))
+
+
+def _run(job: Job) -> dict[str, Any]:
+    """Train the folds of a rung; the outcome of the worst run."""
+    parts = _parts(job.work)
+    try:
+        with ThreadPoolExecutor(max(1, len(parts))) as pool:
+            results = list(pool.map(lambda part: _train(replace(job, work=part)), parts))
+    except Exception as error:
+        trace = traceback.format_exc()
+        Folder(job.folder).write(f"logs/{job.work.config_id}.txt", trace.encode())
+        return {"outcome": "failed", "reason": _cause(error), "pooled": None}
+    worst = next((r for o in ("failed", "interrupted") for r in results if r["outcome"] == o), None)
+    pooled = next((r["pooled"] for r in results if r.get("pooled")), None)
+    return {"outcome": "done", "reason": "", **(worst or {}), "pooled": pooled}
+
+
+def _parts(work: Work) -> list[Work]:
+    """Split the folds over the parallel runs, longest first so that the runs end together."""
+    loads: list[list[Any]] = [[] for _ in range(max(1, min(work.runs, len(work.segments))))]
+    for segment in sorted(work.segments, key=lambda s: s.start - s.stop):
+        min(loads, key=lambda load: sum(s.stop - s.start for s in load)).append(segment)
+    return [replace(work, segments=tuple(load)) for load in loads]
+
+
+def _train(job: Job) -> dict[str, Any]:
+    """One Ray Train run, under a name never used before: ``last.pt`` is what it resumes from, not Train's storage."""
+    resources = job.study.resources
+    trainer = TorchTrainer(
+        train_loop, train_loop_config={"job": job}, torch_config=TorchConfig("nccl" if resources.gpus else "gloo"),
+        scaling_config=train.ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus > 0,
+                                           resources_per_worker=per_worker(job.study)),
+        run_config=train.RunConfig(name=f"{job.work.config_id}-{job.work.rung}-{uuid.uuid4().hex[:8]}",
+                                   storage_path=storage(job.folder), callbacks=[ToHub(job.hub)],
+                                   failure_config=train.FailureConfig(max_failures=RETRIES,
+                                                                      controller_failure_limit=RETRIES)))
+    value = trainer.fit().return_value
+    return dict(value[0] if isinstance(value, list) else value)
+
+
+def per_worker(study: Study) -> dict[str, float]:
+    """Ray resources of one training worker."""
+    resources = study.resources
+    return {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
+
+
+def storage(folder: str) -> str:
+    """Where Ray keeps its own records of a study; every node must reach it."""
+    return f"{folder}/logs/ray" if "://" in folder else str(Path(folder).resolve() / "logs" / "ray")
+
+
+def _cause(error: Exception) -> str:
+    """The first worker's own error in one line, out of Train's wrapping."""
+    workers = getattr(error, "worker_failures", None)
+    inner: Any = next(iter(workers.values())) if workers else error
+    while getattr(inner, "cause", None) is not None:
+        inner = inner.cause
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    named = [line for line in lines if "Error" in line or "Exception" in line]
+    return f"{type(inner).__name__}: {(named or lines or ['no message'])[-1]}"

@@ -1,0 +1,323 @@
+"""The driver: Ray Tune runs what the brain decides, and the journal is written here and nowhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from raybone.cluster.hub import NAMESPACE, Hub
+from raybone.cluster.trial import per_worker, run_trial, storage
+from raybone.hpo.brain import Brain, Work
+from raybone.hpo.race import score
+from raybone.records import Epoch, WrongInput
+from raybone.search import OpenStudy, conclude, open_study
+from raybone.spec import Study
+
+# Every Ray head has this resource: a trial is a light process beside the driver, and its training runs elsewhere.
+TRIAL = {"node:__internal_head__": 0.0005}
+DRAIN_SECONDS = 0.3
+TRIAL_RETRIES = 3
+
+
+def search(study: Study, out: str, address: str | None = None,
+           tell: Callable[[Brain], None] = lambda brain: None) -> str:
+    """Run or resume a study on Ray; returns why it ended.
+
+    Args:
+        address: of a Ray cluster; None starts one on this machine for the run, unless RAY_ADDRESS is set or this
+            process is connected already.
+        tell: called a few times a second with the brain, for progress.
+    Raises:
+        WrongInput: before anything is trained.
+        RunFailed: too many configurations failed, or the study folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        def connect(checked: Study) -> int:
+            stack.enter_context(connection(address))
+            return slots(checked)
+
+        opened = stack.enter_context(open_study(study, out, connect))
+        driver = stack.enter_context(_Driver(opened, tell).at_work())
+        tuner = tune.Tuner(
+            tune.with_resources(run_trial, tune.PlacementGroupFactory([TRIAL])),
+            param_space={"study": opened.study, "folder": _absolute(opened), "hub": driver.name},
+            tune_config=tune.TuneConfig(num_samples=opened.study.search.trials, search_alg=_FromBrain(driver),
+                                        scheduler=_scheduler(driver), reuse_actors=False),
+            run_config=tune.RunConfig(name=f"tune-{driver.name}", storage_path=storage(_absolute(opened)), verbose=0,
+                                      failure_config=tune.FailureConfig(max_failures=TRIAL_RETRIES)))
+        tuner.fit()
+        driver.drain()
+        driver.raise_error()
+        reason = conclude(opened)
+        tell(opened.brain)
+        return reason
+
+
+@contextlib.contextmanager
+def connection(address: str | None) -> Iterator[None]:
+    """Connect to a cluster, or start one for the run with a folder, ports and a token of its own.
+
+    Raises:
+        WrongInput: nothing answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": NAMESPACE,
+             "runtime_env": {"env_vars": _environment()}}
+    place = None
+    try:
+        if address:
+            try:
+                ray.init(address=address, **quiet)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise WrongInput(f"--address {address}: a Ray cluster must answer there, but: "
+                                 f"{' '.join(str(error).split())[:200]}; check the address and the token") from None
+        else:
+            # With no mode set, Ray turns token authentication on, and takes this token instead of writing one to HOME.
+            if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            place = tempfile.mkdtemp(prefix="raybone-")
+            ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, _temp_dir=place,
+                     object_store_memory=200 * 2**20, **quiet)
+        yield
+    finally:
+        ray.shutdown()
+        if place:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def slots(study: Study) -> int:
+    """Training runs that fit the cluster at once.
+
+    Raises:
+        WrongInput: not even one fits.
+    """
+    need, workers = per_worker(study), study.resources.workers
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    places = sum(int(min(node.get(k, 0) / v for k, v in need.items())) for node in nodes)
+    if places < workers:
+        have = ", ".join(f"{sum(n.get(k, 0) for n in nodes):g} {k}s" for k in ("CPU", "GPU"))
+        want = " and ".join(f"{v:g} {k}s" for k, v in need.items())
+        raise WrongInput(f"resources: a run takes {workers} worker(s) with {want} each, but the cluster's "
+                         f"{len(nodes)} node(s) have {have} in all and room for {places}; ask for less or add nodes")
+    wanted = study.resources.concurrent
+    return places // workers if wanted == "auto" else min(wanted, places // workers)
+
+
+class _Driver:
+    """Joins Tune's callbacks, the hub and the brain; a thread drains the hub while Tune works."""
+
+    def __init__(self, opened: OpenStudy, tell: Callable[[Brain], None]) -> None:
+        self.opened, self.brain, self.tell = opened, opened.brain, tell
+        self.name = f"hub-{secrets.token_hex(6)}"
+        self.hub: Any = Hub.options(name=self.name, namespace=NAMESPACE, resources=TRIAL).remote()
+        self.paused: dict[str, Any] = {}
+        self._error: BaseException | None = None
+        self._draining = threading.Lock()
+        self._over = threading.Event()
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[_Driver]:
+        """Drain in the background for the time of the block."""
+        thread = threading.Thread(target=self._loop, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._over.set()
+            thread.join()
+            ray.kill(self.hub)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles its scheduler and searcher for Tuner.restore, which is not used: the journal is the truth.
+        return object, ()
+
+    def drain(self) -> None:
+        """Bring what the runs have said into the journal."""
+        with self._draining:
+            for message in ray.get(self.hub.drain.remote(bool(self.brain.stopping))):
+                self.brain.epoch(message["config_id"], Epoch(**message["epoch"]))
+
+    def begin(self, work: Work) -> None:
+        """Take work up and leave it where the trial finds it."""
+        ray.get(self.hub.assign.remote(self.brain.start(work)))
+
+    def finished_rung(self, config_id: str, result: dict[str, Any]) -> bool:
+        """Take in what a trial reports after a rung; whether that ends the configuration."""
+        self.drain()
+        if result["outcome"] == "failed":
+            self.brain.fail(config_id, result["reason"])
+            return True
+        if result["outcome"] == "interrupted":
+            self.brain.interrupt(config_id)
+            return True
+        pooled = {k.removeprefix("pooled/"): v for k, v in result.items() if k.startswith("pooled/")}
+        if pooled:
+            self.brain.pooled(config_id, pooled)
+        return self.brain.rung_done(config_id, result["rung"]) is not None
+
+    def raise_error(self) -> None:
+        """Raise what went wrong in the background."""
+        if self._error:
+            raise self._error
+
+    def _loop(self) -> None:
+        while not self._over.wait(DRAIN_SECONDS):
+            try:
+                self.drain()
+                self.opened.stop_wanted()
+                self.opened.publish()
+                self.tell(self.brain)
+            except BaseException as error:
+                # Nothing more can be recorded: hand out no work, and let the main thread say why.
+                self._error = error
+                self.brain.stopping = f"driver: {error}"
+                return
+
+
+class _FromBrain(Searcher):
+    """New configurations, and those of an earlier driver, when the brain wants them."""
+
+    def __init__(self, driver: _Driver) -> None:
+        super().__init__(metric="rung", mode="max")
+        self.driver = driver
+
+    def suggest(self, trial_id: str) -> Any:  # noqa: ARG002
+        """A configuration to start, None to wait, or FINISHED."""
+        if self.driver.brain.done:
+            return Searcher.FINISHED
+        work = self.driver.brain.peek()
+        if work is None or work.config_id in self.driver.paused:
+            return None
+        self.driver.begin(work)
+        return {"config_id": work.config_id}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Nothing: the scheduler has told the brain."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal is the truth."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the journal is the truth."""
+
+
+class _Race(TrialScheduler):
+    """fold_race and full: a configuration that has finished a rung waits until the brain promotes it."""
+
+    def __init__(self, driver: _Driver) -> None:
+        super().__init__()
+        self.driver = driver
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Nothing to prepare."""
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:  # noqa: ARG002
+        """The trial's process died too often."""
+        self.driver.brain.fail(trial.config["config_id"], f"its Tune trial died {TRIAL_RETRIES + 1} times")
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
+        """Nothing: its last result said all."""
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Nothing: the brain closes what waits when the search ends."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
+        """STOP what is final, CONTINUE what is promoted at once, PAUSE the rest."""
+        config_id = trial.config["config_id"]
+        if self.driver.finished_rung(config_id, result):
+            return TrialScheduler.STOP
+        work = self.driver.brain.peek()
+        if work and work.config_id == config_id:
+            self.driver.begin(work)
+            return TrialScheduler.CONTINUE
+        self.driver.paused[config_id] = trial
+        return TrialScheduler.PAUSE
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """The paused trial whose turn it is; at the end of the search, all of them are ended."""
+        waiting = {c: t for c, t in self.driver.paused.items() if t.status == "PAUSED"}
+        if self.driver.brain.done:
+            for config_id, trial in waiting.items():
+                del self.driver.paused[config_id]
+                tune_controller.stop_trial(trial)
+            return None
+        work = self.driver.brain.peek()
+        if work is None or work.config_id not in waiting:
+            return None
+        self.driver.begin(work)
+        return self.driver.paused.pop(work.config_id)
+
+    def debug_string(self) -> str:
+        """What Tune prints about this scheduler."""
+        return "raybone"
+
+
+class _Asha(_Race):
+    """Ray's own ASHAScheduler on lockstep folds; its rungs are filled again from the journal."""
+
+    def __init__(self, driver: _Driver) -> None:
+        super().__init__(driver)
+        study = driver.opened.study
+        assert study.resolved is not None
+        self.epochs = [e for _, e in study.resolved.ladder]
+        factor = max(2, round(self.epochs[1] / self.epochs[0])) if len(self.epochs) > 1 else 3
+        self.asha = ASHAScheduler(time_attr="epochs", metric="score", mode="max", max_t=max(self.epochs[-1], 2),
+                                  grace_period=self.epochs[0], reduction_factor=factor)
+        trials = {c: SimpleNamespace(trial_id=c) for c in self.driver.brain.state.configurations}
+        for trial in trials.values():
+            self.asha.on_trial_add(None, trial)
+        for rung, arrived in sorted(self.driver.brain.state.arrivals.items()):
+            for config_id in arrived:
+                self.asha.on_trial_result(None, trials[config_id], self._told(config_id, rung))
+        self.trials = trials
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Every milestone goes to Ray's scheduler once and in order."""
+        config_id = trial.config["config_id"]
+        if self.driver.finished_rung(config_id, result):
+            return TrialScheduler.STOP
+        if config_id not in self.trials:
+            self.trials[config_id] = SimpleNamespace(trial_id=config_id)
+            self.asha.on_trial_add(None, self.trials[config_id])
+        told = self._told(config_id, result["rung"])
+        if self.asha.on_trial_result(tune_controller, self.trials[config_id], told) == TrialScheduler.CONTINUE:
+            self.driver.begin(self.driver.brain.follow(config_id))
+            return TrialScheduler.CONTINUE
+        self.driver.brain.stop(config_id, f"Ray's ASHA: {told['score']:.4f} is below the cutoff at {told['epochs']} epochs")
+        return TrialScheduler.STOP
+
+    def _told(self, config_id: str, rung: int) -> dict[str, Any]:
+        """A result as Ray's ASHA takes it; NaN would pass every rung, so it is a very low number."""
+        value = score(self.driver.opened.study, self.driver.brain.state.configurations[config_id], rung)[0]
+        return {"epochs": self.epochs[rung], "score": max(value, -1e12), "training_iteration": rung + 1}
+
+
+def _scheduler(driver: _Driver) -> TrialScheduler:
+    return _Asha(driver) if driver.opened.study.search.scheduler == "asha" else _Race(driver)
+
+
+def _absolute(opened: OpenStudy) -> str:
+    return os.path.abspath(opened.folder.path) if opened.folder.local else opened.folder.url  # noqa: PTH100
+
+
+def _environment() -> dict[str, str]:
+    """Environment of every process of the run: raybone's Ray settings, and threads that do not starve each other."""
+    names = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "RAY_USAGE_STATS_ENABLED",
+             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
+    return {**{n: os.environ[n] for n in names if n in os.environ}, "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,72 @@
+"""What each Ray Train worker runs: ``fit``, epoch by epoch, forwarded to the driver. It decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import UserCallback
+
+from raybone.cluster.hub import find
+from raybone.data.dataset import open_dataset
+from raybone.folder import Folder
+from raybone.hpo.brain import Work
+from raybone.models import load
+from raybone.records import FitFailed
+from raybone.search import pool, train
+from raybone.spec import Study
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a run needs to know; travels to every worker."""
+
+    study: Study
+    folder: str
+    hub: str
+    work: Work
+
+
+class ToHub(UserCallback):
+    """Runs in the Train controller: hands each epoch on to the driver before the workers go on."""
+
+    def __init__(self, hub: str) -> None:
+        self.hub = hub
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
+        """Rank 0 speaks for all: ``fit`` gives every rank the same epoch."""
+        ray.get(find(self.hub).put.remote(metrics[0]))
+
+
+def train_loop(config: dict[str, Job]) -> dict[str, Any]:
+    """Train the job's segments one after another; returns how that ended.
+
+    Returns:
+        ``outcome`` is done, interrupted (the study is stopping) or failed with a ``reason``; ``pooled`` holds metrics
+        over all folds once the last of them is there.
+    """
+    job = config["job"]
+    torch.set_num_threads(job.study.resources.cpus)
+    dataset, model, folder = open_dataset(job.study.dataset), load(job.study.model), Folder(job.folder)
+    context = ray.train.get_context()
+    try:
+        for segment in job.work.segments:
+            for epoch in train(job.study, folder, dataset, model, job.work, segment):
+                ray.train.report({"config_id": job.work.config_id, "epoch": asdict(epoch)})
+                if _stop_wanted(job.hub, context):
+                    return {"outcome": "interrupted"}
+    except FitFailed as error:
+        return {"outcome": "failed", "reason": str(error)}
+    pooled = pool(job.study, folder, dataset, model, job.work) if context.get_world_rank() == 0 else None
+    return {"outcome": "done", "pooled": pooled}
+
+
+def _stop_wanted(hub: str, context: Any) -> bool:
+    """The same answer on every rank."""
+    answer = bool(ray.get(find(hub).stop_wanted.remote())) if context.get_world_rank() == 0 else False
+    if context.get_world_size() > 1:
+        answer = bool(ray.train.collective.broadcast_from_rank_zero(answer))
+    return answer

@@ -1,0 +1,42 @@
+"""The demonstration study: a phantom cohort and a search small enough for two cores and five minutes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from raybone.phantom import phantom
+from raybone.prepare import prepare
+from raybone.records import WrongInput
+from raybone.spec import Study, parse_study
+
+PATIENTS, SEED, FOLDS = 24, 7, 3
+STUDY: dict[str, Any] = {
+    "name": "demo",
+    "model": "yolo11n",
+    "epochs": 24,
+    "metric": "AP50",
+    "fixed": {"batch": 4, "nbs": 4, "translate": 0.05, "scale": 0.1},
+    "space": {"lr0": {"log_uniform": [0.0005, 0.008]}, "imgsz": {"choice": [192, 256, 384]},
+              "mosaic": {"choice": [0.0, 0.5]}},
+    "search": {"trials": 6, "sampler": "sobol", "scheduler": "fold_race", "seed": 1},
+}
+Progress = Callable[[int, int], None]
+
+
+def prepare_demo(out: Path, phantom_progress: Progress, prepare_progress: Progress) -> Study:
+    """Make OUT/phantom and OUT/dataset unless they are there, and return the study; a demo cut short goes on.
+
+    Raises:
+        WrongInput: OUT holds something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise WrongInput(f"demo: {out} must be a folder, but is a file; choose another --out")
+    if not (out / "dataset").exists():
+        shutil.rmtree(out / "phantom", ignore_errors=True)
+        phantom(out / "phantom", PATIENTS, SEED, progress=phantom_progress)
+        prepare(out / "phantom", out / "dataset", "dicom", folds=FOLDS, key=out / "phantom" / "phantom.key",
+                progress=prepare_progress)
+    return parse_study({**STUDY, "dataset": str(out / "dataset")}, where="demo")

@@ -1,0 +1,100 @@
+"""What a study is doing, in lines for a terminal: state, running folds, best so far, decisions in words."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from raybone.folder import Folder
+from raybone.hpo.journal import Journal
+from raybone.hpo.lease import Lease
+from raybone.hpo.race import expected, name_of
+from raybone.hpo.state import Configuration, State
+from raybone.search import read_resolved
+from raybone.spec import Study
+
+START_UP = 10.0  # seconds a run takes to start, as measured on two cores
+
+
+def watch(out: str, show: Callable[[list[str]], None], follow: bool = True, poll: float = 2.0) -> None:
+    """Show a study until it ends, from its folder alone, wherever it runs.
+
+    Args:
+        show: is given all lines, again and again.
+    Raises:
+        WrongInput: no study there.
+    """
+    folder = Folder(out)
+    study = read_resolved(folder)
+    while True:
+        state = State(Journal(folder).events())
+        alive = Lease(folder).holder() is not None
+        lines = status_lines(study, state)
+        if not alive and not state.end:
+            lines[0] += " (no driver: `raybone search` with the same --out resumes it)"
+        show(lines)
+        if not follow or state.end or not alive:
+            return
+        time.sleep(poll)
+
+
+def status_lines(study: Study, state: State, slots: int = 1) -> list[str]:
+    """A study in at most a screen of lines."""
+    assert study.resolved is not None
+    counts = Counter(c.status for c in state.configurations.values())
+    spent = sum(len(r) for c in state.configurations.values() for r in c.epochs.values())
+    lines = [f"{study.name}: {state.end or 'running'} · {study.model} · {len(state.configurations)}/"
+             f"{study.search.trials} configurations · {spent} fold epochs · {_clock(state.last_time - state.first_time)}"
+             + ("" if state.end else f" · {time_left(study, state, slots)}"),
+             " · ".join(f"{counts[s]} {s}" for s in ("running", "paused", "complete", "stopped", "failed") if counts[s])]
+    ladder = study.resolved.ladder
+    reached = Counter(c.rung for c in state.configurations.values())
+    lines += [f"  rung {r + 1} of {len(ladder)}: {name_of(study, r):<22} "
+              f"{sum(n for k, n in reached.items() if k >= r)} done" for r in range(len(ladder))]
+    lines.append(best_line(study, state))
+    lines += ["  " + running_line(study, c) for c in state.running]
+    lines += [f"  {d['config_id']} {d['action']}: {d['reason']}" for d in state.decisions[-5:]]
+    lines += [f"  {c.id} failed: {c.reason}" for c in state.configurations.values() if c.status == "failed"][-3:]
+    return lines
+
+
+def best_line(study: Study, state: State) -> str:
+    """The leader by what is known: a complete configuration, else the best at the highest rung reached."""
+    sign = 1 if study.direction == "maximize" else -1
+    scored = []
+    for configuration in state.configurations.values():
+        finals = [r[-1].metrics.get(study.metric, math.nan) for r in configuration.epochs.values() if r]
+        if finals and math.isfinite(sum(finals)) and configuration.rung >= 0:
+            scored.append((configuration.rung, sign * sum(finals) / len(finals), configuration.id, len(finals)))
+    if not scored:
+        return "best so far: none yet"
+    rung, value, config_id, folds = max(scored)
+    return f"best so far: {config_id} {study.metric} {abs(value):.4f} over {folds} fold{'s' * (folds > 1)}" \
+           f" (rung {rung + 1})"
+
+
+def running_line(study: Study, configuration: Configuration) -> str:
+    """One running configuration: target rung, folds and epochs, last score."""
+    folds = ", ".join(f"fold {k} epoch {len(r)}/{study.epochs} {study.metric} "
+                      f"{r[-1].metrics.get(study.metric, math.nan):.4f}"
+                      for k, r in sorted(configuration.epochs.items()) if r and len(r) < study.epochs)
+    return f"{configuration.id} to {name_of(study, configuration.target)}: {folds or 'starting a run'}"
+
+
+def time_left(study: Study, state: State, slots: int) -> str:
+    """A guess from the seconds an epoch took so far, the ladder and the number of runs at once."""
+    epochs = [e.seconds for c in state.configurations.values() for r in c.epochs.values() for e in r]
+    if not epochs or study.resolved is None:
+        return "time left: not known yet"
+    rows = expected(study)
+    total = sum(row[2] for row in rows)
+    starts = sum(row[1] for row in rows) - sum(c.rung + 1 for c in state.configurations.values())
+    remaining = max(total - len(epochs), 0.0) * sum(epochs) / len(epochs) + max(starts, 0.0) * START_UP
+    return f"about {_clock(remaining / max(slots, 1))} left"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
