@@ -162,13 +162,13 @@ def _models(options: argparse.Namespace) -> None:
     rows = []
     for name in MENU:
         model = load(name)
-        parameters = sum(p.numel() for p in model.build(model.Config()).parameters() if p.requires_grad)
-        rows.append({"name": name, "task": model.task, "parameters": parameters, "source": model.SOURCE})
+        weights = model.build(model.Config()).parameters()
+        rows.append((name, model.task, sum(p.numel() for p in weights if p.requires_grad), model.SOURCE))
     if options.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([dict(zip(("name", "task", "parameters", "source"), row)) for row in rows], indent=1))
     else:
-        for row in rows:
-            print(f"{row['name']:<12} {row['task']:<14} {row['parameters'] / 1e6:6.1f} M  {row['source']}")
+        for name, task, parameters, source in rows:
+            print(f"{name:<12} {task:<14} {parameters / 1e6:6.1f} M  {source}")
 
 
 def _preview(options: argparse.Namespace) -> None:
@@ -263,7 +263,7 @@ def _show(out: str) -> None:
 
 def _progress() -> Callable[[Brain], None]:
     """Lines on what happens: decisions and failures at once, the running folds every few seconds."""
-    from raybone.watch import best_line, running_line, time_left
+    from raybone.watch import best_line, clock, running_line, time_left
 
     told = {"decisions": -1, "failed": 0, "time": 0.0, "version": -1}
     began = time.monotonic()
@@ -271,23 +271,23 @@ def _progress() -> Callable[[Brain], None]:
 
     def tell(brain: Brain) -> None:
         study, state = brain.study, brain.state
-        clock = time.strftime("%M:%S", time.gmtime(time.monotonic() - began))
+        now = clock(time.monotonic() - began)
         if told["decisions"] < 0:
             told["decisions"] = len(state.decisions)
             rungs = study.resolved.ladder if study.resolved else ()
             print(f"{study.name}: {study.search.trials} configurations of {study.model}, {brain.slots} run(s) at once, "
                   f"rungs (folds x epochs): {', '.join(f'{k}x{e}' for k, e in rungs)}", flush=True)
         for decision in state.decisions[int(told["decisions"]):]:
-            print(f"[{clock}] {decision['config_id']} {decision['action']}: {decision['reason']}", flush=True)
+            print(f"[{now}] {decision['config_id']} {decision['action']}: {decision['reason']}", flush=True)
         told["decisions"] = len(state.decisions)
         if state.failed > told["failed"]:
             bad = [c for c in state.configurations.values() if c.status == "failed"][int(told["failed"]):]
-            print("\n".join(f"[{clock}] {c.id} failed: {c.reason}" for c in bad), flush=True)
+            print("\n".join(f"[{now}] {c.id} failed: {c.reason}" for c in bad), flush=True)
             told["failed"] = state.failed
         if brain.version != told["version"] and time.monotonic() - told["time"] >= every:
             told["time"], told["version"] = time.monotonic(), brain.version
             running = " | ".join(running_line(study, c) for c in list(state.running))
-            print(f"[{clock}] {running or 'starting'} | {best_line(study, state)} | "
+            print(f"[{now}] {running or 'starting'} | {best_line(study, state)} | "
                   f"{time_left(study, state, brain.slots)}", flush=True)
 
     return tell
@@ -301,7 +301,8 @@ def _bar(what: str) -> Callable[[int, int], None]:
         if sys.stderr.isatty():
             filled = 30 * done // total
             end = "\n" if done == total else ""
-            print(f"\r{what} [{'#' * filled}{'.' * (30 - filled)}] {done}/{total}", end=end, file=sys.stderr, flush=True)
+            bar = "#" * filled + "." * (30 - filled)
+            print(f"\r{what} [{bar}] {done}/{total}", end=end, file=sys.stderr, flush=True)
         elif time.monotonic() - began > 2 and 10 * done // total > last[0]:
             last[0] = 10 * done // total
             print(f"{what} {done}/{total}", file=sys.stderr, flush=True)

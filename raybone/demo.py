@@ -16,10 +16,10 @@ PATIENTS, SEED, FOLDS = 24, 7, 3
 STUDY: dict[str, Any] = {
     "name": "demo",
     "model": "yolo11n",
-    "epochs": 24,
+    "epochs": 15,
     "metric": "AP50",
-    "fixed": {"batch": 4, "nbs": 4, "translate": 0.05, "scale": 0.1},
-    "space": {"lr0": {"log_uniform": [0.0005, 0.008]}, "imgsz": {"choice": [192, 256, 384]},
+    "fixed": {"batch": 2, "nbs": 2, "translate": 0.05, "scale": 0.1},
+    "space": {"lr0": {"log_uniform": [0.001, 0.008]}, "imgsz": {"choice": [192, 256, 320]},
               "mosaic": {"choice": [0.0, 0.5]}},
     "search": {"trials": 6, "sampler": "sobol", "scheduler": "fold_race", "seed": 1},
 }

@@ -8,8 +8,8 @@ from typing import Any, cast
 import cv2
 import numpy as np
 import torch
-from torch import nn
 from torch import distributed as dist
+from torch import nn
 from torch.utils.data import DataLoader
 
 from raybone.data.annotations import mask_of, rle_of
@@ -17,6 +17,7 @@ from raybone.data.loader import Batch, ScanSamples, class_map
 from raybone.data.preprocess import resize
 from raybone.metrics.boxes import coco_ap
 from raybone.metrics.masks import overlap_metrics, pixel_counts
+from raybone.models._model import Model
 from raybone.records import Array, Prediction, Scan, Task
 
 # A pixel counts as lesion from this probability on.
@@ -24,13 +25,13 @@ THRESHOLD = 0.5
 Finding = dict[str, Any]
 
 
-def evaluate(module: nn.Module, samples: ScanSamples, loader: DataLoader[Any], task: Task,
+def evaluate(module: nn.Module, samples: ScanSamples, loader: DataLoader[Any], model: Model,
              device: torch.device) -> tuple[dict[str, float], list[Finding]]:
     """Metrics and findings of this module on the samples' scans, over all ranks.
 
     Every rank evaluates its own share and all ranks get the same metrics; findings are complete on rank 0.
     Returns:
-        Metrics with ``val_loss`` (mean of the training loss over batches, batch norm in eval mode), and findings in
+        Metrics with ``val_loss`` (the training loss, mean over images, batch norm in eval mode), and findings in
         the order of the scans, ready for JSON.
     """
     findings: list[Finding] = []
@@ -38,17 +39,20 @@ def evaluate(module: nn.Module, samples: ScanSamples, loader: DataLoader[Any], t
     for batch in loader:
         batch = cast(Batch, batch).to(device)
         with torch.no_grad():
-            loss += torch.tensor([_loss(module, batch) * len(batch.index_N), len(batch.index_N)], dtype=torch.float64)
+            images = len(batch.index_N)
+            total = _loss(module, batch) * (images if model.reduction == "mean" else 1)
+            loss += torch.tensor([total, images], dtype=torch.float64)
             module.eval()
             predictions = cast(list[Prediction], module(batch.image_NCHW))
         for index, prediction in zip(batch.index_N.tolist(), predictions):
             findings.append({"index": index, **to_finding(samples.scans[index], prediction, samples.size)})
     if not dist.is_initialized():
-        return _metrics(findings, samples, task, loss), findings
+        return _metrics(findings, samples, model.task, loss), findings
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, (findings, loss))
     everything = [f for part, _ in gathered for f in part]
-    metrics = [_metrics(everything, samples, task, sum(part for _, part in gathered))] if dist.get_rank() == 0 else [{}]
+    first = dist.get_rank() == 0
+    metrics = [_metrics(everything, samples, model.task, sum(part for _, part in gathered)) if first else {}]
     dist.broadcast_object_list(metrics, 0)
     return metrics[0], everything
 

@@ -70,11 +70,10 @@ class _Run:
         self._resume()
 
     def _load_data(self, dataset: Dataset) -> None:
-        config, masks = self.config, self.model.task == "segmentation"
-        names, common = list(config.categories), {"size": config.imgsz, "masks": masks}
-        training = ScanSamples(dataset, dataset.training(self.fold), names, **common, hyper=config,
-                               seed=_mix(self.seed, self.fold, 1), close_at=self.epochs - config.close_mosaic)
-        self.validation = ScanSamples(dataset, dataset.validation(self.fold), names, **common)
+        config, masks, names = self.config, self.model.task == "segmentation", list(self.config.categories)
+        training = ScanSamples(dataset, dataset.training(self.fold), names, config.imgsz, masks, config,
+                               _mix(self.seed, self.fold, 1), self.epochs - config.close_mosaic)
+        self.validation = ScanSamples(dataset, dataset.validation(self.fold), names, config.imgsz, masks)
         self.loader, self.sampler = training_loader(training, config.batch, self.rank, self.world,
                                                     config.loader_workers)
         self.valid_loader = validation_loader(self.validation, config.batch, self.rank, self.world,
@@ -99,7 +98,7 @@ class _Run:
         if self.world > 1:
             for buffer in self.average.buffers():
                 dist.broadcast(buffer, 0)
-        metrics, findings = evaluate(self.average, self.validation, self.valid_loader, self.model.task, self.device)
+        metrics, findings = evaluate(self.average, self.validation, self.valid_loader, self.model, self.device)
         record = Epoch(self.fold, number, {**metrics, "train_loss": train_loss}, round(time.monotonic() - started, 3))
         self.history.append(record)
         if self.rank == 0:
@@ -192,7 +191,8 @@ def _optimizer(net: nn.Module, config: TrainingConfig, accumulate: int) -> torch
     for module in net.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
-                groups["bias" if "bias" in name else "norm" if isinstance(module, norms) else "weight"].append(parameter)
+                kind = "bias" if "bias" in name else "norm" if isinstance(module, norms) else "weight"
+                groups[kind].append(parameter)
     decay = config.weight_decay * config.batch * accumulate / config.nbs
     params = [{"params": p, "kind": k, "weight_decay": decay if k == "weight" else 0.0} for k, p in groups.items() if p]
     if config.optimizer == "SGD":

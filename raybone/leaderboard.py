@@ -51,7 +51,7 @@ def _row(study: Study, configuration: Configuration) -> dict[str, Any]:
     final = {m: [_final(configuration, k, m) for k in range(folds)] for m in DIRECTIONS}
     values = np.array([v for v in final[metric] if math.isfinite(v)])
     low, high = corrected_interval(values)
-    row = {
+    return {
         "rank": None, "config_id": configuration.id, "model": study.model, "state": _state(configuration),
         "folds_done": sum(n == study.epochs for n in lengths), "epochs_done": sum(lengths),
         f"{metric}_mean": float(values.mean()) if len(values) else math.nan,
@@ -68,7 +68,6 @@ def _row(study: Study, configuration: Configuration) -> dict[str, Any]:
         "code_version": study.resolved.code_version,
         "reason": configuration.reason if configuration.status == "failed" else "",
     }
-    return row
 
 
 def _final(configuration: Configuration, fold: int, metric: str) -> float:

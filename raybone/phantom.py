@@ -8,7 +8,7 @@ detectors that are good on it need not be good on patients.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -93,7 +93,7 @@ def phantom(out: Path | str, patients: int = 24, seed: int = 0, layout: Layout =
             counts_HW, lesions = render(patient, foci, view, rng, height)
             name = _write(out, layout, patient.name, view, counts_HW, lesions)
             patient_of[name] = patient.name
-            scans.append(Scan(name, patient.name, view, *counts_HW.shape, PIXEL_MM * HEIGHT / height, 0, 1.0,
+            scans.append(Scan(name, patient.name, view, height, height // 4, PIXEL_MM * HEIGHT / height, 0, 1.0,
                               lesions=lesions))
         progress(number + 1, patients)
     if layout != "masks":
@@ -135,9 +135,9 @@ def _patient(name: str, rng: np.random.Generator) -> Patient:
 
 
 def _foci(patient: Patient, rng: np.random.Generator) -> tuple[Focus, ...]:
-    """1 to 7 malignant foci in four of five patients, 0 to 3 benign ones in all."""
-    malignant = int(rng.integers(1, 8)) if rng.random() < 0.8 else 0
-    foci = [_focus("malignant", MALIGNANT_SITES, rng, (1.2, 2.6) if patient.hard else (2.4, 6.0))
+    """2 to 11 malignant foci in six of seven patients, 0 to 3 benign ones in all."""
+    malignant = int(rng.integers(2, 12)) if rng.random() < 6 / 7 else 0
+    foci = [_focus("malignant", MALIGNANT_SITES, rng, (1.4, 3.0) if patient.hard else (3.0, 8.0))
             for _ in range(malignant)]
     foci += [_focus("benign", BENIGN_SITES, rng, (1.0, 2.4)) for _ in range(int(rng.integers(0, 4)))]
     return tuple(foci)
@@ -148,7 +148,8 @@ def _focus(category: str, sites: tuple[tuple[str, float, float, float, float], .
     _, x, y, spread, front = sites[rng.integers(len(sites))]
     side = rng.choice([-1, 1])
     x, y = WIDTH / 2 + side * (x + rng.normal(0, spread / 2)), y + rng.normal(0, spread * 1.5)
-    size = float(np.exp(rng.uniform(np.log(2.5), np.log(8.0)))) if category == "malignant" else float(rng.uniform(2.5, 5.0))
+    size = float(np.exp(rng.uniform(np.log(2.8), np.log(9.0)))) if category == "malignant" else \
+        float(rng.uniform(2.5, 5.0))
     blobs = [(x, y, size, size * float(rng.uniform(0.7, 1.3)), 1.0)]
     for _ in range(int(rng.integers(0, 3)) if category == "malignant" else 0):
         blobs.append((x + rng.normal(0, size), y + rng.normal(0, size), size * float(rng.uniform(0.5, 0.9)),
@@ -284,7 +285,7 @@ def _organs(image: Array, patient: Patient, view: View) -> None:
         _ellipse(image, 100, 352, 4, 6, patient.injection)
 
 
-def _line(image: Array, points: list[tuple[float, float]], thickness: int, value: float) -> None:
+def _line(image: Array, points: Sequence[tuple[float, float]], thickness: int, value: float) -> None:
     """Add a stroke of a value along points given about the midline."""
     layer = np.zeros_like(image)
     fixed = np.array([_at(x, y) for x, y in points], np.int32)
@@ -292,7 +293,7 @@ def _line(image: Array, points: list[tuple[float, float]], thickness: int, value
     image += layer
 
 
-def _polygon(image: Array, points: list[tuple[float, float]], value: float) -> None:
+def _polygon(image: Array, points: Sequence[tuple[float, float]], value: float) -> None:
     layer = np.zeros_like(image)
     cv2.fillPoly(layer, [np.array([_at(x, y) for x, y in points], np.int32)], value, cv2.LINE_AA, 4)
     image += layer

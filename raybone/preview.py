@@ -52,7 +52,7 @@ def preview(study: Study) -> Preview:
     for step, batch in enumerate(loader):
         started = time.monotonic()
         assert isinstance(batch, Batch)
-        torch.stack(list(net(batch.to(device)).values())).sum().backward()
+        torch.stack(list(net(batch.to(device)).values())).sum().backward()  # type: ignore[no-untyped-call]
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.monotonic() - started)

@@ -58,7 +58,7 @@ def configure(study: Study, model: Model, params: dict[str, Any]) -> TrainingCon
         InvalidConfig: the values do not go together.
     """
     try:
-        return model.Config(**{**study.fixed, **params})
+        return model.Config.model_validate({**study.fixed, **params})
     except ValidationError as error:
         raise InvalidConfig("; ".join(problems_of(error, study.model, model.Config))) from None
 
@@ -84,17 +84,18 @@ def _check_space(study: Study, model: Model, problems: list[str]) -> TrainingCon
     """Fixed values and both ends of every searched one must be values the model takes."""
     known = set(model.Config.model_fields)
     try:
-        config = model.Config(**study.fixed)
+        config = model.Config.model_validate(study.fixed)
     except ValidationError as error:
         problems += problems_of(error, f"fixed ({model.name})", model.Config)
         config = None
     for name, param in study.space.items():
         if name not in known:
-            problems.append(f"space.{name}: {model.name} has no such hyper-parameter; it has {', '.join(sorted(known))}")
+            problems.append(f"space.{name}: {model.name} has no such hyper-parameter; "
+                            f"it has {', '.join(sorted(known))}")
             continue
         for value in param.choice or param.bounds or ():
             try:
-                model.Config(**{name: value})
+                model.Config.model_validate({name: value})
             except ValidationError as error:
                 problems += [f"space.{line}" for line in _plain(error)]
     return config
@@ -138,8 +139,8 @@ def _ladder(study: Study, dataset: Dataset, config: TrainingConfig) -> tuple[tup
     folds = dataset.folds
     if study.search.scheduler == "full":
         return ((folds, study.epochs),)
-    batch = study.space["batch"] if "batch" in study.space else None
-    largest = max([config.batch, config.nbs, *(batch.choice or batch.bounds or () if batch else ())])
+    sizes = [p.choice or p.bounds or () for name, p in study.space.items() if name in ("batch", "nbs")]
+    largest = max([float(config.batch), float(config.nbs), *(float(str(v)) for values in sizes for v in values)])
     steps = min(math.ceil(len(dataset.training(f)) / largest) for f in range(folds))
     if study.search.scheduler == "fold_race":
         return ladder(study.epochs, folds, steps)

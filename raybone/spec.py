@@ -49,7 +49,7 @@ class Param(Strict):
         if bounds and not bounds[0] < bounds[1]:
             raise ValueError(f"{given[0]} needs low < high, got {list(bounds)}; for one value use `fixed:`")
         if self.log_uniform and self.log_uniform[0] <= 0:
-            raise ValueError(f"log_uniform needs low > 0, got {self.log_uniform[0]}; use uniform or a small positive low")
+            raise ValueError(f"log_uniform needs low > 0, got {self.log_uniform[0]}; use uniform")
         return self
 
     @property

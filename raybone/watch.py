@@ -45,10 +45,11 @@ def status_lines(study: Study, state: State, slots: int = 1) -> list[str]:
     assert study.resolved is not None
     counts = Counter(c.status for c in state.configurations.values())
     spent = sum(len(r) for c in state.configurations.values() for r in c.epochs.values())
-    lines = [f"{study.name}: {state.end or 'running'} · {study.model} · {len(state.configurations)}/"
-             f"{study.search.trials} configurations · {spent} fold epochs · {_clock(state.last_time - state.first_time)}"
-             + ("" if state.end else f" · {time_left(study, state, slots)}"),
-             " · ".join(f"{counts[s]} {s}" for s in ("running", "paused", "complete", "stopped", "failed") if counts[s])]
+    lines = [f"{study.name}: {study.model} · {len(state.configurations)}/"
+             f"{study.search.trials} configurations · {spent} fold epochs · "
+             f"{clock(state.last_time - state.first_time)} · {state.end or time_left(study, state, slots)}",
+             " · ".join(f"{counts[s]} {s}" for s in ("running", "paused", "complete", "stopped", "failed")
+                        if counts[s])]
     ladder = study.resolved.ladder
     reached = Counter(c.rung for c in state.configurations.values())
     lines += [f"  rung {r + 1} of {len(ladder)}: {name_of(study, r):<22} "
@@ -92,9 +93,10 @@ def time_left(study: Study, state: State, slots: int) -> str:
     total = sum(row[2] for row in rows)
     starts = sum(row[1] for row in rows) - sum(c.rung + 1 for c in state.configurations.values())
     remaining = max(total - len(epochs), 0.0) * sum(epochs) / len(epochs) + max(starts, 0.0) * START_UP
-    return f"about {_clock(remaining / max(slots, 1))} left"
+    return f"about {clock(remaining / max(slots, 1))} left"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

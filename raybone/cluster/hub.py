@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ray
 
 from raybone.hpo.brain import Work
+from raybone.records import Segment
 
 NAMESPACE = "raybone"
 
@@ -18,6 +20,8 @@ class Hub:
     def __init__(self) -> None:
         self._messages: list[dict[str, Any]] = []
         self._work: dict[str, Work] = {}
+        self._open: dict[str, list[Segment]] = {}
+        self._claimed: dict[str, Segment] = {}
         self._stop = False
 
     def put(self, message: dict[str, Any]) -> None:
@@ -31,12 +35,34 @@ class Hub:
         return messages
 
     def assign(self, work: Work) -> None:
-        """What a configuration is to do next."""
+        """What a configuration is to do next; its folds are handed out longest first, so that runs end together."""
         self._work[work.config_id] = work
+        self._open[work.config_id] = sorted(work.segments, key=lambda s: s.stop - s.start)
+
+    def widen(self, config_id: str, runs: int) -> None:
+        """A configuration may use that many runs from now on."""
+        self._work[config_id] = replace(self._work[config_id], runs=runs)
 
     def work(self, config_id: str) -> Work:
         """What this configuration is to do now."""
         return self._work[config_id]
+
+    def claim(self, config_id: str, run: str, finished: bool) -> Segment | None:
+        """The next segment of a run; one that died gets again what it had, None when all are handed out.
+
+        Args:
+            run: the run's name, the same after a restart.
+            finished: the run has ended the segment it had.
+        """
+        if finished:
+            self._claimed.pop(run, None)
+        if run not in self._claimed and self._open[config_id]:
+            self._claimed[run] = self._open[config_id].pop()
+        return self._claimed.get(run)
+
+    def open(self) -> dict[str, int]:
+        """Segments not handed out yet, by configuration."""
+        return {config_id: len(segments) for config_id, segments in self._open.items()}
 
     def stop_wanted(self) -> bool:
         """Whether runs should end after their epoch."""

@@ -1,4 +1,4 @@
-"""The body of a Tune trial: one configuration, taken from rung to rung, one Ray Train run (or a few side by side) each."""
+"""The body of a Tune trial: one configuration, taken from rung to rung by Ray Train runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import tempfile
 import traceback
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from raybone.cluster.hub import find
 from raybone.cluster.worker import Job, ToHub, train_loop
 from raybone.folder import Folder
-from raybone.hpo.brain import Work
 from raybone.spec import Study
 
+POLL_SECONDS = 1.0
 RETRIES = 2  # of a run whose worker died; a fold goes on from its last epoch
 
 
@@ -32,7 +32,7 @@ def run_trial(config: dict[str, Any]) -> None:
     study, folder, hub = config["study"], config["folder"], config["hub"]
     while True:
         work = ray.get(find(hub).work.remote(config["config_id"]))
-        result = _run(Job(study, folder, hub, work))
+        result = _run(Job(study, folder, hub, work, ""))
         with tempfile.TemporaryDirectory() as place:
             # Tune can pause a function only from a checkpoint; all that matters is in last.pt and the journal.
             (Path(place) / "rung.json").write_text(json.dumps({"rung": work.rung}), encoding="utf-8")
@@ -40,11 +40,15 @@ def run_trial(config: dict[str, Any]) -> None:
 
 
 def _run(job: Job) -> dict[str, Any]:
-    """Train the folds of a rung; the outcome of the worst run."""
-    parts = _parts(job.work)
+    """Train the folds of a rung in as many runs as the hub allows, which may grow; the outcome of the worst run."""
+    hub, running = find(job.hub), list[Future[dict[str, Any]]]()
     try:
-        with ThreadPoolExecutor(max(1, len(parts))) as pool:
-            results = list(pool.map(lambda part: _train(replace(job, work=part)), parts))
+        with ThreadPoolExecutor(max(1, len(job.work.segments))) as pool:
+            while not running or not all(future.done() for future in running):
+                runs = ray.get(hub.work.remote(job.work.config_id)).runs
+                running += [pool.submit(_train, job) for _ in range(runs - len(running))]
+                wait(running, timeout=POLL_SECONDS)
+        results = [future.result() for future in running]
     except Exception as error:
         trace = traceback.format_exc()
         Folder(job.folder).write(f"logs/{job.work.config_id}.txt", trace.encode())
@@ -54,22 +58,15 @@ def _run(job: Job) -> dict[str, Any]:
     return {"outcome": "done", "reason": "", **(worst or {}), "pooled": pooled}
 
 
-def _parts(work: Work) -> list[Work]:
-    """Split the folds over the parallel runs, longest first so that the runs end together."""
-    loads: list[list[Any]] = [[] for _ in range(max(1, min(work.runs, len(work.segments))))]
-    for segment in sorted(work.segments, key=lambda s: s.start - s.stop):
-        min(loads, key=lambda load: sum(s.stop - s.start for s in load)).append(segment)
-    return [replace(work, segments=tuple(load)) for load in loads]
-
-
 def _train(job: Job) -> dict[str, Any]:
     """One Ray Train run, under a name never used before: ``last.pt`` is what it resumes from, not Train's storage."""
     resources = job.study.resources
+    job = replace(job, run=f"{job.work.config_id}-{job.work.rung}-{uuid.uuid4().hex[:8]}")
     trainer = TorchTrainer(
         train_loop, train_loop_config={"job": job}, torch_config=TorchConfig("nccl" if resources.gpus else "gloo"),
         scaling_config=train.ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus > 0,
                                            resources_per_worker=per_worker(job.study)),
-        run_config=train.RunConfig(name=f"{job.work.config_id}-{job.work.rung}-{uuid.uuid4().hex[:8]}",
+        run_config=train.RunConfig(name=job.run,
                                    storage_path=storage(job.folder), callbacks=[ToHub(job.hub)],
                                    failure_config=train.FailureConfig(max_failures=RETRIES,
                                                                       controller_failure_limit=RETRIES)))

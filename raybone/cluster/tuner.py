@@ -125,7 +125,8 @@ class _Driver:
     def __init__(self, opened: OpenStudy, tell: Callable[[Brain], None]) -> None:
         self.opened, self.brain, self.tell = opened, opened.brain, tell
         self.name = f"hub-{secrets.token_hex(6)}"
-        self.hub: Any = Hub.options(name=self.name, namespace=NAMESPACE, resources=TRIAL).remote()
+        self.hub: Any = Hub.options(  # type: ignore[attr-defined]
+            name=self.name, namespace=NAMESPACE, resources=TRIAL).remote()
         self.paused: dict[str, Any] = {}
         self._error: BaseException | None = None
         self._draining = threading.Lock()
@@ -152,6 +153,9 @@ class _Driver:
         with self._draining:
             for message in ray.get(self.hub.drain.remote(bool(self.brain.stopping))):
                 self.brain.epoch(message["config_id"], Epoch(**message["epoch"]))
+            if self.brain.spare():
+                for config_id, runs in self.brain.widen(ray.get(self.hub.open.remote())).items():
+                    ray.get(self.hub.widen.remote(config_id, runs))
 
     def begin(self, work: Work) -> None:
         """Take work up and leave it where the trial finds it."""
@@ -299,7 +303,8 @@ class _Asha(_Race):
         if self.asha.on_trial_result(tune_controller, self.trials[config_id], told) == TrialScheduler.CONTINUE:
             self.driver.begin(self.driver.brain.follow(config_id))
             return TrialScheduler.CONTINUE
-        self.driver.brain.stop(config_id, f"Ray's ASHA: {told['score']:.4f} is below the cutoff at {told['epochs']} epochs")
+        self.driver.brain.stop(config_id, f"Ray's ASHA: {told['score']:.4f} is below the cutoff at {told['epochs']} "
+                               "epochs")
         return TrialScheduler.STOP
 
     def _told(self, config_id: str, rung: int) -> dict[str, Any]:
@@ -318,6 +323,8 @@ def _absolute(opened: OpenStudy) -> str:
 
 def _environment() -> dict[str, str]:
     """Environment of every process of the run: raybone's Ray settings, and threads that do not starve each other."""
-    names = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "RAY_USAGE_STATS_ENABLED",
-             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
+    names = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
+             "RAY_USAGE_STATS_ENABLED",
+             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS",
+             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
     return {**{n: os.environ[n] for n in names if n in os.environ}, "OMP_NUM_THREADS": "1"}

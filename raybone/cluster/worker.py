@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 import ray.train
+import ray.train.collective
 import torch
 from ray.train import UserCallback
 
@@ -15,7 +16,7 @@ from raybone.data.dataset import open_dataset
 from raybone.folder import Folder
 from raybone.hpo.brain import Work
 from raybone.models import load
-from raybone.records import FitFailed
+from raybone.records import FitFailed, Segment
 from raybone.search import pool, train
 from raybone.spec import Study
 
@@ -28,6 +29,7 @@ class Job:
     folder: str
     hub: str
     work: Work
+    run: str
 
 
 class ToHub(UserCallback):
@@ -42,7 +44,7 @@ class ToHub(UserCallback):
 
 
 def train_loop(config: dict[str, Job]) -> dict[str, Any]:
-    """Train the job's segments one after another; returns how that ended.
+    """Train segments of the job's work, one after another while the hub has any; returns how that ended.
 
     Returns:
         ``outcome`` is done, interrupted (the study is stopping) or failed with a ``reason``; ``pooled`` holds metrics
@@ -51,22 +53,32 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
     job = config["job"]
     torch.set_num_threads(job.study.resources.cpus)
     dataset, model, folder = open_dataset(job.study.dataset), load(job.study.model), Folder(job.folder)
-    context = ray.train.get_context()
+    context, done = ray.train.get_context(), False
     try:
-        for segment in job.work.segments:
+        while segment := _claim(job, context, finished=done):
             for epoch in train(job.study, folder, dataset, model, job.work, segment):
                 ray.train.report({"config_id": job.work.config_id, "epoch": asdict(epoch)})
                 if _stop_wanted(job.hub, context):
                     return {"outcome": "interrupted"}
+            done = True
     except FitFailed as error:
         return {"outcome": "failed", "reason": str(error)}
     pooled = pool(job.study, folder, dataset, model, job.work) if context.get_world_rank() == 0 else None
     return {"outcome": "done", "pooled": pooled}
 
 
+def _claim(job: Job, context: Any, finished: bool) -> Segment | None:
+    """The run's next segment, the same on every rank."""
+    mine = context.get_world_rank() == 0
+    segment = ray.get(find(job.hub).claim.remote(job.work.config_id, job.run, finished)) if mine else None
+    return _from_rank_zero(segment, context)
+
+
 def _stop_wanted(hub: str, context: Any) -> bool:
     """The same answer on every rank."""
-    answer = bool(ray.get(find(hub).stop_wanted.remote())) if context.get_world_rank() == 0 else False
-    if context.get_world_size() > 1:
-        answer = bool(ray.train.collective.broadcast_from_rank_zero(answer))
-    return answer
+    answer = ray.get(find(hub).stop_wanted.remote()) if context.get_world_rank() == 0 else None
+    return bool(_from_rank_zero(answer, context))
+
+
+def _from_rank_zero(value: Any, context: Any) -> Any:
+    return ray.train.collective.broadcast_from_rank_zero(value) if context.get_world_size() > 1 else value

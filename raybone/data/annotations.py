@@ -63,7 +63,8 @@ def read_coco(path: Path) -> tuple[dict[str, list[Lesion]], dict[str, dict[str, 
 def to_coco(scans: Iterable[Scan], categories: list[str]) -> dict[str, Any]:
     """A COCO mapping of the scans' lesions; image ids count from 1 in the order given, file_name is the scan_id."""
     number = {name: i + 1 for i, name in enumerate(categories)}
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, scan in enumerate(scans, 1):
         images.append({"id": image_id, "file_name": scan.scan_id, "height": scan.height, "width": scan.width})
         for lesion in scan.lesions:

@@ -9,24 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import cv2
 import numpy as np
+from pydantic import Field
 
 from raybone.records import Array
+from raybone.spec import Strict
 
 
-class Augmentation(Protocol):
-    """The hyper-parameters read here; any model's Config has them."""
+class Augmentation(Strict):
+    """The hyper-parameters of augmentation; every model's configuration has them."""
 
-    fliplr: float
-    degrees: float
-    translate: float
-    scale: float
-    mosaic: float
-    gamma: float
-    poisson: float
+    fliplr: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
+    degrees: float = Field(0.0, ge=0, le=180, description="largest rotation")
+    translate: float = Field(0.1, ge=0, le=1, description="largest shift as a share of the side")
+    scale: float = Field(0.3, ge=0, lt=1, description="largest zoom as a share")
+    mosaic: float = Field(0.0, ge=0, le=1, description="probability of a four-scan mosaic")
+    close_mosaic: int = Field(0, ge=0, description="last epochs without mosaic")
+    gamma: float = Field(0.0, ge=0, le=3, description="largest gamma change")
+    poisson: float = Field(0.0, ge=0, le=0.95, description="largest share of counts taken away")
 
 
 @dataclass(frozen=True)

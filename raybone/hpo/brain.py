@@ -19,14 +19,14 @@ from raybone.spec import Study
 
 @dataclass(frozen=True)
 class Work:
-    """A configuration to take to a rung: what to train, and in how many parallel runs."""
+    """A configuration to take to a rung: what to train, and in how many parallel runs so far."""
 
     config_id: str
     params: dict[str, Any]
     rung: int
     segments: tuple[Segment, ...]
-    runs: int = 1
     new: bool = False
+    runs: int = 1
 
 
 class Brain:
@@ -72,7 +72,7 @@ class Brain:
             return self._work(step.config_id, step.rung) if step else None
 
     def start(self, work: Work) -> Work:
-        """Take this work up; returns it with the number of parallel runs it may use."""
+        """Take this work up, in one run; ``widen`` may give it more."""
         with self._lock:
             if work.new and self._draft:
                 self._record("config", config_id=work.config_id, params=work.params, parameters=self._draft[2])
@@ -83,10 +83,27 @@ class Brain:
                 self._promote(work)
             self._busy[work.config_id] = 1
             self._record("work", config_id=work.config_id, rung=work.rung)
-            spare = self.slots - sum(self._busy.values())
-            if spare and len(work.segments) > 1 and self.peek() is None:
-                self._busy[work.config_id] = min(len(work.segments), 1 + spare)
-            return Work(work.config_id, work.params, work.rung, work.segments, self._busy[work.config_id], work.new)
+            return work
+
+    def spare(self) -> int:
+        """Slots that no work wants."""
+        with self._lock:
+            free = self.slots - sum(self._busy.values())
+            return free if free > 0 and self._busy and self.peek() is None and not self.stopping else 0
+
+    def widen(self, waiting: dict[str, int]) -> dict[str, int]:
+        """Give spare slots to configurations with folds that wait; returns the new number of runs of each.
+
+        Args:
+            waiting: folds that no run has taken up yet, by configuration.
+        """
+        with self._lock:
+            wider: dict[str, int] = {}
+            for config_id in sorted(self._busy, key=lambda c: -waiting.get(c, 0)):
+                more = min(self.spare(), waiting.get(config_id, 0))
+                if more:
+                    wider[config_id] = self._busy[config_id] = self._busy[config_id] + more
+            return wider
 
     def follow(self, config_id: str) -> Work:
         """The next rung of a configuration whose going on somebody else decided (Ray's ASHA)."""

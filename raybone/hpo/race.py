@@ -45,8 +45,8 @@ def ladder(epochs: int, folds: int, steps_per_epoch: float) -> tuple[tuple[int, 
     rungs: list[tuple[int, int]] = []
     for k, share in wanted:
         rung = (min(k, folds), max(least, round(share * epochs), 1))
-        # Below three folds, a rung that is no longer than the one before it is worth no start-up of its own.
-        if rungs and rungs[-1][1] == rung[1] and rung[0] < min(3, folds):
+        # Below three folds, a rung hardly longer than the one before it is worth no start-up of its own.
+        if rungs and rung[1] < 1.25 * rungs[-1][1] and rung[0] < min(3, folds):
             continue
         if not rungs or rung > rungs[-1]:
             rungs.append(rung)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -14,7 +15,8 @@ from pycocotools.cocoeval import COCOeval
 from raybone.records import Array, Prediction
 
 
-def coco_ap(truth: Sequence[tuple[Array, Array]], predictions: Sequence[Prediction], categories: int) -> dict[str, float]:
+def coco_ap(truth: Sequence[tuple[Array, Array]], predictions: Sequence[Prediction],
+            categories: int) -> dict[str, float]:
     """COCO AP (IoU .50:.95) and AP50 over images, mean over categories, at most 100 detections an image.
 
     Args:
@@ -39,7 +41,7 @@ def coco_ap(truth: Sequence[tuple[Array, Array]], predictions: Sequence[Predicti
 
 
 def _coco(truth: Sequence[tuple[Array, Array]], categories: int) -> COCO:
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for image_id, (boxes_N4, labels_N) in enumerate(truth, 1):
         for (x1, y1, x2, y2), label in zip(boxes_N4.astype(float).tolist(), labels_N.tolist()):
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1,

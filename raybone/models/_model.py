@@ -13,11 +13,12 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
+from raybone.data.augment import Augmentation
 from raybone.records import Task
-from raybone.spec import Param, Strict
+from raybone.spec import Param
 
 
-class TrainingConfig(Strict):
+class TrainingConfig(Augmentation):
     """Hyper-parameters that every model has; Ultralytics' names and meanings where it has them."""
 
     categories: tuple[str, ...] = Field(("malignant",), min_length=1, description="lesion categories to find")
@@ -38,14 +39,6 @@ class TrainingConfig(Strict):
     ema_tau: float = Field(2000, gt=0, description="steps over which that decay is reached")
     amp: bool = Field(True, description="bfloat16 autocast on a GPU")
     loader_workers: int = Field(0, ge=0, le=64, description="loader processes of each worker")
-    fliplr: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
-    degrees: float = Field(0.0, ge=0, le=180, description="largest rotation")
-    translate: float = Field(0.1, ge=0, le=1, description="largest shift as a share of the side")
-    scale: float = Field(0.3, ge=0, lt=1, description="largest zoom as a share")
-    mosaic: float = Field(0.0, ge=0, le=1, description="probability of a four-scan mosaic")
-    close_mosaic: int = Field(0, ge=0, description="last epochs without mosaic")
-    gamma: float = Field(0.0, ge=0, le=3, description="largest gamma change")
-    poisson: float = Field(0.0, ge=0, le=0.95, description="largest share of counts taken away")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Unet(nn.Module):
         self.merge = nn.ModuleList(DoubleConv(2 * i, i) for i in widths[:-1])
         self.head = nn.Conv2d(config.width, len(config.categories), 1)
         # A rare class: start near the rate at which lesions occur, else the first epochs only unlearn a half.
-        nn.init.constant_(self.head.bias, -4.0)
+        nn.init.constant_(cast(Tensor, self.head.bias), -4.0)
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor] | list[Prediction]:
         """Losses of a Batch in train mode; a Prediction an image with mask_CHW probabilities in eval mode."""

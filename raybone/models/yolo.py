@@ -27,7 +27,8 @@ def _quiet() -> None:
     folder = Path(tempfile.gettempdir()) / f"raybone-ultralytics-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     for key, value in {"YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0",
-                       "YOLO_VERBOSE": "0", "MPLCONFIGDIR": str(folder), "OMP_NUM_THREADS": str(torch.get_num_threads())}.items():
+                       "YOLO_VERBOSE": "0",
+                       "MPLCONFIGDIR": str(folder), "OMP_NUM_THREADS": str(torch.get_num_threads())}.items():
         os.environ.setdefault(key, value)
 
 
@@ -50,8 +51,8 @@ class Config(TrainingConfig):
     box: float = Field(7.5, gt=0, description="gain of the box loss")
     cls: float = Field(0.5, gt=0, description="gain of the class loss")
     dfl: float = Field(1.5, gt=0, description="gain of the distribution focal loss")
-    reach: float = Field(1.5, gt=0.2, le=7.5, description="distance, in strides, from a cell to the sides of the box it "
-                         "predicts before training; Ultralytics' 7.5 is blind to lesions under about 30 px")
+    reach: float = Field(0.5, gt=0.2, le=7.5, description="strides from a cell to the sides of the box it predicts "
+                         "before training; Ultralytics' 7.5 is blind to lesions under about 30 px")
     conf: float = Field(0.001, ge=0, lt=1, description="lowest score of a detection")
     iou: float = Field(0.7, gt=0, le=1, description="overlap above which non-maximum suppression merges")
     max_det: int = Field(100, ge=1, description="detections an image; COCO AP counts 100")

@@ -1,0 +1,62 @@
+"""One phantom, one dataset and one local Ray for the whole run of the suite; nothing is written to the real HOME."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_HOME = tempfile.mkdtemp(prefix="raybone-home-")
+os.environ.update(HOME=_HOME, XDG_CONFIG_HOME=f"{_HOME}/.config", YOLO_CONFIG_DIR=f"{_HOME}/ultralytics",
+                  OMP_NUM_THREADS="1")
+Path(_HOME, "ultralytics").mkdir()
+os.environ.pop("RAY_ADDRESS", None)
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real scans, or a skip that says so."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("no ../shared here: real scans are not tested")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine phantom patients at 256x64, as DICOM."""
+    from raybone.phantom import phantom
+
+    return phantom(tmp_path_factory.mktemp("phantom") / "cohort", patients=9, seed=3, height=256)
+
+
+@pytest.fixture(scope="session")
+def dataset(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cohort prepared with three folds."""
+    from raybone.prepare import prepare
+
+    path = tmp_path_factory.mktemp("dataset") / "ds"
+    prepare(cohort, path, folds=3, key=cohort / "phantom.key")
+    return path
+
+
+@pytest.fixture
+def study(dataset: Path) -> dict[str, object]:
+    """A study of seconds, as a mapping: a tiny U-Net on small scans."""
+    return {"name": "tiny", "dataset": str(dataset), "model": "unet", "epochs": 3, "metric": "dice",
+            "fixed": {"batch": 4, "nbs": 4, "width": 4, "depth": 2, "imgsz": 128},
+            "space": {"lr0": {"log_uniform": [1e-3, 3e-2]}, "fliplr": {"choice": [0.0, 0.5]}},
+            "search": {"trials": 2, "sampler": "random", "scheduler": "full", "seed": 0}}
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray of this run's own, with two CPUs, that searches in this process join."""
+    from raybone.cluster.tuner import connection
+
+    with connection(None):
+        yield

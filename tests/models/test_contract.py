@@ -1,0 +1,171 @@
+"""One suite for every model of the folder: a new file is tested before its author writes a test."""
+
+from __future__ import annotations
+
+import copy
+import io
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import raybone.models
+from raybone.data.loader import Batch
+from raybone.models import MENU, load
+from raybone.models._model import Model
+from raybone.records import Prediction, WrongInput
+
+FILES = sorted(p.stem for p in Path(raybone.models.__file__).parent.glob("[!_]*.py"))
+# The smallest model of each file.
+SMALL = {stem: next(name for name in MENU if MENU[name] == stem) for stem in FILES}
+SMALLER = {"unet": {"width": 8, "depth": 3}}
+
+
+def build(name: str) -> tuple[Model, torch.nn.Module]:
+    """A small model with fixed weights."""
+    model = load(name)
+    torch.manual_seed(0)
+    return model, model.build(model.Config(**SMALLER.get(name, {})))
+
+
+def batch_of(count: int = 4, height: int = 256, width: int = 64, empty: bool = False) -> Batch:
+    """Scans of noise with one bright square each, or none."""
+    rng = np.random.default_rng(0)
+    image_NCHW = rng.random((count, 1, height, width), np.float32) * 0.2
+    mask_NHW = np.zeros((count, height, width), np.int64)
+    boxes = []
+    for i in range(count):
+        x, y = 8 + 6 * i, 20 + height // 8 * i
+        if not empty:
+            image_NCHW[i, 0, y:y + 24, x:x + 24] = 1
+            mask_NHW[i, y:y + 24, x:x + 24] = 1
+        boxes.append(torch.tensor([[x, y, x + 24, y + 24]] if not empty else [], dtype=torch.float32).reshape(-1, 4))
+    return Batch(torch.from_numpy(image_NCHW), boxes, [torch.zeros(len(b), dtype=torch.int64) for b in boxes],
+                 torch.from_numpy(mask_NHW), torch.arange(count))
+
+
+def train(net: torch.nn.Module, batch: Batch, steps: int) -> list[float]:
+    """Losses of some steps on one batch."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    losses = []
+    net.train()
+    for _ in range(steps):
+        loss = torch.stack(list(net(batch).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_the_menu_is_what_the_files_offer() -> None:
+    offered = {}
+    for stem in FILES:
+        module = import_module(f"raybone.models.{stem}")
+        offered.update({m.name: stem for m in getattr(module, "MODELS", None) or [module.MODEL]})
+    assert offered == MENU
+
+
+def test_an_unknown_model_lists_the_menu() -> None:
+    with pytest.raises(WrongInput, match="must be one of yolo11n.*did you mean 'yolo11n'"):
+        load("yolo11")
+
+
+@pytest.mark.parametrize("name", MENU)
+def test_every_model_builds_with_defaults_and_has_a_source_and_a_sound_space(name: str) -> None:
+    model = load(name)
+    assert sum(p.numel() for p in model.build(model.Config()).parameters()) > 0
+    assert model.SOURCE
+    for key, param in model.SPACE.items():
+        for value in param.choice or param.bounds or ():
+            model.Config.model_validate({key: value})
+
+
+@pytest.mark.parametrize("name", SMALL.values())
+def test_overfits_one_batch_and_finds_what_it_learned(name: str) -> None:
+    model, net = build(name)
+    batch = batch_of()
+    losses = train(net, batch, 60)
+    assert losses[-1] < 0.7 * losses[0]
+    # The EMA of a real run settles batch norm; here more forward passes do.
+    with torch.no_grad():
+        for _ in range(60):
+            net(batch)
+    net.eval()
+    with torch.no_grad():
+        predictions = net(batch.image_NCHW)
+    for prediction, boxes_N4 in zip(predictions, batch.boxes):
+        if model.task == "detection":
+            x1, y1, x2, y2 = prediction.boxes_N4[0]
+            tx1, ty1, tx2, ty2 = boxes_N4[0].tolist()
+            assert abs((x1 + x2) / 2 - (tx1 + tx2) / 2) < 12
+            assert abs((y1 + y2) / 2 - (ty1 + ty2) / 2) < 12
+        else:
+            found_HW = prediction.mask_CHW[0] > 0.5
+            x1, y1, x2, y2 = boxes_N4[0].int().tolist()
+            assert found_HW[y1:y2, x1:x2].mean() > 0.8
+            assert found_HW.mean() < 0.2
+
+
+@pytest.mark.parametrize("name", SMALL.values())
+@pytest.mark.parametrize(("height", "width"), [(256, 64), (128, 128), (32, 32)])
+def test_predicts_inside_images_of_any_shape(name: str, height: int, width: int) -> None:
+    model, net = build(name)
+    net.eval()
+    with torch.no_grad():
+        predictions = net(torch.rand(2, 1, height, width))
+    assert len(predictions) == 2
+    for p in predictions:
+        assert isinstance(p, Prediction)
+        if model.task == "detection":
+            assert p.boxes_N4.shape == (len(p.scores_N), 4)
+            assert (p.boxes_N4[:, 0::2] <= width).all()
+            assert (p.boxes_N4[:, 1::2] <= height).all()
+            assert (p.boxes_N4 >= 0).all()
+            assert (np.diff(p.scores_N) <= 0).all()
+        else:
+            assert p.mask_CHW.shape == (1, height, width)
+            assert 0 <= p.mask_CHW.min() <= p.mask_CHW.max() <= 1
+
+
+@pytest.mark.parametrize("name", SMALL.values())
+def test_a_batch_without_any_lesion_gives_finite_losses_and_gradients(name: str) -> None:
+    _, net = build(name)
+    losses = net.train()(batch_of(empty=True))
+    torch.stack(list(losses.values())).sum().backward()
+    grads = [p.grad for p in net.parameters() if p.grad is not None]
+    assert grads
+    assert all(torch.isfinite(g).all() for g in grads)
+
+
+@pytest.mark.parametrize("name", SMALL.values())
+def test_saved_and_loaded_it_predicts_the_same(name: str) -> None:
+    model, net = build(name)
+    train(net, batch_of(), 2)
+    buffer = io.BytesIO()
+    torch.save(net.state_dict(), buffer)
+    buffer.seek(0)
+    other = model.build(model.Config(**SMALLER.get(name, {})))
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    image_NCHW = torch.rand(1, 1, 256, 64)
+    with torch.no_grad():
+        first, second = net.eval()(image_NCHW)[0], other.eval()(image_NCHW)[0]
+    np.testing.assert_array_equal(first.boxes_N4, second.boxes_N4)
+    np.testing.assert_array_equal(first.mask_CHW, second.mask_CHW)
+
+
+@pytest.mark.parametrize("name", SMALL.values())
+def test_training_goes_on_exactly_from_a_copy(name: str) -> None:
+    _, net = build(name)
+    batch = batch_of(2)
+    train(net, batch, 1)
+    other = copy.deepcopy(net)
+    assert train(net, batch, 2) == train(other, batch, 2)
+
+
+@pytest.mark.parametrize("name", SMALL.values())
+def test_every_part_moves_with_the_module(name: str) -> None:
+    _, net = build(name)
+    assert all(t.device.type == "meta" for t in [*net.to("meta").parameters(), *net.buffers()])

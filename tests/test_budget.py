@@ -1,0 +1,48 @@
+"""Files stay under 400 lines, functions under 60, the whole under 7,000."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parents[1] / "raybone"
+FILES = {str(p.relative_to(ROOT)): p.read_text() for p in ROOT.rglob("*.py")}
+
+
+def long_functions(source: str, limit: int = 60) -> list[str]:
+    """Names of functions over the limit."""
+    return [n.name for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+            and (n.end_lineno or 0) - n.lineno + 1 > limit]
+
+
+def test_no_file_is_over_400_lines() -> None:
+    assert {name: n for name, text in FILES.items() if (n := text.count("\n")) > 400} == {}
+
+
+def test_the_median_file_is_under_150_lines_and_the_whole_under_7000() -> None:
+    lines = [text.count("\n") for text in FILES.values()]
+    assert median(lines) < 150
+    assert sum(lines) < 7000
+
+
+def test_no_function_is_over_60_lines() -> None:
+    assert {name: f for name, text in FILES.items() if (f := long_functions(text))} == {}
+
+
+def test_a_long_function_is_seen() -> None:
+    assert long_functions("def f():\n" + "    x = 1\n" * 60) == ["f"]
+    assert long_functions("def f():\n" + "    x = 1\n" * 59) == []
+
+
+def test_every_public_function_and_class_says_what_it_is() -> None:
+    bare = []
+    for name, text in FILES.items():
+        tree = ast.parse(text)
+        for node in ast.walk(tree):
+            kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+            if isinstance(node, kinds) and not node.name.startswith("_") and not ast.get_docstring(node):
+                parents = [p for p in ast.walk(tree) if isinstance(p, kinds) and node in ast.walk(p) and p is not node]
+                if not any(isinstance(p, ast.FunctionDef) or p.name.startswith("_") for p in parents):
+                    bare.append(f"{name}:{node.lineno} {node.name}")
+    assert bare == []
