@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := raybone jobs tests benchmarks
 
-.PHONY: install demo test check lint clean
+.PHONY: install demo test chaos check lint clean
 
 install: .venv/.installed
 
@@ -22,6 +22,10 @@ check: install
 
 test: check
 	$(PY) -m pytest
+
+# Long: kills drivers of running studies.
+chaos: install
+	$(PY) -m pytest tests/chaos -o norecursedirs=
 
 clean:
 	rm -rf runs .mypy_cache .ruff_cache

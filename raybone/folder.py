@@ -27,7 +27,7 @@ class Folder:
         """Content of a file, or None when there is none."""
         try:
             return bytes(self.fs.cat_file(f"{self.path}/{name}"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, name: str, content: bytes) -> None:

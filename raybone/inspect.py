@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ def inspect(dataset: Path | str) -> dict[str, Any]:
         WrongInput: it cannot be opened.
     """
     opened = open_dataset(dataset)
-    problems, warnings = _problems(opened), list(opened.meta.get("warnings", ()))
+    problems, readable = _problems(opened)
+    counts, warnings = _counts(opened), list(opened.meta.get("warnings", ()))
+    opened = replace(opened, scans=tuple(readable))
     repeated = [n for n in Counter(_digest(opened, s) for s in opened.scans).values() if n > 1]
     if repeated:
         warnings.append(f"{sum(repeated)} scans share their pixels with another scan")
@@ -34,10 +37,6 @@ def inspect(dataset: Path | str) -> dict[str, Any]:
     across = [pair for pair in near if opened.fold_of[pair[0]] != opened.fold_of[pair[1]]]
     if across:
         warnings.append(f"{len(across)} pairs of patients look like one person and are in different folds")
-    counts = {**opened.meta["counts"], "categories": dict(Counter(le.category for s in opened.scans
-                                                                  for le in s.lesions)),
-              "views": dict(Counter(s.view for s in opened.scans)),
-              "sites": dict(Counter(s.site for s in opened.scans)), "per_fold": _per_fold(opened)}
     return {"counts": counts, "problems": problems, "warnings": warnings, "near_duplicates": near,
             "fingerprint": _fingerprint(opened), "hash": opened.hash}
 
@@ -55,8 +54,16 @@ def inspection_lines(found: dict[str, Any]) -> list[str]:
     return lines if found["problems"] else [*lines, "no problems found"]
 
 
-def _problems(dataset: Dataset) -> list[str]:
-    problems = []
+def _counts(dataset: Dataset) -> dict[str, Any]:
+    categories = Counter(le.category for s in dataset.scans for le in s.lesions)
+    return {**dataset.meta["counts"], "categories": dict(categories),
+            "views": dict(Counter(s.view for s in dataset.scans)),
+            "sites": dict(Counter(s.site for s in dataset.scans)), "per_fold": _per_fold(dataset)}
+
+
+def _problems(dataset: Dataset) -> tuple[list[str], list[Scan]]:
+    """What is broken, and the scans whose pixels can be read."""
+    problems, readable = [], []
     for scan in dataset.scans:
         try:
             shape = dataset.counts(scan).shape
@@ -64,12 +71,15 @@ def _problems(dataset: Dataset) -> list[str]:
             problems.append(f"{scan.scan_id}: row {scan.row} of its pixel file is not there")
             continue
         if shape != (scan.height, scan.width):
+            # The array was replaced by one of another shape.
             problems.append(f"{scan.scan_id}: pixels are {shape}, scans.csv says {(scan.height, scan.width)}")
+            continue
+        readable.append(scan)
         for lesion in scan.lesions:
             x1, y1, x2, y2 = lesion.box_xyxy
             if not (0 <= x1 < x2 <= scan.width and 0 <= y1 < y2 <= scan.height):
                 problems.append(f"{scan.scan_id}: box {lesion.box_xyxy} is not inside the scan")
-    return problems
+    return problems, readable
 
 
 def _near_duplicates(dataset: Dataset) -> list[list[Any]]:

@@ -14,8 +14,6 @@ ORDER = [
     {"phantom", "prepare", "inspect", "evaluate", "resolve"}, {"fit"},
     {"leaderboard", "preview", "demo"}, {"search"}, {"watch"}, {"cluster"}, {"cli"},
 ]
-# Rooms of one layer that may see each other, in this direction.
-SIBLINGS = {("prepare", "data"), ("evaluate", "models")}
 HOME_OF = {
     "ray": {"cluster"}, "ultralytics": {"models/yolo.py"}, "pydicom": {"data/dicom.py"},
     "torch": {"data/loader.py", "losses", "models", "evaluate.py", "fit.py", "search.py", "preview.py", "cluster/worker.py"},

@@ -1,0 +1,48 @@
+"""Kill -9 the driver of a study on Ray, again and again: nothing is redone and the leaderboard is the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from raybone.folder import Folder
+from raybone.hpo.journal import Journal
+from raybone.search import search as search_locally
+from raybone.spec import parse_study
+
+
+def epochs_of(out: Path) -> list[tuple[str, int, int]]:
+    """Finished fold epochs in the journal, in order."""
+    return [(e["config_id"], e["fold"], e["epoch"]) for e in Journal(Folder(out)).events() if e["event"] == "epoch"]
+
+
+def test_a_study_whose_driver_dies_twice_equals_an_undisturbed_one(study: dict[str, Any], tmp_path: Path) -> None:
+    study = {**study, "epochs": 6}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    search_locally(parse_study(study), str(tmp_path / "whole"))
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "raybone.cli", "search", str(tmp_path / "study.yaml"), "--out", str(out)]
+    for wanted in (5, 15):
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while len(epochs_of(out)) < wanted and time.monotonic() < deadline and driver.poll() is None:
+            time.sleep(0.05)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+        known = epochs_of(out)
+        assert wanted <= len(known) < 36
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    epochs = epochs_of(out)
+    assert len(epochs) == len(set(epochs)) == 36
+    assert epochs[: len(known)] == known
+    timing = ["train_seconds", "gpu_hours"]
+    boards = [pd.read_csv(p / "leaderboard.csv").drop(columns=timing) for p in (out, tmp_path / "whole")]
+    pd.testing.assert_frame_equal(*boards)

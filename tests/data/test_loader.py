@@ -1,0 +1,55 @@
+"""Loading: shares of ranks, the same samples whatever the number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raybone.data.augment import Augmentation
+from raybone.data.dataset import open_dataset
+from raybone.data.loader import EpochSampler, ScanSamples, training_loader, validation_loader
+
+
+@pytest.fixture
+def samples(dataset: Path) -> ScanSamples:
+    opened = open_dataset(dataset)
+    hyper = Augmentation(mosaic=0.5, gamma=0.3)
+    return ScanSamples(opened, opened.training(0), ["malignant"], 128, True, hyper, seed=1)
+
+
+def test_the_scan_keeps_its_aspect(samples: ScanSamples) -> None:
+    assert samples.canvas == (128, 32)
+
+
+def test_loader_processes_change_nothing(samples: ScanSamples) -> None:
+    def images(processes: int) -> torch.Tensor:
+        loader, sampler = training_loader(samples, 4, 0, 1, processes)
+        sampler.epoch = 3
+        return torch.cat([batch.image_NCHW for batch in loader])
+
+    assert torch.equal(images(0), images(2))
+
+
+def test_ranks_share_an_epoch_and_see_another_order_in_the_next() -> None:
+    shares = [EpochSampler(7, 0, rank, 2) for rank in range(2)]
+    seen = [[i for _, i in share] for share in shares]
+    assert len(seen[0]) == len(seen[1]) == 4
+    assert set(seen[0]) | set(seen[1]) == set(range(7))
+    shares[0].epoch = 2
+    assert [i for _, i in shares[0]] != seen[0]
+
+
+def test_validation_shares_are_disjoint_and_complete(samples: ScanSamples) -> None:
+    seen = [int(i) for rank in range(3) for batch in validation_loader(samples, 4, rank, 3, 0) for i in batch.index_N]
+    assert sorted(seen) == list(range(len(samples)))
+
+
+def test_validation_images_are_not_augmented(samples: ScanSamples) -> None:
+    first, second = (samples[(-1, 0)][1], samples[(-1, 0)][1])
+    np.testing.assert_array_equal(first.image_HW, second.image_HW)
+    scale = 128 / samples.scans[0].height
+    known = [le.box_xyxy for le in samples.scans[0].lesions if le.category == "malignant"]
+    np.testing.assert_allclose(first.boxes_N4, np.array(known, np.float32).reshape(-1, 4) * scale)

@@ -1,0 +1,66 @@
+"""The lease: one living driver a study."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raybone.folder import Folder
+from raybone.hpo.lease import EXPIRES, Lease
+from raybone.records import WrongInput
+
+
+def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    code = ("import sys, time; from raybone.folder import Folder; from raybone.hpo.lease import Lease;"
+            "Lease(Folder(sys.argv[1])).take(); print('held', flush=True); time.sleep(60)")
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(WrongInput, match=f"process {holder.pid} on"):
+            Lease(Folder(tmp_path)).take()
+    finally:
+        holder.kill()
+        holder.wait()
+    Lease(Folder(tmp_path)).take()  # its holder is dead: taken over at once
+
+
+def test_a_lease_of_another_machine_is_waited_for(tmp_path: Path) -> None:
+    import time
+
+    held = {"token": "x", "host": "elsewhere", "boot": "b", "pid": os.getpid(), "started": "1",
+            "time": time.time() - EXPIRES + 1}
+    (tmp_path / "lease.json").write_text(json.dumps(held))
+    began = time.monotonic()
+    lease = Lease(Folder(tmp_path))
+    lease.take(poll=0.1)
+    assert time.monotonic() - began > 0.5
+    lease.drop()
+    assert not (tmp_path / "lease.json").exists()
+
+
+def test_a_lease_that_is_renewed_elsewhere_is_respected(tmp_path: Path) -> None:
+    import threading
+    import time
+
+    def renew() -> None:
+        while not over.wait(0.05):
+            Folder(tmp_path).write("lease.json", json.dumps(
+                {"token": "x", "host": "elsewhere", "boot": "b", "pid": 1, "started": "1", "time": time.time()}).encode())
+
+    over = threading.Event()
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        while not (tmp_path / "lease.json").exists():
+            time.sleep(0.01)
+        with pytest.raises(WrongInput, match="one driver at a time"):
+            Lease(Folder(tmp_path)).take(poll=0.1)
+    finally:
+        over.set()
+        thread.join()

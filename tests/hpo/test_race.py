@@ -1,0 +1,180 @@
+"""The brain on made-up curves: ladder, promotion, race, ties, NaN, and the same decisions from the journal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raybone.folder import Folder
+from raybone.hpo.brain import Brain
+from raybone.hpo.journal import Journal
+from raybone.hpo.race import ladder
+from raybone.hpo.state import State
+from raybone.records import Epoch, InvalidConfig
+from raybone.spec import Resolved, Study
+
+Curve = Callable[[dict[str, Any], int, int], dict[str, float]]
+
+
+def make_study(trials: int = 12, folds: int = 5, epochs: int = 27, scheduler: str = "fold_race", **search: Any) -> Study:
+    study = Study.model_validate({
+        "name": "s", "dataset": "d", "model": "m", "epochs": epochs, "metric": "AP",
+        "space": {"quality": {"uniform": [0, 1]}},
+        "search": {"trials": trials, "sampler": "random", "scheduler": scheduler, **search}})
+    rungs = ladder(epochs, folds, 1000) if scheduler == "fold_race" else ((folds, epochs),)
+    return study.model_copy(update={"resolved": Resolved(dataset_hash="h", code_version="v", folds=folds, ladder=rungs)})
+
+
+def good(params: dict[str, Any], fold: int, epoch: int) -> dict[str, float]:
+    """Better quality scores better at every epoch; folds differ alike for all."""
+    return {"AP": params["quality"] * epoch / 27 + 0.01 * fold, "val_loss": 1 - params["quality"]}
+
+
+def play(brain: Brain, curve: Curve = good, most: int = 10**6) -> int:
+    """Do all work, one configuration at a time; returns the fold epochs spent."""
+    spent = 0
+    while (work := brain.peek()) and spent < most:
+        work = brain.start(work)
+        for segment in work.segments:
+            for epoch in range(segment.start + 1, segment.stop + 1):
+                brain.epoch(work.config_id, Epoch(segment.fold, epoch, curve(work.params, segment.fold, epoch), 1.0))
+                spent += 1
+        brain.rung_done(work.config_id, work.rung)
+    return spent
+
+
+def start(study: Study, folder: Path, check: Callable[[dict[str, Any]], int] = lambda p: 1, slots: int = 1) -> Brain:
+    return Brain(study, Journal(Folder(folder)), check, slots)
+
+
+def test_the_ladder_is_the_recommended_one_and_respects_the_first_steps() -> None:
+    assert ladder(100, 10, 1000) == ((1, 7), (1, 19), (2, 33), (2, 67), (3, 100), (4, 100), (6, 100), (8, 100), (10, 100))
+    assert ladder(27, 5, 1000) == ((1, 2), (1, 5), (2, 9), (2, 18), (3, 27), (4, 27), (5, 27))
+    assert ladder(20, 3, 8) == ((1, 17), (3, 20))
+    assert ladder(3, 2, 10) == ((1, 3), (2, 3))
+    assert ladder(1, 5, 1)[-1] == (5, 1)
+
+
+def test_the_best_configuration_wins_with_a_fraction_of_the_training(tmp_path: Path) -> None:
+    study = make_study(trials=40)
+    brain = start(study, tmp_path)
+    spent = play(brain)
+    brain.finish()
+    best = max(brain.state.configurations.values(), key=lambda c: c.params["quality"])
+    assert best.status == "complete"
+    assert spent < 40 * 5 * 27 / 4
+    assert sum(c.rung >= 4 for c in brain.state.configurations.values()) >= 2
+    assert {c.status for c in brain.state.configurations.values()} == {"complete", "stopped"}
+
+
+def test_full_trains_every_fold_of_every_configuration(tmp_path: Path) -> None:
+    brain = start(make_study(trials=4, scheduler="full"), tmp_path)
+    assert play(brain) == 4 * 5 * 27
+    assert all(c.status == "complete" for c in brain.state.configurations.values())
+
+
+def test_decisions_are_the_same_given_the_journal(tmp_path: Path) -> None:
+    study = make_study(trials=20, sampler="tpe")
+    whole = start(study, tmp_path / "whole")
+    play(whole)
+    halves = start(study, tmp_path / "halves")
+    play(halves, most=200)
+    halves.journal.close()
+    again = start(study, tmp_path / "halves")
+    play(again)
+
+    def story(state: State) -> list[tuple[Any, ...]]:
+        return [(d["config_id"], d["action"], d["rung"], d["reason"]) for d in state.decisions]
+
+    assert story(again.state) == story(whole.state)
+    assert [c.params for c in again.state.configurations.values()] == \
+        [c.params for c in whole.state.configurations.values()]
+
+
+def test_work_cut_off_by_a_crash_is_finished_first_and_nothing_is_done_twice(tmp_path: Path) -> None:
+    study = make_study(trials=3, scheduler="full")
+    brain = start(study, tmp_path)
+    work = brain.start(brain.peek())
+    for epoch in range(1, 11):
+        brain.epoch(work.config_id, Epoch(0, epoch, good(work.params, 0, epoch), 1.0))
+    brain.epoch(work.config_id, Epoch(0, 10, {"AP": 99.0}, 1.0))  # said twice: the first counts
+    brain.journal.close()
+    again = start(study, tmp_path)
+    resumed = again.peek()
+    assert resumed.config_id == work.config_id
+    assert not resumed.new
+    assert (resumed.segments[0].start, resumed.segments[0].stop) == (10, 27)
+    play(again)
+    lines = [(e["config_id"], e["fold"], e["epoch"]) for e in again.journal.events() if e["event"] == "epoch"]
+    assert len(lines) == len(set(lines)) == 3 * 5 * 27
+
+
+def test_a_torn_last_line_is_cut_and_a_broken_middle_is_refused(tmp_path: Path) -> None:
+    from raybone.records import WrongInput
+
+    study = make_study(trials=2, scheduler="full")
+    brain = start(study, tmp_path)
+    play(brain)
+    brain.journal.close()
+    segment = tmp_path / "journal" / "000001.jsonl"
+    whole = segment.read_bytes()
+    segment.write_bytes(whole + b'{"event":"epoch","con')
+    before = len(list(Journal(Folder(tmp_path)).events()))
+    again = start(study, tmp_path)
+    assert segment.read_bytes() == whole
+    assert len(list(again.journal.events())) == before + 1
+    segment.write_bytes(whole[:20] + b"\n" + whole)
+    with pytest.raises(WrongInput, match=r"000001\.jsonl line 1"):
+        list(Journal(Folder(tmp_path)).events())
+
+
+def test_nan_is_the_worst_and_ties_break_by_validation_loss(tmp_path: Path) -> None:
+    def curve(params: dict[str, Any], fold: int, epoch: int) -> dict[str, float]:
+        scored = good(params, fold, epoch)
+        if params["quality"] > 0.9:
+            return {"AP": math.nan, "val_loss": math.nan}
+        return {**scored, "AP": 0.0} if epoch < 9 else scored
+
+    brain = start(make_study(trials=30), tmp_path)
+    play(brain, curve)
+    brain.finish()
+    complete = [c for c in brain.state.configurations.values() if c.status == "complete"]
+    assert complete
+    assert all(0.5 < c.params["quality"] <= 0.9 for c in complete)
+
+
+def test_failures_are_counted_and_end_the_study(tmp_path: Path) -> None:
+    study = make_study(trials=30).model_copy(update={"limits": make_study().limits.model_copy(
+        update={"failed_trials": 2})})
+    brain = start(study, tmp_path)
+    for _ in range(3):
+        work = brain.start(brain.peek())
+        brain.fail(work.config_id, "ValueError: line one\nline two")
+    assert brain.peek() is None
+    assert brain.done
+    assert "limits.failed_trials: 3" in brain.finish()
+    assert brain.state.configurations["c000"].reason == "ValueError: line one line two"
+
+
+def test_a_configuration_that_the_model_refuses_is_drawn_again_and_does_not_count(tmp_path: Path) -> None:
+    def check(params: dict[str, Any]) -> int:
+        if params["quality"] < 0.5:
+            raise InvalidConfig("too low")
+        return 1
+
+    brain = start(make_study(trials=6, scheduler="full"), tmp_path, check)
+    play(brain)
+    assert len(brain.state.configurations) == 6
+    assert min(c.params["quality"] for c in brain.state.configurations.values()) >= 0.5
+
+
+def test_spare_slots_go_to_folds_that_wait(tmp_path: Path) -> None:
+    brain = start(make_study(trials=1, scheduler="full"), tmp_path, slots=3)
+    work = brain.start(brain.peek())
+    assert brain.spare() == 2
+    assert brain.widen({work.config_id: 4}) == {work.config_id: 3}
+    assert brain.spare() == 0

@@ -1,0 +1,88 @@
+"""Metrics against hand-made cases and outside implementations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import f1_score, precision_score, recall_score
+
+from raybone.metrics.boxes import coco_ap
+from raybone.metrics.intervals import corrected_interval, corrected_p
+from raybone.metrics.masks import overlap_metrics, pixel_counts
+from raybone.records import Prediction
+
+
+def truth(*boxes: tuple[float, float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(boxes, np.float32).reshape(-1, 4), np.zeros(len(boxes), np.int64)
+
+
+def found(*rows: tuple[float, float, float, float, float]) -> Prediction:
+    table = np.array(rows, np.float32).reshape(-1, 5)
+    return Prediction(table[:, :4], table[:, 4], np.zeros(len(table), np.int64))
+
+
+def test_perfect_boxes_have_ap_1_and_none_have_0() -> None:
+    images = [truth((0, 0, 10, 20)), truth()]
+    assert coco_ap(images, [found((0, 0, 10, 20, 0.9)), found()], 1) == pytest.approx({"AP": 1.0, "AP50": 1.0})
+    assert coco_ap(images, [found(), found()], 1) == {"AP": 0.0, "AP50": 0.0}
+
+
+def test_overlap_of_two_thirds_counts_at_the_four_thresholds_up_to_065() -> None:
+    """IoU 20x10 in 20x15 = .667: found at .5, .55, .6 and .65 of ten thresholds."""
+    scores = coco_ap([truth((0, 0, 20, 15))], [found((0, 0, 20, 10, 0.5))], 1)
+    assert scores == pytest.approx({"AP": 0.4, "AP50": 1.0})
+
+
+def test_a_false_alarm_before_the_hit_halves_precision_and_one_after_it_costs_nothing() -> None:
+    image = [truth((0, 0, 10, 10))]
+    before = coco_ap(image, [found((0, 0, 10, 10, 0.5), (50, 50, 60, 60, 0.9))], 1)
+    after = coco_ap(image, [found((0, 0, 10, 10, 0.9), (50, 50, 60, 60, 0.5))], 1)
+    assert before["AP50"] == pytest.approx(0.5)
+    assert after["AP50"] == pytest.approx(1.0)
+
+
+def test_a_lesion_counts_once_and_one_of_two_gives_half_the_recall() -> None:
+    image = [truth((0, 0, 10, 10), (30, 30, 40, 40))]
+    twice = coco_ap(image, [found((0, 0, 10, 10, 0.9), (0, 0, 10, 10, 0.8))], 1)
+    # 101 recall points, of which 0 .. .50 are reached with precision 1.
+    assert twice["AP50"] == pytest.approx(51 / 101)
+
+
+def test_ap_is_undefined_without_lesions() -> None:
+    assert math.isnan(coco_ap([truth()], [found((0, 0, 5, 5, 0.9))], 1)["AP"])
+
+
+def test_overlap_metrics_equal_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    truth_HW, predicted_HW = rng.random((64, 32)) < 0.2, rng.random((64, 32)) < 0.3
+    scores = overlap_metrics(pixel_counts(truth_HW, predicted_HW))
+    flat = truth_HW.ravel(), predicted_HW.ravel()
+    assert scores["dice"] == pytest.approx(f1_score(*flat))
+    assert scores["precision"] == pytest.approx(precision_score(*flat))
+    assert scores["sensitivity"] == pytest.approx(recall_score(*flat))
+
+
+def test_overlap_without_lesion_is_undefined_and_without_prediction_is_zero() -> None:
+    assert math.isnan(overlap_metrics(np.array([0, 5, 0]))["dice"])
+    assert overlap_metrics(np.array([0, 0, 5])) == {"dice": 0.0, "precision": 0.0, "sensitivity": 0.0}
+
+
+def test_the_corrected_interval_is_wider_than_the_plain_one_by_the_known_factor() -> None:
+    folds_K = np.array([0.61, 0.55, 0.7, 0.58, 0.64])
+    low, high = corrected_interval(folds_K)
+    plain = stats.t.interval(0.95, 4, folds_K.mean(), stats.sem(folds_K))
+    assert (low + high) / 2 == pytest.approx(folds_K.mean())
+    assert (high - low) / (plain[1] - plain[0]) == pytest.approx((1 + 5 / 4) ** 0.5)
+    assert all(math.isnan(v) for v in corrected_interval(np.array([0.5])))
+
+
+def test_the_corrected_p_is_larger_than_the_paired_t_tests() -> None:
+    a, b = np.array([0.61, 0.55, 0.7, 0.58, 0.64]), np.array([0.6, 0.5, 0.66, 0.57, 0.6])
+    plain = stats.ttest_rel(a, b)
+    expected = 2 * stats.t.sf(plain.statistic / (1 + 5 / 4) ** 0.5, 4)
+    assert corrected_p(b, a) == pytest.approx(expected)
+    assert corrected_p(b, a) > plain.pvalue
+    assert corrected_p(a, a) == 1.0

@@ -1,0 +1,76 @@
+"""The front door: exit codes, one line an error, JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raybone.cli import main
+
+
+def cli(*arguments: object) -> int:
+    return main([str(a) for a in arguments])
+
+
+def test_phantom_prepare_inspect_search_leaderboard_watch(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                          study: dict[str, Any]) -> None:
+    place = tmp_path / "it's a \"path\""
+    assert cli("phantom", place / "ph", "--patients", 4, "--height", 128) == 0
+    assert cli("prepare", place / "ph", place / "ds", "--folds", 2, "--key", place / "key") == 0
+    assert "8 scans of 4 patients" in capsys.readouterr().out
+    assert cli("inspect", place / "ds", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["counts"]["scans"] == 8
+    (place / "study.yaml").write_text(yaml.safe_dump({**study, "dataset": str(place / "ds")}))
+    assert cli("search", place / "study.yaml", "--out", place / "st", "--local", "--set", "epochs=1",
+               "search.trials=1") == 0
+    out = capsys.readouterr().out
+    assert "c000" in out
+    assert "done: " in out
+    assert cli("leaderboard", place / "st", "--csv", tmp_path / "copy.csv") == 0
+    assert (tmp_path / "copy.csv").read_text().startswith("rank,config_id,model,state,")
+    assert cli("watch", place / "st", "--once") == 0
+    assert "best so far: c000 dice" in capsys.readouterr().out
+    assert cli("stop", place / "st") == 0
+
+
+def test_models_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli("models", "--json") == 0
+    rows = {r["name"]: r for r in json.loads(capsys.readouterr().out)}
+    assert rows["yolo11n"]["task"] == "detection"
+    assert 2.5e6 < rows["yolo11n"]["parameters"] < 2.7e6
+    assert set(rows["unet"]) == {"name", "task", "parameters", "source"}
+
+
+def test_preview_counts_before_spending(study: dict[str, Any], tmp_path: Path,
+                                        capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
+    assert cli("preview", tmp_path / "s.yaml", "--set", "search.trials=10") == 0
+    assert "90 fold epochs expected" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [
+    ["search", "none.yaml", "--out", "x"], ["prepare", "none", "x"], ["inspect", "none"], ["watch", "none"],
+    ["stop", "none"], ["leaderboard", "none"], ["nonsense"], [], ["phantom", "x", "--patients", "many"],
+])
+def test_wrong_input_is_one_line_and_exit_code_2(arguments: list[str], tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("raybone: ")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_that_is_no_folder_is_wrong_input() -> None:
+    run = subprocess.run([sys.executable, "-m", "raybone.cli", "leaderboard", "/dev/full"], capture_output=True,
+                         text=True, check=False)
+    assert run.returncode == 2
+    assert "must be a study folder" in run.stderr

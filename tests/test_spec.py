@@ -1,0 +1,86 @@
+"""The study YAML: all problems at once, in one line each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raybone.records import WrongInput
+from raybone.spec import parse_study, read_study, write_study
+
+GOOD = """
+name: bs80k
+dataset: data/bs80k
+model: yolo11n
+epochs: 100
+metric: ap50
+fixed: {batch: 16}
+space:
+  lr0: {log_uniform: [1e-4, 0.1]}
+  optimizer: {choice: [SGD, AdamW]}
+  momentum: {uniform: [0.6, 0.98], when: {optimizer: SGD}}
+search: {trials: 64, sampler: tpe, scheduler: fold_race, folds: 5, seed: 0}
+resources: {workers: 1, cpus: 4, gpus: 0.5}
+limits: {hours: 12}
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "a 'study'.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_study_survives_writing_and_reading(tmp_path: Path) -> None:
+    study = read_study(write(tmp_path, GOOD), ["search.trials=8", "epochs=2", "fixed.imgsz=512"])
+    assert (study.search.trials, study.epochs, study.fixed["imgsz"], study.metric) == (8, 2, 512, "AP50")
+    assert study.space["lr0"].log_uniform == (1e-4, 0.1)
+    assert read_study(write(tmp_path, write_study(study))) == study
+
+
+def test_all_problems_come_at_once_one_line_each(tmp_path: Path) -> None:
+    text = GOOD.replace("trials: 64", "trails: 64").replace("[0.6, 0.98]", "[0.98, 0.6]") \
+        .replace("workers: 1", "workers: 0").replace("metric: ap50", "metric: accuracy")
+    with pytest.raises(WrongInput) as caught:
+        read_study(write(tmp_path, text))
+    problems = caught.value.problems
+    assert len(problems) == 4
+    assert any("search.trails: unknown key; did you mean 'trials'?" in p for p in problems)
+    assert any("space.momentum" in p and "low < high" in p for p in problems)
+    assert any("resources.workers" in p and "got 0" in p for p in problems)
+    assert any("metric" in p and "AP50" in p and "'accuracy'" in p for p in problems)
+    assert all("\n" not in p for p in problems)
+
+
+@pytest.mark.parametrize(("change", "word"), [
+    (("log_uniform: [1e-4, 0.1]", "log_uniform: [0, 0.1]"), "low > 0"),
+    (("log_uniform: [1e-4, 0.1]", "log_uniform: [.nan, 0.1]"), "finite"),
+    (("log_uniform: [1e-4, 0.1]", "log_uniform: [1e-4, 0.1], uniform: [0, 1]"), "exactly one"),
+    (("when: {optimizer: SGD}", "when: {nothing: 1}"), "another searched parameter"),
+    (("fixed: {batch: 16}", "fixed: {lr0: 1}"), "also in fixed"),
+    (("sampler: tpe", "sampler: grid"), "grid sampler needs choice"),
+    (("workers: 1", "workers: 2"), "fraction"),
+    (("epochs: 100", "epochs: 100\nepochs: 3"), "given twice"),
+    (("name: bs80k", "name: ''"), "name"),
+    (("epochs: 100", "epochs: [1"), "must be YAML"),
+])
+def test_a_wrong_study_is_refused_with_the_rule(tmp_path: Path, change: tuple[str, str], word: str) -> None:
+    assert change[0] in GOOD
+    with pytest.raises(WrongInput, match=word):
+        read_study(write(tmp_path, GOOD.replace(*change)))
+
+
+@pytest.mark.parametrize("item", ["trials", "=3", "name.x=1", "epochs=[1"])
+def test_a_wrong_override_is_refused(tmp_path: Path, item: str) -> None:
+    with pytest.raises(WrongInput, match="--set"):
+        read_study(write(tmp_path, GOOD), [item])
+
+
+def test_a_missing_or_empty_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WrongInput, match="readable YAML"):
+        read_study(tmp_path / "none.yaml")
+    with pytest.raises(WrongInput, match="YAML mapping"):
+        read_study(write(tmp_path, ""))
+    with pytest.raises(WrongInput, match="is required"):
+        parse_study({})
