@@ -215,7 +215,7 @@ def _watch(options: argparse.Namespace) -> None:
 
 def _stop(options: argparse.Namespace) -> None:
     from raybone.folder import Folder
-    from raybone.search import read_resolved
+    from raybone.hpo.journal import read_resolved
 
     folder = Folder(options.study)
     read_resolved(folder)
@@ -225,8 +225,8 @@ def _stop(options: argparse.Namespace) -> None:
 
 def _leaderboard(options: argparse.Namespace) -> None:
     from raybone.folder import Folder
+    from raybone.hpo.journal import read_resolved
     from raybone.leaderboard import write_leaderboard
-    from raybone.search import read_resolved
 
     folder = Folder(options.study)
     table = write_leaderboard(folder, read_resolved(folder))
@@ -248,7 +248,7 @@ def _show(out: str) -> None:
     import pandas as pd
 
     from raybone.folder import Folder
-    from raybone.search import read_resolved
+    from raybone.hpo.journal import read_resolved
 
     folder = Folder(out)
     metric = read_resolved(folder).metric
@@ -288,7 +288,7 @@ def _progress() -> Callable[[Brain], None]:
             told["time"], told["version"] = time.monotonic(), brain.version
             running = " | ".join(running_line(study, c) for c in list(state.running))
             print(f"[{now}] {running or 'starting'} | {best_line(study, state)} | "
-                  f"{time_left(study, state, brain.slots)}", flush=True)
+                  f"{time_left(study, state)}", flush=True)
 
     return tell
 

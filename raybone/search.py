@@ -10,20 +10,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import yaml
 
 from raybone.data.dataset import Dataset
 from raybone.evaluate import score
 from raybone.fit import fit
 from raybone.folder import Folder
 from raybone.hpo.brain import Brain, Work
-from raybone.hpo.journal import Journal
+from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.lease import EXPIRES, Lease
 from raybone.leaderboard import write_leaderboard
 from raybone.models._model import Model
 from raybone.records import Epoch, FitFailed, RunFailed, Segment, WrongInput
 from raybone.resolve import checker, configure, resolve
-from raybone.spec import Study, parse_study, write_study
+from raybone.spec import Study, write_study
 
 # Keys that a resumed study may change: they do not alter what is already trained.
 CHANGEABLE = {"limits", "resources", "keep", "resolved"}
@@ -109,19 +108,6 @@ def open_study(study: Study, out: str, connect: Callable[[Study], int] = lambda 
             ended.set()
             keeper.join()
             lease.drop()
-
-
-def read_resolved(folder: Folder) -> Study:
-    """The study of a study folder.
-
-    Raises:
-        WrongInput: there is none.
-    """
-    content = folder.read("study.yaml")
-    if content is None:
-        raise WrongInput(f"study {folder.url}: must be a study folder, but has no study.yaml; "
-                         "give the folder that `raybone search --out` made")
-    return parse_study(yaml.safe_load(content), where=f"{folder.url}/study.yaml")
 
 
 def train(study: Study, folder: Folder, dataset: Dataset, model: Model, work: Work,

@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Callable
 
 from raybone.folder import Folder
-from raybone.hpo.journal import Journal
+from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.lease import Lease
 from raybone.hpo.race import expected, name_of
 from raybone.hpo.state import Configuration, State
-from raybone.search import read_resolved
 from raybone.spec import Study
 
 START_UP = 10.0  # seconds a run takes to start, as measured on two cores
@@ -40,14 +39,14 @@ def watch(out: str, show: Callable[[list[str]], None], follow: bool = True, poll
         time.sleep(poll)
 
 
-def status_lines(study: Study, state: State, slots: int = 1) -> list[str]:
+def status_lines(study: Study, state: State) -> list[str]:
     """A study in at most a screen of lines."""
     assert study.resolved is not None
     counts = Counter(c.status for c in state.configurations.values())
     spent = sum(len(r) for c in state.configurations.values() for r in c.epochs.values())
     lines = [f"{study.name}: {study.model} · {len(state.configurations)}/"
              f"{study.search.trials} configurations · {spent} fold epochs · "
-             f"{clock(state.last_time - state.first_time)} · {state.end or time_left(study, state, slots)}",
+             f"{clock(state.last_time - state.first_time)} · {state.end or time_left(study, state)}",
              " · ".join(f"{counts[s]} {s}" for s in ("running", "paused", "complete", "stopped", "failed")
                         if counts[s])]
     ladder = study.resolved.ladder
@@ -84,7 +83,7 @@ def running_line(study: Study, configuration: Configuration) -> str:
     return f"{configuration.id} to {name_of(study, configuration.target)}: {folds or 'starting a run'}"
 
 
-def time_left(study: Study, state: State, slots: int) -> str:
+def time_left(study: Study, state: State) -> str:
     """A guess from the seconds an epoch took so far, the ladder and the number of runs at once."""
     epochs = [e.seconds for c in state.configurations.values() for r in c.epochs.values() for e in r]
     if not epochs or study.resolved is None:
@@ -93,7 +92,7 @@ def time_left(study: Study, state: State, slots: int) -> str:
     total = sum(row[2] for row in rows)
     starts = sum(row[1] for row in rows) - sum(c.rung + 1 for c in state.configurations.values())
     remaining = max(total - len(epochs), 0.0) * sum(epochs) / len(epochs) + max(starts, 0.0) * START_UP
-    return f"about {clock(remaining / max(slots, 1))} left"
+    return f"about {clock(remaining / max(state.slots, 1))} left"
 
 
 def clock(seconds: float) -> str:

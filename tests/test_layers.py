@@ -16,7 +16,8 @@ ORDER = [
 ]
 HOME_OF = {
     "ray": {"cluster"}, "ultralytics": {"models/yolo.py"}, "pydicom": {"data/dicom.py"},
-    "torch": {"data/loader.py", "losses", "models", "evaluate.py", "fit.py", "search.py", "preview.py", "cluster/worker.py"},
+    "torch": {"data/loader.py", "losses", "models", "evaluate.py", "fit.py", "search.py", "preview.py",
+              "cluster/worker.py"},
     "optuna": {"hpo"}, "pycocotools": {"data/annotations.py", "metrics/boxes.py"},
 }
 
@@ -34,7 +35,7 @@ def imports_of(source: str) -> list[tuple[str, int]]:
 
 def room_of(name: str) -> str:
     """``raybone.data.dicom`` -> ``data``; the package itself -> empty."""
-    return (name.split(".") + [""])[1]
+    return [*name.split("."), ""][1]
 
 
 def rank(room: str) -> int:

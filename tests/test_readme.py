@@ -23,7 +23,7 @@ def test_the_study_of_the_readme_is_valid() -> None:
     assert set(study.space) <= set(load(study.model).Config.model_fields)
 
 
-def test_every_verb_that_the_readme_names_exists(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_verb_that_the_readme_names_exists() -> None:
     verbs = {line.split()[1] for _, body in BLOCKS for line in body.splitlines() if line.startswith("raybone ")}
     assert verbs >= {"prepare", "inspect", "search", "watch"}
     for verb in verbs:

@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from raybone.folder import Folder
-from raybone.hpo.journal import Journal
+from raybone.hpo.journal import Journal, read_resolved
 from raybone.leaderboard import write_leaderboard
 from raybone.records import RunFailed, WrongInput
-from raybone.search import read_resolved, search
+from raybone.search import search
 from raybone.spec import parse_study
 
 TIMING = ["train_seconds", "gpu_hours"]
@@ -89,7 +89,7 @@ def test_a_finished_study_is_not_run_again_and_other_settings_are_refused(study:
     epochs = sum(e["event"] == "epoch" for e in Journal(Folder(out)).events())
     search(parse_study({**study, "limits": {"hours": 5}}), out)
     assert sum(e["event"] == "epoch" for e in Journal(Folder(out)).events()) == epochs
-    with pytest.raises(WrongInput, match="epochs, ladder differ|epochs differ"):
+    with pytest.raises(WrongInput, match=r"epochs, ladder differ|epochs differ"):
         search(parse_study({**study, "epochs": 4}), out)
 
 
@@ -144,8 +144,9 @@ def test_wrong_studies_are_refused_before_anything_is_trained(study: Mapping, tm
 
 
 def test_several_problems_come_together(study: Mapping, tmp_path: Path) -> None:
+    wrong = {**study, "dataset": "/nowhere", "metric": "AP", "fixed": {"widht": 4}}
     with pytest.raises(WrongInput) as caught:
-        search(parse_study({**study, "dataset": "/nowhere", "metric": "AP", "fixed": {"widht": 4}}), str(tmp_path / "x"))
+        search(parse_study(wrong), str(tmp_path / "x"))
     assert len(caught.value.problems) == 3
 
 
@@ -154,7 +155,7 @@ def test_one_patient_gives_a_dataset_that_search_refuses(tmp_path: Path, study: 
     from raybone.prepare import prepare
 
     made = prepare(phantom(tmp_path / "src", 1, 5, height=128), tmp_path / "ds", key=tmp_path / "k")
-    with pytest.raises(WrongInput, match="at least 2 patients, got 1"):
+    with pytest.raises(WrongInput, match=r"at least 2 patients, got 1"):
         search(parse_study({**study, "dataset": str(made.path)}), str(tmp_path / "st"))
 
 
@@ -167,16 +168,17 @@ def test_boxes_without_masks_do_not_fit_a_segmenter(dataset: Path, study: Mappin
     for item in content["annotations"]:
         del item["segmentation"]
     (tmp_path / "ds" / "annotations.json").write_text(json.dumps(content))
-    with pytest.raises(WrongInput, match="unet needs lesion masks"):
+    with pytest.raises(WrongInput, match=r"unet needs lesion masks"):
         search(parse_study({**study, "dataset": str(tmp_path / "ds")}), str(tmp_path / "st"))
 
 
-def test_a_full_disk_is_one_line_before_training(study: Mapping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line_before_training(study: Mapping, tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 
     usage = type(shutil.disk_usage("/"))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
-    with pytest.raises(WrongInput, match="needs about .* MB for weights, but the disk has 0 MB free"):
+    with pytest.raises(WrongInput, match=r"needs about .* MB for weights, but the disk has 0 MB free"):
         search(parse_study(study), str(tmp_path / "st"))
 
 

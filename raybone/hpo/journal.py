@@ -13,10 +13,26 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+import yaml
+
 from raybone.folder import Folder
 from raybone.records import WrongInput
+from raybone.spec import Study, parse_study
 
 Event = dict[str, Any]
+
+
+def read_resolved(folder: Folder) -> Study:
+    """The study of a study folder.
+
+    Raises:
+        WrongInput: there is none.
+    """
+    content = folder.read("study.yaml")
+    if content is None:
+        raise WrongInput(f"study {folder.url}: must be a study folder, but has no study.yaml; "
+                         "give the folder that `raybone search --out` made")
+    return parse_study(yaml.safe_load(content), where=f"{folder.url}/study.yaml")
 
 
 class Journal:

@@ -50,6 +50,7 @@ class State:
         self.decisions: list[Event] = []
         self.first_time = self.last_time = 0.0
         self.drivers = 0
+        self.slots = 1
         self.end = ""
         for event in events:
             self.apply(event)
@@ -76,8 +77,9 @@ class State:
         """How many configurations failed."""
         return sum(c.status == "failed" for c in self.configurations.values())
 
-    def _on_start(self, event: Event) -> None:  # noqa: ARG002
+    def _on_start(self, event: Event) -> None:
         self.drivers += 1
+        self.slots = event.get("slots", 1)
         self.end = ""
         for configuration in self.configurations.values():
             if configuration.status == "running":

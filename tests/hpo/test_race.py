@@ -20,13 +20,15 @@ from raybone.spec import Resolved, Study
 Curve = Callable[[dict[str, Any], int, int], dict[str, float]]
 
 
-def make_study(trials: int = 12, folds: int = 5, epochs: int = 27, scheduler: str = "fold_race", **search: Any) -> Study:
+def make_study(trials: int = 12, folds: int = 5, epochs: int = 27, scheduler: str = "fold_race",
+               **search: Any) -> Study:
     study = Study.model_validate({
         "name": "s", "dataset": "d", "model": "m", "epochs": epochs, "metric": "AP",
         "space": {"quality": {"uniform": [0, 1]}},
         "search": {"trials": trials, "sampler": "random", "scheduler": scheduler, **search}})
     rungs = ladder(epochs, folds, 1000) if scheduler == "fold_race" else ((folds, epochs),)
-    return study.model_copy(update={"resolved": Resolved(dataset_hash="h", code_version="v", folds=folds, ladder=rungs)})
+    resolved = Resolved(dataset_hash="h", code_version="v", folds=folds, ladder=rungs)
+    return study.model_copy(update={"resolved": resolved})
 
 
 def good(params: dict[str, Any], fold: int, epoch: int) -> dict[str, float]:
@@ -52,7 +54,8 @@ def start(study: Study, folder: Path, check: Callable[[dict[str, Any]], int] = l
 
 
 def test_the_ladder_is_the_recommended_one_and_respects_the_first_steps() -> None:
-    assert ladder(100, 10, 1000) == ((1, 7), (1, 19), (2, 33), (2, 67), (3, 100), (4, 100), (6, 100), (8, 100), (10, 100))
+    assert ladder(100, 10, 1000) == ((1, 7), (1, 19), (2, 33), (2, 67), (3, 100), (4, 100), (6, 100), (8, 100),
+                                     (10, 100))
     assert ladder(27, 5, 1000) == ((1, 2), (1, 5), (2, 9), (2, 18), (3, 27), (4, 27), (5, 27))
     assert ladder(20, 3, 8) == ((1, 17), (3, 20))
     assert ladder(3, 2, 10) == ((1, 3), (2, 3))

@@ -69,7 +69,7 @@ def test_the_menu_is_what_the_files_offer() -> None:
 
 
 def test_an_unknown_model_lists_the_menu() -> None:
-    with pytest.raises(WrongInput, match="must be one of yolo11n.*did you mean"):
+    with pytest.raises(WrongInput, match=r"must be one of yolo11n.*did you mean"):
         load("yolo11")
 
 
