@@ -61,18 +61,19 @@ def status_lines(study: Study, state: State) -> list[str]:
 
 
 def best_line(study: Study, state: State) -> str:
-    """The leader by what is known: a complete configuration, else the best at the highest rung reached."""
+    """The leader of the highest rung that any configuration has finished, by its scores at that rung."""
+    assert study.resolved is not None
     sign = 1 if study.direction == "maximize" else -1
     scored = []
     for configuration in state.configurations.values():
-        finals = [r[-1].metrics.get(study.metric, math.nan) for r in configuration.epochs.values() if r]
-        if finals and math.isfinite(sum(finals)) and configuration.rung >= 0:
-            scored.append((configuration.rung, sign * sum(finals) / len(finals), configuration.id, len(finals)))
+        folds, epochs = study.resolved.ladder[configuration.rung]
+        value = sum(configuration.fold_score(k, epochs, study.metric) for k in range(folds)) / folds
+        if configuration.rung >= 0 and math.isfinite(value):
+            scored.append((configuration.rung, sign * value, configuration.id))
     if not scored:
         return "best so far: none yet"
-    rung, value, config_id, folds = max(scored)
-    return f"best so far: {config_id} {study.metric} {abs(value):.4f} over {folds} fold{'s' * (folds > 1)}" \
-           f" (rung {rung + 1})"
+    rung, value, config_id = max(scored)
+    return f"best so far: {config_id} {study.metric} {sign * value:.4f} over {name_of(study, rung)}"
 
 
 def running_line(study: Study, configuration: Configuration) -> str:

@@ -48,7 +48,7 @@ def test_counts_come_back_as_they_were_in_the_dicom(cohort: Path, dataset: Path)
 
 
 def test_what_is_not_taken_is_named_by_hash_and_reason(tmp_path: Path) -> None:
-    source = phantom(tmp_path / "it's \"src\"", 2, height=64)
+    source = phantom(tmp_path / "it's \"src\"", 2, height=128)
     (source / "notes.txt").write_text("Patient Secret")
     (source / "broken.dcm").write_bytes(next(source.rglob("*.dcm")).read_bytes()[:900])
     ct = pydicom.dcmread(next(source.rglob("*.dcm")))
@@ -97,7 +97,7 @@ def test_a_dataset_is_whole_or_absent(tmp_path: Path) -> None:
 
 
 def test_fewer_patients_than_folds_gives_a_warning(tmp_path: Path) -> None:
-    source = phantom(tmp_path / "src", 2, height=64)
+    source = phantom(tmp_path / "src", 2, height=128)
     made = prepare(source, tmp_path / "ds", folds=5, key=tmp_path / "k")
     assert made.meta["counts"]["folds"] == 2
     assert any("fewer than 5 folds" in w for w in made.meta["warnings"])

@@ -52,7 +52,8 @@ def test_two_workers_train_one_fold_together(study: Mapping, tmp_path: Path) -> 
 
 def test_a_race_of_detectors_pauses_promotes_and_stops(study: Mapping, tmp_path: Path) -> None:
     """lr 0 would learn nothing at all: the smallest allowed rates lose against sensible ones."""
-    race = {**study, "model": "yolo11n", "metric": "val_loss", "epochs": 2, "fixed": {"batch": 4, "nbs": 4, "imgsz": 64},
+    race = {**study, "model": "yolo11n", "metric": "val_loss", "epochs": 2,
+            "fixed": {"batch": 4, "nbs": 4, "imgsz": 64},
             "space": {"lr0": {"choice": [1e-3, 1e-7, 2e-7, 2e-3]}},
             "search": {"trials": 4, "sampler": "grid", "scheduler": "fold_race"}}
     assert search(parse_study(race), str(tmp_path / "race")) == "complete"

@@ -50,8 +50,8 @@ def test_a_lease_that_is_renewed_elsewhere_is_respected(tmp_path: Path) -> None:
 
     def renew() -> None:
         while not over.wait(0.05):
-            Folder(tmp_path).write("lease.json", json.dumps(
-                {"token": "x", "host": "elsewhere", "boot": "b", "pid": 1, "started": "1", "time": time.time()}).encode())
+            held = {"token": "x", "host": "elsewhere", "boot": "b", "pid": 1, "started": "1", "time": time.time()}
+            Folder(tmp_path).write("lease.json", json.dumps(held).encode())
 
     over = threading.Event()
     thread = threading.Thread(target=renew)
