@@ -25,7 +25,7 @@ from raybone.spec import DIRECTIONS
 
 
 def fit(dataset: Dataset, model: Model, config: TrainingConfig, fold: int, folder: Folder, *, metric: str, epochs: int,
-        stop: int, seed: int = 0, known: int = 0) -> Iterator[Epoch]:
+        stop: int, seed: int = 0, known: int = 0, gpu: bool = False) -> Iterator[Epoch]:
     """Train a fold up to epoch ``stop``, from where ``last.pt`` in the folder ends.
 
     A fold is a pure function of (configuration, fold, seed, dataset): randomness comes from (seed, epoch, sample), so
@@ -37,10 +37,11 @@ def fit(dataset: Dataset, model: Model, config: TrainingConfig, fold: int, folde
         metric: by which ``best.pt`` is chosen.
         epochs: length of the full run, which the learning rate schedule is made for.
         known: epochs that the caller has already; those after it that ``last.pt`` holds are yielded again first.
+        gpu: train on this process's current CUDA device.
     Raises:
         FitFailed: the gradient is not finite.
     """
-    run = _Run(dataset, model, config, fold, folder, metric, epochs, seed)
+    run = _Run(dataset, model, config, fold, folder, metric, epochs, seed, gpu)
     yield from run.history[known:stop]
     while len(run.history) < stop:
         yield run.epoch(last=len(run.history) + 1 == stop)
@@ -50,12 +51,11 @@ class _Run:
     """A fold in training: network, average, optimiser, loaders and history."""
 
     def __init__(self, dataset: Dataset, model: Model, config: TrainingConfig, fold: int, folder: Folder, metric: str,
-                 epochs: int, seed: int) -> None:
+                 epochs: int, seed: int, gpu: bool) -> None:
         self.model, self.config, self.fold, self.folder, self.metric = model, config, fold, folder, metric
         self.epochs, self.seed = epochs, seed
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() \
-            else torch.device("cpu")
+        self.device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
         torch.manual_seed(_mix(seed, fold, 0))
         self.net = model.build(config).to(self.device)
         self.average = copy.deepcopy(self.net).requires_grad_(False)

@@ -42,7 +42,7 @@ def preview(study: Study) -> Preview:
     study, dataset, model = resolve(study)
     rows = expected(study)
     config = configure(study, model, propose(study, State(), 0) or {})
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if study.resources.gpus and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(study.resources.cpus)
     samples = ScanSamples(dataset, dataset.training(0), list(config.categories), config.imgsz,
                           model.task == "segmentation", config)

@@ -66,6 +66,8 @@ def search(study: Study, out: str, tell: Callable[[Brain], None] = lambda brain:
         problems.append(f"resources.workers: --local is one process, got {study.resources.workers}; leave --local out")
     if study.search.scheduler == "asha":
         problems.append("search.scheduler: asha is Ray's own, but --local has no Ray; use fold_race or full")
+    if study.resources.gpus and not torch.cuda.is_available():
+        problems.append(f"resources.gpus: --local found no CUDA device for gpus {study.resources.gpus:g}; set it to 0")
     if problems:
         raise WrongInput(*problems)
     torch.set_num_threads(study.resources.cpus)
@@ -115,7 +117,7 @@ def train(study: Study, folder: Folder, dataset: Dataset, model: Model, work: Wo
     """The epochs of one segment of a work, through ``fit``."""
     return fit(dataset, model, configure(study, model, work.params), segment.fold,
                fold_folder(folder, work.config_id, segment.fold), metric=study.metric, epochs=study.epochs,
-               stop=segment.stop, seed=study.search.seed, known=segment.start)
+               stop=segment.stop, seed=study.search.seed, known=segment.start, gpu=study.resources.gpus > 0)
 
 
 def fold_folder(folder: Folder, config_id: str, fold: int) -> Folder:

@@ -9,5 +9,5 @@ for _key, _value in {"RAY_USAGE_STATS_ENABLED": "0", "TUNE_DISABLE_AUTO_CALLBACK
                      "TUNE_GLOBAL_CHECKPOINT_S": "3600", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
                      "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
                      "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started",
-                     "RAY_AIR_NEW_OUTPUT": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}.items():
+                     "RAY_AIR_NEW_OUTPUT": "0"}.items():
     os.environ.setdefault(_key, _value)

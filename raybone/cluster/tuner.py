@@ -325,6 +325,5 @@ def _environment() -> dict[str, str]:
     """Environment of every process of the run: raybone's Ray settings, and threads that do not starve each other."""
     names = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
              "RAY_USAGE_STATS_ENABLED",
-             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS",
-             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
+             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS")
     return {**{n: os.environ[n] for n in names if n in os.environ}, "OMP_NUM_THREADS": "1"}

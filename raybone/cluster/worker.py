@@ -8,6 +8,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.collective
+import ray.train.torch
 import torch
 from ray.train import UserCallback
 
@@ -52,6 +53,8 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
     """
     job = config["job"]
     torch.set_num_threads(job.study.resources.cpus)
+    if job.study.resources.gpus:
+        torch.cuda.set_device(ray.train.torch.get_device())
     dataset, model, folder = open_dataset(job.study.dataset), load(job.study.model), Folder(job.folder)
     context, done = ray.train.get_context(), False
     try:
