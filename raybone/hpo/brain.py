@@ -12,7 +12,7 @@ from typing import Any
 from raybone.hpo import race
 from raybone.hpo.journal import Journal
 from raybone.hpo.sampler import ATTEMPTS, propose
-from raybone.hpo.state import State
+from raybone.hpo.state import Configuration, State
 from raybone.records import Decision, Epoch, InvalidConfig, Segment
 from raybone.spec import Study
 
@@ -49,23 +49,19 @@ class Brain:
         self._began = time.monotonic()
         self._spent_before = self.state.last_time - self.state.first_time
         # What a driver that died had under way is finished first.
-        self._interrupted = [c.id for c in self.state.running]
+        self._interrupted = [c.id for c in self.state.configurations.values() if self._cut_off(c)]
         self._record("start", slots=slots)
 
-    def peek(self, others: bool = False) -> Work | None:
-        """The work that a free slot should take now; None when it should wait, or when nothing is left.
-
-        Args:
-            others: leave out new configurations.
-        """
+    def peek(self) -> Work | None:
+        """The work that a free slot should take now; None when it should wait, or when nothing is left."""
         with self._lock:
             if self._over_limit() or sum(self._busy.values()) >= self.slots:
                 return None
             if self._interrupted:
                 configuration = self.state.configurations[self._interrupted[0]]
-                return self._work(configuration.id, configuration.target)
+                return self._work(configuration.id, max(configuration.target, configuration.rung + 1))
             step = race.next_step(self.study, self.state) if self.study.search.scheduler == "fold_race" else None
-            if step is None and not others and self._new() is not None:
+            if step is None and self._new() is not None:
                 return self._new()
             if step is None and not self._busy and self.study.search.scheduler == "fold_race":
                 step = race.last_push(self.study, self.state)
@@ -175,6 +171,13 @@ class Brain:
             self._record("end", reason=reason)
             self.journal.close()
             return reason
+
+    def _cut_off(self, configuration: Configuration) -> bool:
+        """Whether a driver died before this configuration got to the rung it was bound for."""
+        if configuration.status not in ("running", "paused"):
+            return False
+        waits = configuration.rung >= 0 and configuration.target == configuration.rung
+        return not waits or self.study.search.scheduler == "asha"
 
     def _work(self, config_id: str, rung: int) -> Work:
         configuration = self.state.configurations[config_id]

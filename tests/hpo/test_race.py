@@ -116,6 +116,17 @@ def test_work_cut_off_by_a_crash_is_finished_first_and_nothing_is_done_twice(tmp
     assert len(lines) == len(set(lines)) == 3 * 5 * 27
 
 
+def test_work_is_not_forgotten_when_driver_after_driver_dies_before_taking_it_up(tmp_path: Path) -> None:
+    study = make_study(trials=2, scheduler="full")
+    brain = start(study, tmp_path)
+    work = brain.start(brain.peek())
+    for _ in range(3):
+        brain.journal.close()
+        brain = start(study, tmp_path)
+    assert brain.peek().config_id == work.config_id
+    assert play(brain) == 2 * 5 * 27
+
+
 def test_a_torn_last_line_is_cut_and_a_broken_middle_is_refused(tmp_path: Path) -> None:
     from raybone.records import WrongInput
 
