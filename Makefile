@@ -1,7 +1,7 @@
 # Everything runs from .venv; a stamp file makes the install run once for each change of the pins.
 PYTHON ?= python3
 PY := .venv/bin/python
-SOURCES := raybone jobs tests benchmarks
+SOURCES := raybone jobs tests
 
 .PHONY: install demo test chaos check lint clean
 
