@@ -11,7 +11,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--study", required=True, metavar="STUDY.yaml")
     parser.add_argument("--out", required=True, metavar="STUDY", help="folder or URL that every node reaches")
-    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", dest="overrides")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value", dest="overrides")
     options = parser.parse_args()
     overrides = ["--set", *options.overrides] if options.overrides else []
     sys.exit(main(["search", options.study, "--out", options.out, "--address", "auto", *overrides]))

@@ -73,6 +73,7 @@ def _data_parsers(verbs: Any) -> None:
     verb.add_argument("--layout", default="auto", choices=("auto", "dicom", "coco", "masks"))
     verb.add_argument("--modality", default="NM", help="DICOM Modality to take, or 'any' (default %(default)s)")
     verb.add_argument("--folds", type=int, default=5)
+    verb.add_argument("--seed", type=int, default=0, help="another order of patients of equal burden")
     verb.add_argument("--key", metavar="FILE", help="key of the pseudonyms (default: in your config folder)")
     verb = _verb(verbs, "inspect", _inspect, "integrity, leakage, near-duplicates and fingerprint of a dataset")
     verb.add_argument("dataset", metavar="DATASET")
@@ -139,7 +140,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
     modality = None if options.modality.lower() == "any" else options.modality
     made = prepare(options.source, options.dataset, options.layout, modality, options.folds, options.key,
-                   _bar("prepare"))
+                   options.seed, _bar("prepare"))
     counts = made.meta["counts"]
     print(f"{made.path}: {counts['scans']} scans of {counts['patients']} patients with {counts['lesions']} lesions in "
           f"{counts['folds']} folds; {counts['rejected']} inputs not taken; hash {made.meta['hash']}")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import fsspec
+
+from raybone.records import WrongInput
 
 
 class Folder:
@@ -13,7 +16,10 @@ class Folder:
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
         self.url = str(url).rstrip("/") or "/"
-        self.fs, self.path = fsspec.core.url_to_fs(self.url)
+        try:
+            self.fs, self.path = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise WrongInput(f"{self.url}: must be a path or a URL that fsspec knows, but: {error}") from None
         self.local = "file" in ([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -37,7 +43,7 @@ class Folder:
             self.fs.pipe_file(target, content)
             return
         self.fs.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH120
-        temporary = f"{target}.{os.getpid()}.tmp"
+        temporary = f"{target}.{os.getpid()}-{threading.get_ident()}.tmp"
         try:
             with open(temporary, "wb") as file:  # noqa: PTH123
                 file.write(content)

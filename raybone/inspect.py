@@ -88,6 +88,11 @@ def _near_duplicates(dataset: Dataset) -> list[list[Any]]:
     for scan in dataset.scans:
         groups[scan.view, scan.height, scan.width].append(scan)
     closest: dict[tuple[str, str], float] = {}
+    copies: dict[str, set[str]] = defaultdict(set)
+    for scan in dataset.scans:
+        copies[_digest(dataset, scan)].add(scan.patient_id)
+    for patients in copies.values():
+        closest.update({(a, b): 0.0 for a in patients for b in patients if a < b})
     for scans in groups.values():
         thumbs_ND = np.stack([_thumbnail(dataset.counts(s), s.high) for s in scans])
         distance_NN = 1 - thumbs_ND @ thumbs_ND.T

@@ -21,7 +21,7 @@ def leaderboard(study: Study, state: State) -> pd.DataFrame:
     A fold's score is that of its final epoch. Intervals and p values are Nadeau & Bengio's, which allow for the
     training patients that folds share; ``p_to_best`` is not corrected for the number of configurations.
     """
-    rows = [_row(study, c) for c in state.configurations.values()]
+    rows = [_row(study, c, bool(state.end)) for c in state.configurations.values()]
     mean = f"{study.metric}_mean"
     worst = -math.inf if study.direction == "maximize" else math.inf
     sign = -1 if study.direction == "maximize" else 1
@@ -44,15 +44,17 @@ def write_leaderboard(folder: Folder, study: Study, state: State | None = None) 
     return table
 
 
-def _row(study: Study, configuration: Configuration) -> dict[str, Any]:
+def _row(study: Study, configuration: Configuration, ended: bool) -> dict[str, Any]:
     assert study.resolved is not None
     folds, metric = study.resolved.folds, study.metric
     lengths = [len(configuration.epochs.get(k, [])) for k in range(folds)]
     final = {m: [_final(configuration, k, m) for k in range(folds)] for m in DIRECTIONS}
-    values = np.array([v for v in final[metric] if math.isfinite(v)])
+    started = [v for v, n in zip(final[metric], lengths) if n]
+    # A fold without a finite score makes the mean NaN: it is not left out.
+    values = np.array(started, float)
     low, high = corrected_interval(values)
     return {
-        "rank": None, "config_id": configuration.id, "model": study.model, "state": _state(configuration),
+        "rank": None, "config_id": configuration.id, "model": study.model, "state": _state(configuration, ended),
         "folds_done": sum(n == study.epochs for n in lengths), "epochs_done": sum(lengths),
         f"{metric}_mean": float(values.mean()) if len(values) else math.nan,
         f"{metric}_sd": float(values.std(ddof=1)) if len(values) > 1 else math.nan,
@@ -76,8 +78,8 @@ def _final(configuration: Configuration, fold: int, metric: str) -> float:
     return run[-1].metrics.get(metric, math.nan) if run else math.nan
 
 
-def _state(configuration: Configuration) -> str:
-    if configuration.status == "stopped":
+def _state(configuration: Configuration, ended: bool) -> str:
+    if configuration.status == "stopped" or (ended and configuration.status == "paused"):
         runs = [len(r) for r in configuration.epochs.values()]
         return f"stopped@{len(runs)}x{max(runs, default=0)}"
     return configuration.status if configuration.status in ("complete", "failed") else "running"

@@ -76,8 +76,9 @@ def phantom(out: Path | str, patients: int = 24, seed: int = 0, layout: Layout =
         WrongInput: the folder holds something, or a number is out of range.
     """
     out = Path(out)
-    if patients < 1 or height < 64 or height % 4:
-        raise WrongInput(f"phantom: needs patients >= 1 and height >= 64 in steps of 4, got {patients} and {height}")
+    if patients < 1 or height < 64 or height % 4 or seed < 0:
+        raise WrongInput("phantom: needs patients >= 1, height >= 64 in steps of 4 and seed >= 0, "
+                         f"got {patients}, {height} and {seed}")
     if layout not in ("dicom", "coco", "masks"):
         raise WrongInput(f"phantom: layout must be dicom, coco or masks, got {layout}; choose one")
     if out.exists() and any(out.iterdir()):

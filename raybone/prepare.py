@@ -51,6 +51,7 @@ class Prepared:
 
 def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", modality: str | None = "NM",
             folds: int = 5, key: Path | str | None = None,
+            seed: int = 0,
             progress: Callable[[int, int], None] = lambda done, total: None) -> Prepared:
     """Read every scan under ``source`` and write the dataset folder, whole or not at all.
 
@@ -62,6 +63,7 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
         folds: cross-validation folds; fewer when there are fewer patients.
         key: file with the key of the pseudonyms; made (mode 0600) when absent. The map from inputs to paths is
             written beside it. Default: ``$XDG_CONFIG_HOME/raybone/key``.
+        seed: deals patients of equal burden out to the folds in another order.
         progress: called with (inputs done, inputs in all).
     Raises:
         WrongInput: no such folder, nothing to take, or the dataset exists.
@@ -79,7 +81,7 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
     inputs = {"dicom": _dicom_sources, "coco": _coco_sources, "masks": _mask_sources}[found](source, warnings)
     partial = dataset.parent / f".{dataset.name}.{os.getpid()}.partial"
     try:
-        content = _write(inputs, partial, found, modality, folds, secret, warnings, progress)
+        content = _write(inputs, partial, found, modality, (folds, seed), secret, warnings, progress)
         sources = content.pop("sources")
         rejected = content.pop("rejected")
         _write_map(Path(key) if key else _default_key(), content["hash"], sources)
@@ -89,18 +91,19 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
     return Prepared(dataset, content, tuple(rejected))
 
 
-def _write(inputs: list[Source], partial: Path, layout: str, modality: str | None, folds: int, secret: bytes,
-           warnings: list[str], progress: Callable[[int, int], None]) -> dict[str, Any]:
+def _write(inputs: list[Source], partial: Path, layout: str, modality: str | None, split: tuple[int, int],
+           secret: bytes, warnings: list[str], progress: Callable[[int, int], None]) -> dict[str, Any]:
     writer = DatasetWriter(partial)
     rejected: list[tuple[str, int, str]] = []
     sources: list[tuple[str, str, str]] = []
-    unknown = 0
+    unknown, (folds, seed) = 0, split
     for number, item in enumerate(inputs, 1):
         input_id = _input_id(item.path)
         try:
             for frame, lesions in _frames(item, modality, warnings):
                 unknown += not frame.patient
-                patient = frame.patient or f"file:{input_id}"
+                study = f"study:{frame.study}" if frame.study else f"file:{input_id}"
+                patient = frame.patient or study
                 scan = writer.add(frame.counts_HW, Scan(
                     "", _pseudonym(secret, patient), frame.view, 0, 0, frame.pixel_mm, 0, 0.0, frame.site, lesions))
                 sources.append((input_id, scan.scan_id, str(item.path.resolve())))
@@ -116,10 +119,10 @@ def _write(inputs: list[Source], partial: Path, layout: str, modality: str | Non
     if len(patients) < folds:
         warnings.append(f"{len(patients)} patients are fewer than {folds} folds: folds = {len(patients)}")
     if unknown:
-        warnings.append(f"{unknown} scans have no patient id: each counts as a patient, so leakage between folds "
-                        "cannot be excluded")
+        warnings.append(f"{unknown} scans have no patient id: each study or file counts as a patient, so leakage "
+                        "between folds cannot be excluded")
     content = writer.patient_content()
-    fold_of = assign_folds(writer.scans, content, folds)
+    fold_of = assign_folds(writer.scans, content, folds, seed)
     categories = sorted({le.category for s in writer.scans for le in s.lesions},
                         key=lambda c: (c != "malignant", c))
     meta = {
@@ -138,7 +141,7 @@ def _frames(item: Source, modality: str | None, warnings: list[str]) -> Iterator
     if item.path.suffix.lower() in IMAGES:
         counts_HW = _image(item.path)
         lesions = item.lesions + (_mask_lesions(item.mask, counts_HW.shape, warnings) if item.mask else ())
-        frames = [Frame(counts_HW, item.patient or "", item.view, item.pixel_mm, "unknown")]
+        frames = [Frame(counts_HW, item.patient or "", item.view, item.pixel_mm, "unknown", "")]
     else:
         frames, lesions = read_frames(item.path, modality), item.lesions
     for frame in frames:
@@ -148,6 +151,8 @@ def _frames(item: Source, modality: str | None, warnings: list[str]) -> Iterator
         raise NotTaken("has several frames, and annotations do not say which they belong to")
     for frame in frames:
         height, width = frame.counts_HW.shape
+        if any(le.rle and le.rle["size"] != [height, width] for le in lesions):
+            raise NotTaken(f"is {height}x{width}, but its annotated masks have another size")
         inside = tuple(le for le in lesions if le.box_xyxy[2] <= width and le.box_xyxy[3] <= height)
         if len(inside) < len(lesions):
             warnings.append(f"{len(lesions) - len(inside)} boxes of a scan lie outside it and were left out")
@@ -197,7 +202,8 @@ def _image(path: Path) -> Array:
     """An image file as counts uint16, shape (H, W); colour that is grey is taken as grey, other colour as luminance."""
     try:
         with Image.open(path) as image:
-            values = np.asarray(image if image.mode in ("L", "I;16", "I") else image.convert("RGB"))
+            values = np.asarray(image if image.mode in ("L", "I", "F") or image.mode.startswith("I;16")
+                                else image.convert("RGB"))
     except FileNotFoundError:
         raise NotTaken("is annotated, but the file is not there") from None
     except Exception:
@@ -205,9 +211,9 @@ def _image(path: Path) -> Array:
     if values.ndim == 3:
         grey = bool((values == values[..., :1]).all())
         values = values[..., 0] if grey else np.rint(values[..., :3] @ np.array([0.299, 0.587, 0.114]))
-    if values.max() <= 0 or values.max() > 65535:
-        raise NotTaken("is empty or holds values above 65535")
-    return values.astype(np.uint16)
+    if not np.isfinite(values).all() or values.max() <= 0 or values.max() > 65535:
+        raise NotTaken("is empty, or holds values that are not finite or above 65535")
+    return np.rint(np.clip(values, 0, None)).astype(np.uint16)
 
 
 def _mask_lesions(path: Path, shape: tuple[int, ...], warnings: list[str]) -> tuple[Lesion, ...]:

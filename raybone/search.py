@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -20,7 +20,7 @@ from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.lease import EXPIRES, Lease
 from raybone.leaderboard import write_leaderboard
 from raybone.models._model import Model
-from raybone.records import Epoch, FitFailed, RunFailed, Segment, WrongInput
+from raybone.records import Epoch, RunFailed, Segment, WrongInput
 from raybone.resolve import checker, configure, resolve
 from raybone.spec import Study, write_study
 
@@ -37,16 +37,29 @@ class OpenStudy:
     dataset: Dataset
     model: Model
     brain: Brain
+    lease: Lease
     published: int = -1
+    pruned: set[str] = field(default_factory=set)
 
     def publish(self) -> None:
-        """Rewrite leaderboard.csv when something has happened since."""
-        if self.brain.version != self.published:
+        """Rewrite leaderboard.csv when something has happened since, and delete weights that nobody will want."""
+        with self.brain.lock:
+            if self.brain.version == self.published:
+                return
             self.published = self.brain.version
-            write_leaderboard(self.folder, self.study, self.brain.state)
+            board = write_leaderboard(self.folder, self.study, self.brain.state)
+            complete = list(board["config_id"][board["state"] == "complete"])
+            ended = {c.id for c in self.brain.state.configurations.values() if c.status in ("stopped", "failed")}
+        for config_id in (ended | set(complete[self.study.keep:])) - self.pruned:
+            for fold in range(self.dataset.folds):
+                for name in ("last.pt", "best.pt"):
+                    fold_folder(self.folder, config_id, fold).delete(name)
+            self.pruned.add(config_id)
 
     def stop_wanted(self) -> bool:
         """Whether `raybone stop` has asked this study to stop; remembered by the brain."""
+        if self.lease.lost:
+            self.brain.stopping = "another driver has taken this study over"
         if not self.brain.stopping and self.folder.read("stop") is not None:
             self.brain.stopping = "stopped by `raybone stop`"
         return bool(self.brain.stopping)
@@ -103,7 +116,7 @@ def open_study(study: Study, out: str, connect: Callable[[Study], int] = lambda 
             folder.write("study.yaml", write_study(checked).encode())
             folder.delete("stop")
             brain = Brain(checked, Journal(folder), checker(checked, model), slots)
-            opened = OpenStudy(checked, folder, dataset, model, brain)
+            opened = OpenStudy(checked, folder, dataset, model, brain, lease)
             opened.publish()
             yield opened
         finally:
@@ -139,21 +152,13 @@ def pool(study: Study, folder: Folder, dataset: Dataset, model: Model, work: Wor
 
 
 def conclude(opened: OpenStudy) -> str:
-    """End the search: leaderboard, and only the weights worth keeping.
+    """End the search, with a last leaderboard.
 
     Raises:
         RunFailed: it ended because too many configurations failed.
     """
     reason = opened.brain.finish()
-    board = write_leaderboard(opened.folder, opened.study, opened.brain.state)
-    if reason == "complete":
-        kept = set(board["config_id"].head(opened.study.keep)[board["state"].head(opened.study.keep) == "complete"])
-        for config_id in opened.brain.state.configurations:
-            if config_id not in kept:
-                for fold in range(opened.dataset.folds):
-                    where = fold_folder(opened.folder, config_id, fold)
-                    where.delete("last.pt")
-                    where.delete("best.pt")
+    opened.publish()
     if reason.startswith("limits.failed_trials"):
         raise RunFailed(f"{reason}; reasons are in {opened.folder.url}/leaderboard.csv and the journal; "
                         "mend the cause and start the same command")
@@ -174,7 +179,9 @@ def _work(opened: OpenStudy, work: Work, tell: Callable[[Brain], None]) -> None:
         if pooled:
             brain.pooled(work.config_id, pooled)
         brain.rung_done(work.config_id, work.rung)
-    except (FitFailed, ValueError, RuntimeError, torch.cuda.OutOfMemoryError) as error:
+    except OSError:
+        raise  # a disk that is full or gone is nobody's bad configuration
+    except Exception as error:
         brain.fail(work.config_id, f"{type(error).__name__}: {error}")
     opened.publish()
     tell(brain)

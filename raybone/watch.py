@@ -46,7 +46,7 @@ def status_lines(study: Study, state: State) -> list[str]:
     spent = sum(len(r) for c in state.configurations.values() for r in c.epochs.values())
     lines = [f"{study.name}: {study.model} · {len(state.configurations)}/"
              f"{study.search.trials} configurations · {spent} fold epochs · "
-             f"{clock(state.last_time - state.first_time)} · {state.end or time_left(study, state)}",
+             f"{clock(state.seconds)} · {state.end or time_left(study, state)}",
              " · ".join(f"{counts[s]} {s}" for s in ("running", "paused", "complete", "stopped", "failed")
                         if counts[s])]
     ladder = study.resolved.ladder

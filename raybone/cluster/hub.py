@@ -39,6 +39,11 @@ class Hub:
         self._work[work.config_id] = work
         self._open[work.config_id] = sorted(work.segments, key=lambda s: s.stop - s.start)
 
+    def reopen(self, config_id: str) -> None:
+        """A trial (again) begins its work: everything is to be handed out, whatever a dead predecessor had claimed."""
+        self.assign(self._work[config_id])
+        self._claimed = {run: s for run, s in self._claimed.items() if not run.startswith(f"{config_id}-")}
+
     def widen(self, config_id: str, runs: int) -> None:
         """A configuration may use that many runs from now on."""
         self._work[config_id] = replace(self._work[config_id], runs=runs)

@@ -42,6 +42,7 @@ def run_trial(config: dict[str, Any]) -> None:
 def _run(job: Job) -> dict[str, Any]:
     """Train the folds of a rung in as many runs as the hub allows, which may grow; the outcome of the worst run."""
     hub, running = find(job.hub), list[Future[dict[str, Any]]]()
+    ray.get(hub.reopen.remote(job.work.config_id))
     try:
         with ThreadPoolExecutor(max(1, len(job.work.segments))) as pool:
             while not running or not all(future.done() for future in running):

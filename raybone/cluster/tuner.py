@@ -50,20 +50,24 @@ def search(study: Study, out: str, address: str | None = None,
             return slots(checked)
 
         opened = stack.enter_context(open_study(study, out, connect))
-        driver = stack.enter_context(_Driver(opened, tell).at_work())
-        tuner = tune.Tuner(
-            tune.with_resources(run_trial, tune.PlacementGroupFactory([TRIAL])),
-            param_space={"study": opened.study, "folder": _absolute(opened), "hub": driver.name},
-            tune_config=tune.TuneConfig(num_samples=opened.study.search.trials, search_alg=_FromBrain(driver),
-                                        scheduler=_scheduler(driver), reuse_actors=False),
-            run_config=tune.RunConfig(name=f"tune-{driver.name}", storage_path=storage(_absolute(opened)), verbose=0,
-                                      failure_config=tune.FailureConfig(max_failures=TRIAL_RETRIES)))
-        tuner.fit()
-        driver.drain()
+        with _Driver(opened, tell).at_work() as driver:
+            _tuner(driver).fit()
+            driver.drain()
         driver.raise_error()
         reason = conclude(opened)
         tell(opened.brain)
         return reason
+
+
+def _tuner(driver: _Driver) -> tune.Tuner:
+    study, folder = driver.opened.study, _absolute(driver.opened)
+    return tune.Tuner(
+        tune.with_resources(run_trial, tune.PlacementGroupFactory([TRIAL])),
+        param_space={"study": study, "folder": folder, "hub": driver.name},
+        tune_config=tune.TuneConfig(num_samples=study.search.trials, search_alg=_FromBrain(driver),
+                                    scheduler=_scheduler(driver), reuse_actors=False),
+        run_config=tune.RunConfig(name=f"tune-{driver.name}", storage_path=storage(folder), verbose=0,
+                                  failure_config=tune.FailureConfig(max_failures=TRIAL_RETRIES)))
 
 
 @contextlib.contextmanager
@@ -186,7 +190,8 @@ class _Driver:
                 self.drain()
                 self.opened.stop_wanted()
                 self.opened.publish()
-                self.tell(self.brain)
+                with self.brain.lock:
+                    self.tell(self.brain)
             except BaseException as error:
                 # Nothing more can be recorded: hand out no work, and let the main thread say why.
                 self._error = error
@@ -232,7 +237,9 @@ class _Race(TrialScheduler):
         """Nothing to prepare."""
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:  # noqa: ARG002
-        """The trial's process died too often."""
+        """The trial's process died; Tune starts it again unless it did so too often."""
+        if trial.should_recover():
+            return
         self.driver.brain.fail(trial.config["config_id"], f"its Tune trial died {TRIAL_RETRIES + 1} times")
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
@@ -280,15 +287,18 @@ class _Asha(_Race):
         study = driver.opened.study
         assert study.resolved is not None
         self.epochs = [e for _, e in study.resolved.ladder]
-        factor = max(2, round(self.epochs[1] / self.epochs[0])) if len(self.epochs) > 1 else 3
-        self.asha = ASHAScheduler(time_attr="epochs", metric="score", mode="max", max_t=max(self.epochs[-1], 2),
-                                  grace_period=self.epochs[0], reduction_factor=factor)
+        # Ray counts milestones as grace x factor^n; rungs are told as such powers, so that rounded epochs hit them.
+        self.asha = ASHAScheduler(time_attr="clock", metric="score", mode="max", grace_period=1, reduction_factor=3,
+                                  max_t=max(3 ** (len(self.epochs) - 1), 2))
         trials = {c: SimpleNamespace(trial_id=c) for c in self.driver.brain.state.configurations}
         for trial in trials.values():
             self.asha.on_trial_add(None, trial)
         for rung, arrived in sorted(self.driver.brain.state.arrivals.items()):
             for config_id in arrived:
-                self.asha.on_trial_result(None, trials[config_id], self._told(config_id, rung))
+                told = self._told(config_id, rung)
+                stopped = self.asha.on_trial_result(None, trials[config_id], told) == TrialScheduler.STOP
+                if stopped and self.driver.brain.state.configurations[config_id].status == "paused":
+                    self._stop(config_id, told)
         self.trials = trials
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -303,14 +313,17 @@ class _Asha(_Race):
         if self.asha.on_trial_result(tune_controller, self.trials[config_id], told) == TrialScheduler.CONTINUE:
             self.driver.begin(self.driver.brain.follow(config_id))
             return TrialScheduler.CONTINUE
-        self.driver.brain.stop(config_id, f"Ray's ASHA: {told['score']:.4f} is below the cutoff at {told['epochs']} "
-                               "epochs")
+        self._stop(config_id, told)
         return TrialScheduler.STOP
+
+    def _stop(self, config_id: str, told: dict[str, Any]) -> None:
+        epochs = self.epochs[told["training_iteration"] - 1]
+        self.driver.brain.stop(config_id, f"Ray's ASHA: {told['score']:.4f} is below the cutoff at {epochs} epochs")
 
     def _told(self, config_id: str, rung: int) -> dict[str, Any]:
         """A result as Ray's ASHA takes it; NaN would pass every rung, so it is a very low number."""
         value = score(self.driver.opened.study, self.driver.brain.state.configurations[config_id], rung)[0]
-        return {"epochs": self.epochs[rung], "score": max(value, -1e12), "training_iteration": rung + 1}
+        return {"clock": 3**rung, "score": max(value, -1e12), "training_iteration": rung + 1}
 
 
 def _scheduler(driver: _Driver) -> TrialScheduler:

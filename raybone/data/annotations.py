@@ -81,10 +81,13 @@ def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
     """RLE text of a COCO segmentation given as polygons, an uncompressed or a compressed RLE."""
     if not segmentation:
         return None
-    if isinstance(segmentation, list):
-        code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        code = coco_mask.frPyObjects(segmentation, height, width)
-    else:
-        code = {"size": segmentation["size"], "counts": segmentation["counts"].encode("ascii")}
+    try:
+        if isinstance(segmentation, list):
+            code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        elif isinstance(segmentation["counts"], list):
+            code = coco_mask.frPyObjects(segmentation, height, width)
+        else:
+            code = {"size": segmentation["size"], "counts": segmentation["counts"].encode("ascii")}
+    except Exception:  # pycocotools raises bare Exceptions
+        raise ValueError(f"segmentation {str(segmentation)[:40]}") from None
     return {"size": [int(n) for n in code["size"]], "counts": code["counts"].decode("ascii")}

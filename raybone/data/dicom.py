@@ -30,6 +30,7 @@ class Frame:
     view: str
     pixel_mm: float | None
     site: str
+    study: str
 
 
 def read_frames(path: Path, modality: str | None = "NM") -> list[Frame]:
@@ -55,12 +56,15 @@ def read_frames(path: Path, modality: str | None = "NM") -> list[Frame]:
         raise NotTaken(f"Modality is {found if re.fullmatch(r'[A-Z0-9]{1,16}', found) else 'odd'}, not {modality}")
     if "PixelData" not in dataset:
         raise NotTaken("has no pixel data")
-    if int(dataset.get("SamplesPerPixel", 1)) != 1:
+    if dataset.get("SamplesPerPixel", 1) not in (1, None):
         raise NotTaken("is a colour image, not counts")
     frames_NHW = _counts(dataset)
-    views = _views(dataset, len(frames_NHW))
-    return [Frame(frame, str(dataset.get("PatientID", "") or ""), view, _pixel_mm(dataset), _site(dataset))
-            for frame, view in zip(frames_NHW, views)]
+    try:
+        views, pixel_mm, site = _views(dataset, len(frames_NHW)), _pixel_mm(dataset), _site(dataset)
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise NotTaken(f"DICOM header holds a value that cannot be read ({type(error).__name__})") from None
+    patient, study = (str(dataset.get(k, "") or "") for k in ("PatientID", "StudyInstanceUID"))
+    return [Frame(frame, patient, view, pixel_mm, site, study) for frame, view in zip(frames_NHW, views)]
 
 
 def write_scan(path: Path, counts_HW: Array, *, patient: str, view: str, pixel_mm: float, uid: str) -> None:
@@ -122,7 +126,7 @@ def _views(dataset: Dataset, frames: int) -> list[str]:
     coded = [_view_of(" ".join(str(c.get("CodeMeaning", "")) for c in d.get("ViewCodeSequence") or []))
              for d in detectors]
     vector = _numbers(dataset.get("DetectorVector"))
-    if frames > 1 and len(vector) == frames and max(vector) <= len(coded):
+    if frames > 1 and len(vector) == frames and 1 <= min(vector) <= max(vector) <= len(coded):
         return [coded[n - 1] for n in vector]
     if len(coded) == frames and "unknown" not in coded:
         return coded

@@ -78,7 +78,7 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
     def _mask(self, scan: Scan, shape: tuple[int, ...]) -> Array:
         """Class map: 0 background, label + 1 lesion; a box without a mask counts as its rectangle."""
         full_HW = class_map(scan, self.categories)
-        return cv2.resize(full_HW, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST).astype(np.int64)
+        return cv2.resize(full_HW, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int64)
 
     def _padded(self, sample: Sample) -> Sample:
         mask_HW = None if sample.mask_HW is None else pad(sample.mask_HW, self.canvas)

@@ -42,19 +42,20 @@ class Brain:
         self.state = State(journal.events())
         self.stopping = ""
         self.version = 0
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._busy: dict[str, int] = {}
         self._draft: tuple[str, dict[str, Any], int, bool] | None = None
         self._exhausted = False
         self._began = time.monotonic()
-        self._spent_before = self.state.last_time - self.state.first_time
+        self._spent_before = self.state.seconds
         # What a driver that died had under way is finished first.
         self._interrupted = [c.id for c in self.state.configurations.values() if self._cut_off(c)]
         self._record("start", slots=slots)
+        self._judge_again()
 
     def peek(self) -> Work | None:
         """The work that a free slot should take now; None when it should wait, or when nothing is left."""
-        with self._lock:
+        with self.lock:
             if self._over_limit() or sum(self._busy.values()) >= self.slots:
                 return None
             if self._interrupted:
@@ -69,7 +70,7 @@ class Brain:
 
     def start(self, work: Work) -> Work:
         """Take this work up, in one run; ``widen`` may give it more."""
-        with self._lock:
+        with self.lock:
             if work.new and self._draft:
                 self._record("config", config_id=work.config_id, params=work.params, parameters=self._draft[2])
                 self._draft = None
@@ -83,7 +84,7 @@ class Brain:
 
     def spare(self) -> int:
         """Slots that no work wants."""
-        with self._lock:
+        with self.lock:
             free = self.slots - sum(self._busy.values())
             return free if free > 0 and self._busy and self.peek() is None and not self.stopping else 0
 
@@ -93,7 +94,7 @@ class Brain:
         Args:
             waiting: folds that no run has taken up yet, by configuration.
         """
-        with self._lock:
+        with self.lock:
             wider: dict[str, int] = {}
             for config_id in sorted(self._busy, key=lambda c: -waiting.get(c, 0)):
                 more = min(self.spare(), waiting.get(config_id, 0))
@@ -103,12 +104,12 @@ class Brain:
 
     def follow(self, config_id: str) -> Work:
         """The next rung of a configuration whose going on somebody else decided (Ray's ASHA)."""
-        with self._lock:
+        with self.lock:
             return self._work(config_id, self.state.configurations[config_id].rung + 1)
 
     def epoch(self, config_id: str, epoch: Epoch) -> None:
         """A fold epoch has ended; one that the journal has already is passed over."""
-        with self._lock:
+        with self.lock:
             if epoch.epoch == self.state.known(config_id, epoch.fold) + 1:
                 metrics = {k: v if math.isfinite(v) else None for k, v in epoch.metrics.items()}
                 self._record("epoch", config_id=config_id, fold=epoch.fold, epoch=epoch.epoch, metrics=metrics,
@@ -116,16 +117,19 @@ class Brain:
 
     def pooled(self, config_id: str, metrics: dict[str, float]) -> None:
         """Metrics over the out-of-fold findings of all folds together."""
-        with self._lock:
+        with self.lock:
             if not self.state.configurations[config_id].pooled:
                 clean = {k: v for k, v in metrics.items() if math.isfinite(v)}
                 self._record("pooled", config_id=config_id, metrics=clean)
 
     def rung_done(self, config_id: str, rung: int) -> Decision | None:
         """A configuration has finished a rung; returns what is final for it, None when it waits for its turn."""
-        with self._lock:
+        with self.lock:
             self._busy.pop(config_id, None)
             configuration = self.state.configurations[config_id]
+            if self._segments(config_id, rung):
+                self.fail(config_id, "its runs ended before all its folds did")
+                return Decision(config_id, "stop", rung, configuration.reason)
             value = race.score(self.study, configuration, rung)[0]
             self._record("rung", config_id=config_id, rung=rung, score=value if math.isfinite(value) else None)
             decision = race.judge(self.study, self.state, configuration)
@@ -135,13 +139,14 @@ class Brain:
 
     def stop(self, config_id: str, reason: str) -> None:
         """A configuration is at its end by somebody else's decision."""
-        with self._lock:
+        with self.lock:
             self._busy.pop(config_id, None)
+            self._interrupted = [c for c in self._interrupted if c != config_id]
             self._decide(Decision(config_id, "stop", self.state.configurations[config_id].rung, reason))
 
     def fail(self, config_id: str, reason: str) -> None:
         """A configuration has failed for good."""
-        with self._lock:
+        with self.lock:
             self._busy.pop(config_id, None)
             self._record("failed", config_id=config_id, reason=" ".join(reason.split())[:500])
             if self.state.failed > self.study.limits.failed_trials:
@@ -150,20 +155,20 @@ class Brain:
 
     def interrupt(self, config_id: str) -> None:
         """A configuration's run ended early because the study is stopping."""
-        with self._lock:
+        with self.lock:
             self._busy.pop(config_id, None)
 
     @property
     def done(self) -> bool:
         """Nothing is at work and nothing is left to do."""
-        with self._lock:
+        with self.lock:
             return not self._busy and self.peek() is None
 
     def finish(self) -> str:
         """Close the search: what waits is stopped. Returns why it ended."""
-        with self._lock:
+        with self.lock:
             reason = self._over_limit() or "complete"
-            if reason == "complete" or reason.startswith("limits"):
+            if reason == "complete":
                 for configuration in self.state.configurations.values():
                     if configuration.status == "paused":
                         self._decide(Decision(configuration.id, "stop", configuration.rung,
@@ -178,6 +183,15 @@ class Brain:
             return False
         waits = configuration.rung >= 0 and configuration.target == configuration.rung
         return not waits or self.study.search.scheduler == "asha"
+
+    def _judge_again(self) -> None:
+        """What was finished but not yet judged when a driver died."""
+        for configuration in list(self.state.configurations.values()):
+            if configuration.status == "paused" and configuration.rung == configuration.target >= 0:
+                decision = race.judge(self.study, self.state, configuration)
+                if decision:
+                    self._decide(decision)
+                    self._interrupted = [c for c in self._interrupted if c != configuration.id]
 
     def _work(self, config_id: str, rung: int) -> Work:
         configuration = self.state.configurations[config_id]

@@ -32,7 +32,11 @@ def read_resolved(folder: Folder) -> Study:
     if content is None:
         raise WrongInput(f"study {folder.url}: must be a study folder, but has no study.yaml; "
                          "give the folder that `raybone search --out` made")
-    return parse_study(yaml.safe_load(content), where=f"{folder.url}/study.yaml")
+    study = parse_study(yaml.safe_load(content), where=f"{folder.url}/study.yaml")
+    if study.resolved is None:
+        raise WrongInput(f"study {folder.url}: its study.yaml must be one that `raybone search` wrote, but has no "
+                         "`resolved`; give another folder")
+    return study
 
 
 class Journal:

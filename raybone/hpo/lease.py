@@ -23,6 +23,7 @@ class Lease:
     def __init__(self, study: Folder) -> None:
         self.study = study
         self.token = secrets.token_hex(8)
+        self.taken = self.lost = False
 
     def take(self, wait: float = EXPIRES + 5, poll: float = 0.5) -> None:
         """Take the lease, waiting for a dead holder's to run out.
@@ -43,9 +44,14 @@ class Lease:
         time.sleep(0.05)
         if (self._read() or {}).get("token") != self.token:
             raise WrongInput(f"study {self.study.url}: another driver took it at the same moment; try again")
+        self.taken = True
 
     def renew(self) -> None:
-        """Tell others that this driver lives."""
+        """Tell others that this driver lives; sets ``lost`` when another has taken the study over meanwhile."""
+        held = self._read()
+        if self.taken and held and held["token"] != self.token:
+            self.lost = True
+            return
         content = {"token": self.token, "host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(),
                    "started": _started(os.getpid()), "time": time.time()}
         self.study.write(NAME, json.dumps(content).encode())

@@ -71,7 +71,7 @@ def next_step(study: Study, state: State) -> Next | None:
     """The paused configuration that deserves a free worker most, or None: then a new one is due."""
     full = _first_full(study)
     paused = [c for c in state.configurations.values() if c.status == "paused"]
-    racing = [c for c in paused if c.rung >= full]
+    racing = [c for c in paused if full <= c.rung < len(_resolved(study)) - 1]
     if racing:
         best = max(racing, key=lambda c: (c.rung, score(study, c, c.rung)))
         return Next(best.id, best.rung + 1, "still in the race: more folds")

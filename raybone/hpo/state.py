@@ -49,6 +49,7 @@ class State:
         self.arrivals: dict[int, list[str]] = {}
         self.decisions: list[Event] = []
         self.first_time = self.last_time = 0.0
+        self.seconds = 0.0
         self.drivers = 0
         self.slots = 1
         self.end = ""
@@ -58,6 +59,9 @@ class State:
     def apply(self, event: Event) -> None:
         """Take in one event; kinds not known here are passed over."""
         self.first_time = self.first_time or event["time"]
+        # The time between two drivers is nobody's.
+        if event["event"] != "start" and self.last_time:
+            self.seconds += max(event["time"] - self.last_time, 0.0)
         self.last_time = event["time"]
         handle = getattr(self, "_on_" + event["event"], None)
         if handle:

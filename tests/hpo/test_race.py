@@ -127,6 +127,33 @@ def test_work_is_not_forgotten_when_driver_after_driver_dies_before_taking_it_up
     assert play(brain) == 2 * 5 * 27
 
 
+@pytest.mark.parametrize("scheduler", ["fold_race", "full"])
+def test_a_journal_cut_after_any_event_leads_to_the_same_end(scheduler: str, tmp_path: Path) -> None:
+    study = make_study(trials=6, epochs=4, scheduler=scheduler)
+    whole = start(study, tmp_path / "whole")
+    play(whole)
+    whole.finish()
+    lines = (tmp_path / "whole" / "journal" / "000001.jsonl").read_bytes().splitlines(keepends=True)
+
+    def outcome(brain: Brain) -> dict[str, tuple[str, int]]:
+        return {c.id: (c.status, sum(len(r) for r in c.epochs.values())) for c in brain.state.configurations.values()}
+
+    for kept in range(1, len(lines) - 1):
+        journal = tmp_path / str(kept) / "journal"
+        journal.mkdir(parents=True)
+        (journal / "000001.jsonl").write_bytes(b"".join(lines[:kept]))
+        again = start(study, tmp_path / str(kept))
+        play(again)
+        again.finish()
+        assert outcome(again) == outcome(whole), lines[kept - 1]
+
+
+def test_hours_between_two_drivers_are_not_counted() -> None:
+    events = [("start", 0.0), ("end", 60.0), ("start", 1e6), ("end", 1e6 + 30)]
+    state = State([{"event": kind, "time": 1000.0 + time, "reason": ""} for kind, time in events])
+    assert state.seconds == pytest.approx(90)
+
+
 def test_a_torn_last_line_is_cut_and_a_broken_middle_is_refused(tmp_path: Path) -> None:
     from raybone.records import WrongInput
 
