@@ -76,7 +76,8 @@ class _Run:
         self.validation = ScanSamples(dataset, dataset.validation(self.fold), names, config.imgsz, masks)
         self.loader, self.sampler = training_loader(training, config.batch, self.rank, self.world,
                                                     config.loader_workers)
-        self.valid_loader = validation_loader(self.validation, config.batch, self.rank, self.world,
+        # Without gradients four times the images fit.
+        self.valid_loader = validation_loader(self.validation, 4 * config.batch, self.rank, self.world,
                                               config.loader_workers)
 
     def _resume(self) -> None:
