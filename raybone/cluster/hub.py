@@ -22,6 +22,7 @@ class Hub:
         self._work: dict[str, Work] = {}
         self._open: dict[str, list[Segment]] = {}
         self._claimed: dict[str, Segment] = {}
+        self._groups: dict[str, list[str]] = {}
         self._stop = False
 
     def put(self, message: dict[str, Any]) -> None:
@@ -39,10 +40,18 @@ class Hub:
         self._work[work.config_id] = work
         self._open[work.config_id] = sorted(work.segments, key=lambda s: s.stop - s.start)
 
-    def reopen(self, config_id: str) -> None:
-        """A trial (again) begins its work: everything is to be handed out, whatever a dead predecessor had claimed."""
+    def reopen(self, config_id: str) -> list[str]:
+        """A trial (again) begins its work: everything is to be handed out, whatever a dead predecessor had claimed.
+
+        Returns the placement groups of its earlier runs, which such a death leaves behind.
+        """
         self.assign(self._work[config_id])
         self._claimed = {run: s for run, s in self._claimed.items() if not run.startswith(f"{config_id}-")}
+        return self._groups.pop(config_id, [])
+
+    def holds(self, config_id: str, group: str) -> None:
+        """A run of this configuration trains in that placement group."""
+        self._groups.setdefault(config_id, []).append(group)
 
     def widen(self, config_id: str, runs: int) -> None:
         """A configuration may use that many runs from now on."""

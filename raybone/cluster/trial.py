@@ -13,7 +13,9 @@ from typing import Any
 
 import ray
 from ray import train, tune
+from ray._raylet import PlacementGroupID
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raybone.cluster.hub import find
 from raybone.cluster.worker import Job, ToHub, train_loop
@@ -42,7 +44,9 @@ def run_trial(config: dict[str, Any]) -> None:
 def _run(job: Job) -> dict[str, Any]:
     """Train the folds of a rung in as many runs as the hub allows, which may grow; the outcome of the worst run."""
     hub, running = find(job.hub), list[Future[dict[str, Any]]]()
-    ray.get(hub.reopen.remote(job.work.config_id))
+    for group in ray.get(hub.reopen.remote(job.work.config_id)):
+        # Ray frees the group of a run whose trial was killed only where a dashboard runs.
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
     try:
         with ThreadPoolExecutor(max(1, len(job.work.segments))) as pool:
             while not running or not all(future.done() for future in running):
