@@ -125,7 +125,7 @@ def judge(study: Study, state: State, configuration: Configuration) -> Decision 
 def expected(study: Study) -> list[tuple[int, float, float]]:
     """(rung, configurations that get there, fold epochs spent on the way to it from the rung before), before a search.
 
-    Halving rungs pass on half; a race keeps about two thirds a rung, as in replays of recorded curves.
+    Halving rungs pass on half; that a race keeps two thirds a rung is a guess, not a measurement.
     """
     rungs, full = _resolved(study), _first_full(study)
     arrive, rows, spent = float(study.search.trials), [], 0
