@@ -206,6 +206,7 @@ def _agree(folder: Folder, study: Study) -> None:
 
 def _keep(lease: Lease, ended: threading.Event) -> None:
     while not ended.wait(EXPIRES / 4):
+        # A disk that fails now may work at the next turn; the journal, which must not fail, says so if it does not.
         with contextlib.suppress(OSError):
             lease.renew()
 

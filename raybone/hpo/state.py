@@ -48,9 +48,8 @@ class State:
         # Order in which configurations finished each rung.
         self.arrivals: dict[int, list[str]] = {}
         self.decisions: list[Event] = []
-        self.first_time = self.last_time = 0.0
+        self.last_time = 0.0
         self.seconds = 0.0
-        self.drivers = 0
         self.slots = 1
         self.end = ""
         for event in events:
@@ -58,7 +57,6 @@ class State:
 
     def apply(self, event: Event) -> None:
         """Take in one event; kinds not known here are passed over."""
-        self.first_time = self.first_time or event["time"]
         # The time between two drivers is nobody's.
         if event["event"] != "start" and self.last_time:
             self.seconds += max(event["time"] - self.last_time, 0.0)
@@ -82,7 +80,6 @@ class State:
         return sum(c.status == "failed" for c in self.configurations.values())
 
     def _on_start(self, event: Event) -> None:
-        self.drivers += 1
         self.slots = event.get("slots", 1)
         self.end = ""
         for configuration in self.configurations.values():
