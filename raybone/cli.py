@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         print(f"raybone: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader of a pipe, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"raybone: {place}{error.strerror or error}; free space or choose another place", file=sys.stderr)
@@ -65,19 +69,28 @@ def _data_parsers(verbs: Any) -> None:
     verb.add_argument("out", metavar="OUT")
     verb.add_argument("--patients", type=int, default=24)
     verb.add_argument("--seed", type=int, default=0)
-    verb.add_argument("--layout", default="dicom", help="dicom, coco or masks (default %(default)s)")
+    verb.add_argument("--layout", default="dicom", help="dicom, coco, labelme, bs80k or masks (default %(default)s)")
     verb.add_argument("--height", type=int, default=1024, help="rows of a scan, columns are a quarter (default 1024)")
     verb = _verb(verbs, "prepare", _prepare, "raw scans and annotations -> dataset folder")
     verb.add_argument("source", metavar="SOURCE")
     verb.add_argument("dataset", metavar="DATASET")
-    verb.add_argument("--layout", default="auto", choices=("auto", "dicom", "coco", "masks"))
+    verb.add_argument("--layout", default="auto", help="auto, dicom, coco, labelme, bs80k or masks")
     verb.add_argument("--modality", default="NM", help="DICOM Modality to take, or 'any' (default %(default)s)")
-    verb.add_argument("--folds", type=int, default=5)
+    verb.add_argument("--folds", default="5", metavar="K", help="number of folds, or site: leave one site out")
     verb.add_argument("--seed", type=int, default=0, help="another order of patients of equal burden")
     verb.add_argument("--key", metavar="FILE", help="key of the pseudonyms (default: in your config folder)")
+    verb.add_argument("--holdout", type=float, default=0, metavar="SHARE",
+                      help="share or number of patients for a test group that no search sees")
+    verb.add_argument("--split", metavar="FILE", help="CSV of patient_id and fold (or test) to take the folds from")
+    verb.add_argument("--categories", nargs="+", default=[], metavar="NAME=CATEGORY",
+                      help="further names of annotations, such as mets=malignant fracture=fracture")
+    verb.add_argument("--steps", nargs="+", default=[], metavar="STEP",
+                      help="preprocessing of the papers, in order: body_range, brightness, knee_cut, montage, ...")
+    verb.add_argument("--show-paths", action="store_true", help="name source files on the terminal")
     verb = _verb(verbs, "inspect", _inspect, "integrity, leakage, near-duplicates and fingerprint of a dataset")
     verb.add_argument("dataset", metavar="DATASET")
     verb.add_argument("--json", action="store_true", help=JSON_HELP)
+    verb.add_argument("--png", metavar="FILE", help="write a contact sheet: scans to look at first, then a selection")
     verb = _verb(verbs, "models", _models, "the menu")
     verb.add_argument("--json", action="store_true", help=JSON_HELP)
 
@@ -139,22 +152,42 @@ def _prepare(options: argparse.Namespace) -> None:
     from raybone.prepare import prepare
 
     modality = None if options.modality.lower() == "any" else options.modality
-    made = prepare(options.source, options.dataset, options.layout, modality, options.folds, options.key,
-                   options.seed, _bar("prepare"))
+    folds = int(options.folds) if options.folds.lstrip("-").isdecimal() else options.folds
+    made = prepare(options.source, options.dataset, options.layout, modality, folds, options.key, options.seed,
+                   _bar("prepare"), holdout=options.holdout, split=options.split, steps=options.steps,
+                   categories=_pairs("--categories", options.categories))
     counts = made.meta["counts"]
     print(f"{made.path}: {counts['scans']} scans of {counts['patients']} patients with {counts['lesions']} lesions in "
           f"{counts['folds']} folds; {counts['rejected']} inputs not taken; hash {made.meta['hash']}")
     for warning in made.meta["warnings"]:
         print(f"warning: {warning}")
-    if made.rejected:
-        print(f"why inputs were not taken: {made.path / 'rejected.csv'}")
+    if options.show_paths:
+        path_of = {i: path for input_id, scan_id, path in made.sources for i in (input_id, scan_id)}
+        for rule, ids in made.meta["remarks"].items():
+            print("\n".join(f"{path_of.get(i, i)}: {rule}" for i in ids))
+        print("\n".join(f"{path_of[i]}: not taken: {reason}" for i, _, reason in made.rejected))
+    elif made.rejected or made.meta["remarks"]:
+        print(f"inputs not taken, with reasons: {made.path / 'rejected.csv'}; --show-paths names the files")
+
+
+def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE arguments as a mapping."""
+    pairs = [text.partition("=") for text in given]
+    if not all(name.strip() and value.strip() for name, _, value in pairs):
+        raise WrongInput(f"{option}: must be NAME=CATEGORY, got {' '.join(given)}")
+    return {" ".join(name.lower().split()): value.strip() for name, _, value in pairs}
 
 
 def _inspect(options: argparse.Namespace) -> None:
     from raybone.inspect import inspect, inspection_lines
 
-    found = inspect(options.dataset)
+    found = inspect(options.dataset, _bar("inspect"))
     print(json.dumps(found, indent=1) if options.json else "\n".join(inspection_lines(found)))
+    if options.png:
+        from raybone.contact import contact_sheet
+
+        shown = contact_sheet(options.dataset, options.png, found)
+        print(f"{options.png}: {shown} scans", file=sys.stderr)
 
 
 def _models(options: argparse.Namespace) -> None:

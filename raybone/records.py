@@ -51,7 +51,11 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Scan:
-    """One image of one patient as the dataset knows it; ``row`` is its place in pixels/HxW.npy."""
+    """One image of one patient as the dataset knows it; ``row`` is its place in pixels/HxW.npy.
+
+    high: upper edge of the display window, in counts. instance: pseudonym of the source object, the same for copies.
+    flags: what to be wary of, such as burned-in-text, lossy, not-square, unannotated. labels: (name, value) pairs.
+    """
 
     scan_id: str
     patient_id: str
@@ -62,6 +66,10 @@ class Scan:
     row: int
     high: float
     site: str = "unknown"
+    scanner: str = "unknown"
+    instance: str = ""
+    flags: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
     lesions: tuple[Lesion, ...] = ()
 
 

@@ -11,11 +11,11 @@ ROOT = Path(__file__).resolve().parents[1] / "raybone"
 # Rooms and files from left to right; those of one entry do not depend on order, but never on what is right of them.
 ORDER = [
     {"records"}, {"spec", "folder"}, {"data", "losses", "metrics", "hpo"}, {"models"},
-    {"phantom", "prepare", "inspect", "evaluate", "resolve"}, {"fit"},
+    {"phantom", "prepare", "inspect", "contact", "evaluate", "resolve"}, {"fit"},
     {"leaderboard", "preview", "demo"}, {"search"}, {"watch"}, {"cluster"}, {"cli"},
 ]
 HOME_OF = {
-    "ray": {"cluster"}, "ultralytics": {"models/yolo.py"}, "pydicom": {"data/dicom.py"},
+    "ray": {"cluster"}, "ultralytics": {"models/yolo.py"}, "pydicom": {"data/dicom.py", "data/header.py"}, "nibabel": {"data/formats.py"},
     "torch": {"data/loader.py", "losses", "models", "evaluate.py", "fit.py", "search.py", "preview.py",
               "cluster/worker.py"},
     "optuna": {"hpo"}, "pycocotools": {"data/annotations.py", "metrics/boxes.py"},

@@ -27,7 +27,7 @@ def test_scans_are_whole_body_dicom_with_both_views(cohort: Path) -> None:
     files = sorted(cohort.rglob("*.dcm"))
     assert len(files) == 18
     views = [pydicom.dcmread(f).DetectorInformationSequence[0].ViewCodeSequence[0].CodeMeaning for f in files]
-    assert sorted(views) == ["Anterior"] * 9 + ["Posterior"] * 9
+    assert sorted(views) == ["Anterior projection"] * 9 + ["Posterior projection"] * 9
     scan = pydicom.dcmread(files[0])
     assert (scan.Modality, scan.Rows, scan.Columns) == ("NM", 256, 64)
 

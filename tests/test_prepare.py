@@ -119,7 +119,7 @@ def test_masks_with_in_between_values_and_of_another_size(tmp_path: Path) -> Non
     made = prepare(tmp_path, tmp_path.parent / "masks-ds", "masks", folds=2, key=tmp_path.parent / "k")
     boxes = [le.box_xyxy for s in open_dataset(made.path).scans for le in s.lesions]
     assert boxes == [(6.0, 5.0, 12.0, 10.0), (30.0, 30.0, 40.0, 34.0)]
-    assert made.rejected[0][2] == "is 40x48 but its mask is 20x48"
+    assert made.rejected[0][2] == "is 40x48, but its annotation was made for 20x48"
     assert any("in-between" in w for w in made.meta["warnings"])
     assert not made.meta["patients_known"]
 
@@ -150,6 +150,6 @@ def test_annotations_without_a_scan_are_reported(cohort: Path, tmp_path: Path) -
     shutil.copytree(cohort, tmp_path / "src")
     next((tmp_path / "src").rglob("*.dcm")).unlink()
     made = prepare(tmp_path / "src", tmp_path / "ds", folds=2, key=tmp_path / "k")
-    assert any("1 annotated images are not there" in w for w in made.meta["warnings"])
+    assert any("1 x annotated scan that is not there" in w for w in made.meta["warnings"])
     content = json.loads((made.path / "dataset.json").read_text())
     assert content["counts"]["scans"] == 17

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,23 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from raybone.records import Array, Lesion, Scan, WrongInput
+
+Remarks = Counter[str]
+# What a source may call the dataset's categories; ``prepare --categories`` adds to it. nidus and physiological are
+# BS-80K's words; M is the metastasis of 3-class labels.
+TERMS = {"malignant": ("nidus", "metastasis", "metastases", "metastatic", "bone metastasis", "lesion", "tumor",
+                       "tumour", "m", "bm"),
+         "benign": ("physiological", "physiologic", "degenerative", "non-metastatic"),
+         "bone": ("bones", "skeleton"), "other": ()}
+COCO_KEYS = ("'images'", "'categories'", "'annotations'", "'id'", "'file_name'", "'image_id'", "'category_id'",
+             "'height'", "'width'", "'name'", "'counts'", "'size'")
+# The rules for what annotations get wrong; each is counted and named by scan.
+CUT = "box beyond the border of its scan: cut there"
+OUTSIDE = "box outside its scan: left out"
+EMPTY = "box or shape without area: left out"
+UNKNOWN = "annotation of an unknown category: kept as other (see --categories)"
+NO_SCAN = "annotation without its scan: left out"
+IN_BETWEEN = "mask with in-between values: above half of the brightest value is lesion"
 
 
 def rle_of(mask_HW: Array) -> dict[str, Any]:
@@ -35,29 +53,63 @@ def lesions_of_mask(mask_HW: Array, category: str) -> tuple[Lesion, ...]:
     return tuple(lesions)
 
 
-def read_coco(path: Path) -> tuple[dict[str, list[Lesion]], dict[str, dict[str, Any]]]:
-    """Lesions and image entries of a COCO file, both by ``file_name``.
+def read_coco(path: Path) -> tuple[dict[str, list[Lesion]], dict[str, dict[str, Any]], Remarks]:
+    """Lesions and image entries of a COCO file, both by ``file_name``, and remarks on annotations that fit no entry.
 
-    Boxes are xywh in the file; segmentation may be polygons or RLE.
+    Boxes are xywh in the file; segmentation may be polygons or RLE, and gives the box where there is none.
     Raises:
         WrongInput: the file is not COCO.
     """
+    remarks: Remarks = Counter()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        images = {int(i["id"]): i for i in content["images"]}
-        names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
+        images = {i["id"]: i for i in content["images"]}
+        names = {c["id"]: str(c["name"]) for c in content["categories"]}
         lesions: dict[str, list[Lesion]] = {str(i["file_name"]): [] for i in images.values()}
         for item in content["annotations"]:
-            image = images[int(item["image_id"])]
-            x, y, w, h = (float(v) for v in item["bbox"])
+            image = images.get(item["image_id"])
+            if image is None:
+                remarks[NO_SCAN] += 1
+                continue
             rle = _rle(item.get("segmentation"), int(image["height"]), int(image["width"]))
-            box = (max(x, 0.0), max(y, 0.0), min(x + w, float(image["width"])), min(y + h, float(image["height"])))
-            if box[2] > box[0] and box[3] > box[1]:
-                lesions[str(image["file_name"])].append(Lesion(box, names[int(item["category_id"])], rle))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WrongInput(f"annotations.json: must be COCO (images, categories, annotations), "
-                         f"but {type(error).__name__} at {str(error)[:80]}; export it again") from None
-    return lesions, {str(i["file_name"]): i for i in images.values()}
+            x, y, w, h = (float(v) for v in (item.get("bbox") or (coco_mask.toBbox(rle) if rle else (0, 0, 0, 0))))
+            lesions[str(image["file_name"])].append(Lesion((x, y, x + w, y + h),
+                                                           names.get(item["category_id"], ""), rle))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        key = f" {error}" if isinstance(error, KeyError) and str(error) in COCO_KEYS else ""
+        raise WrongInput(f"annotations: must be COCO (images, categories, annotations), but there is a "
+                         f"{type(error).__name__}{key} in it; export it again") from None
+    return lesions, {str(i["file_name"]): i for i in images.values()}, remarks
+
+
+def term_of(name: str, aliases: Mapping[str, str]) -> str | None:
+    """The dataset's category for a name in the source: as ``aliases`` say, else the field's terms; None is unknown."""
+    word = " ".join(name.lower().replace("_", " ").split())
+    return aliases.get(word) or next((term for term, words in TERMS.items() if word == term or word in words), None)
+
+
+def fitted(lesions: Iterable[Lesion], height: int, width: int,
+           aliases: Mapping[str, str]) -> tuple[tuple[Lesion, ...], Remarks]:
+    """Lesions in the dataset's categories and inside a scan of this size, and remarks on what had to be changed.
+
+    Raises:
+        ValueError: a mask has another size than the scan.
+    """
+    kept, remarks = [], Counter[str]()
+    for lesion in lesions:
+        if lesion.rle and lesion.rle["size"] != [height, width]:
+            raise ValueError(f"is {height}x{width}, but a mask of it is "
+                             f"{lesion.rle['size'][0]}x{lesion.rle['size'][1]}")
+        x1, y1, x2, y2 = lesion.box_xyxy
+        box = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
+        if not (box[0] < box[2] and box[1] < box[3]):  # NaN as well
+            remarks[EMPTY if not (x1 < x2 and y1 < y2) else OUTSIDE] += 1
+            continue
+        remarks[CUT] += box != lesion.box_xyxy
+        term = term_of(lesion.category, aliases)
+        remarks[UNKNOWN] += term is None
+        kept.append(Lesion(box, term or "other", lesion.rle))
+    return tuple(kept), +remarks
 
 
 def to_coco(scans: Iterable[Scan], categories: list[str]) -> dict[str, Any]:

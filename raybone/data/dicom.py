@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-import re
+import logging
+import warnings
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
 
+import cv2
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_modality_lut, pixel_array
-from pydicom.uid import ExplicitVRLittleEndian, NuclearMedicineImageStorage, generate_uid
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+    NuclearMedicineImageStorage,
+    generate_uid,
+)
 
+from raybone.data.header import NOT_PLANAR, flags_of, numbers, patient_of, pixel_mm_of, scanner_of, views_of
 from raybone.records import Array
+
+# Defined terms of Modality (PS3.3 C.7.3.1.1.1) that meet in a nuclear medicine archive; others are not repeated.
+MODALITIES = ("CR", "CT", "DX", "ECG", "KO", "MG", "MR", "NM", "OT", "PR", "PT", "REG", "RF", "RTDOSE", "RTPLAN",
+              "RTSTRUCT", "SC", "SEG", "SR", "US", "XA", "XC", "DOC", "none")
+MOST_PIXELS = 1 << 28
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+
+DICOMDIR = "is a DICOMDIR, an index of files that are read themselves"
 
 
 class NotTaken(ValueError):
@@ -22,49 +39,77 @@ class NotTaken(ValueError):
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One view out of a DICOM object: counts uint16 of shape (H, W), and what is known about it."""
+class Facts:
+    """What an input says about one of its views.
 
-    counts_HW: Array
-    patient: str
-    view: str
-    pixel_mm: float | None
-    site: str
-    study: str
+    ``patient``, ``study``, ``instance``, ``site`` and ``scanner`` are as the source has them, to be replaced by
+    pseudonyms; ``make`` is a known maker's name. ``flags`` are of burned-in-text, lossy and not-square.
+    """
+
+    patient: str = ""
+    view: str = "unknown"
+    pixel_mm: float | None = None
+    study: str = ""
+    instance: str = ""
+    site: str = ""
+    scanner: str = ""
+    make: str = "scanner"
+    flags: tuple[str, ...] = ()
 
 
-def read_frames(path: Path, modality: str | None = "NM") -> list[Frame]:
-    """Every frame of a DICOM file as counts.
+def read_frames(content: bytes, file_name: str, modality: str | None = "NM") -> list[tuple[Array, Facts]]:
+    """Every frame of a DICOM object as counts uint16 of shape (H, W), with what is known about it.
 
     Modality rescale is applied (PS3.3 C.11.1), MONOCHROME1 is turned over, negatives are clipped to 0,
     values are rounded; nothing is cropped or resampled.
 
     Args:
-        path: a file, with any name.
+        content: the file's bytes, with or without preamble.
+        file_name: its name, which may tell the view.
         modality: take only this Modality (0008,0060), or any when None.
     Raises:
-        NotTaken: it is no DICOM, another modality, has no pixels, or no decoder reads them.
+        NotTaken: it is no DICOM, another modality, no planar scan, has no pixels, or no decoder reads them.
     """
-    try:
-        dataset = pydicom.dcmread(path)
-    except InvalidDicomError:
-        raise NotTaken("is not a DICOM file") from None
-    except Exception as error:
-        raise NotTaken(f"DICOM header cannot be read ({type(error).__name__})") from None
-    found = str(dataset.get("Modality", "") or "none")
-    if modality and found != modality:
-        raise NotTaken(f"Modality is {found if re.fullmatch(r'[A-Z0-9]{1,16}', found) else 'odd'}, not {modality}")
-    if "PixelData" not in dataset:
-        raise NotTaken("has no pixel data")
-    if dataset.get("SamplesPerPixel", 1) not in (1, None):
-        raise NotTaken("is a colour image, not counts")
-    frames_NHW = _counts(dataset)
-    try:
-        views, pixel_mm, site = _views(dataset, len(frames_NHW)), _pixel_mm(dataset), _site(dataset)
-    except (ValueError, TypeError, AttributeError, IndexError) as error:
-        raise NotTaken(f"DICOM header holds a value that cannot be read ({type(error).__name__})") from None
-    patient, study = (str(dataset.get(k, "") or "") for k in ("PatientID", "StudyInstanceUID"))
-    return [Frame(frame, patient, view, pixel_mm, site, study) for frame, view in zip(frames_NHW, views)]
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote values
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            header = _header(content)
+            _refuse(header, modality)
+            frames_NHW = _counts(header)
+            views, (pixel_mm, square) = views_of(header, len(frames_NHW), file_name), pixel_mm_of(header)
+            site, scanner, make = scanner_of(header)
+            study, instance = (str(header.get(k, "") or "") for k in ("StudyInstanceUID", "SOPInstanceUID"))
+            known = flags_of(header) + ([] if square else ["not-square"])
+            return [(counts_HW, Facts(patient_of(header), view, pixel_mm, study, instance, site, scanner, make,
+                                      tuple(known))) for counts_HW, view in zip(frames_NHW, views)]
+        except NotTaken:
+            raise
+        except Exception as error:  # elements are converted when first read, and may hold what their type cannot
+            raise NotTaken(f"DICOM header holds a value that cannot be read ({type(error).__name__})") from None
+
+
+def files_named(content: bytes) -> list[str]:
+    """The files that a DICOMDIR names, as paths below its folder (PS3.10 8.5)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        records = pydicom.dcmread(BytesIO(content)).get("DirectoryRecordSequence") or []
+        return ["/".join(numbers(r.get("ReferencedFileID"), str)) for r in records if r.get("ReferencedFileID")]
+
+
+def shows_text(counts_HW: Array) -> bool:
+    """Whether letters are suspected in the pixels: many small islands of the one brightest value with crisp edges.
+
+    Hot spots have one brightest pixel, or a plateau that falls off gently where they are clipped.
+    """
+    top_HW = counts_HW == counts_HW.max()
+    if not 40 <= np.count_nonzero(top_HW) <= counts_HW.size // 20:
+        return False
+    top_HW = top_HW.astype(np.uint8)
+    count, _, stats_N5, _ = cv2.connectedComponentsWithStats(top_HW, connectivity=8)
+    letters = int(((stats_N5[1:, 3] >= 5) & (stats_N5[1:, 3] <= 40) & (stats_N5[1:, 2] <= 40)).sum())
+    rim_HW = (cv2.dilate(top_HW, np.ones((3, 3), np.uint8)) > 0) & (top_HW == 0)
+    return count > 3 and letters >= 3 and float(np.median(counts_HW[rim_HW])) < 0.5 * float(counts_HW.max())
 
 
 def write_scan(path: Path, counts_HW: Array, *, patient: str, view: str, pixel_mm: float, uid: str) -> None:
@@ -91,75 +136,85 @@ def write_scan(path: Path, counts_HW: Array, *, patient: str, view: str, pixel_m
     scan.SamplesPerPixel, scan.PhotometricInterpretation = 1, "MONOCHROME2"
     scan.BitsAllocated, scan.BitsStored, scan.HighBit, scan.PixelRepresentation = 16, 16, 15, 0
     scan.PixelSpacing = [pixel_mm, pixel_mm]
-    scan.DetectorVector, scan.NumberOfDetectors = 1, 1
-    code = Dataset()
-    code.CodeValue = {"anterior": "R-10206", "posterior": "R-10214"}[view]
-    code.CodingSchemeDesignator, code.CodeMeaning = "SRT", view.capitalize()
+    scan.EnergyWindowVector, scan.NumberOfEnergyWindows, scan.DetectorVector, scan.NumberOfDetectors = 1, 1, 1, 1
+    scan.FrameIncrementPointer = [0x00540010, 0x00540020]
+    scan.CountsAccumulated = int(counts_HW.sum())
+    scan.ActualFrameDuration, scan.ScanVelocity, scan.ScanLength = 1200000, "1.6", 1900
     detector = Dataset()
-    detector.ViewCodeSequence = [code]
+    detector.CollimatorType, detector.ImageOrientationPatient, detector.ImagePositionPatient = "PARA", None, None
+    code, meaning = {"anterior": ("399321004", "Anterior projection"),
+                     "posterior": ("399001007", "Posterior projection")}[view]
+    detector.ViewCodeSequence = [Dataset()]
+    detector.ViewCodeSequence[0].CodeValue, detector.ViewCodeSequence[0].CodingSchemeDesignator = code, "SCT"
+    detector.ViewCodeSequence[0].CodeMeaning = meaning
     scan.DetectorInformationSequence = [detector]
+    scan.StudyDate, scan.StudyTime, scan.StudyID = "20200101", "000000", "1"
+    scan.SeriesNumber, scan.InstanceNumber = 1, 1
+    for empty in ("PatientBirthDate", "PatientSex", "ReferringPhysicianName",
+                  "AccessionNumber", "Laterality", "PatientOrientationCodeSequence",
+                  "PatientGantryRelationshipCodeSequence", "EnergyWindowInformationSequence",
+                  "RadiopharmaceuticalInformationSequence"):
+        setattr(scan, empty, [] if empty.endswith("Sequence") else None)
     scan.PixelData = counts_HW.astype("<u2").tobytes()
     scan.save_as(path, enforce_file_format=True)
 
 
-def _counts(dataset: Dataset) -> Array:
+def _header(content: bytes) -> Dataset:
+    if content[128:132] != b"DICM" and content[:2] not in (b"\x02\0", b"\x08\0"):
+        raise NotTaken("is not a DICOM file")
+    header = pydicom.dcmread(BytesIO(content), force=True)
+    if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        raise NotTaken(DICOMDIR)
+    if "TransferSyntaxUID" not in header.file_meta:
+        header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    return header
+
+
+def _refuse(header: Dataset, modality: str | None) -> None:
+    """Raise NotTaken for an object that is no scan of the wanted modality."""
+    found = str(header.get("Modality", "") or "none")
+    if modality and found != modality:
+        raise NotTaken(f"Modality is {found if found in MODALITIES else 'another'}, not {modality}")
+    if not any(k in header for k in PIXELS):
+        raise NotTaken("has no pixel data")
+    if header.get("SamplesPerPixel", 1) not in (1, None):
+        raise NotTaken("is a colour image, not counts")
+    kind = header.get("ImageType") or []
+    if found == "NM" and len(kind) > 2 and not isinstance(kind, str) and kind[2] in NOT_PLANAR:
+        raise NotTaken(f"is {kind[2]}, not a planar scan")
+    size = int(header.Rows) * int(header.Columns) * int(header.get("NumberOfFrames", 1) or 1)
+    if not 0 < size <= MOST_PIXELS:
+        raise NotTaken(f"says it has {size} pixels, which is not between 1 and {MOST_PIXELS}")
+
+
+def _counts(header: Dataset) -> Array:
     """All frames, uint16, shape (N, H, W)."""
     try:
-        values = pixel_array(dataset)
+        values = pixel_array(header)
+        if any(k in header for k in ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence")):
+            values = np.asarray(apply_modality_lut(values, header), np.float64)
     except Exception:
-        syntax = dataset.file_meta.TransferSyntaxUID.name if "TransferSyntaxUID" in dataset.file_meta else "unknown"
+        uid = header.file_meta.TransferSyntaxUID
+        syntax = uid.name if uid.name != str(uid) else "unknown"
         raise NotTaken(f"no decoder reads its pixels (transfer syntax {syntax})") from None
-    values = np.asarray(apply_modality_lut(values, dataset), np.float64)
-    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+    if header.get("PhotometricInterpretation") == "MONOCHROME1":
+        values = values.astype(np.float64)
         values = values.max() + values.min() - values
-    if not np.isfinite(values).all() or values.max() > np.iinfo(np.uint16).max:
-        raise NotTaken("holds values that are no counts (not finite or above 65535)")
-    if values.max() <= 0:
-        raise NotTaken("is empty: no count above 0")
-    counts = np.rint(np.clip(values, 0, None)).astype(np.uint16)
+    counts = counts_of(values)
     return counts[None] if counts.ndim == 2 else counts
 
 
-def _views(dataset: Dataset, frames: int) -> list[str]:
-    """anterior, posterior or unknown for each frame: from the coded view, else from the series' own words."""
-    detectors = dataset.get("DetectorInformationSequence") or []
-    coded = [_view_of(" ".join(str(c.get("CodeMeaning", "")) for c in d.get("ViewCodeSequence") or []))
-             for d in detectors]
-    vector = _numbers(dataset.get("DetectorVector"))
-    if frames > 1 and len(vector) == frames and 1 <= min(vector) <= max(vector) <= len(coded):
-        return [coded[n - 1] for n in vector]
-    if len(coded) == frames and "unknown" not in coded:
-        return coded
-    words = " ".join(str(dataset.get(k, "")) for k in ("ImageID", "SeriesDescription", "ViewPosition"))
-    return [_view_of(words)] * frames if frames == 1 else ["unknown"] * frames
+def counts_of(values: Array) -> Array:
+    """Any real values as uint16 counts: negatives clipped to 0, rounded.
 
-
-def _view_of(words: str) -> str:
-    found = set()
-    if re.search(r"\bANT(ERIOR)?\b", words.upper()):
-        found.add("anterior")
-    if re.search(r"\bPOST?(ERIOR)?\b", words.upper()):
-        found.add("posterior")
-    return found.pop() if len(found) == 1 else "unknown"
-
-
-def _pixel_mm(dataset: Dataset) -> float | None:
-    """Pixel side in mm (PS3.3 10.7.1.1); detector-plane spacing is the same for a parallel-hole collimator."""
-    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "DetectorElementSpacing"):
-        value = _numbers(dataset.get(keyword), float)
-        if value and value[0] > 0:
-            return float(value[0])
-    return None
-
-
-def _site(dataset: Dataset) -> str:
-    """The scanner's make, never the hospital's name."""
-    words = f"{dataset.get('Manufacturer', '')} {dataset.get('ManufacturerModelName', '')}"
-    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-") or "unknown"
-
-
-def _numbers(value: Any, kind: type = int) -> list[Any]:
-    if value is None or value == "":
-        return []
-    many = value if isinstance(value, list | tuple | pydicom.multival.MultiValue) else [value]
-    return [kind(v) for v in many]
+    Raises:
+        NotTaken: a value is not finite or above 65535, or none is above 0.
+    """
+    top = values.max()
+    if not np.isfinite(top) or top > np.iinfo(np.uint16).max or (values.dtype.kind == "f" and np.isnan(values).any()):
+        raise NotTaken("holds values that are no counts (not finite or above 65535)")
+    if top <= 0:
+        raise NotTaken("is empty: no count above 0")
+    if values.dtype.kind == "u":
+        return np.asarray(values, np.uint16)
+    return np.rint(np.maximum(values, 0)).astype(np.uint16)

@@ -1,37 +1,91 @@
-"""Cross-validation folds by patient, stratified by lesion burden, the same for the same pixels."""
+"""Cross-validation folds by patient, stratified by label and lesion burden, the same for the same pixels."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
-from raybone.records import Scan
+from raybone.records import Scan, WrongInput
+
+TEST = -1  # the fold of the test group, which no search sees
 
 
-def assign_folds(scans: Iterable[Scan], content: dict[str, str], folds: int,
-                 seed: int = 0) -> dict[str, int]:
+def assign_folds(scans: Sequence[Scan], content: Mapping[str, str], folds: int, seed: int = 0, *,
+                 holdout: float = 0.0, together: Mapping[str, str] | None = None) -> dict[str, int]:
     """Fold of each patient.
 
-    Patients are dealt out in order of lesion count, back and forth over the folds, so that every fold holds few,
-    some and many lesions. Ties are ordered by the patients' pixel content, never by name.
+    Patients are dealt out label by label (see ``stratum_label``) and from many lesions to few, each to the fold with
+    the fewest patients of that label, then patients, then lesions. Ties are ordered by the patients' pixel content,
+    never by name.
 
     Args:
         scans: all scans with their lesions.
         content: a content hash for each patient_id.
         folds: number of folds wanted; there are never more than patients.
         seed: another order of patients with equally many lesions.
+        holdout: share of the patients, below 1, or their number: the test group, drawn evenly over that order.
+        together: a group for each patient; patients of one group get one fold.
     Returns:
-        patient_id -> fold, 0-based.
+        patient_id -> fold, 0-based, and -1 for the test group.
     """
-    burden: dict[str, int] = defaultdict(int)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for patient in {s.patient_id for s in scans}:
+        groups[(together or {}).get(patient, patient)].append(patient)
+    burden, stratum = _burden(scans)
+    ranked = sorted(groups.values(), key=lambda members: (
+        max(stratum[p] for p in members), -sum(burden[p] for p in members),
+        hashlib.sha256(f"{seed}:{min(content[p] for p in members)}".encode()).hexdigest()))
+    held = round(holdout if holdout >= 1 else holdout * len(ranked))
+    test = {int((i + 0.5) * len(ranked) / held) for i in range(held)} if held < len(ranked) else set()
+    rest = [members for i, members in enumerate(ranked) if i not in test]
+    fold_of: dict[str, int] = {p: TEST for i in test for p in ranked[i]}
+    held_by = [(Counter[str](), Counter[str]()) for _ in range(min(folds, len(rest)))]  # patients by label, totals
+    for members in rest:
+        label = max(stratum[p] for p in members)
+        fold = min(range(len(held_by)), key=lambda k: (held_by[k][0][label], held_by[k][1]["patients"],
+                                                       held_by[k][1]["lesions"], k))
+        held_by[fold][0][label] += len(members)
+        held_by[fold][1].update(patients=len(members), lesions=sum(burden[p] for p in members))
+        fold_of |= dict.fromkeys(members, fold)
+    return fold_of
+
+
+def folds_by_site(scans: Sequence[Scan], content: Mapping[str, str]) -> dict[str, int]:
+    """Leave-one-site-out: a fold a site, or a fold a scanner where sites are unknown; largest first.
+
+    Raises:
+        WrongInput: fewer than two sites, or patients that were scanned at several.
+    """
+    by_site = len({s.site for s in scans}) > 1
+    places: dict[str, set[str]] = defaultdict(set)
+    for scan in scans:
+        places[scan.patient_id].add(scan.site if by_site else scan.scanner)
+    several = sum(len(p) > 1 for p in places.values())
+    of = {patient: min(found) for patient, found in places.items()}
+    sizes = Counter(of.values())
+    if len(sizes) < 2 or several:
+        raise WrongInput(f"--folds site: needs patients of at least 2 sites, each patient at one, got {len(sizes)} "
+                         f"sites and {several} patients at several; give sites in labels.csv, or a number of folds")
+    digest = {place: min(content[p] for p in of if of[p] == place) for place in sizes}
+    order = sorted(sizes, key=lambda place: (-sizes[place], digest[place]))
+    return {patient: order.index(place) for patient, place in of.items()}
+
+
+def stratum_label(scans: Iterable[Scan]) -> str | None:
+    """The label that folds are stratified by: the first with 2 to 6 values over the patients."""
+    values: dict[str, set[str]] = defaultdict(set)
+    for scan in scans:
+        for name, value in scan.labels:
+            values[name].add(value)
+    return next((name for name, found in values.items() if 2 <= len(found) <= 6), None)
+
+
+def _burden(scans: Sequence[Scan]) -> tuple[Counter[str], dict[str, str]]:
+    """Lesions and stratum of each patient."""
+    burden: Counter[str] = Counter()
+    label, stratum = stratum_label(scans), dict[str, str]()
     for scan in scans:
         burden[scan.patient_id] += len(scan.lesions)
-    folds = min(folds, len(burden))
-    ranked = sorted(burden, key=lambda p: (-burden[p], hashlib.sha256(f"{seed}:{content[p]}".encode()).hexdigest()))
-    return {patient: _snake(rank, folds) for rank, patient in enumerate(ranked)}
-
-
-def _snake(rank: int, folds: int) -> int:
-    lap, place = divmod(rank, folds)
-    return place if lap % 2 == 0 else folds - 1 - place
+        stratum[scan.patient_id] = max(stratum.get(scan.patient_id, ""), dict(scan.labels).get(label or "", ""))
+    return burden, stratum

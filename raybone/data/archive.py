@@ -1,0 +1,60 @@
+"""Zipped folders of scans, unpacked for the time of reading."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from raybone.records import WrongInput
+
+
+@contextmanager
+def unpacked(source: Path, place: Path) -> Iterator[tuple[list[tuple[str, Path]], dict[str, str]]]:
+    """The folders to read as (prefix of names, folder), and why archives below the source are not among them.
+
+    Args:
+        source: a folder with or without zip archives in it, a zip archive, or a DICOMDIR, which stands for its folder.
+        place: folder on a disk with room; a private folder in it holds what is unpacked, and is removed at the end.
+    Raises:
+        WrongInput: there is no such source, or not enough room.
+    """
+    if source.is_file() and source.name.upper() == "DICOMDIR":
+        source = source.parent
+    single = source.is_file()
+    if not (source.is_dir() or (single and zipfile.is_zipfile(source))):
+        raise WrongInput("prepare: SOURCE must be a folder of scans or a zip archive, and is neither; check the path")
+    archives = [source] if single else sorted(p for p in source.rglob("*.[zZ][iI][pP]") if p.is_file())
+    roots, closed = [] if single else [("", source)], {}
+    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=place) as folder:
+        for number, path in enumerate(archives):
+            name = "" if single else path.relative_to(source).as_posix()
+            target = Path(folder, str(number))
+            try:
+                _extract(path, target)
+                roots.append((f"{name}/" if name else "", _top(target)))
+            except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError):
+                closed[name] = "is a zip archive that is broken, encrypted or of an unknown kind"
+        if single and closed:
+            raise WrongInput("prepare: SOURCE is a zip archive that is broken, encrypted or of an unknown kind; "
+                             "unpack it and give the folder")
+        yield roots, closed
+
+
+def _extract(path: Path, target: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        need = sum(i.file_size for i in archive.infolist())
+        target.mkdir()
+        if need > shutil.disk_usage(target).free:
+            raise WrongInput(f"prepare: unpacking a zip archive beside DATASET needs {need / 1e9:.1f} GB, more than "
+                             "the disk has free; unpack it elsewhere and give the folder")
+        archive.extractall(target)
+
+
+def _top(folder: Path) -> Path:
+    """The folder itself, or the only one in it."""
+    inside = list(folder.iterdir())
+    return _top(inside[0]) if len(inside) == 1 and inside[0].is_dir() else folder

@@ -1,0 +1,52 @@
+"""Pseudonyms under a key that stays outside the dataset, with the map from inputs to their paths beside the key."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from raybone.records import WrongInput
+
+
+def key_path(given: Path | str | None) -> Path:
+    """The key file asked for, or the one of the user's config folder."""
+    home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(given) if given else Path(home) / "raybone" / "key"
+
+
+def read_key(path: Path) -> bytes:
+    """The key's bytes; a new random key, readable by its owner alone, when there is none.
+
+    Raises:
+        WrongInput: the file is empty.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    content = path.read_bytes().strip()
+    if not content:
+        raise WrongInput(f"--key {path}: must not be empty; remove the file to have a key made")
+    return content
+
+
+def pseudonym(key: bytes, kind: str, identity: str, digits: int = 12) -> str:
+    """HMAC-SHA256 of an identity as hex digits; the same identity of another kind gets another pseudonym."""
+    return hmac.new(key, f"{kind}\0{identity}".encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:digits]
+
+
+def write_map(key: Path, dataset_hash: str, sources: Iterable[tuple[str, str, str]]) -> Path:
+    """input_id, scan_id and path of every input, beside the key and for its owner alone."""
+    path = key.parent / f"{key.name}.{dataset_hash}.sources.csv"
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(("input_id", "scan_id", "path"))
+        writer.writerows(sources)
+    return path

@@ -1,0 +1,119 @@
+"""Inputs on their way into a dataset: identities become pseudonyms, remarks and rejections are kept by input."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from raybone.data.dataset import DatasetWriter, Stored, store
+from raybone.data.identity import pseudonym
+from raybone.data.layouts import Source
+from raybone.data.reading import Read, Taken
+from raybone.data.steps import View, apply_steps, unit
+from raybone.data.tables import Labels
+from raybone.records import Scan
+
+REMARK_OF_FLAG = {"burned-in-text": "text suspected in the pixels: look at the scan before you train on it or share it",
+                  "lossy": "lossy compression: counts are not exact",
+                  "not-square": "pixels are not square: pixel_mm is their height",
+                  "unannotated": "scan without annotation: counts as a scan without lesion"}
+LEFT_OUT = "is left out by the steps: montage needs both views of a study, and tiles without counts are not kept"
+
+
+@dataclass
+class Intake:
+    """What was read so far.
+
+    secret: the key. root: SOURCE. rejected: (input_id, bytes, reason). remarks: rule -> names of inputs, which
+    ``scan_ids`` turns into ids. unknown: the patient_ids that stand for a study or a file, as the source names no
+    patient.
+    """
+
+    secret: bytes
+    root: Path
+    labels: Labels = field(default_factory=Labels)
+    rejected: list[tuple[str, int, str]] = field(default_factory=list)
+    remarks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    unknown: set[str] = field(default_factory=set)
+    _taken: list[tuple[str, str, Stored, Scan]] = field(default_factory=list)  # name, study, ...
+    _id_of: dict[str, str] = field(default_factory=dict)
+    _scans_of: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def take(self, item: Source, read: Read) -> None:
+        """Put an input among the scans or among the rejected."""
+        self._id_of[item.name] = read.input_id or "i" + pseudonym(self.secret, "path", item.name, 16)
+        for rule, times in read.remarks.items():
+            self.remarks[rule] += [item.name] * times
+        if read.reason:
+            self.rejected.append((self._id_of[item.name], read.bytes, read.reason))
+        for found in read.scans:
+            self._taken.append(self._scan(item, found))
+
+    def settle(self, raw: DatasetWriter, folder: Path, steps: Sequence[str]) -> DatasetWriter:
+        """The scans in order of input, after the steps; in the folder they were read into, or in another."""
+        if not steps:
+            for name, _, stored, scan in self._taken:
+                self._scans_of[name].append(raw.add(stored, scan).scan_id)
+            return raw
+        writer, studies = DatasetWriter(folder), defaultdict[str, list[View]](list)
+        for name, study, stored, scan in self._taken:
+            known = raw.add(stored, scan)
+            studies[study].append(View(raw.counts(known), known, (name,)))
+        for views in studies.values():
+            lazily = [replace(v, values_HW=v.values_HW.astype(np.float32)) for v in views]
+            used = self._stored(writer, apply_steps(lazily, steps), unit(steps))
+            lost = {i for v in views for i in v.made_of} - used
+            self.rejected += [(self._id_of[name], 0, LEFT_OUT) for name in sorted(lost)]
+        if "max_min" in steps or "brightness" in steps:  # one window for all, or each scan's would undo the step
+            high = 65535.0 if "max_min" in steps else float(np.median([s.high for s in writer.scans] or [0]))
+            writer.scans[:] = [replace(s, high=high) for s in writer.scans]
+        return writer
+
+    def scan_ids(self, names: Sequence[str]) -> list[str]:
+        """The scans that came of these inputs; the input_id of one that gave none."""
+        return [i for name in names if name in self._id_of for i in self._scans_of.get(name) or [self._id_of[name]]]
+
+    def sources(self) -> list[tuple[str, str, str]]:
+        """input_id, scan_id (empty when rejected) and path, for the map beside the key."""
+        return [(input_id, scan_id, str(self.root / name)) for name, input_id in self._id_of.items()
+                for scan_id in self._scans_of.get(name) or [""]]
+
+    def _scan(self, item: Source, found: Taken) -> tuple[str, str, Stored, Scan]:
+        facts, secret = found.facts, self.secret
+        labels = self.labels.of(facts.patient, item.name)
+        patient = labels.pop("patient_id", "") or facts.patient
+        study = facts.study or (f"patient:{patient}" if patient else f"input:{self._id_of[item.name]}")
+        patient_id = "p" + (pseudonym(secret, "patient", patient) if patient else pseudonym(secret, "study", study))
+        if not patient:
+            self.unknown.add(patient_id)
+        flags = (*facts.flags, *(() if found.lesions is not None else ("unannotated",)))
+        for flag in flags:
+            self.remarks[REMARK_OF_FLAG[flag]].append(item.name)
+        site = labels.pop("site", "") or _masked(secret, "site", facts.site)
+        scanner = labels.pop("scanner", "") or _masked(secret, facts.make, facts.scanner)
+        instance = pseudonym(secret, "instance", facts.instance) if facts.instance else ""
+        view = item.view or facts.view or "unknown"
+        return item.name, study, found.stored, Scan(
+            "", patient_id, view, 0, 0, facts.pixel_mm, 0, 0.0, site, scanner, instance, flags,
+            tuple({**dict(item.labels), **labels}.items()), found.lesions or ())
+
+    def _stored(self, writer: DatasetWriter, views: Sequence[View], scale: int) -> set[str]:
+        """Store what the steps made; returns the inputs that are in it."""
+        used = set()
+        for view in views:
+            counts_HW = np.rint(np.clip(view.values_HW * scale, 0, 65535)).astype(np.uint16)
+            if counts_HW.any():
+                scan = writer.add(store(writer.path, counts_HW), view.scan)
+                used |= set(view.made_of)
+                for name in view.made_of:
+                    self._scans_of[name].append(scan.scan_id)
+        return used
+
+
+def _masked(secret: bytes, kind: str, text: str) -> str:
+    """A readable kind and six digits of a pseudonym, as of a hospital's name."""
+    return f"{kind}-{pseudonym(secret, kind, text, 6)}" if text else "unknown"

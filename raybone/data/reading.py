@@ -1,0 +1,138 @@
+"""One input, read in a process of its own: its counts stored, its annotations fitted, nothing raised."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from raybone.data.annotations import Remarks, fitted
+from raybone.data.dataset import Stored, store
+from raybone.data.dicom import DICOMDIR, Facts, NotTaken, counts_of, files_named, read_frames, shows_text
+from raybone.data.formats import READERS, labelme_image, read_mask
+from raybone.data.layouts import Source, split_suffix
+from raybone.data.preprocess import STRIDE
+from raybone.records import Array, Lesion
+
+MOST_BYTES = 1 << 31
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One scan of an input; ``lesions`` is None when nothing annotates it."""
+
+    facts: Facts
+    stored: Stored
+    lesions: tuple[Lesion, ...] | None
+
+
+@dataclass(frozen=True)
+class Read:
+    """What an input gave: scans, or the reason for none. ``input_id`` is a hash of its content, empty if unreadable."""
+
+    input_id: str
+    bytes: int
+    scans: tuple[Taken, ...] = ()
+    reason: str = ""
+    remarks: Remarks = field(default_factory=Remarks)
+
+
+def read_source(source: Source, folder: Path, modality: str | None, aliases: Mapping[str, str]) -> Read:
+    """Read one input and store the counts of its scans in the dataset folder."""
+    if source.path.is_dir():
+        return Read("", 0, reason=source.aside)
+    try:
+        if not source.path.is_file() or source.path.stat().st_size > MOST_BYTES:
+            return Read("", 0, reason="is no regular file, or over 2 GiB")
+        content = source.path.read_bytes()
+    except OSError as error:
+        return Read("", 0, reason=f"cannot be read ({type(error).__name__})")
+    found = Read("i" + hashlib.sha256(content).hexdigest()[:16], len(content))
+    try:
+        if source.aside:
+            raise NotTaken(source.aside)
+        scans, remarks = _scans(source, content, folder, modality, aliases)
+        return replace(found, scans=scans, remarks=remarks)
+    except NotTaken as reason:
+        remarks = Remarks()
+        if str(reason) == DICOMDIR:
+            missing = [n for n in files_named(content) if not (source.path.parent / n).exists()]
+            remarks["file named by a DICOMDIR that is not there"] += len(missing)
+        return replace(found, reason=str(reason), remarks=+remarks)
+    except MemoryError:
+        return replace(found, reason="is too large for the memory")
+
+
+def _scans(source: Source, content: bytes, folder: Path, modality: str | None,
+           aliases: Mapping[str, str]) -> tuple[tuple[Taken, ...], Remarks]:
+    lone = any(path == source.path for path, _ in source.beside)
+    try:
+        pixels = labelme_image(content) if lone else content
+        frames = _frames(source, pixels, modality)
+        lesions, remarks = _annotations(source, [counts_HW.shape for counts_HW, _ in frames], aliases)
+    except NotTaken:
+        raise
+    except ValueError as error:  # the readers' own, which quote nothing of the file
+        raise NotTaken(str(error)) from None
+    return tuple(Taken(facts, store(folder, counts_HW), lesions) for counts_HW, facts in frames), remarks
+
+
+def _frames(source: Source, content: bytes, modality: str | None) -> list[tuple[Array, Facts]]:
+    dicom = content[128:132] == b"DICM"
+    if content[:4] == b"PK\x03\x04" and zipfile.is_zipfile(BytesIO(content)):
+        raise NotTaken("is an archive inside an archive, or without the suffix .zip")
+    if source.kind == "dicom" or (dicom and source.kind == "any"):
+        frames = read_frames(content, source.path.name, modality)
+    else:
+        counts_HW = _image(content)
+        frames = [(counts_HW, Facts(source.patient, source.view, source.pixel_mm))]
+    for number, (counts_HW, facts) in enumerate(frames):
+        if min(counts_HW.shape) < STRIDE:
+            raise NotTaken(f"is {counts_HW.shape[0]}x{counts_HW.shape[1]} pixels, under {STRIDE} a side")
+        flags = {*facts.flags, *(["burned-in-text"] if shows_text(counts_HW) else [])}
+        frames[number] = (counts_HW, replace(facts, flags=tuple(sorted(flags))))
+    return frames
+
+
+def _annotations(source: Source, shapes: list[tuple[int, ...]],
+                 aliases: Mapping[str, str]) -> tuple[tuple[Lesion, ...] | None, Remarks]:
+    """Lesions of all annotations of a scan, None when there are none, and remarks on them."""
+    parts = [] if source.lesions is None else [(list(source.lesions), source.size, Remarks())]
+    for path, category in source.beside:
+        try:
+            note = path.read_bytes()
+        except OSError:
+            raise NotTaken("has an annotation that cannot be opened") from None
+        parts.append(read_mask(note, category) if category else READERS[split_suffix(path.name)[1]](note))
+    if not parts:
+        return None, Remarks()
+    if len(shapes) > 1:
+        raise NotTaken("has several frames, and annotations do not say which they belong to")
+    (height, width), found, remarks = shapes[0], list[Lesion](), Remarks()
+    for lesions, size, more in parts:
+        if size and size != (height, width):
+            raise NotTaken(f"is {height}x{width}, but its annotation was made for {size[0]}x{size[1]}")
+        inside, changed = fitted(lesions, height, width, aliases)
+        found += inside
+        remarks += more + changed
+    return tuple(found), remarks
+
+
+def _image(content: bytes) -> Array:
+    """An image file as counts uint16, shape (H, W); colour that is grey is taken as grey, other colour as luminance."""
+    try:
+        with Image.open(BytesIO(content)) as image:
+            values = np.asarray(image if image.mode in ("L", "I", "F") or image.mode.startswith("I;16")
+                                else image.convert("RGB"))
+    except Exception:  # Pillow raises what its plugins raise
+        raise NotTaken("is not an image that can be read") from None
+    if values.ndim == 3:
+        grey = bool((values == values[..., :1]).all())
+        values = values[..., 0] if grey else np.rint(values[..., :3] @ np.array([0.299, 0.587, 0.114]))
+    return counts_of(values)

@@ -1,0 +1,198 @@
+"""Preprocessing steps of the papers, by name, for the views of one study; ``prepare --steps`` applies them in order.
+
+Body range, brightness, knee cut and montage are those of the double U-Net study of whole-body scans (jobs/wbbs_*,
+section 3.3 there), for 1024x256 views; rows are scaled with the height of other scans. max_min, bladder and tile are
+those of the multi-attention U-Net study (Quant Imaging Med Surg, doi 10.21037/qims-24-1246). Values become real
+numbers; ``unit`` says how they are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from raybone.data.annotations import mask_of, rle_of
+from raybone.records import Array, Lesion, Scan
+
+BODY_ROWS, KNEE_ROW, FULL_ROWS = 950, 640, 1024
+MEAN_RANGE = (7.0, 14.0)
+TILE, STRIDE = 256, 128
+
+
+@dataclass(frozen=True)
+class View:
+    """Values, float32 (H, W), of one image of a study, with its scan (lesions in pixels of these values).
+
+    made_of: names of the inputs that are in it.
+    """
+
+    values_HW: Array
+    scan: Scan
+    made_of: tuple[str, ...]
+
+
+def apply_steps(views: Sequence[View], names: Sequence[str]) -> list[View]:
+    """The views after all steps, in order."""
+    done = list(views)
+    for name in names:
+        done = STEPS[name](done)
+    return done
+
+
+def body_range(values_HW: Array) -> tuple[int, int]:
+    """First row of the body and the row after its last, from the projection profile.
+
+    Rows count as body where the smoothed row sums are above 5 % of their 90th percentile.
+    """
+    profile_H = cv2.blur(values_HW.sum(1, dtype=np.float64)[:, None], (1, 5))[:, 0]
+    rows = np.nonzero(profile_H > 0.05 * np.percentile(profile_H, 90))[0]
+    return (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, len(values_HW))
+
+
+def brightness(values_HW: Array) -> Array:
+    """Values times the power of two that brings their mean into [7, 14).
+
+    The range is one octave, so that the gain is unique; this is the reading chosen of the papers' linear
+    transformation "within the range of (7, 14)". An empty scan stays as it is.
+    """
+    mean = float(values_HW.mean())
+    return values_HW * np.float32(2.0 ** np.ceil(np.log2(MEAN_RANGE[0] / mean))) if mean > 0 else values_HW
+
+
+def max_min(values_HW: Array) -> Array:
+    """Values stretched linearly to [0, 1] by the scan's own minimum and maximum."""
+    low, high = float(values_HW.min()), float(values_HW.max())
+    return (values_HW - low) / max(high - low, 1e-9)
+
+
+def without_bladder(values_HW: Array) -> Array:
+    """The bladder's hot spot replaced by the median of its rim.
+
+    It is sought where a whole-body view has it (rows 0.36 to 0.50 of the body, the middle third of the columns), as the
+    pixels above half of the maximum there, when that maximum is over 3 times the 99th percentile of the body outside.
+    """
+    top, bottom = body_range(values_HW)
+    rows = slice(top + round(0.36 * (bottom - top)), top + round(0.50 * (bottom - top)))
+    columns = slice(values_HW.shape[1] // 3, values_HW.shape[1] - values_HW.shape[1] // 3)
+    window_HW = np.zeros(values_HW.shape, bool)
+    window_HW[rows, columns] = True
+    smooth_HW = cv2.GaussianBlur(values_HW, (0, 0), max(1.0, values_HW.shape[1] / 128))
+    peak = float(smooth_HW[window_HW].max(initial=0))
+    if peak <= 3 * float(np.percentile(smooth_HW[top:bottom][~window_HW[top:bottom]], 99)):
+        return values_HW
+    spot_HW = (window_HW & (smooth_HW > 0.25 * peak)).astype(np.uint8)
+    reach = 2 * max(1, values_HW.shape[1] // 85) + 1
+    spot_HW = cv2.dilate(spot_HW, np.ones((reach, reach), np.uint8))
+    rim_HW = (cv2.dilate(spot_HW, np.ones((reach, reach), np.uint8)) > 0) & (spot_HW == 0)
+    out_HW = values_HW.copy()
+    out_HW[spot_HW > 0] = np.median(values_HW[rim_HW])
+    return out_HW
+
+
+def body_mask(values_HW: Array) -> Array:
+    """Body against air, boolean (H, W): Otsu's threshold (1979) of the smoothed square root of the values."""
+    root_HW = cv2.GaussianBlur(np.sqrt(np.maximum(values_HW, 0)).astype(np.float32), (0, 0), 2)
+    top = float(np.percentile(root_HW, 99)) or 1.0
+    grey_HW = np.clip(root_HW / top * 255, 0, 255).astype(np.uint8)
+    return np.asarray(cv2.threshold(grey_HW, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[1], bool)
+
+
+def tiles(shape: tuple[int, int], size: int = TILE, stride: int = STRIDE) -> list[tuple[int, int]]:
+    """(row, column) of the first pixel of each tile; the last ones are moved in so that all pixels are covered."""
+    def starts(length: int) -> list[int]:
+        last = max(0, length - size)
+        return [*range(0, last, stride), last]
+
+    return [(y, x) for y in starts(shape[0]) for x in starts(shape[1])]
+
+
+def untile(values: Sequence[Array], places: Sequence[tuple[int, int]], shape: tuple[int, int]) -> Array:
+    """The image, float32 of ``shape``, that tiles are of; where they overlap, their mean."""
+    total_HW, times_HW = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for tile_HW, (y, x) in zip(values, places):
+        part = (slice(y, min(y + tile_HW.shape[0], shape[0])), slice(x, min(x + tile_HW.shape[1], shape[1])))
+        total_HW[part] += tile_HW[: part[0].stop - y, : part[1].stop - x]
+        times_HW[part] += 1
+    return total_HW / np.maximum(times_HW, 1)
+
+
+def unit(names: Sequence[str]) -> int:
+    """Stored value of 1.0: so that steps which leave whole counts keep enough digits."""
+    return 65535 if "max_min" in names else 16 if "brightness" in names else 1
+
+
+def _body_range(views: list[View]) -> list[View]:
+    """950 of 1024 rows with the body in their middle."""
+    cut = []
+    for view in views:
+        top, bottom = body_range(view.values_HW)
+        rows = round(len(view.values_HW) * BODY_ROWS / FULL_ROWS)
+        cut.append(_window(view, (top + bottom - rows) // 2, 0, rows, view.values_HW.shape[1]))
+    return cut
+
+
+def _knee_cut(views: list[View]) -> list[View]:
+    """Rows down to the knees: 640 of 950."""
+    return [_window(v, 0, 0, round(len(v.values_HW) * KNEE_ROW / BODY_ROWS), v.values_HW.shape[1]) for v in views]
+
+
+def _montage(views: list[View]) -> list[View]:
+    """Anterior at the left and posterior at the right, for each pair of one height; a lone view is left out."""
+    pairs = zip(*([v for v in views if v.scan.view == side] for side in ("anterior", "posterior")))
+    merged = []
+    for front, back in pairs:
+        rows, columns = max(len(front.values_HW), len(back.values_HW)), front.values_HW.shape[1]
+        wide = columns + back.values_HW.shape[1]
+        left, right = _window(front, 0, 0, rows, wide), _window(back, 0, -columns, rows, wide)
+        merged.append(View(left.values_HW + right.values_HW, replace(
+            left.scan, view="anterior|posterior", lesions=left.scan.lesions + right.scan.lesions,
+            flags=tuple(sorted({*left.scan.flags, *right.scan.flags}))), front.made_of + back.made_of))
+    return merged
+
+
+def _tile(views: list[View]) -> list[View]:
+    return [_window(v, y, x, TILE, TILE) for v in views for y, x in tiles(v.values_HW.shape)]
+
+
+def _each(change: Callable[[Array], Array]) -> Callable[[list[View]], list[View]]:
+    return lambda views: [replace(v, values_HW=change(v.values_HW).astype(np.float32)) for v in views]
+
+
+STEPS: dict[str, Callable[[list[View]], list[View]]] = {
+    "body_range": _body_range, "brightness": _each(brightness), "knee_cut": _knee_cut, "montage": _montage,
+    "max_min": _each(max_min), "bladder": _each(without_bladder),
+    "body_mask": _each(lambda values_HW: values_HW * body_mask(values_HW)), "tile": _tile}
+
+
+def _window(view: View, y: int, x: int, rows: int, columns: int) -> View:
+    """The part of a view that starts at (y, x), zeros where it reaches beyond; lesions move along and are cut."""
+    return View(_part(view.values_HW, y, x, rows, columns),
+                replace(view.scan, lesions=tuple(_moved(view.scan.lesions, y, x, rows, columns))), view.made_of)
+
+
+def _part(values_HW: Array, y: int, x: int, rows: int, columns: int) -> Array:
+    out_HW = np.zeros((rows, columns), values_HW.dtype)
+    source_HW = values_HW[max(y, 0) : max(y + rows, 0), max(x, 0) : max(x + columns, 0)]
+    top, left = max(-y, 0), max(-x, 0)
+    out_HW[top : top + source_HW.shape[0], left : left + source_HW.shape[1]] = source_HW
+    return out_HW
+
+
+def _moved(lesions: Sequence[Lesion], y: int, x: int, rows: int, columns: int) -> Iterator[Lesion]:
+    for lesion in lesions:
+        x1, y1, x2, y2 = lesion.box_xyxy
+        box = (max(x1 - x, 0.0), max(y1 - y, 0.0), min(x2 - x, float(columns)), min(y2 - y, float(rows)))
+        rle = None
+        if lesion.rle:
+            mask_HW = _part(mask_of(lesion.rle), y, x, rows, columns)
+            if not mask_HW.any():
+                continue
+            if box[2] - box[0] < x2 - x1 or box[3] - box[1] < y2 - y1:  # what is left may be smaller than the cut box
+                down, across = np.nonzero(mask_HW.any(1))[0], np.nonzero(mask_HW.any(0))[0]
+                box = (float(across[0]), float(down[0]), float(across[-1] + 1), float(down[-1] + 1))
+            rle = rle_of(mask_HW)
+        if box[0] < box[2] and box[1] < box[3]:
+            yield Lesion(box, lesion.category, rle)
