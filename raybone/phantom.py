@@ -7,7 +7,6 @@ detectors that are good on it need not be good on patients.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,13 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from raybone.data.annotations import lesions_of_mask, mask_of, rle_of, to_coco
-from raybone.data.dicom import write_scan
+from raybone.data.annotations import lesions_of_mask, rle_of
+from raybone.data.export import LAYOUTS, write_coco, write_labels, write_view
 from raybone.records import Array, Lesion, Scan, WrongInput
 
 HEIGHT, WIDTH, PIXEL_MM = 1024, 256, 2.26
 PSF_SIGMA = 1.9  # pixels: about 10 mm FWHM of a low-energy collimator at body distance
 KEY = "raybone phantom: no secret"
-Layout = Literal["dicom", "coco", "masks"]
 View = Literal["anterior", "posterior"]
 VIEWS: tuple[View, View] = ("anterior", "posterior")
 
@@ -63,14 +61,15 @@ class Focus:
     front: float
 
 
-def phantom(out: Path | str, patients: int = 24, seed: int = 0, layout: Layout = "dicom", height: int = HEIGHT,
+def phantom(out: Path | str, patients: int = 24, seed: int = 0, layout: str = "dicom", height: int = HEIGHT,
             progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
     """Write a cohort; the same arguments give the same files.
 
     Args:
         out: a folder that does not exist or is empty.
         patients: two views each, named PHANTOM-0001 and so on.
-        layout: ``dicom`` (a folder a patient, annotations.json beside), ``coco`` (16-bit PNG) or ``masks``.
+        layout: ``dicom`` (a folder a patient, annotations.json beside), ``coco``, ``labelme`` or ``masks`` (16-bit
+            PNG), or ``bs80k`` (8-bit JPEG).
         height: rows of the images, a multiple of 4; columns are a quarter of it.
     Raises:
         WrongInput: the folder holds something, or a number is out of range.
@@ -79,29 +78,27 @@ def phantom(out: Path | str, patients: int = 24, seed: int = 0, layout: Layout =
     if patients < 1 or height < 64 or height % 4 or seed < 0:
         raise WrongInput("phantom: needs patients >= 1, height >= 64 in steps of 4 and seed >= 0, "
                          f"got {patients}, {height} and {seed}")
-    if layout not in ("dicom", "coco", "masks"):
-        raise WrongInput(f"phantom: layout must be dicom, coco or masks, got {layout}; choose one")
+    if layout not in LAYOUTS:
+        raise WrongInput(f"phantom: layout must be one of {', '.join(LAYOUTS)}, got {layout}")
     if out.exists() and any(out.iterdir()):
         raise WrongInput(f"phantom: {out} must be empty or absent, but holds files; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    scans: list[Scan] = []
-    patient_of: dict[str, str] = {}
+    scans, names = list[Scan](), list[str]()
     for number in range(patients):
         rng = np.random.default_rng([seed, number])
         patient = _patient(f"PHANTOM-{number + 1:04d}", rng)
         foci = _foci(patient, rng)
+        tumour = str(np.random.default_rng([seed, number, 1]).choice(("breast", "lung", "prostate")))
         for view in VIEWS:
             counts_HW, lesions = render(patient, foci, view, rng, height)
-            name = _write(out, layout, patient.name, view, counts_HW, lesions)
-            patient_of[name] = patient.name
-            scans.append(Scan(name, patient.name, view, height, height // 4, PIXEL_MM * HEIGHT / height, 0, 1.0,
-                              lesions=lesions))
+            scan = Scan("", patient.name, view, height, height // 4, PIXEL_MM * HEIGHT / height, 0, 1.0,
+                        labels=(("primary_tumour", tumour),), lesions=lesions)
+            scans.append(scan)
+            names.append(write_view(out, layout, scan, counts_HW))
         progress(number + 1, patients)
-    if layout != "masks":
-        coco = to_coco(scans, ["malignant", "benign"])
-        for image, scan in zip(coco["images"], scans):
-            image.update(patient_id=patient_of[scan.scan_id], view=scan.view, pixel_mm=scan.pixel_mm)
-        (out / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
+    if layout in ("dicom", "coco"):
+        write_coco(out, names, scans)
+    write_labels(out, layout, names, scans)
     (out / "phantom.key").write_text(KEY, encoding="utf-8")
     (out / "phantom.key").chmod(0o600)
     return out
@@ -316,24 +313,3 @@ def _around(parts: tuple[Lesion, ...]) -> tuple[float, float, float, float]:
     boxes_N4 = np.array([p.box_xyxy for p in parts])
     low, high = boxes_N4[:, :2].min(0), boxes_N4[:, 2:].max(0)
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
-
-
-def _write(out: Path, layout: Layout, patient: str, view: View, counts_HW: Array, lesions: tuple[Lesion, ...]) -> str:
-    """Write one view in the layout; returns its name as the annotations know it."""
-    if layout == "dicom":
-        name = f"{patient}/{view}.dcm"
-        (out / patient).mkdir(exist_ok=True)
-        write_scan(out / name, counts_HW, patient=patient, view=view, pixel_mm=PIXEL_MM * HEIGHT / len(counts_HW),
-                   uid=f"{patient}/{view}")
-        return name
-    folder, name = out / "images", f"{patient}_{view}.png"
-    folder.mkdir(exist_ok=True)
-    cv2.imwrite(str(folder / name), counts_HW)
-    if layout == "masks":
-        (out / "masks").mkdir(exist_ok=True)
-        whole_HW = np.zeros(counts_HW.shape, bool)
-        for lesion in lesions:
-            if lesion.category == "malignant" and lesion.rle:
-                whole_HW |= mask_of(lesion.rle)
-        cv2.imwrite(str(out / "masks" / name), whole_HW.astype(np.uint8) * 255)
-    return f"images/{name}"

@@ -15,7 +15,8 @@ ORDER = [
     {"leaderboard", "preview", "demo"}, {"search"}, {"watch"}, {"cluster"}, {"cli"},
 ]
 HOME_OF = {
-    "ray": {"cluster"}, "ultralytics": {"models/yolo.py"}, "pydicom": {"data/dicom.py", "data/header.py"}, "nibabel": {"data/formats.py"},
+    "ray": {"cluster"}, "ultralytics": {"models/yolo.py"}, "pydicom": {"data/dicom.py", "data/header.py"},
+    "nibabel": {"data/formats.py"},
     "torch": {"data/loader.py", "losses", "models", "evaluate.py", "fit.py", "search.py", "preview.py",
               "cluster/worker.py"},
     "optuna": {"hpo"}, "pycocotools": {"data/annotations.py", "metrics/boxes.py"},

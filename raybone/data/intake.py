@@ -11,7 +11,7 @@ import numpy as np
 
 from raybone.data.dataset import DatasetWriter, Stored, store
 from raybone.data.identity import pseudonym
-from raybone.data.layouts import Source
+from raybone.data.layouts import Source, positive
 from raybone.data.reading import Read, Taken
 from raybone.data.steps import View, apply_steps, unit
 from raybone.data.tables import Labels
@@ -96,9 +96,11 @@ class Intake:
         site = labels.pop("site", "") or _masked(secret, "site", facts.site)
         scanner = labels.pop("scanner", "") or _masked(secret, facts.make, facts.scanner)
         instance = pseudonym(secret, "instance", facts.instance) if facts.instance else ""
-        view = item.view or facts.view or "unknown"
+        view, pixel_mm = labels.pop("view", ""), labels.pop("pixel_mm", "")
+        view = (view if view in ("anterior", "posterior") else "") or item.view or facts.view or "unknown"
+        spacing = positive(pixel_mm) or facts.pixel_mm
         return item.name, study, found.stored, Scan(
-            "", patient_id, view, 0, 0, facts.pixel_mm, 0, 0.0, site, scanner, instance, flags,
+            "", patient_id, view, 0, 0, spacing, 0, 0.0, site, scanner, instance, flags,
             tuple({**dict(item.labels), **labels}.items()), found.lesions or ())
 
     def _stored(self, writer: DatasetWriter, views: Sequence[View], scale: int) -> set[str]:

@@ -148,7 +148,7 @@ def _coco(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks]
             sources.append(Source(
                 files[name], name, "any", known.get("patient_id", ""),
                 known.get("view", "") if known.get("view") in ("anterior", "posterior") else "",
-                _positive(known.get("pixel_mm")), tuple(lesions[file_name]), _size(entry)))
+                positive(known.get("pixel_mm")), tuple(lesions[file_name]), _size(entry)))
     sources += [Source(p, n, aside="is not named by the COCO file") for n, p in files.items() if n not in named]
     return sources, remarks
 
@@ -213,7 +213,8 @@ def _coco_files(root: Path) -> list[Path]:
     return sorted((root / "annotations").glob("*.json"))
 
 
-def _positive(value: str | None) -> float | None:
+def positive(value: str | None) -> float | None:
+    """A spacing in mm, or None for what cannot be one."""
     try:
         return float(value) if value and 0 < float(value) < 1000 else None
     except ValueError:

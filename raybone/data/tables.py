@@ -10,7 +10,7 @@ from pathlib import Path
 from raybone.records import WrongInput
 
 MOST_VALUES = 50  # a label with more is free text or an identifier
-OWN = ("site", "scanner", "patient_id", "file")
+OWN = ("site", "scanner", "patient_id", "file", "view", "pixel_mm")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class Labels:
 
 
 def read_labels(path: Path) -> Labels:
-    """labels.csv: a column ``patient_id`` or ``file``, and any others; with ``file``, ``patient_id`` may be one.
+    """labels.csv: a column ``patient_id`` or ``file``, and any others.
+
+    site, scanner, view and pixel_mm replace what the scans themselves say; with ``file``, so does patient_id.
 
     Raises:
         WrongInput: no key column, a reserved name, or a column that looks like free text or an identifier.
