@@ -8,12 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 _HOME = tempfile.mkdtemp(prefix="raybone-home-")
 os.environ.update(HOME=_HOME, XDG_CONFIG_HOME=f"{_HOME}/.config", YOLO_CONFIG_DIR=f"{_HOME}/ultralytics",
                   OMP_NUM_THREADS="1")
 Path(_HOME, "ultralytics").mkdir()
 os.environ.pop("RAY_ADDRESS", None)
+
+# Nothing is written into the checkout, and a slow machine is no failure.
+settings.register_profile("raybone", database=None, deadline=None)
+settings.load_profile("raybone")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -15,6 +15,7 @@ from pydicom.data import get_testdata_file
 
 from raybone.data.dataset import open_dataset
 from raybone.data.dicom import write_scan
+from raybone.inspect import inspect
 from raybone.phantom import phantom
 from raybone.prepare import prepare
 from raybone.records import WrongInput
@@ -61,28 +62,6 @@ def test_what_is_not_taken_is_named_by_hash_and_reason(tmp_path: Path) -> None:
     assert {r["reason"] for r in rows} >= {"is not a DICOM file", "Modality is CT, not NM"}
     assert len({r["reason"] for r in rows}) == 3
     assert made.meta["counts"]["scans"] == 4
-
-
-def test_no_identity_of_the_source_is_in_any_file_of_the_dataset(tmp_path: Path) -> None:
-    secret = "Qxjzw"
-    source = tmp_path / f"folder-{secret}"
-    source.mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(2):
-        path = source / f"{secret}-{number}.dcm"
-        write_scan(path, rng.poisson(5, (64, 64)).astype(np.uint16), patient=f"{secret}{number}", view="anterior",
-                   pixel_mm=2, uid=str(number))
-        scan = pydicom.dcmread(path)
-        scan.PatientName = scan.InstitutionName = scan.ImageComments = scan.StudyDescription = secret
-        scan.StudyDate = "19991231"
-        scan.private_block(0x11, secret, create=True).add_new(1, "LO", secret)
-        scan.save_as(path)
-    made = prepare(source, tmp_path / "ds", folds=2, key=tmp_path / "k")
-    content = b"".join(p.read_bytes() for p in made.path.rglob("*") if p.is_file())
-    names = "".join(str(p.relative_to(tmp_path)) for p in made.path.rglob("*"))
-    for trace in (secret, "19991231", str(pydicom.dcmread(source / f"{secret}-0.dcm").SOPInstanceUID)):
-        assert trace.encode() not in content
-        assert trace not in names
 
 
 def test_a_dataset_is_whole_or_absent(tmp_path: Path) -> None:
@@ -153,3 +132,197 @@ def test_annotations_without_a_scan_are_reported(cohort: Path, tmp_path: Path) -
     assert any("1 x annotated scan that is not there" in w for w in made.meta["warnings"])
     content = json.loads((made.path / "dataset.json").read_text())
     assert content["counts"]["scans"] == 17
+
+
+@pytest.mark.parametrize("layout", ["coco", "labelme"])
+def test_the_same_cohort_in_another_layout_is_the_same_dataset(layout: str, dataset: Path, tmp_path: Path) -> None:
+    """Pixels, boxes, masks, views and folds: all are in the hash."""
+    source = phantom(tmp_path / "src", patients=9, seed=3, height=256, layout=layout)
+    made = prepare(source, tmp_path / "ds", folds=3, key=tmp_path / "k")
+    assert made.meta["layout"] == layout
+    assert made.meta["hash"] == open_dataset(dataset).hash
+    assert made.rejected == ()
+
+
+def test_bs80k_as_released_keeps_boxes_patients_views_and_labels(tmp_path: Path) -> None:
+    source = phantom(tmp_path / "src", 3, 3, "bs80k", 256)
+    (source / "chestLANT").mkdir()
+    (source / "chestLANT" / "0001.jpg").write_bytes(next(source.rglob("*.jpg")).read_bytes())
+    (source / "chestLANT" / "chestLANT.txt").write_text("0001.jpg 1\nnonsense\n")
+    (source / "wholeBodyANT" / "ant" / "0099.xml").write_text("<annotation/>")
+    (source / "wholeBodyPOST" / "post" / "0002.xml").unlink()
+    (source / "readme").write_text("x")
+    lines = (source / "wholeBodyANT" / "wholeBodyANT.txt").read_text().replace("0001.jpg 1", "0001.jpg 0")
+    (source / "wholeBodyANT" / "wholeBodyANT.txt").write_text(lines)
+    made = prepare(source, tmp_path / "ds", folds=2, key=tmp_path / "k")
+    opened = open_dataset(made.path)
+    expected = open_dataset(prepare(phantom(tmp_path / "d", 3, 3, height=256), tmp_path / "ds2", folds=2,
+                                    key=tmp_path / "k").path)
+    assert made.meta["layout"] == "bs80k"
+    assert sorted(s.view for s in opened.scans) == ["anterior"] * 3 + ["posterior"] * 3
+    assert len({s.patient_id for s in opened.scans}) == 3
+    boxes = [{(le.box_xyxy, le.category) for s in d.scans if "unannotated" not in s.flags for le in s.lesions}
+             for d in (opened, expected)]
+    assert boxes[0] <= boxes[1]
+    labels = [dict(s.labels) for s in opened.scans]
+    assert {r.get("abnormal") for r in labels} == {"0", "1"}
+    assert [r["abnormal_chestL"] for r in labels if "abnormal_chestL" in r] == ["1"]
+    assert sorted(reason for _, _, reason in made.rejected) == [
+        "is a region of a whole-body scan; its label goes with that scan",
+        "is an annotation, not a scan, and no scan has its name", "is outside the folders of BS-80K"]
+    assert sum("unannotated" in s.flags for s in opened.scans) == 1
+    assert any("label line that cannot be read" in w for w in made.meta["warnings"])
+
+
+def test_annotations_lie_beside_dicom_or_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    import nibabel
+
+    rng = np.random.default_rng(0)
+    mask_HW = np.zeros((80, 64), np.uint8)
+    mask_HW[10:20, 30:40], mask_HW[40:50, 5:9] = 1, 2
+    for name in ("a", "b", "c"):
+        write_scan(tmp_path / f"{name}.dcm", rng.poisson(5, mask_HW.shape).astype(np.uint16), patient=name,
+                   view="anterior", pixel_mm=2, uid=name)
+    nibabel.save(nibabel.Nifti1Image(mask_HW.T[:, :, None], np.eye(4)), tmp_path / "a.nii.gz")
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "b.xml").write_text(
+        "<annotation><object><name>nidus</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>99</xmax><ymax>7</ymax>"
+        "</bndbox></object></annotation>")
+    made = prepare(tmp_path, tmp_path.parent / "beside-ds", folds=2, key=tmp_path.parent / "k")
+    found = {tuple(sorted((le.category, le.box_xyxy) for le in s.lesions)) for s in open_dataset(made.path).scans}
+    assert found == {(("benign", (5.0, 40.0, 9.0, 50.0)), ("malignant", (30.0, 10.0, 40.0, 20.0))),
+                     (("malignant", (1.0, 2.0, 64.0, 7.0)),), ()}
+    assert {w.split(" (first")[0] for w in made.meta["warnings"]} == {
+        "1 x box beyond the border of its scan: cut there",
+        "1 x scan without annotation: counts as a scan without lesion"}
+
+
+def test_labels_sites_and_patients_come_from_labels_csv(tmp_path: Path) -> None:
+    source = phantom(tmp_path / "src", 6, 3, "masks", 128)
+    rows = list(csv.DictReader((source / "labels.csv").open()))
+    for row in rows:
+        row["site"] = "north" if row["patient_id"] < "PHANTOM-0003" else "south"
+    with (source / "labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    opened = open_dataset(prepare(source, tmp_path / "ds", folds="site", key=tmp_path / "k").path)
+    assert {s.site: opened.fold_of[s.patient_id] for s in opened.scans} == {"south": 0, "north": 1}
+    assert opened.meta["patients_known"]
+    assert {name for s in opened.scans for name, _ in s.labels} == {"primary_tumour"}
+    assert {s.view for s in opened.scans} == {"anterior", "posterior"}
+
+
+def test_a_test_group_is_in_no_fold_and_no_search_sees_it(cohort: Path, tmp_path: Path) -> None:
+    opened = open_dataset(prepare(cohort, tmp_path / "ds", folds=3, holdout=0.34, key=tmp_path / "k").path)
+    test = {p for p, fold in opened.fold_of.items() if fold == -1}
+    assert len(test) == 3
+    assert opened.folds == 3
+    for fold in range(3):
+        assert test.isdisjoint(s.patient_id for s in opened.training(fold) + opened.validation(fold))
+
+
+def test_a_given_split_is_honoured_and_refused_when_it_leaks(cohort: Path, tmp_path: Path) -> None:
+    names = [f"PHANTOM-{n:04d}" for n in range(1, 10)]
+
+    def split(rows: list[tuple[str, object]]) -> Path:
+        path = tmp_path / "split.csv"
+        path.write_text("patient_id,fold\n" + "".join(f"{n},{f}\n" for n, f in rows))
+        return path
+
+    good = [(n, "test" if i == 8 else i % 2) for i, n in enumerate(names)]
+    opened = open_dataset(prepare(cohort, tmp_path / "ds", key=tmp_path / "k", split=split(good)).path)
+    assert sorted(opened.fold_of.values()) == [-1, 0, 0, 0, 0, 1, 1, 1, 1]
+    for rows, why in (([*good, (names[0], 1)], "such a split leaks"), (good[1:], "1 of 9 have none"),
+                      ([(n, 0) for n in names], "at least 2"), ([*good[:-1], (names[8], "5")], "without a gap"),
+                      ([*good[:-1], (names[8], "x")], "line 10")):
+        with pytest.raises(WrongInput, match=why):
+            prepare(cohort, tmp_path / "no", key=tmp_path / "k", split=split(rows))
+    import shutil
+
+    twins = tmp_path / "twins"
+    shutil.copytree(cohort, twins)
+    copy = pydicom.dcmread(twins / names[0] / "anterior.dcm")
+    copy.PatientID = "TWIN"
+    copy.save_as(twins / "twin.dcm")
+    with pytest.raises(WrongInput, match="same pixels are in two folds"):
+        prepare(twins, tmp_path / "no", key=tmp_path / "k", split=split([*good, ("TWIN", 1)]))
+    opened = open_dataset(prepare(twins, tmp_path / "together", folds=3, key=tmp_path / "k").path)
+    pair = [s.patient_id for s in opened.scans if s.scan_id.split("-")[0] in
+            {t.scan_id.split("-")[0] for t in opened.scans if t.scan_id.endswith("-2")}]
+    assert len(set(pair)) == 2
+    assert len({opened.fold_of[p] for p in pair}) == 1
+
+
+def test_steps_are_recorded_and_a_lone_view_is_rejected(tmp_path: Path) -> None:
+    source = phantom(tmp_path / "src", 3, 3, height=256)
+    next(iter(sorted(source.rglob("posterior.dcm")))).unlink()
+    names = ["body_range", "brightness", "knee_cut", "montage"]
+    made = prepare(source, tmp_path / "ds", folds=2, key=tmp_path / "k", steps=names)
+    opened = open_dataset(made.path)
+    assert made.meta["preprocessing"]["steps"] == names
+    assert [(s.height, s.width, s.view) for s in opened.scans] == [(160, 128, "anterior|posterior")] * 2
+    assert len({s.high for s in opened.scans}) == 1
+    assert all(6 < opened.counts(s).mean() / made.meta["preprocessing"]["unit"] < 22 for s in opened.scans)
+    assert [r for _, _, r in made.rejected] == ["is left out by the steps: montage needs both views of a study, and "
+                                                "tiles without counts are not kept"]
+    with pytest.raises(WrongInput, match="no step is called sharpen"):
+        prepare(source, tmp_path / "no", steps=["sharpen"])
+
+
+def test_zipped_folders_and_a_dicomdir_stand_for_their_files(cohort: Path, dataset: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from pydicom.fileset import FileSet
+
+    (tmp_path / "in").mkdir()
+    packed = shutil.make_archive(str(tmp_path / "in" / "export"), "zip", cohort.parent, cohort.name)
+    for source in (Path(packed), tmp_path / "in"):
+        made = prepare(source, tmp_path / f"ds-{source.name}", folds=3, key=tmp_path / "k")
+        assert made.meta["hash"] == open_dataset(dataset).hash
+        assert made.rejected == ()
+        assert not list(tmp_path.glob(".*"))
+    files = FileSet()
+    for path in cohort.rglob("*.dcm"):
+        files.add(path)
+    files.write(tmp_path / "media")
+    next(p for p in (tmp_path / "media").rglob("*") if p.is_file() and p.name != "DICOMDIR").unlink()
+    made = prepare(tmp_path / "media" / "DICOMDIR", tmp_path / "ds-media", folds=3, key=tmp_path / "k")
+    assert made.meta["counts"]["scans"] == 17
+    assert [r for _, _, r in made.rejected] == ["is a DICOMDIR, an index of files that are read themselves"]
+    assert any(w.startswith("1 x file named by a DICOMDIR that is not there") for w in made.meta["warnings"])
+
+
+def test_unknown_patients_that_look_alike_share_a_fold(shared: Path, tmp_path: Path) -> None:
+    made = prepare(shared / "data" / "bmseg-mini", tmp_path / "ds", folds=3, key=tmp_path / "k")
+    found = inspect(made.path)
+    opened = open_dataset(made.path)
+    assert any("leakage between folds cannot be excluded" in w for w in found["warnings"])
+    assert len(found["near_duplicates"]) > 10
+    assert all(opened.fold_of[a] == opened.fold_of[b] for a, b, _ in found["near_duplicates"])
+
+
+def test_three_hundred_mutated_files_give_reasons_and_no_traceback(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    source, rng = tmp_path / "src", np.random.default_rng(0)
+    source.mkdir()
+    files = [get_testdata_file(n) for n in ("JPEG2000.dcm", "JPGExtended.dcm", "MR_small_RLE.dcm", "MR_small.dcm",
+                                            "MR_small_jpeg_ls_lossless.dcm", "examples_jpeg2k.dcm")]
+    for number in range(300):
+        content = bytearray(Path(str(files[number % len(files)])).read_bytes()[:200_000])
+        for _ in range(int(rng.integers(1, 30))):
+            place = int(rng.integers(len(content) if number % 2 else min(len(content), 3000)))
+            content[place] = int(rng.integers(256))
+        length = int(rng.integers(100, len(content))) if number % 5 == 0 else len(content)
+        (source / f"{number}").write_bytes(content[:length])
+    done = subprocess.run([sys.executable, "-m", "raybone.cli", "prepare", str(source), str(tmp_path / "ds"),
+                           "--modality", "any", "--key", str(tmp_path / "k")],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    counts = json.loads((tmp_path / "ds" / "dataset.json").read_text())["counts"]
+    with (tmp_path / "ds" / "rejected.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == counts["rejected"] > 20
+    assert counts["scans"] + counts["rejected"] >= 300

@@ -17,7 +17,7 @@ from raybone.records import Lesion, WrongInput
 Layout = Literal["auto", "dicom", "coco", "labelme", "bs80k", "masks"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-NOT_INPUTS = ("annotations.json", "labels.csv", "phantom.key")
+NOT_INPUTS = ("annotations.json", "labels.csv")
 REGION_CROP = "is a region of a whole-body scan; its label goes with that scan"
 
 
@@ -81,7 +81,7 @@ def _walk(root: Path) -> tuple[dict[str, Path], list[str]]:
         for name in sorted(names):
             path = Path(folder) / name
             files[path.relative_to(root).as_posix()] = path
-    return {n: p for n, p in files.items() if n not in NOT_INPUTS}, closed
+    return {n: p for n, p in files.items() if n not in NOT_INPUTS and not n.startswith("phantom.key")}, closed
 
 
 def _layout_of(root: Path, files: Mapping[str, Path]) -> Literal["dicom", "coco", "labelme", "bs80k", "masks"]:

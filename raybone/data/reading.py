@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from raybone.data.annotations import Remarks, fitted
+from raybone.data.annotations import NO_SCAN, Remarks, fitted
 from raybone.data.dataset import Stored, store
 from raybone.data.dicom import DICOMDIR, Facts, NotTaken, counts_of, files_named, read_frames, shows_text
 from raybone.data.formats import READERS, labelme_image, read_mask
@@ -64,16 +64,22 @@ def read_source(source: Source, folder: Path, modality: str | None, aliases: Map
         if str(reason) == DICOMDIR:
             missing = [n for n in files_named(content) if not (source.path.parent / n).exists()]
             remarks["file named by a DICOMDIR that is not there"] += len(missing)
+        if source.beside and not _lone(source):
+            remarks[NO_SCAN] += len(source.beside)
         return replace(found, reason=str(reason), remarks=+remarks)
     except MemoryError:
         return replace(found, reason="is too large for the memory")
 
 
+def _lone(source: Source) -> bool:
+    """Whether the input is an annotation that no scan goes with."""
+    return any(path == source.path for path, _ in source.beside)
+
+
 def _scans(source: Source, content: bytes, folder: Path, modality: str | None,
            aliases: Mapping[str, str]) -> tuple[tuple[Taken, ...], Remarks]:
-    lone = any(path == source.path for path, _ in source.beside)
     try:
-        pixels = labelme_image(content) if lone else content
+        pixels = labelme_image(content) if _lone(source) else content
         frames = _frames(source, pixels, modality)
         lesions, remarks = _annotations(source, [counts_HW.shape for counts_HW, _ in frames], aliases)
     except NotTaken:

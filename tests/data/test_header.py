@@ -1,0 +1,75 @@
+"""Headers: the view from what says it, unknown rather than a guess; spacing in one value or two."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydicom.dataset import Dataset
+
+from raybone.data.header import patient_of, pixel_mm_of, views_of
+
+
+def header(**elements: Any) -> Dataset:
+    made = Dataset()
+    for keyword, value in elements.items():
+        setattr(made, keyword, value)
+    return made
+
+
+def code(value: str = "", meaning: str = "") -> list[Dataset]:
+    return [header(CodeValue=value, CodingSchemeDesignator="SCT", CodeMeaning=meaning)]
+
+
+FRONT, BACK = [1, 0, 0, 0, 0, -1], [-1, 0, 0, 0, 0, -1]
+
+
+@pytest.mark.parametrize(("elements", "frames", "file_name", "views"), [
+    ({"DetectorInformationSequence": [header(ViewCodeSequence=code("399321004")),
+                                      header(ViewCodeSequence=code("R-10214"))]}, 2, "x", "anterior posterior"),
+    ({"DetectorInformationSequence": [header(ViewCodeSequence=code(meaning="Posterior")),
+                                      header(ViewCodeSequence=code(meaning="anterior projection"))],
+      "DetectorVector": [2, 1]}, 2, "x", "anterior posterior"),
+    ({"DetectorInformationSequence": [header(ViewCodeSequence=code("399118008", "Left lateral projection"))]}, 1, "x",
+     "unknown"),
+    ({"DetectorInformationSequence": [header(ImageOrientationPatient=FRONT), header(ImageOrientationPatient=BACK)]}, 2,
+     "x", "anterior posterior"),
+    ({"DetectorInformationSequence": [header(StartAngle=180), header(StartAngle=0)]}, 2, "x", "anterior posterior"),
+    ({"DetectorInformationSequence": [header(StartAngle=90)]}, 1, "x", "unknown"),
+    ({"DetectorInformationSequence": [header(StartAngle=0, ViewCodeSequence=code("R-10206"))]}, 1, "x", "anterior"),
+    ({"PatientOrientation": ["L", "F"]}, 1, "post.dcm", "anterior"),
+    ({"PatientOrientation": ["R", "F"]}, 1, "x", "posterior"),
+    ({"ViewPosition": "PA"}, 1, "x", "posterior"),
+    ({"SeriesDescription": "WB ANT_POST"}, 2, "x", "anterior posterior"),
+    ({"SeriesDescription": "POST/ANT"}, 2, "x", "posterior anterior"),
+    ({"SeriesDescription": "ANT/POST"}, 1, "x", "unknown"),
+    ({"ImageID": "Anterior 3h"}, 1, "x", "anterior"),
+    ({"SeriesDescription": "whole body"}, 1, "bone_POST_01.dcm", "posterior"),
+    ({"SeriesDescription": "significant posture change"}, 1, "antonia.dcm", "unknown"),
+    ({}, 2, "x", "unknown unknown"),
+    ({"DetectorVector": [7, 9]}, 2, "x", "unknown unknown"),
+])
+def test_the_view_is_told_by_the_first_that_says_it(elements: dict[str, Any], frames: int, file_name: str,
+                                                    views: str) -> None:
+    assert views_of(header(**elements), frames, file_name) == views.split()
+
+
+@pytest.mark.parametrize(("elements", "expected"), [
+    ({"PixelSpacing": [2.26, 2.26]}, (2.26, True)),
+    ({"ImagerPixelSpacing": [2.4, 4.8]}, (2.4, False)),
+    ({"DetectorElementSpacing": [3.0, 3.0], "PixelSpacing": [0, 0]}, (3.0, True)),
+    ({"PixelSpacing": 2.0}, (2.0, True)),
+    ({"SharedFunctionalGroupsSequence": [header(PixelMeasuresSequence=[header(PixelSpacing=[1.5, 1.5])])]},
+     (1.5, True)),
+    ({}, (None, True)),
+])
+def test_spacing_is_found_wherever_it_stands(elements: dict[str, Any], expected: tuple[float | None, bool]) -> None:
+    assert pixel_mm_of(header(**elements)) == expected
+
+
+def test_patients_are_told_apart_by_id_and_issuer_else_by_name_and_birth_date() -> None:
+    known = [patient_of(header(**e)) for e in (
+        {"PatientID": "1"}, {"PatientID": "1", "IssuerOfPatientID": "B"}, {"PatientName": "A^B"},
+        {"PatientName": "A^B", "PatientBirthDate": "19500101"}, {"PatientName": "A^B", "PatientBirthDate": "19500102"})]
+    assert known[2] == ""
+    assert len(set(known)) == 5
