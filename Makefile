@@ -1,9 +1,9 @@
 # Everything runs from .venv; a stamp file makes the install run once for each change of the pins.
 PYTHON ?= python3
 PY := .venv/bin/python
-SOURCES := raybone jobs tests
+SOURCES := raybone jobs tests benchmarks
 
-.PHONY: install demo test chaos check lint clean
+.PHONY: install demo test chaos benchmark check clean
 
 install: .venv/.installed
 
@@ -26,6 +26,10 @@ test: check
 # Long: kills drivers of running studies.
 chaos: install
 	$(PY) -m pytest tests/chaos -o norecursedirs=
+
+# Side by side with the plain ways; minutes each, results in benchmarks/results.
+benchmark: install
+	OMP_NUM_THREADS=1 $(PY) benchmarks/data.py
 
 clean:
 	rm -rf runs .mypy_cache .ruff_cache

@@ -285,7 +285,8 @@ def _show(out: str) -> None:
     from raybone.hpo.journal import read_resolved
 
     folder = Folder(out)
-    metric = read_resolved(folder).metric
+    study = read_resolved(folder)
+    metric = study.metric
     table = pd.read_csv(io.BytesIO(folder.read("leaderboard.csv") or b""))
     searched = [c for c in table.columns if c.startswith("cfg.") and table[c].nunique(dropna=False) > 1]
     columns = ["rank", "config_id", "state", "epochs_done", f"{metric}_mean", f"{metric}_ci_low", f"{metric}_ci_high",
@@ -293,6 +294,8 @@ def _show(out: str) -> None:
     table["rank"] = table["rank"].map(lambda r: "" if pd.isna(r) else str(int(r)))
     shown = table[columns].rename(columns=lambda c: c.removeprefix("cfg."))
     print(shown.to_string(index=False, na_rep="", float_format=lambda v: f"{v:.4g}"))
+    for warning in study.resolved.warnings if study.resolved else ():
+        print(f"warning: {warning}")
 
 
 def _progress() -> Callable[[Brain], None]:

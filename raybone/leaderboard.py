@@ -69,6 +69,7 @@ def _row(study: Study, configuration: Configuration, ended: bool) -> dict[str, A
         "seed": study.search.seed, "dataset_hash": study.resolved.dataset_hash,
         "code_version": study.resolved.code_version,
         "reason": configuration.reason if configuration.status == "failed" else "",
+        "warnings": "; ".join(study.resolved.warnings),
     }
 
 
@@ -98,4 +99,5 @@ def _columns(study: Study, state: State) -> list[str]:
     return ["rank", "config_id", "model", "state", "folds_done", "epochs_done", f"{m}_mean", f"{m}_sd", f"{m}_ci_low",
             f"{m}_ci_high", f"{m}_pooled", *(f"{m}_fold{k}" for k in range(study.resolved.folds)),
             *(f"{o}_mean" for o in DIRECTIONS if o != m and o in seen), "delta_to_best", "p_to_best", "train_seconds",
-            "gpu_hours", "parameters", *(f"cfg.{p}" for p in params), "seed", "dataset_hash", "code_version", "reason"]
+            "gpu_hours", "parameters", *(f"cfg.{p}" for p in params), "seed", "dataset_hash", "code_version", "reason",
+            "warnings"]

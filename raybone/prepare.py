@@ -23,7 +23,7 @@ from raybone.data.parallel import Died, cores, spread
 from raybone.data.reading import Read, read_source
 from raybone.data.steps import STEPS, unit
 from raybone.data.tables import read_labels, read_split
-from raybone.records import RunFailed, WrongInput
+from raybone.records import WrongInput
 
 
 @dataclass(frozen=True)
@@ -133,16 +133,11 @@ def _inputs(roots: list[tuple[str, Path]], closed: Mapping[str, str], layout: La
 
 def _read(inputs: Sequence[Source], work: Callable[[Source], Read], intake: Intake,
           progress: Callable[[int, int], None]) -> None:
-    died = 0
     for number, (item, read) in enumerate(zip(inputs, spread(work, inputs, min(cores(), len(inputs)))), 1):
         if isinstance(read, Died):
-            died += 1
             read = Read("", 0, reason="ended the process that read it: a decoder crashed")
         intake.take(item, read)
         progress(number, len(inputs))
-    if inputs and died == len(inputs):
-        raise RunFailed("prepare: no process that reads inputs lived; a script of your own must call prepare below "
-                        "`if __name__ == \"__main__\":`")
 
 
 def _folds(intake: Intake, writer: DatasetWriter, folds: int | Literal["site"], seed: int, holdout: float,
@@ -203,8 +198,8 @@ def _finish(intake: Intake, writer: DatasetWriter, layout: str, steps: Sequence[
     """Write the tables; returns the content of dataset.json."""
     scans = writer.scans
     remarks = {rule: list(dict.fromkeys(intake.scan_ids(names))) for rule, names in intake.remarks.items() if names}
-    warnings = [f"{len(names)} x {rule}" + (f" (first {remarks[rule][0]})" if remarks[rule] else "")
-                for rule, names in intake.remarks.items() if names] + warnings
+    remarked = [f"{len(names)} x {rule}" + (f" (first {remarks[rule][0]})" if remarks[rule] else "")
+                for rule, names in intake.remarks.items() if names]
     categories = sorted({le.category for s in scans for le in s.lesions}, key=lambda c: (c != "malignant", c))
     meta = {
         "layout": layout, "patients_known": not intake.unknown, "categories": categories,
@@ -214,6 +209,6 @@ def _finish(intake: Intake, writer: DatasetWriter, layout: str, steps: Sequence[
         "counts": {"scans": len(scans), "patients": len(fold_of), "lesions": sum(len(s.lesions) for s in scans),
                    "rejected": len(intake.rejected), "folds": len(set(fold_of.values()) - {TEST}),
                    "test_patients": sum(f == TEST for f in fold_of.values())},
-        "warnings": warnings, "remarks": remarks,
+        "warnings": remarked + warnings, "fold_warnings": warnings, "remarks": remarks,
     }
     return writer.finish(fold_of, categories, meta, intake.rejected)

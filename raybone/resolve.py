@@ -44,7 +44,7 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
     if problems or not dataset or not model or not config:
         raise WrongInput(*problems)
     resolved = Resolved(dataset_hash=dataset.hash, code_version=__version__, folds=dataset.folds,
-                        ladder=_ladder(study, dataset, config), warnings=tuple(dataset.meta.get("warnings", ())))
+                        ladder=_ladder(study, dataset, config), warnings=tuple(dataset.meta.get("fold_warnings", ())))
     if out is not None and out.local:
         _check_disk(study, model, config, Path(out.path), dataset.folds)
     absolute = study.dataset if "://" in study.dataset else str(Path(study.dataset).resolve())

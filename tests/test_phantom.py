@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pydicom
 import pytest
@@ -66,3 +69,27 @@ def test_impossible_requests_are_refused(tmp_path: Path) -> None:
                      {"out": tmp_path / "x", "height": 63}, {"out": tmp_path / "x", "layout": "tiff"}):
         with pytest.raises(WrongInput, match="phantom"):
             phantom(**keywords)
+
+
+def run(*command: str | Path) -> str:
+    """What an outside program says of a file, or a skip when it is not installed."""
+    if not shutil.which(str(command[0])):
+        pytest.skip(f"{command[0]} is not installed")
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+def test_dciodvfy_finds_no_error_in_a_phantom_scan(cohort: Path) -> None:
+    for path in sorted(cohort.rglob("*.dcm"))[:2]:
+        said = run("dciodvfy", path)
+        assert "NMImage" in said
+        assert "Error" not in said
+
+
+def test_a_second_reader_sees_the_same_counts(cohort: Path, tmp_path: Path) -> None:
+    path = next(cohort.rglob("*.dcm"))
+    run("dcm2pnm", "--write-16-bit-pnm", "--min-max-window", path, tmp_path / "out.pgm")
+    seen_HW = cv2.imread(str(tmp_path / "out.pgm"), cv2.IMREAD_UNCHANGED).astype(float)
+    counts_HW = pydicom.dcmread(path).pixel_array
+    assert seen_HW.shape == counts_HW.shape
+    assert np.corrcoef(seen_HW.ravel(), counts_HW.ravel())[0, 1] > 0.9999

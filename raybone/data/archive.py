@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,9 @@ def unpacked(source: Path, place: Path) -> Iterator[tuple[list[tuple[str, Path]]
             try:
                 _extract(path, target)
                 roots.append((f"{name}/" if name else "", _top(target)))
-            except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError):
+            except OSError as error:  # whose file name would be one of the source
+                raise OSError(error.errno, error.strerror) from None
+            except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError, zlib.error):
                 closed[name] = "is a zip archive that is broken, encrypted or of an unknown kind"
         if single and closed:
             raise WrongInput("prepare: SOURCE is a zip archive that is broken, encrypted or of an unknown kind; "

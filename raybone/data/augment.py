@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 
+from raybone.data.cache import as_float
 from raybone.records import Array
 from raybone.spec import Strict
 
@@ -33,7 +34,7 @@ class Augmentation(Strict):
 
 @dataclass(frozen=True)
 class Sample:
-    """image_HW float32 in [0, 1]; boxes_N4 float32 xyxy pixels; labels_N int64; mask_HW int64 class map or None."""
+    """image_HW uint16 or float32 intensities; boxes_N4 float32 xyxy pixels; labels_N; mask_HW class map or None."""
 
     image_HW: Array
     boxes_N4: Array
@@ -66,7 +67,7 @@ def _mosaic(samples: list[Sample], rng: np.random.Generator, canvas: tuple[int, 
     height, width = canvas
     yc = int(rng.integers(height // 2, 2 * height - height // 2))
     xc = int(rng.integers(width // 2, 2 * width - width // 2))
-    image_HW = np.zeros((2 * height, 2 * width), np.float32)
+    image_HW = np.zeros((2 * height, 2 * width), samples[0].image_HW.dtype)
     mask_HW = None if samples[0].mask_HW is None else np.zeros((2 * height, 2 * width), samples[0].mask_HW.dtype)
     boxes, labels = [], []
     for place, part in enumerate(samples):
@@ -101,8 +102,7 @@ def _affine(sample: Sample, hyper: Augmentation, rng: np.random.Generator, canva
     pixels_23[:, 2] += matrix_23[:, :2] @ [0.5, 0.5] - 0.5
     image_HW = cv2.warpAffine(sample.image_HW, pixels_23, (width, height), flags=cv2.INTER_LINEAR, borderValue=0)
     mask_HW = None if sample.mask_HW is None else cv2.warpAffine(
-        sample.mask_HW.astype(np.uint8), pixels_23, (width, height), flags=cv2.INTER_NEAREST,
-        borderValue=0).astype(np.int64)
+        sample.mask_HW.astype(np.uint8), pixels_23, (width, height), flags=cv2.INTER_NEAREST, borderValue=0)
     corners_N42 = sample.boxes_N4[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
     moved_N42 = corners_N42 @ matrix_23[:, :2].T + matrix_23[:, 2]
     boxes_N4 = np.concatenate([moved_N42.min(1), moved_N42.max(1)], 1).astype(np.float32)
@@ -130,6 +130,9 @@ def _flip(sample: Sample, width: int) -> Sample:
 def _intensity(image_HW: Array, hyper: Augmentation, rng: np.random.Generator) -> Array:
     """Gamma change by up to a factor 1 + gamma either way; fewer counts by thinning to 1 - poisson at the least."""
     power, thin = rng.uniform(-hyper.gamma, hyper.gamma), 1 - rng.uniform(0, hyper.poisson)
+    if not hyper.poisson and not hyper.gamma:
+        return image_HW
+    image_HW = as_float(image_HW)
     if hyper.poisson:
         # The image is sqrt(counts / high); about 200 counts at the top is what whole-body scans have.
         counts_HW = rng.poisson(np.square(image_HW) * 200 * thin)

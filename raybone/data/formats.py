@@ -1,7 +1,8 @@
 """Annotation files that lie beside a scan: LabelMe JSON, VOC xml, ITK-SNAP NIfTI and mask images.
 
-Each reader takes the file's bytes and gives lesions in scan pixels with the names the file uses, the scan size (H, W)
-that the file was made for or None, and remarks. A file that is not of its format raises ValueError with the reason.
+Each reader takes the file's bytes and gives the lesions of every frame in scan pixels with the names the file uses, the
+scan size (H, W) that the file was made for or None, and remarks. Only NIfTI knows several frames, one a slice. A file
+that is not of its format raises ValueError with the reason.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from PIL import Image, ImageDraw
 from raybone.data.annotations import EMPTY, IN_BETWEEN, Remarks, lesions_of_mask, rle_of
 from raybone.records import Array, Lesion
 
-MOST_PIXELS = 1 << 28
-Annotated = tuple[list[Lesion], tuple[int, int] | None, Remarks]
+MOST_PIXELS, MOST_SLICES = 1 << 28, 4096
+Annotated = tuple[list[list[Lesion]], tuple[int, int] | None, Remarks]
 
 
 def read_labelme(content: bytes) -> Annotated:
@@ -52,7 +53,7 @@ def read_labelme(content: bytes) -> Annotated:
     except Exception:  # whatever a hostile file provokes in json, Pillow and numpy
         raise ValueError("has an annotation that is not LabelMe JSON") from None
     lesions += [_of_mask(np.any([m for _, m in shapes], axis=0), shapes[0][0]) for shapes in parts.values()]
-    return lesions, size, remarks
+    return [lesions], size, remarks
 
 
 def labelme_image(content: bytes) -> bytes:
@@ -81,27 +82,28 @@ def read_voc(content: bytes) -> Annotated:
             lesions.append(Lesion((x1, y1, x2, y2), _text(item, "name")))
     except (ValueError, ElementTree.ParseError):
         raise ValueError("has an annotation that is not VOC xml") from None
-    return lesions, size if size and all(size) else None, Remarks()
+    return [lesions], size if size and all(size) else None, Remarks()
 
 
 def read_nifti(content: bytes) -> Annotated:
-    """ITK-SNAP's NIfTI labels of a scan: label 1 is malignant, 2 benign, others by their number.
+    """ITK-SNAP's NIfTI labels of a scan, a slice for each frame; label 1 is malignant, 2 benign, others have their number.
 
     The first axis of the array runs along the columns, as ITK stores it; orientation in the header is not applied.
     """
     try:
         image = nibabel.Nifti1Image.from_bytes(_gunzipped(content))
-        values = np.asarray(image.dataobj)
-        values_HW = np.squeeze(values, tuple(range(2, values.ndim))).T
-        if values_HW.ndim != 2 or not np.isfinite(values_HW).all():
+        values_WHN = np.asarray(image.dataobj)
+        values_WHN = values_WHN.reshape(*values_WHN.shape[:2], -1)
+        if not np.isfinite(values_WHN).all() or not 0 < values_WHN.shape[2] <= MOST_SLICES:
             raise ValueError
     except Exception:  # nibabel raises its own and zlib's
-        raise ValueError("has an annotation that is not one slice of NIfTI labels") from None
-    lesions: list[Lesion] = []
-    for value in np.unique(values_HW[values_HW > 0]):
-        name = {1.0: "malignant", 2.0: "benign"}.get(float(value), f"label {value:g}")
-        lesions += lesions_of_mask(values_HW == value, name)
-    return lesions, (int(values_HW.shape[0]), int(values_HW.shape[1])), Remarks()
+        raise ValueError("has an annotation that is not slices of NIfTI labels") from None
+    frames = []
+    for values_HW in values_WHN.transpose(2, 1, 0):
+        names = {float(v): {1.0: "malignant", 2.0: "benign"}.get(float(v), f"label {v:g}")
+                 for v in np.unique(values_HW[values_HW > 0])}
+        frames.append([le for v, name in names.items() for le in lesions_of_mask(values_HW == v, name)])
+    return frames, (int(values_WHN.shape[1]), int(values_WHN.shape[0])), Remarks()
 
 
 def read_mask(content: bytes, category: str) -> Annotated:
@@ -116,7 +118,7 @@ def read_mask(content: bytes, category: str) -> Annotated:
     if not set(np.unique(mask_HW).tolist()) <= {0, top}:
         remarks[IN_BETWEEN] += 1
     lesions = list(lesions_of_mask(mask_HW > top / 2, category)) if top > 0 else []
-    return lesions, (mask_HW.shape[0], mask_HW.shape[1]), remarks
+    return [lesions], (mask_HW.shape[0], mask_HW.shape[1]), remarks
 
 
 READERS: dict[str, Callable[[bytes], Annotated]] = {

@@ -167,7 +167,7 @@ def _bs80k(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks
         region, view = top[1], "anterior" if top[2] == "ANT" else "posterior"
         if path.suffix == ".txt":
             column = "abnormal" if region == "wholeBody" else f"abnormal_{region}"
-            for line in path.read_text(errors="replace").splitlines():
+            for line in _lines(path):
                 said = re.fullmatch(r"\s*(\S+?)(?:\.jpe?g)?[\s,]+([01])\s*", line)
                 if said:
                     labels[PurePosixPath(said[1]).name, view][column] = said[2]
@@ -211,6 +211,13 @@ def _coco_files(root: Path) -> list[Path]:
     if (root / "annotations.json").is_file():
         return [root / "annotations.json"]
     return sorted((root / "annotations").glob("*.json"))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="replace").splitlines()
+    except OSError:
+        raise WrongInput("prepare: a label file of BS-80K cannot be opened; check its permissions") from None
 
 
 def positive(value: str | None) -> float | None:

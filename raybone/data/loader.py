@@ -14,8 +14,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from raybone.data.annotations import mask_of
 from raybone.data.augment import Augmentation, Sample, augment
+from raybone.data.cache import as_float, cache, intensity
 from raybone.data.dataset import Dataset
-from raybone.data.preprocess import canvas_of, pad, resize, to_intensity
+from raybone.data.preprocess import canvas_of, pad
 from raybone.records import Array, Scan
 
 
@@ -52,6 +53,7 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
         self.hyper, self.seed, self.close_at = hyper, seed, close_at
         canvases = [canvas_of(s.height, s.width, size) for s in scans]
         self.canvas = (max(c[0] for c in canvases), max(c[1] for c in canvases))
+        self.cached = cache(dataset, size)
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -68,17 +70,21 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
 
     def _plain(self, index: int) -> Sample:
         scan = self.scans[index]
-        image_HW, scale = resize(to_intensity(self.dataset.counts(scan), scan.high), self.size)
+        image_HW = self._image(scan)
+        scale = self.size / max(scan.height, scan.width)
         known = [le for le in scan.lesions if le.category in self.categories]
         boxes_N4 = np.array([le.box_xyxy for le in known], np.float32).reshape(-1, 4) * np.float32(scale)
         labels_N = np.array([self.categories.index(le.category) for le in known], np.int64)
         mask_HW = self._mask(scan, image_HW.shape) if self.masks else None
         return Sample(image_HW, boxes_N4, labels_N, mask_HW)
 
+    def _image(self, scan: Scan) -> Array:
+        return intensity(self.dataset, scan, self.size, self.cached.get((scan.height, scan.width)))
+
     def _mask(self, scan: Scan, shape: tuple[int, ...]) -> Array:
         """Class map: 0 background, label + 1 lesion; a box without a mask counts as its rectangle."""
         full_HW = class_map(scan, self.categories)
-        return cv2.resize(full_HW, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int64)
+        return cv2.resize(full_HW, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)
 
     def _padded(self, sample: Sample) -> Sample:
         mask_HW = None if sample.mask_HW is None else pad(sample.mask_HW, self.canvas)
@@ -137,10 +143,12 @@ def validation_loader(samples: ScanSamples, batch: int, rank: int, world: int,
 
 def collate(items: list[tuple[int, Sample]]) -> Batch:
     """Stack samples of one canvas into a batch."""
-    image_NCHW = torch.from_numpy(np.stack([s.image_HW for _, s in items])[:, None])
+    image_NCHW = np.empty((len(items), 1, *items[0][1].image_HW.shape), np.float32)
+    for place, (_, sample) in enumerate(items):
+        as_float(sample.image_HW, image_NCHW[place, 0])
     masks = [s.mask_HW for _, s in items if s.mask_HW is not None]
-    mask_NHW = torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, dtype=torch.int64)
-    return Batch(image_NCHW, [torch.from_numpy(s.boxes_N4) for _, s in items],
+    mask_NHW = torch.from_numpy(np.stack(masks)).long() if masks else torch.zeros(0, dtype=torch.int64)
+    return Batch(torch.from_numpy(image_NCHW), [torch.from_numpy(s.boxes_N4) for _, s in items],
                  [torch.from_numpy(s.labels_N) for _, s in items], mask_NHW, torch.tensor([i for i, _ in items]))
 
 

@@ -6,13 +6,15 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import TypeVar
+from types import ModuleType
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,7 +40,7 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], processes: int
             try:
                 while waiting or sent:
                     while waiting and len(sent) < 2 * processes:
-                        sent.append((waiting[0], pool.submit(_chunk, work, waiting[0])))
+                        sent.append((waiting[0], _submit(pool, _chunk, work, waiting[0])))
                         waiting.popleft()
                     yield from sent[0][1].result()
                     sent.popleft()
@@ -58,7 +60,7 @@ def cores() -> int:
 def _alone(work: Callable[[Item], Result], item: Item) -> Result | Died:
     with _pool(1) as pool:
         try:
-            return pool.submit(work, item).result()
+            return _submit(pool, work, item).result()
         except BrokenProcessPool:
             return Died()
 
@@ -69,6 +71,16 @@ def _pool(processes: int) -> ProcessPoolExecutor:
     if os.name == "posix":
         context.set_forkserver_preload(["raybone.prepare"])
     return ProcessPoolExecutor(processes, context, _hush)
+
+
+def _submit(pool: ProcessPoolExecutor, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """Submit without a __main__ that the new processes would import: it may be a script, and may import much."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        return pool.submit(work, *arguments)
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _chunk(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

@@ -15,7 +15,7 @@ from PIL import Image
 from raybone.data.annotations import NO_SCAN, Remarks, fitted
 from raybone.data.dataset import Stored, store
 from raybone.data.dicom import DICOMDIR, Facts, NotTaken, counts_of, files_named, read_frames, shows_text
-from raybone.data.formats import READERS, labelme_image, read_mask
+from raybone.data.formats import READERS, Annotated, labelme_image, read_mask
 from raybone.data.layouts import Source, split_suffix
 from raybone.data.preprocess import STRIDE
 from raybone.records import Array, Lesion
@@ -86,7 +86,8 @@ def _scans(source: Source, content: bytes, folder: Path, modality: str | None,
         raise
     except ValueError as error:  # the readers' own, which quote nothing of the file
         raise NotTaken(str(error)) from None
-    return tuple(Taken(facts, store(folder, counts_HW), lesions) for counts_HW, facts in frames), remarks
+    taken = (Taken(facts, store(folder, counts_HW), le) for (counts_HW, facts), le in zip(frames, lesions))
+    return tuple(taken), remarks
 
 
 def _frames(source: Source, content: bytes, modality: str | None) -> list[tuple[Array, Facts]]:
@@ -107,9 +108,9 @@ def _frames(source: Source, content: bytes, modality: str | None) -> list[tuple[
 
 
 def _annotations(source: Source, shapes: list[tuple[int, ...]],
-                 aliases: Mapping[str, str]) -> tuple[tuple[Lesion, ...] | None, Remarks]:
-    """Lesions of all annotations of a scan, None when there are none, and remarks on them."""
-    parts = [] if source.lesions is None else [(list(source.lesions), source.size, Remarks())]
+                 aliases: Mapping[str, str]) -> tuple[list[tuple[Lesion, ...] | None], Remarks]:
+    """Lesions that all annotations of a scan give each frame, None when there are none, and remarks on them."""
+    parts: list[Annotated] = [] if source.lesions is None else [([list(source.lesions)], source.size, Remarks())]
     for path, category in source.beside:
         try:
             note = path.read_bytes()
@@ -117,17 +118,19 @@ def _annotations(source: Source, shapes: list[tuple[int, ...]],
             raise NotTaken("has an annotation that cannot be opened") from None
         parts.append(read_mask(note, category) if category else READERS[split_suffix(path.name)[1]](note))
     if not parts:
-        return None, Remarks()
-    if len(shapes) > 1:
-        raise NotTaken("has several frames, and annotations do not say which they belong to")
-    (height, width), found, remarks = shapes[0], list[Lesion](), Remarks()
-    for lesions, size, more in parts:
-        if size and size != (height, width):
-            raise NotTaken(f"is {height}x{width}, but its annotation was made for {size[0]}x{size[1]}")
-        inside, changed = fitted(lesions, height, width, aliases)
-        found += inside
-        remarks += more + changed
-    return tuple(found), remarks
+        return [None] * len(shapes), Remarks()
+    found, remarks = [list[Lesion]() for _ in shapes], Remarks()
+    for frames, size, more in parts:
+        if len(frames) != len(shapes):
+            raise NotTaken(f"has {len(shapes)} frames, but its annotation is for {len(frames)}")
+        remarks += more
+        for lesions, (height, width), kept in zip(frames, shapes, found):
+            if size and size != (height, width):
+                raise NotTaken(f"is {height}x{width}, but its annotation was made for {size[0]}x{size[1]}")
+            inside, changed = fitted(lesions, height, width, aliases)
+            kept += inside
+            remarks += changed
+    return [tuple(kept) for kept in found], remarks
 
 
 def _image(content: bytes) -> Array:

@@ -40,28 +40,28 @@ def test_labelme_polygons_give_back_masks_without_holes(mask_HW: np.ndarray) -> 
     lesions = [le for le in lesions_of_mask(mask_HW, "malignant")
                if (binary_fill_holes(mask_of(le.rle)) == mask_of(le.rle)).all()]
     shapes = [shape for group, le in enumerate(lesions) for shape in _shapes(le, group, mask_HW.shape)]
-    assert read_labelme(labelme(shapes))[0] == lesions
+    assert read_labelme(labelme(shapes))[0] == [lesions]
 
 
 @given(MASKS)
 def test_nifti_labels_give_back_components(mask_HW: np.ndarray) -> None:
-    image = nibabel.Nifti1Image((mask_HW.T * 2).astype(np.uint8)[:, :, None], np.diag([-2, -2, 1, 1]))
-    lesions, size, _ = read_nifti(image.to_bytes())
+    slices_WHN = np.stack([mask_HW.T * 2, mask_HW.T], -1).astype(np.uint8)
+    frames, size, _ = read_nifti(nibabel.Nifti1Image(slices_WHN, np.diag([-2, -2, 1, 1])).to_bytes())
     assert size == mask_HW.shape
-    assert tuple(lesions) == lesions_of_mask(mask_HW, "benign")
+    assert [tuple(f) for f in frames] == [lesions_of_mask(mask_HW, name) for name in ("benign", "malignant")]
 
 
 @given(MASKS)
 def test_rle_and_mask_images_give_back_masks(mask_HW: np.ndarray) -> None:
     np.testing.assert_array_equal(mask_of(rle_of(mask_HW)), mask_HW)
-    lesions, size, remarks = read_mask(png(mask_HW.astype(np.uint8) * 255), "bone")
+    (lesions,), size, remarks = read_mask(png(mask_HW.astype(np.uint8) * 255), "bone")
     assert (tuple(lesions), size, remarks) == (lesions_of_mask(mask_HW, "bone"), (24, 20), {})
 
 
 def test_labelme_rectangles_circles_masks_and_what_has_no_area() -> None:
     part_HW = np.zeros((3, 4), np.uint8)
     part_HW[1:, 1:] = 1
-    lesions, size, remarks = read_labelme(labelme([
+    (lesions,), size, remarks = read_labelme(labelme([
         {"label": "a", "shape_type": "rectangle", "points": [[9, 8], [2.5, 3]]},
         {"label": "b", "shape_type": "circle", "points": [[10, 10], [13, 10]]},
         {"label": "c", "shape_type": "mask", "points": [[5, 15], [8, 17]],
@@ -78,7 +78,7 @@ def test_voc_boxes_keep_their_corners() -> None:
     xml = b"""<annotation><size><width>20</width><height>24</height></size>
     <object><name>nidus</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>7</ymax></bndbox></object>
     </annotation>"""
-    assert read_voc(xml) == ([Lesion((1, 2, 9, 7), "nidus")], (24, 20), {})
+    assert read_voc(xml) == ([[Lesion((1, 2, 9, 7), "nidus")]], (24, 20), {})
 
 
 def test_an_image_inside_a_labelme_file_is_found() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,10 @@ import pytest
 import torch
 
 from raybone.data.augment import Augmentation
+from raybone.data.cache import as_float, cache, intensity
 from raybone.data.dataset import open_dataset
 from raybone.data.loader import EpochSampler, ScanSamples, training_loader, validation_loader
+from raybone.data.preprocess import resize, to_intensity
 
 
 @pytest.fixture
@@ -53,3 +57,23 @@ def test_validation_images_are_not_augmented(samples: ScanSamples) -> None:
     scale = 128 / samples.scans[0].height
     known = [le.box_xyxy for le in samples.scans[0].lesions if le.category == "malignant"]
     np.testing.assert_allclose(first.boxes_N4, np.array(known, np.float32).reshape(-1, 4) * scale)
+
+
+def test_a_cache_changes_nothing_and_is_made_again_when_it_is_gone(dataset: Path, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    opened = open_dataset(dataset)
+    for size in (128, 256):
+        files = cache(opened, size)
+        assert set(files) == {(256, 64)}
+        assert all(p.parent.stat().st_mode & 0o077 == 0 for p in files.values())
+        for scan in opened.scans:
+            np.testing.assert_array_equal(intensity(opened, scan, size, files[256, 64]),
+                                          intensity(opened, scan, size, None))
+            image_HW, _ = resize(to_intensity(opened.counts(scan), scan.high), size)
+            np.testing.assert_allclose(as_float(intensity(opened, scan, size, None)), image_HW, atol=1e-5)
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    assert next(iter(cache(opened, 128).values())).is_file()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+    assert cache(opened, 64) == {}
