@@ -1,4 +1,4 @@
-"""Files stay under 400 lines, functions under 60, the whole under 7,000."""
+"""Files stay under 400 lines, functions under 60, the whole under 7,000 lines of code."""
 
 from __future__ import annotations
 
@@ -20,10 +20,23 @@ def test_no_file_is_over_400_lines() -> None:
     assert {name: n for name, text in FILES.items() if (n := text.count("\n")) > 400} == {}
 
 
-def test_the_median_file_is_under_150_lines_and_the_whole_under_7000() -> None:
-    lines = [text.count("\n") for text in FILES.values()]
-    assert median(lines) < 150
-    assert sum(lines) < 7000
+def code_lines(source: str) -> int:
+    """Lines that are not blank, a comment or part of a docstring: what explains the code is not what is walled in."""
+    told: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            told |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return sum(bool(line.strip()) and not line.strip().startswith("#") and number not in told
+               for number, line in enumerate(source.splitlines(), 1))
+
+
+def test_the_median_file_is_under_150_lines_and_the_whole_under_7000_of_code() -> None:
+    assert median(text.count("\n") for text in FILES.values()) < 150
+    assert sum(map(code_lines, FILES.values())) < 7000
+
+
+def test_only_code_is_counted() -> None:
+    assert code_lines('"""Doc.\n\nMore."""\n\n# why\nx = 1  # how\n\n\ndef f():\n    """Doc."""\n    return x\n') == 3
 
 
 def test_no_function_is_over_60_lines() -> None:

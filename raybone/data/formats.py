@@ -86,7 +86,7 @@ def read_voc(content: bytes) -> Annotated:
 
 
 def read_nifti(content: bytes) -> Annotated:
-    """ITK-SNAP's NIfTI labels of a scan, a slice for each frame; label 1 is malignant, 2 benign, others have their number.
+    """ITK-SNAP's NIfTI labels of a scan, a slice a frame; label 1 is malignant, 2 benign, others have their number.
 
     The first axis of the array runs along the columns, as ITK stores it; orientation in the header is not applied.
     """
