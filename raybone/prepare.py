@@ -157,8 +157,10 @@ def _folds(intake: Intake, writer: DatasetWriter, folds: int | Literal["site"], 
         fold_of = assign_folds(scans, content, folds, seed, holdout=holdout, together=groups)
         made = len(set(fold_of.values()) - {TEST})
         if made < folds:
-            warnings.append(f"{len(set(groups.values()))} patients are fewer than {folds} folds"
-                            f"{' and a test group' if holdout else ''}: folds = {made}")
+            warnings.append(f"patients are too few for {folds} folds{' and a test group' if holdout else ''}: "
+                            f"folds = {made}")
+    if holdout and TEST not in fold_of.values():
+        warnings.append(f"a test group of {holdout:g} of {len(patients)} patients is empty: there is none")
     most = Counter(s.patient_id for s in scans).most_common(1)[0][1]
     if len(patients) > 1 and most > 20 and most > len(scans) / 2:
         warnings.append(f"{most} of {len(scans)} scans have one patient id: is it a placeholder?")

@@ -80,7 +80,7 @@ def test_fewer_patients_than_folds_gives_a_warning(tmp_path: Path) -> None:
     source = phantom(tmp_path / "src", 2, height=128)
     made = prepare(source, tmp_path / "ds", folds=5, key=tmp_path / "k")
     assert made.meta["counts"]["folds"] == 2
-    assert any("fewer than 5 folds" in w for w in made.meta["warnings"])
+    assert any("too few for 5 folds" in w for w in made.meta["warnings"])
 
 
 def test_masks_with_in_between_values_and_of_another_size(tmp_path: Path) -> None:

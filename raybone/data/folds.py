@@ -28,6 +28,8 @@ def assign_folds(scans: Sequence[Scan], content: Mapping[str, str], folds: int, 
         together: a group for each patient; patients of one group get one fold.
     Returns:
         patient_id -> fold, 0-based, and -1 for the test group.
+    Raises:
+        WrongInput: the test group would take every patient.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for patient in {s.patient_id for s in scans}:
@@ -37,7 +39,9 @@ def assign_folds(scans: Sequence[Scan], content: Mapping[str, str], folds: int, 
         max(stratum[p] for p in members), -sum(burden[p] for p in members),
         hashlib.sha256(f"{seed}:{min(content[p] for p in members)}".encode()).hexdigest()))
     held = round(holdout if holdout >= 1 else holdout * len(ranked))
-    test = {int((i + 0.5) * len(ranked) / held) for i in range(held)} if held < len(ranked) else set()
+    if held and held >= len(ranked):
+        raise WrongInput(f"--holdout: must leave patients to train on, got {holdout:g} of {len(ranked)}; take fewer")
+    test = {int((i + 0.5) * len(ranked) / held) for i in range(held)}
     rest = [members for i, members in enumerate(ranked) if i not in test]
     fold_of: dict[str, int] = {p: TEST for i in test for p in ranked[i]}
     held_by = [(Counter[str](), Counter[str]()) for _ in range(min(folds, len(rest)))]  # patients by label, totals

@@ -28,11 +28,15 @@ def content(scans: list[Scan]) -> dict[str, str]:
 def test_folds_differ_by_one_patient_at_most_and_the_test_group_has_its_share(burdens: list[int], folds: int,
                                                                               holdout: float) -> None:
     scans = cohort(burdens)
+    wanted = round(holdout if holdout >= 1 else holdout * len(burdens))
+    if wanted >= len(burdens):
+        with pytest.raises(WrongInput, match="must leave patients"):
+            assign_folds(scans, content(scans), folds, holdout=holdout)
+        return
     fold_of = assign_folds(scans, content(scans), folds, holdout=holdout)
     sizes = Counter(fold_of.values())
     held = sizes.pop(TEST, 0)
-    wanted = round(holdout if holdout >= 1 else holdout * len(burdens))
-    assert held == (wanted if wanted < len(burdens) else 0)
+    assert held == wanted
     assert len(sizes) == min(folds, len(burdens) - held)
     assert max(sizes.values()) - min(sizes.values()) <= 1
 
