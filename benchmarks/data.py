@@ -139,23 +139,16 @@ def flat(source: Path, files: int) -> dict[str, float]:
     return {"files": files, "seconds": round(time.perf_counter() - began, 1), "peak_MB": round(peak / 1e6)}
 
 
-class _Reading(ScanSamples):
-    """The same samples, read from a file each time."""
-
-    read: Callable[[Scan], Array]
-
-    def _image(self, scan: Scan) -> Array:
-        counts_HW = np.maximum(self.read(scan), 0)
-        image_HW, _ = resize(to_intensity(counts_HW, scan.high), self.size)
-        return np.rint(image_HW * np.float32(STEPS)).astype(np.uint16) if self.hyper else image_HW
-
-
 def _samples(dataset: Dataset, scans: list[Scan], hyper: Augmentation | None,
              read: Callable[[Scan], Array] | None) -> ScanSamples:
-    kind = _Reading if read else ScanSamples
-    samples = kind(dataset, scans, ["malignant"], 1024, False, hyper)
-    if isinstance(samples, _Reading) and read:
-        samples.read = read
+    """The loader's samples, or the same ones read from a file each time."""
+    samples = ScanSamples(dataset, scans, ["malignant"], 1024, False, hyper)
+    if read:
+        def from_file(scan: Scan) -> Array:
+            image_HW, _ = resize(to_intensity(np.maximum(read(scan), 0), scan.high), 1024)
+            return np.rint(image_HW * np.float32(STEPS)).astype(np.uint16) if hyper else image_HW
+
+        samples.intensities = from_file  # type: ignore[assignment]
     return samples
 
 

@@ -67,7 +67,7 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
         WrongInput: no such folder, nothing to take, an impossible option, a leaking split, or the dataset exists.
     """
     source, dataset, key_file = Path(source), Path(dataset), key_path(key)
-    _check(dataset, layout, folds, holdout, split, steps)
+    _check(source, dataset, layout, folds, holdout, split, steps)
     given = read_split(Path(split)) if split else None
     intake = Intake(read_key(key_file), source)
     dataset.parent.mkdir(parents=True, exist_ok=True)
@@ -91,13 +91,15 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
     return Prepared(dataset, content, tuple(intake.rejected), tuple(intake.sources()))
 
 
-def _check(dataset: Path, layout: str, folds: int | str, holdout: float, split: Path | str | None,
+def _check(source: Path, dataset: Path, layout: str, folds: int | str, holdout: float, split: Path | str | None,
            steps: Sequence[str]) -> None:
     problems = []
     if layout not in LAYOUTS:
         problems.append(f"--layout: must be one of {', '.join(LAYOUTS)}; got {layout}")
     if os.path.lexists(dataset):
         problems.append(f"prepare: {dataset} must not exist yet; choose another name or remove it")
+    if source.is_dir() and source.resolve() in dataset.resolve().parents:
+        problems.append("prepare: DATASET must not lie in SOURCE, or it would be read itself; choose a place outside")
     if folds != "site" and (not isinstance(folds, int) or folds < 2):
         problems.append(f"prepare: folds must be at least 2, or site, got {folds}; 5 is usual")
     if not 0 <= holdout < float("inf") or (holdout > 1 and holdout != int(holdout)):
@@ -147,7 +149,7 @@ def _folds(intake: Intake, writer: DatasetWriter, folds: int | Literal["site"], 
     content, groups = writer.patient_content(), _groups(intake, writer, warnings)
     patients = {s.patient_id for s in scans}
     if given is not None:
-        fold_of = _given(intake, patients, given)
+        fold_of = _given(intake, patients, given, warnings)
         if any(fold_of[p] != fold_of[head] for p, head in groups.items() if p not in intake.unknown):
             raise WrongInput("--split: scans with the same pixels are in two folds under two patient ids; such a split "
                              "leaks: put these patients into one fold")
@@ -183,10 +185,12 @@ def _groups(intake: Intake, writer: DatasetWriter, warnings: list[str]) -> dict[
     return joined(patients, pairs)
 
 
-def _given(intake: Intake, patients: set[str], given: Mapping[str, int]) -> dict[str, int]:
+def _given(intake: Intake, patients: set[str], given: Mapping[str, int], warnings: list[str]) -> dict[str, int]:
     """The split's fold of each patient, who may be named by id or by pseudonym."""
     by_pseudonym = {"p" + pseudonym(intake.secret, "patient", name): fold for name, fold in given.items()} | dict(given)
     fold_of = {p: by_pseudonym[p] for p in patients if p in by_pseudonym}
+    if len(given) > len(fold_of):
+        warnings.append(f"{len(given) - len(fold_of)} patients of --split have no scan here")
     missing = len(patients) - len(fold_of)
     if missing:
         raise WrongInput(f"--split: every patient needs a fold, {missing} of {len(patients)} have none; add them")
@@ -200,6 +204,8 @@ def _finish(intake: Intake, writer: DatasetWriter, layout: str, steps: Sequence[
     """Write the tables; returns the content of dataset.json."""
     scans = writer.scans
     remarks = {rule: list(dict.fromkeys(intake.scan_ids(names))) for rule, names in intake.remarks.items() if names}
+    if intake.unmatched_labels():
+        intake.remarks["line of labels.csv without its scan or patient: left out"] += [""] * intake.unmatched_labels()
     remarked = [f"{len(names)} x {rule}" + (f" (first {remarks[rule][0]})" if remarks[rule] else "")
                 for rule, names in intake.remarks.items() if names]
     categories = sorted({le.category for s in scans for le in s.lesions}, key=lambda c: (c != "malignant", c))

@@ -326,3 +326,22 @@ def test_three_hundred_mutated_files_give_reasons_and_no_traceback(tmp_path: Pat
     with (tmp_path / "ds" / "rejected.csv").open() as file:
         assert len(list(csv.DictReader(file))) == counts["rejected"] > 20
     assert counts["scans"] + counts["rejected"] >= 300
+
+
+def test_lines_of_labels_and_splits_that_fit_nobody_are_said(tmp_path: Path) -> None:
+    source = phantom(tmp_path / "src", 3, 3, height=128)
+    with (source / "labels.csv").open("a") as file:
+        file.write("NOBODY,lung\n")
+    (tmp_path / "split.csv").write_text("patient_id,fold\nPHANTOM-0001,0\nPHANTOM-0002,1\nPHANTOM-0003,1\nGONE,0\n")
+    made = prepare(source, tmp_path / "ds", key=tmp_path / "k", split=tmp_path / "split.csv")
+    assert made.meta["warnings"] == ["1 x line of labels.csv without its scan or patient: left out",
+                                     "1 patients of --split have no scan here"]
+    with (source / "labels.csv").open("a") as file:
+        file.write("NOBODY,breast\n")
+    with pytest.raises(WrongInput, match="line 6 contradicts"):
+        prepare(source, tmp_path / "no", key=tmp_path / "k")
+
+
+def test_a_dataset_inside_its_source_is_refused(cohort: Path) -> None:
+    with pytest.raises(WrongInput, match="must not lie in SOURCE"):
+        prepare(cohort, cohort / "ds")

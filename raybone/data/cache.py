@@ -18,13 +18,47 @@ VERSION = 1  # raise it with any change of to_intensity or resize
 STEPS = 65535  # of an intensity between 0 and 1, which is kept in 16 bits until a batch is made of it
 
 
-def intensity(dataset: Dataset, scan: Scan, size: int, cached: Path | None) -> Array:
-    """The scan's intensities as uint16 with a long side of ``size`` pixels; the same with a cache or without.
+class Intensities:
+    """Intensities of a dataset's scans, uint16, with a long side of ``size`` pixels; the same with a cache or without.
 
-    Args:
-        cached: the file of the scan's shape that ``cache`` gave; what it holds is read-only and not copied.
+    What is not cached yet is made now, in a private folder of the machine's temporary one: 2 bytes a pixel, which may
+    be removed at any time that nothing trains. Shapes for which the disk has less than twice the room are not cached.
     """
-    return np.asarray(_open(cached)[scan.row]) if cached else _made(dataset, scan, size)
+
+    def __init__(self, dataset: Dataset, size: int) -> None:
+        self.dataset, self.size = dataset, size
+        self.files: dict[tuple[int, int], Path] = {}
+        self._row: dict[str, int] = {}
+        folder = Path(tempfile.gettempdir()) / f"raybone-cache-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for shape in {(s.height, s.width) for s in dataset.scans}:
+            # Datasets of one hash may have their rows in another order: the cache has its own, by scan_id.
+            scans = sorted((s for s in dataset.scans if (s.height, s.width) == shape), key=lambda s: s.scan_id)
+            self._row.update({s.scan_id: row for row, s in enumerate(scans)})
+            path = folder / f"{dataset.hash}-{shape[0]}x{shape[1]}-{size}-v{VERSION}.npy"
+            if folder.stat().st_uid == os.getuid() and (path.exists() or self._make(path, scans)):
+                self.files[shape] = path
+
+    def __call__(self, scan: Scan) -> Array:
+        """The intensities of a scan, (H, W); what a cache holds is read-only and not copied."""
+        path = self.files.get((scan.height, scan.width))
+        return np.asarray(_open(path)[self._row[scan.scan_id]]) if path else self._made(scan)
+
+    def _make(self, path: Path, scans: list[Scan]) -> bool:
+        first_HW = self._made(scans[0])
+        if shutil.disk_usage(path.parent).free < 2 * len(scans) * first_HW.nbytes:
+            return False
+        with tempfile.TemporaryDirectory(dir=path.parent) as own:  # others may make the same file at the same time
+            values_NHW = np.lib.format.open_memmap(Path(own, "x"), "w+", np.uint16, (len(scans), *first_HW.shape))
+            for row, scan in enumerate(scans):
+                values_NHW[row] = self._made(scan)
+            values_NHW.flush()
+            Path(own, "x").replace(path)
+        return True
+
+    def _made(self, scan: Scan) -> Array:
+        image_HW, _ = resize(to_intensity(self.dataset.counts(scan), scan.high), self.size)
+        return np.rint(image_HW * np.float32(STEPS)).astype(np.uint16)
 
 
 def as_float(image_HW: Array, out: Array | None = None) -> Array:
@@ -34,40 +68,6 @@ def as_float(image_HW: Array, out: Array | None = None) -> Array:
     if image_HW.dtype == np.uint16:
         result_HW *= np.float32(1 / STEPS)
     return result_HW
-
-
-def cache(dataset: Dataset, size: int) -> dict[tuple[int, int], Path]:
-    """A file of intensities for each shape of scan, made now where it is not there yet.
-
-    They lie in a private folder of the machine's temporary one, take 2 bytes a pixel and may be removed at any time
-    that nothing trains; shapes for which the disk has less than twice the room are left out.
-    """
-    folder = Path(tempfile.gettempdir()) / f"raybone-cache-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        return {}
-    files = {}
-    for shape in {(s.height, s.width) for s in dataset.scans}:
-        scans = [s for s in dataset.scans if (s.height, s.width) == shape]
-        path = folder / f"{dataset.hash}-{shape[0]}x{shape[1]}-{size}-v{VERSION}.npy"
-        first_HW = _made(dataset, scans[0], size)
-        rows = 1 + max(s.row for s in scans)
-        if not path.exists():
-            if shutil.disk_usage(folder).free < 2 * rows * first_HW.nbytes:
-                continue
-            with tempfile.TemporaryDirectory(dir=folder) as own:  # others may make the same file at the same time
-                values_NHW = np.lib.format.open_memmap(Path(own, "x"), "w+", np.uint16, (rows, *first_HW.shape))
-                for scan in scans:
-                    values_NHW[scan.row] = _made(dataset, scan, size)
-                values_NHW.flush()
-                Path(own, "x").replace(path)
-        files[shape] = path
-    return files
-
-
-def _made(dataset: Dataset, scan: Scan, size: int) -> Array:
-    image_HW, _ = resize(to_intensity(dataset.counts(scan), scan.high), size)
-    return np.rint(image_HW * np.float32(STEPS)).astype(np.uint16)
 
 
 @lru_cache(maxsize=64)

@@ -41,6 +41,7 @@ class Intake:
     unknown: set[str] = field(default_factory=set)
     _taken: list[tuple[str, str, Stored, Scan]] = field(default_factory=list)  # name, study, ...
     _id_of: dict[str, str] = field(default_factory=dict)
+    _patients: set[str] = field(default_factory=set)
     _scans_of: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def take(self, item: Source, read: Read) -> None:
@@ -77,6 +78,10 @@ class Intake:
         """The scans that came of these inputs; the input_id of one that gave none."""
         return [i for name in names if name in self._id_of for i in self._scans_of.get(name) or [self._id_of[name]]]
 
+    def unmatched_labels(self) -> int:
+        """Lines of labels.csv that no input or patient answers to."""
+        return len(set(self.labels.by_patient) - self._patients) + len(set(self.labels.by_file) - set(self._id_of))
+
     def sources(self) -> list[tuple[str, str, str]]:
         """input_id, scan_id (empty when rejected) and path, for the map beside the key."""
         return [(input_id, scan_id, str(self.root / name)) for name, input_id in self._id_of.items()
@@ -84,8 +89,10 @@ class Intake:
 
     def _scan(self, item: Source, found: Taken) -> tuple[str, str, Stored, Scan]:
         facts, secret = found.facts, self.secret
-        labels = self.labels.of(facts.patient, item.name)
-        patient = labels.pop("patient_id", "") or facts.patient
+        patient = self.labels.by_file.get(item.name, {}).get("patient_id", "") or facts.patient
+        labels = self.labels.of(patient, item.name)
+        labels.pop("patient_id", "")
+        self._patients.add(patient)
         study = facts.study or (f"patient:{patient}" if patient else f"input:{self._id_of[item.name]}")
         patient_id = "p" + (pseudonym(secret, "patient", patient) if patient else pseudonym(secret, "study", study))
         if not patient:

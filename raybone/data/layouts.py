@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import defaultdict
@@ -90,7 +91,10 @@ def _layout_of(root: Path, files: Mapping[str, Path]) -> Literal["dicom", "coco"
     if (root / "images").is_dir() and (root / "masks").is_dir():
         return "masks"
     suffixes = {split_suffix(n)[1] for n in files}
-    named = {split_suffix(n)[1] for path in _coco_files(root) for n in read_coco(path)[0]}
+    named = set()
+    for path in _coco_files(root):
+        with contextlib.suppress(WrongInput):  # of another format, then; the layout chosen says what is wrong with it
+            named |= {split_suffix(n)[1] for n in read_coco(path)[0]}
     if named & set(IMAGES):
         return "coco"
     dicom = any(p.suffix.lower() in ("", ".dcm", ".ima") or p.name.upper() == "DICOMDIR" for p in files.values())

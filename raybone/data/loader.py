@@ -14,7 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from raybone.data.annotations import mask_of
 from raybone.data.augment import Augmentation, Sample, augment
-from raybone.data.cache import as_float, cache, intensity
+from raybone.data.cache import Intensities, as_float
 from raybone.data.dataset import Dataset
 from raybone.data.preprocess import canvas_of, pad
 from raybone.records import Array, Scan
@@ -53,7 +53,7 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
         self.hyper, self.seed, self.close_at = hyper, seed, close_at
         canvases = [canvas_of(s.height, s.width, size) for s in scans]
         self.canvas = (max(c[0] for c in canvases), max(c[1] for c in canvases))
-        self.cached = cache(dataset, size)
+        self.intensities = Intensities(dataset, size)
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -70,16 +70,13 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
 
     def _plain(self, index: int) -> Sample:
         scan = self.scans[index]
-        image_HW = self._image(scan)
+        image_HW = self.intensities(scan)
         scale = self.size / max(scan.height, scan.width)
         known = [le for le in scan.lesions if le.category in self.categories]
         boxes_N4 = np.array([le.box_xyxy for le in known], np.float32).reshape(-1, 4) * np.float32(scale)
         labels_N = np.array([self.categories.index(le.category) for le in known], np.int64)
         mask_HW = self._mask(scan, image_HW.shape) if self.masks else None
         return Sample(image_HW, boxes_N4, labels_N, mask_HW)
-
-    def _image(self, scan: Scan) -> Array:
-        return intensity(self.dataset, scan, self.size, self.cached.get((scan.height, scan.width)))
 
     def _mask(self, scan: Scan, shape: tuple[int, ...]) -> Array:
         """Class map: 0 background, label + 1 lesion; a box without a mask counts as its rectangle."""

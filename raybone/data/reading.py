@@ -62,8 +62,11 @@ def read_source(source: Source, folder: Path, modality: str | None, aliases: Map
     except NotTaken as reason:
         remarks = Remarks()
         if str(reason) == DICOMDIR:
-            missing = [n for n in files_named(content) if not (source.path.parent / n).exists()]
-            remarks["file named by a DICOMDIR that is not there"] += len(missing)
+            try:
+                missing = [n for n in files_named(content) if not (source.path.parent / n).exists()]
+                remarks["file named by a DICOMDIR that is not there"] += len(missing)
+            except Exception:  # as with any header; the files it names are read in any case
+                remarks["DICOMDIR whose records cannot be read"] += 1
         if source.beside and not _lone(source):
             remarks[NO_SCAN] += len(source.beside)
         return replace(found, reason=str(reason), remarks=+remarks)

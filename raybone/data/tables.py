@@ -37,7 +37,11 @@ def read_labels(path: Path) -> Labels:
     key = "file" if "file" in header else "patient_id"
     if key not in header:
         raise WrongInput("labels.csv: needs a column patient_id or file; its first line names the columns")
-    table = {row[key]: {k: v.strip() for k, v in row.items() if k != key and v.strip()} for row in rows}
+    table: dict[str, dict[str, str]] = {}
+    for line, row in enumerate(rows, 2):
+        known = {k: v.strip() for k, v in row.items() if k != key and v.strip()}
+        if table.setdefault(row[key], known) != known:
+            raise WrongInput(f"labels.csv: line {line} contradicts another line of the same {key}; keep one of them")
     for column in header:
         values = {row[column] for row in rows}
         if column not in OWN and (len(values) > MOST_VALUES or max(map(len, values), default=0) > 40

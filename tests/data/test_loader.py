@@ -7,11 +7,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from raybone.data.augment import Augmentation
-from raybone.data.cache import as_float, cache, intensity
+from raybone.data.cache import Intensities, as_float
 from raybone.data.dataset import open_dataset
 from raybone.data.loader import EpochSampler, ScanSamples, training_loader, validation_loader
 from raybone.data.preprocess import resize, to_intensity
@@ -59,21 +60,27 @@ def test_validation_images_are_not_augmented(samples: ScanSamples) -> None:
     np.testing.assert_allclose(first.boxes_N4, np.array(known, np.float32).reshape(-1, 4) * scale)
 
 
-def test_a_cache_changes_nothing_and_is_made_again_when_it_is_gone(dataset: Path, tmp_path: Path,
-                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_a_cache_changes_nothing_whatever_the_order_of_rows(dataset: Path, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
     opened = open_dataset(dataset)
+    turned = tmp_path / "turned"
+    shutil.copytree(dataset, turned)
+    pixels = turned / "pixels" / "256x64.npy"
+    np.save(pixels, np.load(pixels)[::-1])
+    rows = pd.read_csv(turned / "scans.csv")
+    rows.assign(row=rows["row"].max() - rows["row"]).to_csv(turned / "scans.csv", index=False)
     for size in (128, 256):
-        files = cache(opened, size)
-        assert set(files) == {(256, 64)}
-        assert all(p.parent.stat().st_mode & 0o077 == 0 for p in files.values())
+        first, second = Intensities(opened, size), Intensities(open_dataset(turned), size)
+        assert set(first.files) == {(256, 64)}
+        assert first.files == second.files
+        assert all(p.parent.stat().st_mode & 0o077 == 0 for p in first.files.values())
         for scan in opened.scans:
-            np.testing.assert_array_equal(intensity(opened, scan, size, files[256, 64]),
-                                          intensity(opened, scan, size, None))
-            image_HW, _ = resize(to_intensity(opened.counts(scan), scan.high), size)
-            np.testing.assert_allclose(as_float(intensity(opened, scan, size, None)), image_HW, atol=1e-5)
-    shutil.rmtree(tmp_path)
-    tmp_path.mkdir()
-    assert next(iter(cache(opened, 128).values())).is_file()
+            plain_HW, _ = resize(to_intensity(opened.counts(scan), scan.high), size)
+            np.testing.assert_allclose(as_float(first(scan)), plain_HW, atol=1e-5)
+            np.testing.assert_array_equal(first(scan), second(scan))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
-    assert cache(opened, 64) == {}
+    full = Intensities(opened, 64)
+    assert full.files == {}
+    assert full(opened.scans[0]).shape == (64, 16)
