@@ -163,9 +163,11 @@ def _prepare(options: argparse.Namespace) -> None:
         print(f"warning: {warning}")
     if options.show_paths:
         path_of = {i: path for input_id, scan_id, path in made.sources for i in (input_id, scan_id)}
-        for rule, ids in made.meta["remarks"].items():
-            print("\n".join(f"{path_of.get(i, i)}: {rule}" for i in ids))
-        print("\n".join(f"{path_of[i]}: not taken: {reason}" for i, _, reason in made.rejected))
+        reason_of = {i: reason for i, _, reason in made.rejected}
+        lines = [f"{path_of.get(i, i)}: {rule}" for rule, ids in made.meta["remarks"].items() for i in ids]
+        lines += [f"{path}: not taken: {reason_of[i]}" for i, scan_id, path in made.sources
+                  if i in reason_of and not scan_id]
+        print("\n".join(line.encode("utf-8", "backslashreplace").decode() for line in lines))
     elif made.rejected or made.meta["remarks"]:
         print(f"inputs not taken, with reasons: {made.path / 'rejected.csv'}; --show-paths names the files")
 
@@ -175,7 +177,7 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
     pairs = [text.partition("=") for text in given]
     if not all(name.strip() and value.strip() for name, _, value in pairs):
         raise WrongInput(f"{option}: must be NAME=CATEGORY, got {' '.join(given)}")
-    return {" ".join(name.lower().split()): value.strip() for name, _, value in pairs}
+    return {name: value.strip() for name, _, value in pairs}
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -25,11 +25,16 @@ def contact_sheet(dataset: Path | str, out: Path | str, found: dict[str, Any], m
         The number of scans shown.
     """
     opened = open_dataset(dataset)
-    first = _worth_looking(opened, found)
-    rest = [s for s in opened.scans if s not in first]
+    broken = {problem.partition(":")[0] for problem in found["problems"]}
+    scans = [s for s in opened.scans if s.scan_id not in broken]
+    looked = _worth_looking(scans, found)
+    first = [s for s in scans if s.scan_id in looked]
+    rest = [s for s in scans if s.scan_id not in looked]
     step = max(1, -(-len(rest) // max(1, most - len(first))))
     shown = (first + rest[::step])[:most]
-    tiles = [_tile(opened, scan, scan in first) for scan in shown]
+    if not shown:
+        raise WrongInput("inspect: --png needs a scan that can be read, and there is none; see the problems")
+    tiles = [_tile(opened, scan, scan.scan_id in looked) for scan in shown]
     width, height = (max(t.shape[axis] for t in tiles) for axis in (1, 0))
     rows = -(-len(tiles) // COLUMNS)
     sheet = np.full((rows * (height + MARGIN) + MARGIN, min(COLUMNS, len(tiles)) * (width + MARGIN) + MARGIN, 3), 255,
@@ -44,11 +49,11 @@ def contact_sheet(dataset: Path | str, out: Path | str, found: dict[str, Any], m
     return len(shown)
 
 
-def _worth_looking(dataset: Dataset, found: dict[str, Any]) -> list[Scan]:
+def _worth_looking(scans: list[Scan], found: dict[str, Any]) -> set[str]:
     ids = {i for i, _ in found["suspects"]} | {i for group in found["repeats"] for i in group}
     patients = {p for a, b, _ in found["near_duplicates"] for p in (a, b)}
-    flagged = {"burned-in-text", "lossy", "not-square"}
-    return [s for s in dataset.scans if s.scan_id in ids or s.patient_id in patients or flagged & set(s.flags)]
+    flagged = {"burned-in-text", "lossy", "not-square", "turned-over"}
+    return ids | {s.scan_id for s in scans if s.patient_id in patients or flagged & set(s.flags)}
 
 
 def _tile(dataset: Dataset, scan: Scan, framed: bool) -> Array:

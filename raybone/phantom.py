@@ -1,4 +1,4 @@
-"""A synthetic cohort of whole-body bone scans with known lesions: DICOM, COCO or image-and-mask folders.
+"""A synthetic cohort of whole-body bone scans with known lesions, in every layout that ``prepare`` reads.
 
 Anatomy is drawn on the 1024x256 grid of a whole-body scan at 2.26 mm a pixel (the matrix and spacing of NEMA's public
 study NM1), blurred by the camera's point spread and counted with Poisson noise. It is for tests and demonstrations:
@@ -15,7 +15,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from raybone.data.annotations import lesions_of_mask, rle_of
+from raybone.data.annotations import lesion_of_mask
 from raybone.data.export import LAYOUTS, write_coco, write_labels, write_view
 from raybone.records import Array, Lesion, Scan, WrongInput
 
@@ -119,8 +119,7 @@ def render(patient: Patient, foci: tuple[Focus, ...], view: View, rng: np.random
         body_HW += focus.uptake * (0.4 + 0.6 * seen) * spot_HW
         blurred_HW = cv2.resize(cv2.GaussianBlur(spot_HW, (0, 0), PSF_SIGMA), size, interpolation=cv2.INTER_AREA)
         mask_HW = blurred_HW > 0.4 * max(float(blurred_HW.max()), 1e-6)
-        whole = lesions_of_mask(mask_HW, focus.category)
-        lesions.append(Lesion(_around(whole), focus.category, rle_of(mask_HW)))
+        lesions.append(lesion_of_mask(mask_HW, focus.category))
     counts_HW = cv2.resize(cv2.GaussianBlur(body_HW, (0, 0), PSF_SIGMA), size, interpolation=cv2.INTER_AREA)
     return rng.poisson(np.clip(counts_HW * patient.counts, 0, None)).astype(np.uint16), tuple(lesions)
 
@@ -307,9 +306,3 @@ def _ellipse(image: Array, x: float, y: float, half_width: float, half_height: f
 def _at(x: float, y: float) -> tuple[int, int]:
     """OpenCV's fixed-point place (4 fractional bits) of a point given about the midline."""
     return round((WIDTH / 2 + x) * 16), round(y * 16)
-
-
-def _around(parts: tuple[Lesion, ...]) -> tuple[float, float, float, float]:
-    boxes_N4 = np.array([p.box_xyxy for p in parts])
-    low, high = boxes_N4[:, :2].min(0), boxes_N4[:, 2:].max(0)
-    return float(low[0]), float(low[1]), float(high[0]), float(high[1])

@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from raybone.data.annotations import spelled
 from raybone.data.archive import unpacked
 from raybone.data.dataset import DatasetWriter
 from raybone.data.folds import TEST, assign_folds, folds_by_site, stratum_label
-from raybone.data.identity import key_path, pseudonym, read_key, write_map
+from raybone.data.identity import key_path, read_key, write_map
 from raybone.data.intake import Intake
 from raybone.data.layouts import LAYOUTS, Layout, Source, sources_of
 from raybone.data.lookalike import joined, lookalikes
@@ -67,7 +68,7 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
         WrongInput: no such folder, nothing to take, an impossible option, a leaking split, or the dataset exists.
     """
     source, dataset, key_file = Path(source), Path(dataset), key_path(key)
-    _check(source, dataset, layout, folds, holdout, split, steps)
+    _check(source, dataset, key_file, layout, folds, holdout, split, steps)
     given = read_split(Path(split)) if split else None
     intake = Intake(read_key(key_file), source)
     dataset.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,8 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
         raw = DatasetWriter(half / "raw")
         with unpacked(source, half) as (roots, closed):
             found, inputs = _inputs(roots, closed, layout, intake)
-            work = partial(read_source, folder=raw.path, modality=modality, aliases=dict(categories or {}))
+            aliases = {spelled(name): category for name, category in (categories or {}).items()}
+            work = partial(read_source, folder=raw.path, modality=modality, aliases=aliases)
             _read(inputs, work, intake, progress)
         writer = intake.settle(raw, half / "steps", steps)
         if not writer.scans:
@@ -91,13 +93,15 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
     return Prepared(dataset, content, tuple(intake.rejected), tuple(intake.sources()))
 
 
-def _check(source: Path, dataset: Path, layout: str, folds: int | str, holdout: float, split: Path | str | None,
-           steps: Sequence[str]) -> None:
+def _check(source: Path, dataset: Path, key_file: Path, layout: str, folds: int | str, holdout: float,
+           split: Path | str | None, steps: Sequence[str]) -> None:
     problems = []
     if layout not in LAYOUTS:
         problems.append(f"--layout: must be one of {', '.join(LAYOUTS)}; got {layout}")
     if os.path.lexists(dataset):
         problems.append(f"prepare: {dataset} must not exist yet; choose another name or remove it")
+    if dataset.resolve() in key_file.resolve().parents:
+        problems.append("--key: must lie outside DATASET, which others may be given; choose another place")
     if source.is_dir() and source.resolve() in dataset.resolve().parents:
         problems.append("prepare: DATASET must not lie in SOURCE, or it would be read itself; choose a place outside")
     if folds != "site" and (not isinstance(folds, int) or folds < 2):
@@ -106,6 +110,8 @@ def _check(source: Path, dataset: Path, layout: str, folds: int | str, holdout: 
         problems.append(f"--holdout: must be a share below 1 or a number of patients, got {holdout:g}")
     if split and (holdout or folds == "site"):
         problems.append("--split: gives all folds and the test group; leave --holdout and --folds site out")
+    if {"max_min", "brightness"} <= set(steps):
+        problems.append("--steps: max_min and brightness undo each other; take one of them")
     unknown = [s for s in steps if s not in STEPS]
     if unknown:
         problems.append(f"--steps: no step is called {', '.join(unknown)}; there are {', '.join(STEPS)}")
@@ -148,14 +154,13 @@ def _folds(intake: Intake, writer: DatasetWriter, folds: int | Literal["site"], 
     scans, warnings = writer.scans, list[str]()
     content, groups = writer.patient_content(), _groups(intake, writer, warnings)
     patients = {s.patient_id for s in scans}
-    if given is not None:
-        fold_of = _given(intake, patients, given, warnings)
-        if any(fold_of[p] != fold_of[head] for p, head in groups.items() if p not in intake.unknown):
-            raise WrongInput("--split: scans with the same pixels are in two folds under two patient ids; such a split "
-                             "leaks: put these patients into one fold")
-    elif folds == "site":
-        fold_of = folds_by_site(scans, content)
-    else:
+    if given is not None or folds == "site":
+        fold_of = folds_by_site(scans, content) if given is None else _given(intake, patients, given, warnings)
+        if any(fold_of[a] != fold_of[b] for a, b in writer.copies()):
+            raise WrongInput(f"{'--folds site' if given is None else '--split'}: scans with the same pixels are in two "
+                             "folds under two patient ids, which leaks; `raybone inspect` of a dataset made without it "
+                             "names them: put these patients into one fold, or leave one out")
+    elif isinstance(folds, int):
         fold_of = assign_folds(scans, content, folds, seed, holdout=holdout, together=groups)
         made = len(set(fold_of.values()) - {TEST})
         if made < folds:
@@ -187,8 +192,7 @@ def _groups(intake: Intake, writer: DatasetWriter, warnings: list[str]) -> dict[
 
 def _given(intake: Intake, patients: set[str], given: Mapping[str, int], warnings: list[str]) -> dict[str, int]:
     """The split's fold of each patient, who may be named by id or by pseudonym."""
-    by_pseudonym = {"p" + pseudonym(intake.secret, "patient", name): fold for name, fold in given.items()} | dict(given)
-    fold_of = {p: by_pseudonym[p] for p in patients if p in by_pseudonym}
+    fold_of = {p: given[name] for p in patients for name in (p, intake.name_of_patient[p]) if name in given}
     if len(given) > len(fold_of):
         warnings.append(f"{len(given) - len(fold_of)} patients of --split have no scan here")
     missing = len(patients) - len(fold_of)
@@ -203,9 +207,9 @@ def _finish(intake: Intake, writer: DatasetWriter, layout: str, steps: Sequence[
             warnings: list[str]) -> dict[str, Any]:
     """Write the tables; returns the content of dataset.json."""
     scans = writer.scans
-    remarks = {rule: list(dict.fromkeys(intake.scan_ids(names))) for rule, names in intake.remarks.items() if names}
     if intake.unmatched_labels():
         intake.remarks["line of labels.csv without its scan or patient: left out"] += [""] * intake.unmatched_labels()
+    remarks = {rule: list(dict.fromkeys(intake.scan_ids(names))) for rule, names in intake.remarks.items() if names}
     remarked = [f"{len(names)} x {rule}" + (f" (first {remarks[rule][0]})" if remarks[rule] else "")
                 for rule, names in intake.remarks.items() if names]
     categories = sorted({le.category for s in scans for le in s.lesions}, key=lambda c: (c != "malignant", c))

@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 from raybone.records import Array, Lesion, Scan, WrongInput
 
 Remarks = Counter[str]
+MOST_PIXELS = 1 << 28
 # What a source may call the dataset's categories; ``prepare --categories`` adds to it. nidus and physiological are
 # BS-80K's words; M is the metastasis of 3-class labels.
 TERMS = {"malignant": ("nidus", "metastasis", "metastases", "metastatic", "bone metastasis", "lesion", "tumor",
@@ -43,6 +44,13 @@ def mask_of(rle: dict[str, Any]) -> Array:
     return np.asarray(coco_mask.decode(rle), bool)
 
 
+def lesion_of_mask(mask_HW: Array, category: str) -> Lesion:
+    """The one lesion, of any number of parts, of a boolean mask that is not empty."""
+    rows, columns = np.nonzero(mask_HW.any(1))[0], np.nonzero(mask_HW.any(0))[0]
+    box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+    return Lesion(box, category, rle_of(mask_HW))
+
+
 def lesions_of_mask(mask_HW: Array, category: str) -> tuple[Lesion, ...]:
     """One lesion for each 8-connected component of a boolean mask."""
     count, labels_HW, stats_N5, _ = cv2.connectedComponentsWithStats(mask_HW.astype(np.uint8), connectivity=8)
@@ -53,10 +61,11 @@ def lesions_of_mask(mask_HW: Array, category: str) -> tuple[Lesion, ...]:
     return tuple(lesions)
 
 
-def read_coco(path: Path) -> tuple[dict[str, list[Lesion]], dict[str, dict[str, Any]], Remarks]:
+def read_coco(path: Path, trusted: bool = False) -> tuple[dict[str, list[Lesion]], dict[str, dict[str, Any]], Remarks]:
     """Lesions and image entries of a COCO file, both by ``file_name``, and remarks on annotations that fit no entry.
 
-    Boxes are xywh in the file; segmentation may be polygons or RLE, and gives the box where there is none.
+    Boxes are xywh in the file; segmentation may be polygons or RLE, and gives the box where there is none. What is not
+    trusted is checked before pycocotools sees it, which checks nothing.
     Raises:
         WrongInput: the file is not COCO.
     """
@@ -71,11 +80,11 @@ def read_coco(path: Path) -> tuple[dict[str, list[Lesion]], dict[str, dict[str, 
             if image is None:
                 remarks[NO_SCAN] += 1
                 continue
-            rle = _rle(item.get("segmentation"), int(image["height"]), int(image["width"]))
+            rle = _rle(item.get("segmentation"), int(image["height"]), int(image["width"]), trusted)
             x, y, w, h = (float(v) for v in (item.get("bbox") or (coco_mask.toBbox(rle) if rle else (0, 0, 0, 0))))
             lesions[str(image["file_name"])].append(Lesion((x, y, x + w, y + h),
                                                            names.get(item["category_id"], ""), rle))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         key = f" {error}" if isinstance(error, KeyError) and str(error) in COCO_KEYS else ""
         raise WrongInput(f"annotations: must be COCO (images, categories, annotations), but there is a "
                          f"{type(error).__name__}{key} in it; export it again") from None
@@ -84,8 +93,13 @@ def read_coco(path: Path) -> tuple[dict[str, list[Lesion]], dict[str, dict[str, 
 
 def term_of(name: str, aliases: Mapping[str, str]) -> str | None:
     """The dataset's category for a name in the source: as ``aliases`` say, else the field's terms; None is unknown."""
-    word = " ".join(name.lower().replace("_", " ").split())
+    word = spelled(name)
     return aliases.get(word) or next((term for term, words in TERMS.items() if word == term or word in words), None)
+
+
+def spelled(name: str) -> str:
+    """A category's name in small letters with single spaces."""
+    return " ".join(name.lower().replace("_", " ").split())
 
 
 def fitted(lesions: Iterable[Lesion], height: int, width: int,
@@ -129,10 +143,12 @@ def to_coco(scans: Iterable[Scan], categories: list[str]) -> dict[str, Any]:
             "categories": [{"id": i, "name": name} for name, i in number.items()]}
 
 
-def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
+def _rle(segmentation: Any, height: int, width: int, trusted: bool) -> dict[str, Any] | None:
     """RLE text of a COCO segmentation given as polygons, an uncompressed or a compressed RLE."""
     if not segmentation:
         return None
+    if not trusted:
+        _check(segmentation, height, width)
     try:
         if isinstance(segmentation, list):
             code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
@@ -143,3 +159,33 @@ def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any] | None:
     except Exception:  # pycocotools raises bare Exceptions
         raise ValueError(f"segmentation {str(segmentation)[:40]}") from None
     return {"size": [int(n) for n in code["size"]], "counts": code["counts"].decode("ascii")}
+
+
+def _check(segmentation: Any, height: int, width: int) -> None:
+    """Raise ValueError for polygons far outside the image and for runs that do not add up to it."""
+    if not 0 < height * width <= MOST_PIXELS:
+        raise ValueError("size")
+    if isinstance(segmentation, list):
+        corners = np.array([float(v) for polygon in segmentation for v in polygon])
+        if not (np.abs(corners) <= 2 * max(height, width)).all():  # NaN as well
+            raise ValueError("polygon")
+        return
+    counts, size = segmentation["counts"], [int(n) for n in segmentation["size"]]
+    runs = counts if isinstance(counts, list) else _runs(counts)
+    if min(runs, default=0) < 0 or sum(runs) != size[0] * size[1] or not 0 < sum(runs) <= MOST_PIXELS:
+        raise ValueError("runs")
+
+
+def _runs(text: str) -> list[int]:
+    """Run lengths of COCO's compressed form: 5 bits a character, from the third run on as differences."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if not code & 0x20:
+            value -= (code & 0x10) and 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs

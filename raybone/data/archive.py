@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 import zipfile
@@ -37,10 +38,12 @@ def unpacked(source: Path, place: Path) -> Iterator[tuple[list[tuple[str, Path]]
             try:
                 _extract(path, target)
                 roots.append((f"{name}/" if name else "", _top(target)))
-            except OSError as error:  # whose file name would be one of the source
-                raise OSError(error.errno, error.strerror) from None
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise OSError(error.errno, error.strerror) from None  # without the file's name
+                closed[name] = "is a zip archive that cannot be unpacked here"
             except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError, zlib.error):
-                closed[name] = "is a zip archive that is broken, encrypted or of an unknown kind"
+                closed[name] = "is a zip archive that is broken, encrypted, empty or of an unknown kind"
         if single and closed:
             raise WrongInput("prepare: SOURCE is a zip archive that is broken, encrypted or of an unknown kind; "
                              "unpack it and give the folder")
@@ -49,6 +52,8 @@ def unpacked(source: Path, place: Path) -> Iterator[tuple[list[tuple[str, Path]]
 
 def _extract(path: Path, target: Path) -> None:
     with zipfile.ZipFile(path) as archive:
+        if not archive.infolist():
+            raise ValueError("empty")
         need = sum(i.file_size for i in archive.infolist())
         target.mkdir()
         if need > shutil.disk_usage(target).free:

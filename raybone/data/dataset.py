@@ -60,7 +60,9 @@ class Dataset:
 
     def counts(self, scan: Scan) -> Array:
         """The scan's counts, uint16, shape (H, W), as a read-only view of the memory map."""
-        return _pixels(self.path / "pixels" / f"{scan.height}x{scan.width}.npy")[scan.row]
+        path = self.path / "pixels" / f"{scan.height}x{scan.width}.npy"
+        made = path.stat()
+        return _pixels(path, made.st_ino, made.st_mtime_ns)[scan.row]
 
 
 def open_dataset(path: Path | str) -> Dataset:
@@ -77,13 +79,13 @@ def open_dataset(path: Path | str) -> Dataset:
         meta = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
         if meta["format"] != FORMAT:
             raise WrongInput(f"dataset {path}: format must be {FORMAT}, got {meta['format']}; prepare it again")
-        lesions, _, remarks = read_coco(path / "annotations.json")
+        lesions, _, remarks = read_coco(path / "annotations.json", trusted=True)
         if remarks or {le.category for many in lesions.values() for le in many} - set(meta["categories"]):
             raise ValueError("annotations.json and scans or categories")
         scans = tuple(_scan(row, tuple(lesions[row["scan_id"]])) for row in _rows(path / "scans.csv"))
         fold_of = {row["patient_id"]: int(row["fold"]) for row in _rows(path / "folds.csv")}
         missing = {s.patient_id for s in scans} - set(fold_of)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, WrongInput):
             raise
         raise WrongInput(f"dataset {path}: its files must agree, but {type(error).__name__}: {str(error)[:100]}; "
@@ -201,7 +203,7 @@ class DatasetWriter:
 
 
 @lru_cache(maxsize=64)
-def _pixels(path: Path) -> Array:
+def _pixels(path: Path, inode: int, changed: int) -> Array:  # noqa: ARG001  the file may be made anew
     return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
 
 

@@ -21,13 +21,14 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from raybone.data.annotations import MOST_PIXELS
 from raybone.data.header import NOT_PLANAR, flags_of, numbers, patient_of, pixel_mm_of, scanner_of, views_of
 from raybone.records import Array
 
 # Defined terms of Modality (PS3.3 C.7.3.1.1.1) that meet in a nuclear medicine archive; others are not repeated.
 MODALITIES = ("CR", "CT", "DX", "ECG", "KO", "MG", "MR", "NM", "OT", "PR", "PT", "REG", "RF", "RTDOSE", "RTPLAN",
               "RTSTRUCT", "SC", "SEG", "SR", "US", "XA", "XC", "DOC", "none")
-MOST_PIXELS = 1 << 28
+LEAST_FRACTIONS = 10.0  # below it, rounded fractions are no image any more
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -43,7 +44,8 @@ class Facts:
     """What an input says about one of its views.
 
     ``patient``, ``study``, ``instance``, ``site`` and ``scanner`` are as the source has them, to be replaced by
-    pseudonyms; ``make`` is a known maker's name. ``flags`` are of burned-in-text, lossy and not-square.
+    pseudonyms; ``make`` is a known maker's name. ``flags`` are of burned-in-text, lossy, not-square,
+    turned-over and other-windows.
     """
 
     patient: str = ""
@@ -60,8 +62,8 @@ class Facts:
 def read_frames(content: bytes, file_name: str, modality: str | None = "NM") -> list[tuple[Array, Facts]]:
     """Every frame of a DICOM object as counts uint16 of shape (H, W), with what is known about it.
 
-    Modality rescale is applied (PS3.3 C.11.1), MONOCHROME1 is turned over, negatives are clipped to 0,
-    values are rounded; nothing is cropped or resampled.
+    Modality rescale is applied (PS3.3 C.11.1), negatives are clipped to 0, values are rounded; MONOCHROME1 with a
+    bright border is turned over; of several energy windows the first is taken. Nothing is cropped or resampled.
 
     Args:
         content: the file's bytes, with or without preamble.
@@ -80,9 +82,18 @@ def read_frames(content: bytes, file_name: str, modality: str | None = "NM") -> 
             views, (pixel_mm, square) = views_of(header, len(frames_NHW), file_name), pixel_mm_of(header)
             site, scanner, make = scanner_of(header)
             study, instance = (str(header.get(k, "") or "") for k in ("StudyInstanceUID", "SOPInstanceUID"))
-            known = flags_of(header) + ([] if square else ["not-square"])
-            return [(counts_HW, Facts(patient_of(header), view, pixel_mm, study, instance, site, scanner, make,
-                                      tuple(known))) for counts_HW, view in zip(frames_NHW, views)]
+            windows = numbers(header.get("EnergyWindowVector"), int)
+            others = len(windows) == len(frames_NHW) and len(set(windows)) > 1
+            known = flags_of(header) + ([] if square else ["not-square"]) + (["other-windows"] if others else [])
+            found = []
+            for number, (counts_HW, view) in enumerate(zip(frames_NHW, views)):
+                if others and windows[number] != min(windows):
+                    continue
+                turned = _turned(header, counts_HW)
+                facts = Facts(patient_of(header), view, pixel_mm, study, instance, site, scanner, make,
+                              tuple(known + ["turned-over"] * turned))
+                found.append((counts_HW.max() + counts_HW.min() - counts_HW if turned else counts_HW, facts))
+            return found
         except NotTaken:
             raise
         except Exception as error:  # elements are converted when first read, and may hold what their type cannot
@@ -177,7 +188,7 @@ def _refuse(header: Dataset, modality: str | None) -> None:
         raise NotTaken(f"Modality is {found if found in MODALITIES else 'another'}, not {modality}")
     if not any(k in header for k in PIXELS):
         raise NotTaken("has no pixel data")
-    if header.get("SamplesPerPixel", 1) not in (1, None):
+    if header.get("SamplesPerPixel", 1) not in (1, None) or header.get("PhotometricInterpretation") == "PALETTE COLOR":
         raise NotTaken("is a colour image, not counts")
     kind = header.get("ImageType") or []
     if found == "NM" and len(kind) > 2 and not isinstance(kind, str) and kind[2] in NOT_PLANAR:
@@ -197,24 +208,35 @@ def _counts(header: Dataset) -> Array:
         uid = header.file_meta.TransferSyntaxUID
         syntax = uid.name if uid.name != str(uid) else "unknown"
         raise NotTaken(f"no decoder reads its pixels (transfer syntax {syntax})") from None
-    if header.get("PhotometricInterpretation") == "MONOCHROME1":
-        values = values.astype(np.float64)
-        values = values.max() + values.min() - values
     counts = counts_of(values)
     return counts[None] if counts.ndim == 2 else counts
+
+
+def _turned(header: Dataset, counts_HW: Array) -> bool:
+    """Whether uptake is low where it should be high.
+
+    MONOCHROME1 says how to show values (PS3.3 C.7.6.3.1.2): it stands at counts that are to be dark on white, and at
+    pictures that were turned over. The border of the picture, which is air, tells them apart.
+    """
+    border_N = np.concatenate([counts_HW[0], counts_HW[-1], counts_HW[:, 0], counts_HW[:, -1]])
+    middle = (float(counts_HW.min()) + float(counts_HW.max())) / 2
+    return header.get("PhotometricInterpretation") == "MONOCHROME1" and float(np.median(border_N)) > middle
 
 
 def counts_of(values: Array) -> Array:
     """Any real values as uint16 counts: negatives clipped to 0, rounded.
 
     Raises:
-        NotTaken: a value is not finite or above 65535, or none is above 0.
+        NotTaken: a value is not finite or above 65535, none is above 0, or all are small fractions.
     """
     top = values.max()
     if not np.isfinite(top) or top > np.iinfo(np.uint16).max or (values.dtype.kind == "f" and np.isnan(values).any()):
         raise NotTaken("holds values that are no counts (not finite or above 65535)")
-    if top <= 0:
+    if round(float(top)) <= 0:
         raise NotTaken("is empty: no count above 0")
     if values.dtype.kind == "u":
         return np.asarray(values, np.uint16)
-    return np.rint(np.maximum(values, 0)).astype(np.uint16)
+    counts = np.rint(np.maximum(values, 0))
+    if top < LEAST_FRACTIONS and (np.abs(values - counts)[values > 0] > 1e-6).any():
+        raise NotTaken(f"holds fractions up to {top:.3g} that rounding would destroy; scale them to counts")
+    return counts.astype(np.uint16)

@@ -20,10 +20,10 @@ import nibabel
 import numpy as np
 from PIL import Image, ImageDraw
 
-from raybone.data.annotations import EMPTY, IN_BETWEEN, Remarks, lesions_of_mask, rle_of
+from raybone.data.annotations import EMPTY, IN_BETWEEN, MOST_PIXELS, Remarks, lesion_of_mask, lesions_of_mask
 from raybone.records import Array, Lesion
 
-MOST_PIXELS, MOST_SLICES = 1 << 28, 4096
+MOST_SLICES = 4096
 Annotated = tuple[list[list[Lesion]], tuple[int, int] | None, Remarks]
 
 
@@ -42,7 +42,7 @@ def read_labelme(content: bytes) -> Annotated:
         for number, shape in enumerate(document["shapes"]):
             label, group = str(shape["label"]), shape.get("group_id")
             if shape.get("shape_type") == "rectangle":
-                (xa, ya), (xb, yb) = shape["points"]
+                (xa, ya), (xb, yb) = ((float(x), float(y)) for x, y in shape["points"])
                 lesions.append(Lesion((min(xa, xb), min(ya, yb), max(xa, xb), max(ya, yb)), label))
                 continue
             mask_HW = _shape_mask(shape, size)
@@ -52,7 +52,7 @@ def read_labelme(content: bytes) -> Annotated:
                 parts[(label, group) if group is not None else number].append((label, mask_HW))
     except Exception:  # whatever a hostile file provokes in json, Pillow and numpy
         raise ValueError("has an annotation that is not LabelMe JSON") from None
-    lesions += [_of_mask(np.any([m for _, m in shapes], axis=0), shapes[0][0]) for shapes in parts.values()]
+    lesions += [lesion_of_mask(np.any([m for _, m in shapes], axis=0), shapes[0][0]) for shapes in parts.values()]
     return [lesions], size, remarks
 
 
@@ -80,7 +80,7 @@ def read_voc(content: bytes) -> Annotated:
         for item in root.iter("object"):
             x1, y1, x2, y2 = (float(_text(item, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax"))
             lesions.append(Lesion((x1, y1, x2, y2), _text(item, "name")))
-    except (ValueError, ElementTree.ParseError):
+    except Exception:  # of the parser, of decoders it asks for, of numbers
         raise ValueError("has an annotation that is not VOC xml") from None
     return [lesions], size if size and all(size) else None, Remarks()
 
@@ -146,12 +146,6 @@ def _shape_mask(shape: dict[str, Any], size: tuple[int, int]) -> Array | None:
     else:
         return None
     return np.asarray(canvas, bool)
-
-
-def _of_mask(mask_HW: Array, category: str) -> Lesion:
-    rows, columns = np.nonzero(mask_HW.any(1))[0], np.nonzero(mask_HW.any(0))[0]
-    box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-    return Lesion(box, category, rle_of(mask_HW))
 
 
 def _text(place: ElementTree.Element, path: str) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-# CID 26 (PS3.16): the projections as SNOMED CT codes, and as the SNOMED RT ones that older exports carry.
-VIEW_CODES = {"399321004": "anterior", "399348003": "anterior", "R-10206": "anterior",
-              "399001007": "posterior", "R-10214": "posterior"}
+# CID 26 (PS3.16) as SNOMED CT and, in older exports, SNOMED RT; antero-posterior and postero-anterior stand for the
+# views, as nuclear medicine uses them.
+VIEW_CODES = {"399321004": "anterior", "G-5215": "anterior", "399348003": "anterior", "R-10206": "anterior",
+              "399001007": "posterior", "G-5216": "posterior", "272460009": "posterior", "R-10214": "posterior"}
 MAKERS = ("ge", "siemens", "philips", "mediso", "spectrum", "digirad", "toshiba", "canon", "adac", "picker", "elscint",
           "sopha", "marconi", "raybone")
 # A planar scan is STATIC or WHOLE BODY; these are not (ImageType value 3, PS3.3 C.8.4.9.1.1).
@@ -33,7 +34,9 @@ def views_of(header: Dataset, frames: int, file_name: str) -> list[str]:
     its start angle; the scan's own coded view, orientation and view position; the words of its descriptions; the name
     of its file. Two frames without a detector's word are told by the order in which the words name both views.
     """
-    told = [_coded(d) or _geometry(d) or _angle(d) for d in header.get("DetectorInformationSequence") or []]
+    detectors = header.get("DetectorInformationSequence") or []
+    sure = [_coded(d) or _geometry(d) for d in detectors]
+    told = [view or _angle(d) for view, d in zip(sure, detectors)]
     vector = numbers(header.get("DetectorVector"), int)
     if len(vector) == frames and vector and 1 <= min(vector) <= max(vector) <= len(told):
         views = [told[n - 1] for n in vector]
@@ -44,6 +47,8 @@ def views_of(header: Dataset, frames: int, file_name: str) -> list[str]:
     described = " ".join(str(header.get(k, "") or "") for k in ("ImageID", "SeriesDescription", "ProtocolName"))
     for words in (described, file_name):
         named = _named(words)
+        if len(named) == frames and told != sure and views != named:
+            return ["unknown"] * frames  # vendors do not agree on where angles start
         if not any(views) and len(named) == frames:
             views = named
     return [v or "unknown" for v in views]
@@ -124,6 +129,12 @@ def _position(header: Dataset) -> str:
 
 def _named(words: str) -> list[str]:
     """The views that a text names, in its order; nothing when one is named twice."""
-    found = re.findall(r"(?<![A-Z])(ANT|POST?)(?:ERIOR)?(?![A-Z])", words.upper())
+    words = words.upper()
+    if re.search(r"OBL|(?<![A-Z])(LAT|[LR]AO|[LR]PO|[LR]L)(?![A-Z])|LATERAL", words):
+        return []
+    # "3h post", "post injection", "post therapy" are times, not views.
+    words = re.sub(r"\d\s*(H|HRS?|HOURS?|MIN)[\s_-]*POST", "", words)
+    words = re.sub(r"POST[\s_-]*(INJ|THER|OP|TREAT|RT|CHEMO|SURG|VOID|MI[CK]T)", "", words)
+    found = re.findall(r"(?<![A-Z])(ANT|POST)(?:ERIOR)?(?![A-Z])", words)
     views = ["anterior" if f == "ANT" else "posterior" for f in found]
     return views if len(set(views)) == len(views) else []

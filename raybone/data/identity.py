@@ -23,12 +23,14 @@ def read_key(path: Path) -> bytes:
     """The key's bytes; a new random key, readable by its owner alone, when there is none.
 
     Raises:
-        WrongInput: the file is empty.
+        WrongInput: the file is empty, or others may read it.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
+    if path.stat().st_mode & 0o077:
+        raise WrongInput(f"--key {path}: must be readable by its owner alone; run chmod 600 on it")
     content = path.read_bytes().strip()
     if not content:
         raise WrongInput(f"--key {path}: must not be empty; remove the file to have a key made")
@@ -37,7 +39,7 @@ def read_key(path: Path) -> bytes:
 
 def pseudonym(key: bytes, kind: str, identity: str, digits: int = 12) -> str:
     """HMAC-SHA256 of an identity as hex digits; the same identity of another kind gets another pseudonym."""
-    return hmac.new(key, f"{kind}\0{identity}".encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:digits]
+    return hmac.new(key, f"{kind}\0{identity}".encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:digits]
 
 
 def write_map(key: Path, dataset_hash: str, sources: Iterable[tuple[str, str, str]]) -> Path:

@@ -17,7 +17,10 @@ from raybone.data.steps import View, apply_steps, unit
 from raybone.data.tables import Labels
 from raybone.records import Scan
 
-REMARK_OF_FLAG = {"burned-in-text": "text suspected in the pixels: look at the scan before you train on it or share it",
+REMARK_OF_FLAG = {
+    "turned-over": "MONOCHROME1 with a bright border: turned over, so that uptake is high",
+    "other-windows": "frames of further energy windows: left out",
+    "burned-in-text": "text suspected in the pixels: look at the scan before you train on it or share it",
                   "lossy": "lossy compression: counts are not exact",
                   "not-square": "pixels are not square: pixel_mm is their height",
                   "unannotated": "scan without annotation: counts as a scan without lesion"}
@@ -30,7 +33,7 @@ class Intake:
 
     secret: the key. root: SOURCE. rejected: (input_id, bytes, reason). remarks: rule -> names of inputs, which
     ``scan_ids`` turns into ids. unknown: the patient_ids that stand for a study or a file, as the source names no
-    patient.
+    patient. name_of_patient: what the source calls the patient of a pseudonym, for tables that are keyed by it.
     """
 
     secret: bytes
@@ -39,9 +42,9 @@ class Intake:
     rejected: list[tuple[str, int, str]] = field(default_factory=list)
     remarks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     unknown: set[str] = field(default_factory=set)
+    name_of_patient: dict[str, str] = field(default_factory=dict)
     _taken: list[tuple[str, str, Stored, Scan]] = field(default_factory=list)  # name, study, ...
     _id_of: dict[str, str] = field(default_factory=dict)
-    _patients: set[str] = field(default_factory=set)
     _scans_of: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def take(self, item: Source, read: Read) -> None:
@@ -59,19 +62,25 @@ class Intake:
         if not steps:
             for name, _, stored, scan in self._taken:
                 self._scans_of[name].append(raw.add(stored, scan).scan_id)
+            raw.scans.sort(key=lambda s: s.scan_id)  # the order of the source's names says something of them
             return raw
-        writer, studies = DatasetWriter(folder), defaultdict[str, list[View]](list)
+        writer, studies, name_of = DatasetWriter(folder), defaultdict[str, list[Scan]](list), dict[str, str]()
         for name, study, stored, scan in self._taken:
             known = raw.add(stored, scan)
-            studies[study].append(View(raw.counts(known), known, (name,)))
-        for views in studies.values():
-            lazily = [replace(v, values_HW=v.values_HW.astype(np.float32)) for v in views]
-            used = self._stored(writer, apply_steps(lazily, steps), unit(steps))
-            lost = {i for v in views for i in v.made_of} - used
-            self.rejected += [(self._id_of[name], 0, LEFT_OUT) for name in sorted(lost)]
+            studies[study].append(known)
+            name_of[known.scan_id] = name
+        for scans in studies.values():
+            views = apply_steps([View(raw.counts(s).astype(np.float32), s, (s.scan_id,)) for s in scans], steps)
+            used = self._stored(writer, views, unit(steps), name_of)
+            for name in (name_of[s.scan_id] for s in scans if s.scan_id not in used):
+                if self._scans_of.get(name):  # of several frames, some are in
+                    self.remarks["frame that " + LEFT_OUT].append(name)
+                else:
+                    self.rejected.append((self._id_of[name], 0, LEFT_OUT))
         if "max_min" in steps or "brightness" in steps:  # one window for all, or each scan's would undo the step
             high = 65535.0 if "max_min" in steps else float(np.median([s.high for s in writer.scans] or [0]))
             writer.scans[:] = [replace(s, high=high) for s in writer.scans]
+        writer.scans.sort(key=lambda s: s.scan_id)
         return writer
 
     def scan_ids(self, names: Sequence[str]) -> list[str]:
@@ -80,7 +89,8 @@ class Intake:
 
     def unmatched_labels(self) -> int:
         """Lines of labels.csv that no input or patient answers to."""
-        return len(set(self.labels.by_patient) - self._patients) + len(set(self.labels.by_file) - set(self._id_of))
+        return len(set(self.labels.by_patient) - set(self.name_of_patient.values())) + len(
+            set(self.labels.by_file) - set(self._id_of))
 
     def sources(self) -> list[tuple[str, str, str]]:
         """input_id, scan_id (empty when rejected) and path, for the map beside the key."""
@@ -90,11 +100,12 @@ class Intake:
     def _scan(self, item: Source, found: Taken) -> tuple[str, str, Stored, Scan]:
         facts, secret = found.facts, self.secret
         patient = self.labels.by_file.get(item.name, {}).get("patient_id", "") or facts.patient
-        labels = self.labels.of(patient, item.name)
+        bare = patient if patient in self.labels.by_patient else patient.rpartition(":")[2]  # without its issuer
+        labels = self.labels.of(bare, item.name)
         labels.pop("patient_id", "")
-        self._patients.add(patient)
         study = facts.study or (f"patient:{patient}" if patient else f"input:{self._id_of[item.name]}")
         patient_id = "p" + (pseudonym(secret, "patient", patient) if patient else pseudonym(secret, "study", study))
+        self.name_of_patient[patient_id] = bare
         if not patient:
             self.unknown.add(patient_id)
         flags = (*facts.flags, *(() if found.lesions is not None else ("unannotated",)))
@@ -110,16 +121,16 @@ class Intake:
             "", patient_id, view, 0, 0, spacing, 0, 0.0, site, scanner, instance, flags,
             tuple({**dict(item.labels), **labels}.items()), found.lesions or ())
 
-    def _stored(self, writer: DatasetWriter, views: Sequence[View], scale: int) -> set[str]:
-        """Store what the steps made; returns the inputs that are in it."""
+    def _stored(self, writer: DatasetWriter, views: Sequence[View], scale: int, name_of: dict[str, str]) -> set[str]:
+        """Store what the steps made; returns the scans that are in it."""
         used = set()
         for view in views:
             counts_HW = np.rint(np.clip(view.values_HW * scale, 0, 65535)).astype(np.uint16)
             if counts_HW.any():
                 scan = writer.add(store(writer.path, counts_HW), view.scan)
                 used |= set(view.made_of)
-                for name in view.made_of:
-                    self._scans_of[name].append(scan.scan_id)
+                for part in view.made_of:
+                    self._scans_of[name_of[part]].append(scan.scan_id)
         return used
 
 

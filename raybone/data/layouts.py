@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from raybone.data.annotations import Remarks, read_coco
 from raybone.data.formats import READERS
@@ -103,13 +103,13 @@ def _layout_of(root: Path, files: Mapping[str, Path]) -> Literal["dicom", "coco"
 
 def _dicom(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks]:
     """DICOM files alone, with an annotations.json for all or an annotation file beside each."""
-    lesions, remarks = dict[str, list[Lesion]](), Remarks()
+    lesions, entries, remarks = dict[str, list[Lesion]](), dict[str, dict[str, Any]](), Remarks()
     if (root / "annotations.json").is_file():
         lesions, entries, remarks = read_coco(root / "annotations.json")
         remarks["annotated scan that is not there"] += len(set(entries) - set(files))
     sources, more = _beside(root, files)
-    return [replace(s, kind="dicom", lesions=tuple(lesions[s.name]) if s.name in lesions else None)
-            for s in sources], remarks + more
+    return [replace(s, kind="dicom", lesions=tuple(lesions[s.name]), size=_size(entries[s.name]))
+            if s.name in lesions else replace(s, kind="dicom") for s in sources], remarks + more
 
 
 def _beside(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks]:  # noqa: ARG001
@@ -117,13 +117,15 @@ def _beside(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remark
     notes = {n: split_suffix(n) for n in files if split_suffix(n)[1] in READERS}
     scans = [n for n in files if n not in notes]
     place = {stem: n for n in reversed(scans) for stem in (n, split_suffix(n)[0])}
+    homes = {PurePosixPath(n).parent for n in scans}
     by_name: dict[str, set[str]] = defaultdict(set)
     for stem, name in place.items():
         by_name[PurePosixPath(stem).name].add(name)
     beside: dict[str, list[tuple[Path, str]]] = defaultdict(list)
     lone = []
     for note, (stem, _) in notes.items():
-        elsewhere = by_name[PurePosixPath(stem).name]
+        # A folder of annotations alone goes with the only scan of that name, wherever it lies.
+        elsewhere = by_name[PurePosixPath(stem).name] if PurePosixPath(note).parent not in homes else set()
         scan = place.get(stem) or (next(iter(elsewhere)) if len(elsewhere) == 1 else None)
         if scan:
             beside[scan].append((files[note], ""))
@@ -147,8 +149,11 @@ def _coco(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks]
             if name is None:
                 remarks["annotated scan that is not there"] += 1
                 continue
+            if name in named:
+                remarks["scan that two COCO files annotate: the first counts"] += 1
+                continue
+            known = {k: str(entry[k]) for k in ("patient_id", "view", "pixel_mm") if entry.get(k) is not None}
             named.add(name)
-            known = {k: str(entry[k]) for k in ("patient_id", "view", "pixel_mm") if entry.get(k)}
             sources.append(Source(
                 files[name], name, "any", known.get("patient_id", ""),
                 known.get("view", "") if known.get("view") in ("anterior", "posterior") else "",
@@ -161,7 +166,7 @@ def _bs80k(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks
     """BS-80K as released: wholeBodyANT|POST with NNNN.jpg, xml in a folder below, "NNNN.jpg 0|1" lines in a txt."""
     remarks, sources = Remarks(), []
     labels: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    notes: dict[tuple[str, str], Path] = {}
+    notes: dict[tuple[str, str], list[Path]] = defaultdict(list)
     scans: list[tuple[str, Path, str]] = []
     for name, path in files.items():
         top = re.fullmatch(r"(wholeBody|[a-z]{3,12}[LR]?)(ANT|POST)", PurePosixPath(name).parts[0])
@@ -178,18 +183,18 @@ def _bs80k(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks
                 elif line.strip():
                     remarks["label line that cannot be read: left out"] += 1
         elif path.suffix == ".xml" and region == "wholeBody":
-            notes[path.stem, view] = path
+            notes[path.stem, view].append(path)
         elif region == "wholeBody":
             scans.append((name, path, view))
         else:
             sources.append(Source(path, name, aside=REGION_CROP))
     for name, path, view in scans:
-        note = notes.pop((path.stem, view), None)
-        said_of = tuple(sorted(labels[path.stem, view].items()))
-        sources.append(Source(path, name, "image", path.stem, view, None, None, None,
-                              ((note, ""),) if note else (), said_of))
-    sources += [Source(p, p.relative_to(root).as_posix(), beside=((p, ""),)) for p in notes.values()]
-    return sources, remarks
+        beside = tuple((note, "") for note in notes.pop((path.stem, view), ()))
+        said_of = tuple(sorted(labels.pop((path.stem, view), {}).items()))
+        sources.append(Source(path, name, "image", path.stem, view, beside=beside, labels=said_of))
+    sources += [Source(p, p.relative_to(root).as_posix(), beside=((p, ""),)) for many in notes.values() for p in many]
+    remarks["label line without its whole-body scan: left out"] += len(labels)
+    return sources, +remarks
 
 
 def _masks(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks]:
@@ -197,15 +202,16 @@ def _masks(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks
     masks: dict[str, list[tuple[Path, str]]] = defaultdict(list)
     images, sources = {}, []
     for name, path in files.items():
-        top = PurePosixPath(name).parts[0]
+        top, _, below = name.partition("/")
         if re.fullmatch(r"masks(_\w+)?", top) and path.suffix.lower() in IMAGES:
-            masks[path.stem].append((path, top[6:] or "malignant"))
+            masks[split_suffix(below)[0]].append((path, top[6:] or "malignant"))
         elif top == "images":
             images[name] = path
         else:
             sources.append(Source(path, name, aside="is neither in images nor in masks"))
     for name, path in images.items():
-        sources.append(Source(path, name, "image", beside=tuple(masks.pop(path.stem, ()))))
+        beside = tuple(masks.pop(split_suffix(name)[0].partition("/")[2], ()))
+        sources.append(Source(path, name, "image", beside=beside))
     sources += [Source(p, p.relative_to(root).as_posix(), aside="is a mask, and no image has its name")
                 for many in masks.values() for p, _ in many]
     return sources, Remarks()

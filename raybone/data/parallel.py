@@ -67,9 +67,8 @@ def _alone(work: Callable[[Item], Result], item: Item) -> Result | Died:
 
 def _pool(processes: int) -> ProcessPoolExecutor:
     # Not fork: the caller may hold threads of Ray or torch. The server that workers are forked from imports once.
-    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    if os.name == "posix":
-        context.set_forkserver_preload(["raybone.prepare"])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["raybone.prepare"])
     return ProcessPoolExecutor(processes, context, _hush)
 
 

@@ -45,9 +45,9 @@ class Read:
 
 def read_source(source: Source, folder: Path, modality: str | None, aliases: Mapping[str, str]) -> Read:
     """Read one input and store the counts of its scans in the dataset folder."""
-    if source.path.is_dir():
-        return Read("", 0, reason=source.aside)
     try:
+        if source.path.is_dir():
+            return Read("", 0, reason=source.aside)
         if not source.path.is_file() or source.path.stat().st_size > MOST_BYTES:
             return Read("", 0, reason="is no regular file, or over 2 GiB")
         content = source.path.read_bytes()
@@ -57,8 +57,7 @@ def read_source(source: Source, folder: Path, modality: str | None, aliases: Map
     try:
         if source.aside:
             raise NotTaken(source.aside)
-        scans, remarks = _scans(source, content, folder, modality, aliases)
-        return replace(found, scans=scans, remarks=remarks)
+        frames, lesions, remarks = _scans(source, content, modality, aliases)
     except NotTaken as reason:
         remarks = Remarks()
         if str(reason) == DICOMDIR:
@@ -72,6 +71,8 @@ def read_source(source: Source, folder: Path, modality: str | None, aliases: Map
         return replace(found, reason=str(reason), remarks=+remarks)
     except MemoryError:
         return replace(found, reason="is too large for the memory")
+    taken = (Taken(facts, store(folder, counts_HW), le) for (counts_HW, facts), le in zip(frames, lesions))
+    return replace(found, scans=tuple(taken), remarks=remarks)
 
 
 def _lone(source: Source) -> bool:
@@ -79,18 +80,17 @@ def _lone(source: Source) -> bool:
     return any(path == source.path for path, _ in source.beside)
 
 
-def _scans(source: Source, content: bytes, folder: Path, modality: str | None,
-           aliases: Mapping[str, str]) -> tuple[tuple[Taken, ...], Remarks]:
+def _scans(source: Source, content: bytes, modality: str | None, aliases: Mapping[str, str]) -> tuple[
+        list[tuple[Array, Facts]], list[tuple[Lesion, ...] | None], Remarks]:
+    """Counts and facts of each frame, the lesions of each, and remarks."""
     try:
         pixels = labelme_image(content) if _lone(source) else content
         frames = _frames(source, pixels, modality)
-        lesions, remarks = _annotations(source, [counts_HW.shape for counts_HW, _ in frames], aliases)
+        return frames, *_annotations(source, [counts_HW.shape for counts_HW, _ in frames], aliases)
     except NotTaken:
         raise
     except ValueError as error:  # the readers' own, which quote nothing of the file
         raise NotTaken(str(error)) from None
-    taken = (Taken(facts, store(folder, counts_HW), le) for (counts_HW, facts), le in zip(frames, lesions))
-    return tuple(taken), remarks
 
 
 def _frames(source: Source, content: bytes, modality: str | None) -> list[tuple[Array, Facts]]:
@@ -140,8 +140,13 @@ def _image(content: bytes) -> Array:
     """An image file as counts uint16, shape (H, W); colour that is grey is taken as grey, other colour as luminance."""
     try:
         with Image.open(BytesIO(content)) as image:
+            pages = getattr(image, "n_frames", 1)
+            if pages > 1:
+                raise NotTaken(f"has {pages} pages, of which one only would be the scan")
             values = np.asarray(image if image.mode in ("L", "I", "F") or image.mode.startswith("I;16")
                                 else image.convert("RGB"))
+    except NotTaken:
+        raise
     except Exception:  # Pillow raises what its plugins raise
         raise NotTaken("is not an image that can be read") from None
     if values.ndim == 3:

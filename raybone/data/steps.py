@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from raybone.data.annotations import mask_of, rle_of
+from raybone.data.annotations import lesion_of_mask, mask_of, rle_of
 from raybone.records import Array, Lesion, Scan
 
 BODY_ROWS, KNEE_ROW, FULL_ROWS = 950, 640, 1024
@@ -22,11 +22,11 @@ MEAN_RANGE = (7.0, 14.0)
 TILE, STRIDE = 256, 128
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """Values, float32 (H, W), of one image of a study, with its scan (lesions in pixels of these values).
 
-    made_of: names of the inputs that are in it.
+    made_of: ids of the scans as they were read that are in it.
     """
 
     values_HW: Array
@@ -143,13 +143,16 @@ def _knee_cut(views: list[View]) -> list[View]:
 
 
 def _montage(views: list[View]) -> list[View]:
-    """Anterior at the left and posterior at the right, for each pair of one height; a lone view is left out."""
-    pairs = zip(*([v for v in views if v.scan.view == side] for side in ("anterior", "posterior")))
+    """Anterior at the left and posterior at the right, for each pair of one shape; a lone view is left out."""
+    backs = [v for v in views if v.scan.view == "posterior"]
     merged = []
-    for front, back in pairs:
-        rows, columns = max(len(front.values_HW), len(back.values_HW)), front.values_HW.shape[1]
-        wide = columns + back.values_HW.shape[1]
-        left, right = _window(front, 0, 0, rows, wide), _window(back, 0, -columns, rows, wide)
+    for front in (v for v in views if v.scan.view == "anterior"):
+        back = next((b for b in backs if b.values_HW.shape == front.values_HW.shape), None)
+        if back is None:
+            continue
+        backs.remove(back)
+        rows, columns = front.values_HW.shape
+        left, right = _window(front, 0, 0, rows, 2 * columns), _window(back, 0, -columns, rows, 2 * columns)
         merged.append(View(left.values_HW + right.values_HW, replace(
             left.scan, view="anterior|posterior", lesions=left.scan.lesions + right.scan.lesions,
             flags=tuple(sorted({*left.scan.flags, *right.scan.flags}))), front.made_of + back.made_of))
@@ -157,7 +160,9 @@ def _montage(views: list[View]) -> list[View]:
 
 
 def _tile(views: list[View]) -> list[View]:
-    return [_window(v, y, x, TILE, TILE) for v in views for y, x in tiles(v.values_HW.shape)]
+    # Tiles of one object are no copies of each other.
+    alone = [replace(v, scan=replace(v.scan, instance="")) for v in views]
+    return [_window(v, y, x, TILE, TILE) for v in alone for y, x in tiles(v.values_HW.shape)]
 
 
 def _each(change: Callable[[Array], Array]) -> Callable[[list[View]], list[View]]:
@@ -194,8 +199,7 @@ def _moved(lesions: Sequence[Lesion], y: int, x: int, rows: int, columns: int) -
             if not mask_HW.any():
                 continue
             if box[2] - box[0] < x2 - x1 or box[3] - box[1] < y2 - y1:  # what is left may be smaller than the cut box
-                down, across = np.nonzero(mask_HW.any(1))[0], np.nonzero(mask_HW.any(0))[0]
-                box = (float(across[0]), float(down[0]), float(across[-1] + 1), float(down[-1] + 1))
+                box = lesion_of_mask(mask_HW, "").box_xyxy
             rle = rle_of(mask_HW)
         if box[0] < box[2] and box[1] < box[3]:
             yield Lesion(box, lesion.category, rle)

@@ -7,10 +7,12 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raybone.data.dataset import COLUMNS
+from raybone.data.layouts import positive
 from raybone.records import WrongInput
 
 MOST_VALUES = 50  # a label with more is free text or an identifier
-OWN = ("site", "scanner", "patient_id", "file", "view", "pixel_mm")
+FACTS = ("patient_id", "file", "view", "pixel_mm")
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,23 @@ def read_labels(path: Path) -> Labels:
     key = "file" if "file" in header else "patient_id"
     if key not in header:
         raise WrongInput("labels.csv: needs a column patient_id or file; its first line names the columns")
+    taken = [c for c in header if c in COLUMNS and c not in (*FACTS, "site", "scanner")]
+    if taken or len(set(header)) < len(header):
+        raise WrongInput(f"labels.csv: a label must not be called {', '.join(taken) or 'like another'}, as a column of "
+                         "scans.csv is; rename it")
     table: dict[str, dict[str, str]] = {}
     for line, row in enumerate(rows, 2):
-        known = {k: v.strip() for k, v in row.items() if k != key and v.strip()}
+        known = {k: v for k, v in row.items() if k != key and v}
+        if known.get("view", "unknown") not in ("anterior", "posterior", "unknown") or (
+                "pixel_mm" in known and positive(known["pixel_mm"]) is None):
+            raise WrongInput(f"labels.csv: line {line}: view must be anterior, posterior or unknown, and pixel_mm a "
+                             "number of mm; correct it")
         if table.setdefault(row[key], known) != known:
             raise WrongInput(f"labels.csv: line {line} contradicts another line of the same {key}; keep one of them")
     for column in header:
         values = {row[column] for row in rows}
-        if column not in OWN and (len(values) > MOST_VALUES or max(map(len, values), default=0) > 40
-                                  or (len(values) == len(rows) > 5)):
+        if column not in FACTS and (len(values) > min(MOST_VALUES, max(6, len(rows) // 5))
+                                    or max(map(len, values), default=0) > 40):
             raise WrongInput(f"labels.csv: column {header.index(column) + 1} has {len(values)} values in {len(rows)} "
                              "rows; a label has few and short ones, others may name a patient: leave the column out")
     return Labels(by_file=table) if key == "file" else Labels(by_patient=table)
@@ -62,7 +72,7 @@ def read_split(path: Path) -> dict[str, int]:
         raise WrongInput("--split: needs the columns patient_id and fold; its first line names the columns")
     folds: dict[str, set[int]] = defaultdict(set)
     for line, row in enumerate(rows, 2):
-        value = row["fold"].strip()
+        value = row["fold"]
         if value != "test" and not value.isdecimal():
             raise WrongInput(f"--split: line {line}: fold must be 0, 1, 2 ... or test; correct it")
         folds[row["patient_id"]].add(-1 if value == "test" else int(value))
@@ -78,8 +88,8 @@ def read_split(path: Path) -> dict[str, int]:
 def _rows(path: Path, what: str) -> tuple[list[str], list[dict[str, str]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restkey="", restval="")
-            rows = [{k: v for k, v in row.items() if k} for row in reader]
-            return [c for c in reader.fieldnames or [] if c], rows
+            reader = csv.DictReader(file, restval="")
+            rows = [{k.strip(): v.strip() for k, v in row.items() if k and isinstance(v, str)} for row in reader]
+            return [c.strip() for c in reader.fieldnames or [] if c], rows
     except (OSError, UnicodeError, csv.Error) as error:
         raise WrongInput(f"{what}: must be a CSV file in UTF-8, but {type(error).__name__}; check it") from None

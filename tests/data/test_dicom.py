@@ -39,11 +39,27 @@ def test_rescale_signed_values_and_monochrome1(scan: pydicom.Dataset) -> None:
     np.testing.assert_array_equal(frames(scan, RescaleSlope=2, RescaleIntercept=-10)[0][0],
                                   np.maximum(COUNTS.astype(int) * 2 - 10, 0))
     del scan.RescaleSlope, scan.RescaleIntercept
-    np.testing.assert_array_equal(frames(scan, PhotometricInterpretation="MONOCHROME1")[0][0], COUNTS.max() - COUNTS)
     signed = (COUNTS.astype(np.int16) - 100)
     np.testing.assert_array_equal(
-        frames(scan, PhotometricInterpretation="MONOCHROME2", PixelRepresentation=1, PixelData=signed.tobytes())[0][0],
+        frames(scan, PixelRepresentation=1, PixelData=signed.tobytes())[0][0],
         np.maximum(signed, 0))
+
+
+def test_monochrome1_is_turned_over_where_air_is_bright_and_else_left(scan: pydicom.Dataset) -> None:
+    body_HW = np.zeros((64, 40), np.uint16)
+    body_HW[10:50, 10:30] = COUNTS[10:50, 10:30]
+    for stored_HW, flags in ((body_HW.max() - body_HW, ("turned-over",)), (body_HW, ())):
+        (counts_HW, facts), = frames(scan, PhotometricInterpretation="MONOCHROME1", PixelData=stored_HW.tobytes())
+        np.testing.assert_array_equal(counts_HW, body_HW)
+        assert facts.flags == flags
+
+
+def test_of_several_energy_windows_the_first_is_taken(scan: pydicom.Dataset) -> None:
+    pixels = np.stack([COUNTS, COUNTS + 1]).tobytes()
+    (counts_HW, facts), = frames(scan, NumberOfFrames=2, EnergyWindowVector=[2, 1], DetectorVector=[1, 1],
+                                 PixelData=pixels)
+    np.testing.assert_array_equal(counts_HW, COUNTS + 1)
+    assert (facts.view, facts.flags) == ("anterior", ("other-windows",))
 
 
 def test_bits_above_those_stored_are_no_counts(scan: pydicom.Dataset) -> None:
@@ -86,6 +102,9 @@ def test_an_object_without_preamble_is_read(scan: pydicom.Dataset) -> None:
     ({"Modality": "MRS SMITH"}, "Modality is another, not NM"),
     ({"ImageType": ["ORIGINAL", "PRIMARY", "TOMO", "EMISSION"]}, "is TOMO, not a planar scan"),
     ({"SamplesPerPixel": 3}, "colour"),
+    ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour"),
+    ({"RescaleSlope": 1e-3, "RescaleIntercept": 0}, "fractions"),
+    ({"RescaleSlope": 1e-5, "RescaleIntercept": 0}, "is empty"),
     ({"Rows": 0}, "pixels"),
     ({"Rows": 65535, "Columns": 65535}, "pixels"),
     ({"NumberOfFrames": 9}, "no decoder"),
@@ -101,7 +120,7 @@ def test_values_that_are_no_counts_are_refused() -> None:
     for values in (np.array([[np.nan, 1.0]]), np.array([[np.inf, 1.0]]), np.array([[70000]]), np.array([[-1, 0]])):
         with pytest.raises(NotTaken):
             counts_of(values)
-    np.testing.assert_array_equal(counts_of(np.array([[-3.0, 1.5, 2.6]])), [[0, 2, 3]])
+    np.testing.assert_array_equal(counts_of(np.array([[-3.0, 1.5, 26.6]])), [[0, 2, 27]])
 
 
 def test_burned_in_text_is_suspected_and_hot_spots_are_not() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import tempfile
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import nibabel
@@ -15,10 +17,21 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from raybone.data.annotations import CUT, EMPTY, OUTSIDE, UNKNOWN, fitted, lesions_of_mask, mask_of, rle_of, term_of
+from raybone.data.annotations import (
+    CUT,
+    EMPTY,
+    OUTSIDE,
+    UNKNOWN,
+    fitted,
+    lesions_of_mask,
+    mask_of,
+    read_coco,
+    rle_of,
+    term_of,
+)
 from raybone.data.export import _shapes
 from raybone.data.formats import labelme_image, read_labelme, read_mask, read_nifti, read_voc
-from raybone.records import Lesion
+from raybone.records import Lesion, WrongInput
 
 MASKS = arrays(bool, (24, 20), elements=st.booleans())
 
@@ -88,15 +101,20 @@ def test_an_image_inside_a_labelme_file_is_found() -> None:
         labelme_image(labelme([]))
 
 
+DAMAGED = [
+    b"{}", b"[" * 5000, b'<?xml version="1.0" encoding="foo"?><annotation/>', b'{"shapes": [{}]}', b"<annotation>",
+    b"<!DOCTYPE a [<!ENTITY b 'c'>]><annotation/>", labelme([{"label": 1, "points": [["x", None]]}]), bytes(400),
+    labelme([{"label": "a", "shape_type": "rectangle", "points": [["1", "2"], ["3", "4"]]}]), b"\x1f\x8b" + bytes(40),
+    labelme([], 10**9, 10**9), b"\x89PNG\r\n\x1a\n" + bytes(40)]
+
+
 @settings(max_examples=100)
-@given(st.binary(max_size=300) | st.sampled_from([
-    b"{}", b"[" * 5000, b'{"shapes": [{}]}', b"<annotation>", b"<!DOCTYPE a [<!ENTITY b 'c'>]><annotation/>",
-    labelme([{"label": 1, "points": [["x", None]]}]), labelme([], 10**9, 10**9), bytes(400), b"\x1f\x8b" + bytes(40),
-    b"\x89PNG\r\n\x1a\n" + bytes(40)]))
+@given(st.binary(max_size=300) | st.sampled_from(DAMAGED))
 def test_any_damage_is_a_reason(content: bytes) -> None:
-    for read in (read_labelme, read_voc, read_nifti, lambda c: read_mask(c, "bone"), labelme_image):
+    for read in (read_labelme, read_voc, read_nifti, lambda c: read_mask(c, "bone")):
         try:
-            read(content)
+            for lesions in read(content)[0]:
+                fitted(lesions, 24, 20, {})
         except ValueError as reason:
             assert len(str(reason)) < 100
 
@@ -118,3 +136,30 @@ def test_boxes_are_cut_left_out_or_renamed_by_rule() -> None:
                                             ("wrist", None)])
 def test_words_of_the_field_become_categories(word: str, term: str | None) -> None:
     assert term_of(word, {}) == term
+
+
+@given(MASKS)
+def test_coco_runs_are_checked_and_give_back_masks(mask_HW: np.ndarray) -> None:
+    assert coco({"segmentation": rle_of(mask_HW)})[0]["a.png"][0].rle == rle_of(mask_HW)
+
+
+@pytest.mark.parametrize("change", [
+    {"segmentation": [[0, 0, 1e9, 0, 5, 5]]}, {"segmentation": [[0, 0, float("nan"), 0, 5, 5]]},
+    {"segmentation": {"size": [24, 20], "counts": [3, 4]}}, {"segmentation": {"size": [24, 20], "counts": "abc"}},
+    {"segmentation": {"size": [10**9, 10**9], "counts": [10**18]}}, {"segmentation": "x"}, {"bbox": ["x"]},
+    {"bbox": 3}, {"category_id": []}, {"height": float("inf")}])
+def test_damaged_coco_is_one_line(change: dict[str, Any]) -> None:
+    with pytest.raises(WrongInput, match="must be COCO"):
+        coco(change)
+
+
+def coco(change: dict[str, Any]) -> Any:
+    """What is read of a COCO file of one image and one annotation with this change."""
+    height = change.pop("height", 24)
+    item = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], **change}
+    content = {"images": [{"id": 1, "file_name": "a.png", "height": height, "width": 20}], "annotations": [item],
+               "categories": [{"id": 1, "name": "malignant"}]}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "annotations.json"
+        path.write_text(json.dumps(content))
+        return read_coco(path)
