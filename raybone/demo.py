@@ -21,7 +21,7 @@ STUDY: dict[str, Any] = {
     "fixed": {"batch": 2, "nbs": 2, "translate": 0.05, "scale": 0.1},
     "space": {"lr0": {"log_uniform": [0.001, 0.008]}, "imgsz": {"choice": [192, 256, 320]},
               "mosaic": {"choice": [0.0, 0.5]}},
-    "search": {"trials": 6, "sampler": "sobol", "scheduler": "fold_race", "seed": 1},
+    "search": {"trials": 5, "sampler": "sobol", "scheduler": "fold_race", "seed": 1},
 }
 Progress = Callable[[int, int], None]
 
