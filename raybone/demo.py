@@ -16,7 +16,7 @@ PATIENTS, SEED, FOLDS = 24, 7, 3
 STUDY: dict[str, Any] = {
     "name": "demo",
     "model": "yolo11n",
-    "epochs": 19,
+    "epochs": 17,
     "metric": "AP50",
     "fixed": {"batch": 2, "nbs": 2, "translate": 0.05, "scale": 0.1},
     "space": {"lr0": {"log_uniform": [0.001, 0.008]}, "imgsz": {"choice": [192, 256, 320]},
