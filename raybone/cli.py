@@ -169,7 +169,8 @@ def _prepare(options: argparse.Namespace) -> None:
                   if i in reason_of and not scan_id]
         print("\n".join(line.encode("utf-8", "backslashreplace").decode() for line in lines))
     elif made.rejected or made.meta["remarks"]:
-        print(f"inputs not taken, with reasons: {made.path / 'rejected.csv'}; --show-paths names the files")
+        print(f"reasons and scans are in {made.path / ('rejected.csv' if made.rejected else 'dataset.json')}; "
+              "--show-paths names the files")
 
 
 def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
