@@ -108,6 +108,8 @@ def _check(source: Path, dataset: Path, key_file: Path, layout: str, folds: int 
         problems.append(f"prepare: folds must be at least 2, or site, got {folds}; 5 is usual")
     if not 0 <= holdout < float("inf") or (holdout > 1 and holdout != int(holdout)):
         problems.append(f"--holdout: must be a share below 1 or a number of patients, got {holdout:g}")
+    if folds == "site" and holdout:
+        problems.append("--holdout: cannot go with --folds site, which leaves each site out in turn; leave one out")
     if split and (holdout or folds == "site"):
         problems.append("--split: gives all folds and the test group; leave --holdout and --folds site out")
     if {"max_min", "brightness"} <= set(steps):
@@ -217,7 +219,8 @@ def _finish(intake: Intake, writer: DatasetWriter, layout: str, steps: Sequence[
         "layout": layout, "patients_known": not intake.unknown, "categories": categories,
         "stratified_by": stratum_label(scans),
         "preprocessing": {"values": "modality values, negatives clipped to 0", "steps": list(steps),
-                          "unit": unit(steps), "high": "99.9 percentile"},
+                          "unit": unit(steps), "high": "65535" if "max_min" in steps else
+                          "median of the scans' 99.9 percentiles" if "brightness" in steps else "99.9 percentile"},
         "counts": {"scans": len(scans), "patients": len(fold_of), "lesions": sum(len(s.lesions) for s in scans),
                    "rejected": len(intake.rejected), "folds": len(set(fold_of.values()) - {TEST}),
                    "test_patients": sum(f == TEST for f in fold_of.values())},

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+import yaml
 from pydicom.dataset import Dataset
 from pydicom.valuerep import VR
 
@@ -139,3 +140,16 @@ def test_no_message_names_the_source(case: str, tmp_path: Path) -> None:
     assert len(made.stderr.splitlines()) == 1
     assert SECRET not in made.stdout + made.stderr
     assert not (tmp_path / "ds").exists()
+
+
+def test_a_study_names_nobody_either(study: dict[str, object], cohort: Path, tmp_path: Path) -> None:
+    """The cohort's patients are called PHANTOM-0001 and so on, in files of that name."""
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**study, "epochs": 1}))
+    done = run("search", tmp_path / "s.yaml", "--out", tmp_path / "study", "--local")
+    assert done.returncode == 0, done.stderr
+    files = [p for p in (tmp_path / "study").rglob("*") if p.is_file()]
+    assert {"leaderboard.csv", "study.yaml", "predictions.json"} <= {p.name for p in files}
+    uid = str(pydicom.dcmread(next(cohort.rglob("*.dcm"))).StudyInstanceUID)
+    for trace in ("PHANTOM-0", cohort.name + "/", uid):
+        assert not [p.name for p in files if trace.encode() in p.read_bytes() or trace in str(p.relative_to(tmp_path))]
+        assert trace not in done.stdout + done.stderr

@@ -384,6 +384,8 @@ def test_masks_go_with_the_image_of_their_folder_and_patient_0_is_a_patient(tmp_
     assert not any("unannotated" in s.flags for s in open_dataset(made.path).scans)
     (tmp_path / "in" / "annotations.json").write_text(json.dumps({"images": images, "annotations": [],
                                                                   "categories": []}))
+    made = prepare(tmp_path / "in", tmp_path / "again", folds=2, key=tmp_path / "k")
+    assert [r for _, _, r in made.rejected] == ["is a COCO file by its name, which layout masks does not read"]
     made = prepare(tmp_path / "in", tmp_path / "coco", "coco", folds=2, key=tmp_path / "k")
     assert made.meta["counts"]["patients"] == 1
     assert made.meta["patients_known"]
@@ -395,6 +397,8 @@ def test_keys_that_others_may_read_and_places_inside_the_dataset_are_refused(coh
     (tmp_path / "k").chmod(0o644)
     with pytest.raises(WrongInput, match="chmod 600"):
         prepare(cohort, tmp_path / "ds", key=tmp_path / "k")
+    with pytest.raises(WrongInput, match="cannot go with --folds site"):
+        prepare(cohort, tmp_path / "ds", folds="site", holdout=0.2)
     with pytest.raises(WrongInput, match="must lie outside DATASET"):
         prepare(cohort, tmp_path / "ds", key=tmp_path / "ds" / "k")
 

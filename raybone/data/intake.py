@@ -21,9 +21,9 @@ REMARK_OF_FLAG = {
     "turned-over": "MONOCHROME1 with a bright border: turned over, so that uptake is high",
     "other-windows": "frames of further energy windows: left out",
     "burned-in-text": "text suspected in the pixels: look at the scan before you train on it or share it",
-                  "lossy": "lossy compression: counts are not exact",
-                  "not-square": "pixels are not square: pixel_mm is their height",
-                  "unannotated": "scan without annotation: counts as a scan without lesion"}
+    "lossy": "lossy compression: counts are not exact",
+    "not-square": "pixels are not square: pixel_mm is their height",
+    "unannotated": "scan without annotation: counts as a scan without lesion"}
 LEFT_OUT = "is left out by the steps: montage needs both views of a study, and tiles without counts are not kept"
 
 

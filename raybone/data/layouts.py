@@ -54,6 +54,9 @@ def sources_of(root: Path, layout: Layout) -> tuple[str, list[Source], Remarks]:
     read = {"dicom": _dicom, "coco": _coco, "labelme": _beside, "bs80k": _bs80k, "masks": _masks}[found]
     sources, remarks = read(root, files)
     sources += [Source(root / name, name, aside="is a folder that cannot be opened") for name in closed]
+    if found in ("labelme", "bs80k", "masks") and (root / "annotations.json").is_file():
+        sources.append(Source(root / "annotations.json", "annotations.json",
+                              aside=f"is a COCO file by its name, which layout {found} does not read"))
     return found, sorted(sources, key=lambda s: s.name), remarks
 
 

@@ -78,10 +78,11 @@ def read_split(path: Path) -> dict[str, int]:
         folds[row["patient_id"]].add(-1 if value == "test" else int(value))
     leaks = sum(len(f) > 1 for f in folds.values())
     if leaks:
-        raise WrongInput(f"--split: a patient must be in one fold, {leaks} are in several; such a split leaks")
+        raise WrongInput(f"--split: a patient must be in one fold, {leaks} are in several; such a split leaks: "
+                         "keep one line a patient")
     used = sorted({f for many in folds.values() for f in many} - {-1})
     if used != list(range(len(used))) or len(used) < 2:
-        raise WrongInput(f"--split: folds must be 0, 1 ... without a gap and at least 2, got {used}")
+        raise WrongInput(f"--split: folds must be 0, 1 ... without a gap and at least 2, got {used}; renumber them")
     return {patient: min(many) for patient, many in folds.items()}
 
 
