@@ -16,7 +16,7 @@ from raybone.records import Array, Scan
 # On 40 phantom patients at 1024 rows, who share one skeleton, the closest two are at 0.042; a scan and its copy are at
 # most at 0.011 with new noise, 0.012 shifted by a pixel and 0.024 as a JPEG of quality 85.
 NEAR, FARTHEST, SHARE = 0.035, 0.1, 0.4
-# Slices of a CT volume differ more than copies do: on 24 slices of BM-Seg every pair below 0.55 is of one patient.
+# Slices of a CT volume differ more than copies do: on 24 slices of BM-Seg every pair below 0.55 looks like one patient.
 NEAR_SLICE = 0.5
 PIXELS = 4096  # of a thumbnail, in the scan's aspect
 
