@@ -47,7 +47,7 @@ def write_leaderboard(folder: Folder, study: Study, state: State | None = None) 
 def _row(study: Study, configuration: Configuration, ended: bool) -> dict[str, Any]:
     assert study.resolved is not None
     folds, metric = study.resolved.folds, study.metric
-    lengths = [len(configuration.epochs.get(k, [])) for k in range(folds)]
+    lengths = [len(configuration.epochs.get(k, ())) for k in range(folds)]
     final = {m: [_final(configuration, k, m) for k in range(folds)] for m in DIRECTIONS}
     started = [v for v, n in zip(final[metric], lengths) if n]
     # A fold without a finite score makes the mean NaN: it is not left out.
@@ -75,8 +75,7 @@ def _row(study: Study, configuration: Configuration, ended: bool) -> dict[str, A
 
 def _final(configuration: Configuration, fold: int, metric: str) -> float:
     """The metric at the last epoch that the fold has, NaN when it has none."""
-    run = configuration.epochs.get(fold, [])
-    return run[-1].metrics.get(metric, math.nan) if run else math.nan
+    return configuration.epochs[fold].last(metric) if fold in configuration.epochs else math.nan
 
 
 def _state(configuration: Configuration, ended: bool) -> str:
@@ -94,7 +93,7 @@ def _folds(study: Study, row: dict[str, Any]) -> Any:
 def _columns(study: Study, state: State) -> list[str]:
     assert study.resolved is not None
     m = study.metric
-    seen = {k for c in state.configurations.values() for run in c.epochs.values() for e in run for k in e.metrics}
+    seen = {k for c in state.configurations.values() for run in c.epochs.values() for k in run.metrics}
     params = list(dict.fromkeys([*study.fixed, *study.space]))
     return ["rank", "config_id", "model", "state", "folds_done", "epochs_done", f"{m}_mean", f"{m}_sd", f"{m}_ci_low",
             f"{m}_ci_high", f"{m}_pooled", *(f"{m}_fold{k}" for k in range(study.resolved.folds)),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from raybone.data.loader import Batch, ScanSamples, training_loader
-from raybone.hpo.race import expected, name_of
+from raybone.hpo.race import expected, ladder_of, name_of
 from raybone.hpo.sampler import propose
 from raybone.hpo.state import State
 from raybone.resolve import configure, resolve
@@ -59,6 +59,6 @@ def preview(study: Study) -> Preview:
         if step == STEPS:
             break
     timed = sorted(seconds[1:] or seconds)
-    return Preview(tuple((name_of(study, r), n, e) for r, n, e in rows), sum(e for _, _, e in rows),
+    return Preview(tuple((name_of(ladder_of(study), r), n, e) for r, n, e in rows), sum(e for _, _, e in rows),
                    float(study.search.trials * dataset.folds * study.epochs), timed[len(timed) // 2] * len(loader),
                    device.type)

@@ -64,6 +64,8 @@ class Search(Strict):
     trials: int = Field(16, ge=1, description="configurations to try")
     sampler: Literal["random", "sobol", "grid", "tpe"] = "tpe"
     scheduler: Literal["fold_race", "asha", "full"] = "fold_race"
+    type: Literal["promotion", "stopping"] = Field("promotion", description="fold_race: whether a configuration waits "
+                                                   "at a rung for its promotion, or is judged once as it arrives")
     folds: int | None = Field(None, ge=2, description="the dataset's number of folds; another number is refused")
     seed: int = Field(0, ge=0, lt=2**31)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.lease import Lease
-from raybone.hpo.race import expected, name_of
+from raybone.hpo.race import expected, ladder_of, name_of
 from raybone.hpo.state import Configuration, State
 from raybone.spec import Study
 
@@ -27,8 +27,10 @@ def watch(out: str, show: Callable[[list[str]], None], follow: bool = True, poll
     """
     folder = Folder(out)
     study = read_resolved(folder)
+    journal, state = Journal(folder), State()
     while True:
-        state = State(Journal(folder).events())
+        for event in journal.events():
+            state.apply(event)
         alive = Lease(folder).holder() is not None
         lines = status_lines(study, state)
         if not alive and not state.end:
@@ -42,16 +44,15 @@ def watch(out: str, show: Callable[[list[str]], None], follow: bool = True, poll
 def status_lines(study: Study, state: State) -> list[str]:
     """A study in at most a screen of lines."""
     assert study.resolved is not None
-    counts = Counter(c.status for c in state.configurations.values())
-    spent = sum(len(r) for c in state.configurations.values() for r in c.epochs.values())
+    counts = state.counts
     lines = [f"{study.name}: {study.model} · {len(state.configurations)}/"
-             f"{study.search.trials} configurations · {spent} fold epochs · "
+             f"{study.search.trials} configurations · {state.fold_epochs} fold epochs · "
              f"{clock(state.seconds)} · {state.end or time_left(study, state)}",
              " · ".join(f"{counts[s]} {s}" for s in ("running", "paused", "complete", "stopped", "failed")
                         if counts[s])]
     ladder = study.resolved.ladder
     reached = Counter(c.rung for c in state.configurations.values())
-    lines += [f"  rung {r + 1} of {len(ladder)}: {name_of(study, r):<22} "
+    lines += [f"  rung {r + 1} of {len(ladder)}: {name_of(ladder_of(study), r):<22} "
               f"{sum(n for k, n in reached.items() if k >= r)} done" for r in range(len(ladder))]
     lines.append(best_line(study, state))
     lines += ["  " + running_line(study, c) for c in state.running]
@@ -73,26 +74,26 @@ def best_line(study: Study, state: State) -> str:
     if not scored:
         return "best so far: none yet"
     rung, value, config_id = max(scored)
-    return f"best so far: {config_id} {study.metric} {sign * value:.4f} over {name_of(study, rung)}"
+    return f"best so far: {config_id} {study.metric} {sign * value:.4f} over {name_of(ladder_of(study), rung)}"
 
 
 def running_line(study: Study, configuration: Configuration) -> str:
     """One running configuration: target rung, folds and epochs, last score."""
     folds = ", ".join(f"fold {k} epoch {len(r)}/{study.epochs} {study.metric} "
-                      f"{r[-1].metrics.get(study.metric, math.nan):.4f}"
+                      f"{r.last(study.metric):.4f}"
                       for k, r in sorted(configuration.epochs.items()) if r and len(r) < study.epochs)
-    return f"{configuration.id} to {name_of(study, configuration.target)}: {folds or 'starting a run'}"
+    return f"{configuration.id} to {name_of(ladder_of(study), configuration.target)}: {folds or 'starting a run'}"
 
 
 def time_left(study: Study, state: State) -> str:
     """A guess from the seconds an epoch took so far, the ladder and the number of runs at once."""
-    epochs = [e.seconds for c in state.configurations.values() for r in c.epochs.values() for e in r]
-    if not epochs or study.resolved is None:
+    if not state.fold_epochs or study.resolved is None:
         return "time left: not known yet"
     rows = expected(study)
     total = sum(row[2] for row in rows)
     starts = sum(row[1] for row in rows) - sum(c.rung + 1 for c in state.configurations.values())
-    remaining = max(total - len(epochs), 0.0) * sum(epochs) / len(epochs) + max(starts, 0.0) * START_UP
+    training = max(total - state.fold_epochs, 0.0) * state.train_seconds / state.fold_epochs
+    remaining = training + max(starts, 0.0) * START_UP
     return f"about {clock(remaining / max(state.slots, 1))} left"
 
 

@@ -322,7 +322,7 @@ class _Asha(_Race):
 
     def _told(self, config_id: str, rung: int) -> dict[str, Any]:
         """A result as Ray's ASHA takes it; NaN would pass every rung, so it is a very low number."""
-        value = score(self.driver.opened.study, self.driver.brain.state.configurations[config_id], rung)[0]
+        value = score(self.driver.opened.study, self.driver.brain.state.configurations[config_id], rung)
         return {"clock": 3**rung, "score": max(value, -1e12), "training_iteration": rung + 1}
 
 

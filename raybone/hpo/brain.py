@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raybone.hpo import race
-from raybone.hpo.journal import Journal
+from raybone.hpo.journal import Event, Journal
 from raybone.hpo.sampler import ATTEMPTS, propose
 from raybone.hpo.state import Configuration, State
 from raybone.records import Decision, Epoch, InvalidConfig, Segment
@@ -39,7 +39,7 @@ class Brain:
 
     def __init__(self, study: Study, journal: Journal, check: Callable[[dict[str, Any]], int], slots: int) -> None:
         self.study, self.journal, self.check, self.slots = study, journal, check, slots
-        self.state = State(journal.events())
+        self.state, self.race = State(), race.race_of(study)
         self.stopping = ""
         self.version = 0
         self.lock = threading.RLock()
@@ -47,11 +47,16 @@ class Brain:
         self._draft: tuple[str, dict[str, Any], int, bool] | None = None
         self._exhausted = False
         self._began = time.monotonic()
+        last: Event = {"event": ""}
+        for last in journal.events():
+            self._apply(last)
         self._spent_before = self.state.seconds
         # What a driver that died had under way is finished first.
         self._interrupted = [c.id for c in self.state.configurations.values() if self._cut_off(c)]
         self._record("start", slots=slots)
-        self._judge_again()
+        if last["event"] == "rung":
+            # The driver died between the end of a rung and what follows from it.
+            self._judge(self.state.configurations[last["config_id"]])
 
     def peek(self) -> Work | None:
         """The work that a free slot should take now; None when it should wait, or when nothing is left."""
@@ -61,11 +66,11 @@ class Brain:
             if self._interrupted:
                 configuration = self.state.configurations[self._interrupted[0]]
                 return self._work(configuration.id, max(configuration.target, configuration.rung + 1))
-            step = race.next_step(self.study, self.state) if self.study.search.scheduler == "fold_race" else None
+            step = self.race.next_step() if self.study.search.scheduler == "fold_race" else None
             if step is None and self._new() is not None:
                 return self._new()
             if step is None and not self._busy and self.study.search.scheduler == "fold_race":
-                step = race.last_push(self.study, self.state)
+                step = self.race.last_push()
             return self._work(step.config_id, step.rung) if step else None
 
     def start(self, work: Work) -> Work:
@@ -130,12 +135,9 @@ class Brain:
             if self._segments(config_id, rung):
                 self.fail(config_id, "its runs ended before all its folds did")
                 return Decision(config_id, "stop", rung, configuration.reason)
-            value = race.score(self.study, configuration, rung)[0]
+            value = race.score(self.study, configuration, rung)
             self._record("rung", config_id=config_id, rung=rung, score=value if math.isfinite(value) else None)
-            decision = race.judge(self.study, self.state, configuration)
-            if decision:
-                self._decide(decision)
-            return decision
+            return self._judge(configuration)
 
     def stop(self, config_id: str, reason: str) -> None:
         """A configuration is at its end by somebody else's decision."""
@@ -171,8 +173,8 @@ class Brain:
             if reason == "complete":
                 for configuration in self.state.configurations.values():
                     if configuration.status == "paused":
-                        self._decide(Decision(configuration.id, "stop", configuration.rung,
-                                              "not among those promoted when the search ended"))
+                        why, evidence = self.race.why_out(configuration.id, configuration.rung)
+                        self._decide(Decision(configuration.id, "stop", configuration.rung, why, dict(evidence)))
             self._record("end", reason=reason)
             self.journal.close()
             return reason
@@ -184,14 +186,13 @@ class Brain:
         waits = configuration.rung >= 0 and configuration.target == configuration.rung
         return not waits or self.study.search.scheduler == "asha"
 
-    def _judge_again(self) -> None:
-        """What was finished but not yet judged when a driver died."""
-        for configuration in list(self.state.configurations.values()):
-            if configuration.status == "paused" and configuration.rung == configuration.target >= 0:
-                decision = race.judge(self.study, self.state, configuration)
-                if decision:
-                    self._decide(decision)
-                    self._interrupted = [c for c in self._interrupted if c != configuration.id]
+    def _judge(self, configuration: Configuration) -> Decision | None:
+        """What follows from the rung that a configuration has just finished."""
+        decision = self.race.judge(configuration.id, configuration.rung)
+        if decision:
+            self._decide(decision)
+            self._interrupted = [c for c in self._interrupted if c != configuration.id]
+        return decision
 
     def _work(self, config_id: str, rung: int) -> Work:
         configuration = self.state.configurations[config_id]
@@ -225,7 +226,7 @@ class Brain:
         return Work(config_id, params, 0, self._segments(config_id, 0), new=True)
 
     def _promote(self, work: Work) -> None:
-        step = race.next_step(self.study, self.state) or race.last_push(self.study, self.state)
+        step = self.race.next_step() or self.race.last_push()
         if step and step.config_id == work.config_id:
             self._decide(Decision(work.config_id, "promote", step.rung - 1, step.reason, dict(step.evidence)))
 
@@ -236,8 +237,20 @@ class Brain:
                      reason=decision.reason, evidence=evidence)
 
     def _record(self, event: str, **content: Any) -> None:
-        self.state.apply(self.journal.append(event, **content))
+        self._apply(self.journal.append(event, **content))
         self.version += 1
+
+    def _apply(self, event: Event) -> None:
+        """The one way into state and race, for what is new and for what is replayed."""
+        self.state.apply(event)
+        kind, config_id = event["event"], event.get("config_id", "")
+        if kind == "rung":
+            folds, tie = race.scores(self.study, self.state.configurations[config_id], event["rung"])
+            self.race.arrive(config_id, event["rung"], folds, tie)
+        elif kind == "work":
+            self.race.go(config_id, event["rung"])
+        elif kind == "failed" or (kind == "decision" and event["action"] != "promote"):
+            self.race.drop(config_id, failed=kind == "failed")
 
     def _over_limit(self) -> str:
         """Why no new work is handed out, or nothing."""
@@ -247,8 +260,7 @@ class Brain:
         hours = (self._spent_before + time.monotonic() - self._began) / 3600
         if hours > limits.hours:
             return f"limits.hours: {hours:.2f} h are over {limits.hours:g}"
-        seconds = sum(c.train_seconds for c in self.state.configurations.values())
-        gpu_hours = seconds / 3600 * resources.gpus * resources.workers
+        gpu_hours = self.state.train_seconds / 3600 * resources.gpus * resources.workers
         if gpu_hours > limits.gpu_hours:
             return f"limits.gpu_hours: {gpu_hours:.2f} are over {limits.gpu_hours:g}"
         return ""

@@ -10,8 +10,9 @@ import json
 import os
 import threading
 import time
+import zlib
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -20,6 +21,7 @@ from raybone.records import WrongInput
 from raybone.spec import Study, parse_study
 
 Event = dict[str, Any]
+SEAL = ',"crc":"'  # what comes before the checksum of a line
 
 
 def read_resolved(folder: Folder) -> Study:
@@ -40,72 +42,112 @@ def read_resolved(folder: Folder) -> Study:
 
 
 class Journal:
-    """Reader and writer of STUDY/journal. Only the driver that holds the study's lease may append."""
+    """Reader and writer of STUDY/journal. Only the driver that holds the study's lease may append.
+
+    Each line ends in a checksum over itself and the one before it, so that a line that is changed, lost or moved, and
+    a segment that is missing, is seen.
+    """
 
     def __init__(self, study: Folder) -> None:
         self.folder = study.child("journal")
         self._lock = threading.Lock()
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
         self._next = 0
+        # How far this reader has come: segment, bytes and lines of it, and the checksum there.
+        self._segment, self._offset, self._line, self._crc = 0, 0, 0, 0
+        self._tail = 0  # checksum of the last line in the journal
+        self._began = time.monotonic()
 
     def events(self) -> Iterator[Event]:
-        """All events, oldest first.
+        """All events that this reader has not given yet, oldest first.
 
         Raises:
-            WrongInput: a line in the middle of a segment is broken.
+            WrongInput: a line is broken, changed or missing.
         """
-        for name in self.folder.names():
-            if name.endswith(".jsonl"):
-                yield from self._segment(name)
+        for name in self._segments():
+            number = int(name.partition(".")[0])
+            if number < self._segment:
+                continue
+            if number > self._segment:
+                if number > self._segment + 1:
+                    raise WrongInput(f"{self.folder.url}/{self._segment + 1:06d}.jsonl: every segment must be there, "
+                                     f"but {name} follows {self._segment:06d}.jsonl; restore it from a copy")
+                self._segment, self._offset, self._line = number, 0, 0
+            with self.folder.fs.open(f"{self.folder.path}/{name}", "rb") as file:
+                file.seek(self._offset)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # a crash tore it, or it is being written now
+                    event = self._read(name, line)
+                    self._offset += len(line)
+                    yield event
 
     def append(self, event: str, **content: Any) -> Event:
-        """Write one event so that it survives a crash of the machine; returns it with its time (Unix seconds)."""
-        line = {"event": event, "time": round(time.time(), 3), **content}
+        """Write one event so that it survives a crash of the machine.
+
+        Returns:
+            The event with its time (Unix seconds) and ``up``, seconds that this driver has worked by a clock that
+            does not jump.
+        """
         with self._lock:
-            self._write(json.dumps(line, separators=(",", ":")) + "\n")
+            if not self._next:
+                self._next = self._take_up()
+            line = {"event": event, "time": round(time.time(), 3), "up": round(time.monotonic() - self._began, 3),
+                    **content}
+            body = json.dumps(line, separators=(",", ":"))[:-1].encode()
+            self._tail = zlib.crc32(body, self._tail)
+            self._write(body + f'{SEAL}{self._tail:08x}"}}\n'.encode())
         return line
-
-    def _write(self, text: str) -> None:
-        if not self.folder.local:
-            self._next = self._next or self._first_free()
-            self.folder.write(f"{self._next:06d}.jsonl", text.encode())
-            self._next += 1
-            return
-        if self._file is None:
-            number = self._first_free()
-            self.folder.fs.makedirs(self.folder.path, exist_ok=True)
-            self._file = open(f"{self.folder.path}/{number:06d}.jsonl", "a", encoding="utf-8")  # noqa: PTH123, SIM115
-        self._file.write(text)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def _first_free(self) -> int:
-        names = [n for n in self.folder.names() if n.endswith(".jsonl")]
-        if names:
-            self._cut_torn_tail(names[-1])
-        return int(names[-1].partition(".")[0]) + 1 if names else 1
-
-    def _cut_torn_tail(self, name: str) -> None:
-        content = self.folder.read(name) or b""
-        if content and not content.endswith(b"\n"):
-            self.folder.write(name, content[: content.rfind(b"\n") + 1])
-
-    def _segment(self, name: str) -> Iterator[Event]:
-        lines = (self.folder.read(name) or b"").split(b"\n")
-        # The last part is empty after a whole line, or what is left of a torn one.
-        for number, line in enumerate(lines[:-1], 1):
-            try:
-                event = json.loads(line)
-                if not isinstance(event, dict) or "event" not in event:
-                    raise ValueError("no event")
-            except ValueError:
-                raise WrongInput(f"{self.folder.url}/{name} line {number}: must be an event as JSON, got "
-                                 f"{line[:40]!r}; restore the file from a copy") from None
-            yield event
 
     def close(self) -> None:
         """Close the segment; a later append opens another."""
         with self._lock:
             if self._file:
                 self._file.close()
-                self._file = None
+                self._file, self._next = None, 0
+
+    def _read(self, name: str, line: bytes) -> Event:
+        """Parse and check one line."""
+        self._line += 1
+        body, seal, crc = line.rpartition(SEAL.encode())
+        known, self._crc = self._crc, zlib.crc32(body, self._crc)
+        try:
+            event = json.loads(line)
+            if not isinstance(event, dict) or "event" not in event or not seal:
+                raise ValueError("no event")
+        except ValueError:
+            raise WrongInput(f"{self.folder.url}/{name} line {self._line}: must be an event as JSON, got "
+                             f"{line[:40]!r}; restore the file from a copy") from None
+        if crc[:8] != b"%08x" % self._crc:
+            self._crc = known
+            raise WrongInput(f"{self.folder.url}/{name} line {self._line}: its checksum must be that of the line and "
+                             "of all before it, but is not; it was changed, or lines before it are missing: restore "
+                             "the journal from a copy")
+        return event
+
+    def _write(self, line: bytes) -> None:
+        if not self.folder.local:
+            self.folder.write(f"{self._next:06d}.jsonl", line)
+            self._next += 1
+            return
+        if self._file is None:
+            self.folder.fs.makedirs(self.folder.path, exist_ok=True)
+            self._file = open(f"{self.folder.path}/{self._next:06d}.jsonl", "ab")  # noqa: PTH123, SIM115
+        self._file.write(line)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _take_up(self) -> int:
+        """Read to the end, cut a torn last line off, and give the number of the next segment."""
+        for _ in self.events():
+            pass
+        names = self._segments()
+        content = self.folder.read(names[-1]) if names else None
+        if content and not content.endswith(b"\n"):
+            self.folder.write(names[-1], content[: content.rfind(b"\n") + 1])
+        self._tail = self._crc
+        return self._segment + 1
+
+    def _segments(self) -> list[str]:
+        names = [n for n in self.folder.names() if n.endswith(".jsonl") and n.partition(".")[0].isdecimal()]
+        return sorted(names, key=lambda n: int(n.partition(".")[0]))

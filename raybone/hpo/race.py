@@ -1,27 +1,48 @@
 """fold_race: successive halving over (folds, epochs), then a paired race over the remaining folds.
 
-Rungs up to the first full-length one promote the better half, as asynchronous successive halving does (Li et al. 2020,
-arXiv:1810.05934); from there on a configuration gets more folds until it is clearly worse than the incumbent on the
-same folds. Folds come in the same order for every configuration.
+Rungs up to the first full-length one let the better half go on, as asynchronous successive halving does; from there on
+a configuration gets more folds until it is clearly worse than the incumbent on the same folds. Folds come in the same
+order for every configuration.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from raybone.hpo.state import Configuration, State
+from raybone.hpo.rungs import Rung
+from raybone.hpo.state import Configuration
 from raybone.records import Decision
 from raybone.spec import Study
 
 SMOOTH = 3  # epochs averaged for a decision
-SLACK = 2.0  # standard errors behind the incumbent at which a configuration is dropped
-PRIOR_SD, PRIOR_WEIGHT = 0.015, 10  # prior of the configuration x fold residual
 MEMORY = 40  # full configurations that the residual variance is estimated from
+SURVIVAL = 0.75  # share of racing configurations that get to the next rung, in benchmarks/schedulers.py
 FIRST_STEPS = 130  # optimiser steps before which detectors from scratch score exactly 0
-FINALISTS = 2  # configurations that run in full at the least: a winner needs a rival for its paired test
+Ladder = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The constants of the race.
+
+    promotion: a configuration waits at a rung until it is among the better part; else it is judged once, as it arrives.
+    slack: standard errors behind the incumbent at which a configuration is dropped.
+    prior_sd, prior_weight: prior of the configuration x fold residual, in units of the metric and of observations.
+    finalists: configurations that run in full at the least, as a winner needs a rival for its paired test.
+    races: whether full-length rungs are a race; else the last rung is the only one that all of the better part reach.
+    """
+
+    factor: float = 2.4
+    promotion: bool = True
+    slack: float = 2.0
+    prior_sd: float = 0.015
+    prior_weight: float = 10.0
+    finalists: int = 2
+    races: bool = True
 
 
 @dataclass(frozen=True)
@@ -34,7 +55,7 @@ class Next:
     evidence: dict[str, float | int | str] = field(default_factory=dict)
 
 
-def ladder(epochs: int, folds: int, steps_per_epoch: float) -> tuple[tuple[int, int], ...]:
+def ladder(epochs: int, folds: int, steps_per_epoch: float) -> Ladder:
     """Rungs as (folds, epochs): (1, .07E) (1, .19E) (2, E/3) (2, 2E/3) (3, E), then folds 4, 6, 8 ... K at E.
 
     No rung comes before FIRST_STEPS optimiser steps. Rungs that this makes equal are one.
@@ -53,81 +74,38 @@ def ladder(epochs: int, folds: int, steps_per_epoch: float) -> tuple[tuple[int, 
     return tuple(rungs)
 
 
-def score(study: Study, configuration: Configuration, rung: int) -> tuple[float, float]:
-    """(score, tie-breaker) at a rung, more is better; -inf for NaN or a crash.
+def scores(study: Study, configuration: Configuration, rung: int) -> tuple[list[float], float]:
+    """Scores of the folds of a rung, and the tie-breaker: more is better, NaN where not there.
 
-    The score is the mean over the rung's folds of the metric over the last epochs; validation loss breaks ties, as
-    early AP is exactly 0 for everybody.
+    A fold's score is the mean of the metric over the last epochs; validation loss breaks ties, as early AP is exactly
+    0 for everybody.
     """
-    folds, epochs = _resolved(study)[rung]
+    folds, epochs = ladder_of(study)[rung]
     sign = 1 if study.direction == "maximize" else -1
-    parts = [[sign * s * configuration.fold_score(k, epochs, m, SMOOTH) for k in range(folds)]
-             for m, s in ((study.metric, 1), ("val_loss", -sign))]
-    value, tie = (sum(p) / folds for p in parts)
-    return (value if math.isfinite(value) else -math.inf, tie if math.isfinite(tie) else -math.inf)
+    values = [sign * configuration.fold_score(k, epochs, study.metric, SMOOTH) for k in range(folds)]
+    losses = [configuration.fold_score(k, epochs, "val_loss", SMOOTH) for k in range(folds)]
+    return values, -sum(losses) / folds
 
 
-def next_step(study: Study, state: State) -> Next | None:
-    """The paused configuration that deserves a free worker most, or None: then a new one is due."""
-    full = _first_full(study)
-    paused = [c for c in state.configurations.values() if c.status == "paused"]
-    racing = [c for c in paused if full <= c.rung < len(_resolved(study)) - 1]
-    if racing:
-        best = max(racing, key=lambda c: (c.rung, score(study, c, c.rung)))
-        return Next(best.id, best.rung + 1, "still in the race: more folds")
-    for rung in reversed(range(full)):
-        arrived = state.arrivals.get(rung, [])
-        ranked = sorted(arrived, key=lambda c: score(study, state.configurations[c], rung), reverse=True)
-        for place, config_id in enumerate(ranked[: len(ranked) // 2]):
-            configuration = state.configurations[config_id]
-            if configuration.status == "paused" and configuration.rung == rung:
-                value = score(study, configuration, rung)[0]
-                cutoff = ranked[len(ranked) // 2]
-                return Next(config_id, rung + 1, f"rank {place + 1} of {len(ranked)} at {name_of(study, rung)}, "
-                            f"in the better half (next below: {cutoff})",
-                            {"score": value, "rank": place + 1, "of": len(ranked), "against": cutoff})
-    return None
+def score(study: Study, configuration: Configuration, rung: int) -> float:
+    """Mean over a rung's folds of the smoothed metric, more is better; -inf for NaN or a crash."""
+    values, _ = scores(study, configuration, rung)
+    value = sum(values) / len(values)
+    return value if math.isfinite(value) else -math.inf
 
 
-def last_push(study: Study, state: State) -> Next | None:
-    """When nothing else is to be done and too few configurations ran in full: the best one of the highest rung."""
-    full = _first_full(study)
-    complete = sum(c.rung >= full and c.status != "failed" for c in state.configurations.values())
-    waiting = [c for c in state.configurations.values() if c.status == "paused" and c.rung >= 0]
-    if complete >= FINALISTS or not waiting:
-        return None
-    best = max(waiting, key=lambda c: (c.rung, score(study, c, c.rung)))
-    return Next(best.id, best.rung + 1, f"{complete} ran in full at the end of the search: best of those waiting at "
-                f"{name_of(study, best.rung)}", {"score": score(study, best, best.rung)[0]})
-
-
-def judge(study: Study, state: State, configuration: Configuration) -> Decision | None:
-    """What follows for a configuration from the rung it has just finished: complete, dropped, or None (wait)."""
-    rungs, rung = _resolved(study), configuration.rung
-    if rung == len(rungs) - 1:
-        return Decision(configuration.id, "complete", rung, f"all {rungs[rung][0]} folds at {rungs[rung][1]} epochs")
-    if rung < _first_full(study) or study.search.scheduler != "fold_race":
-        return None
-    rival = _incumbent(study, state, configuration)
-    if rival is None:
-        return None
-    done, total = rungs[rung][0], rungs[-1][0]
-    mine = score(study, configuration, rung)[0]
-    theirs = score(study, rival, rung)[0]
-    spread = math.sqrt(2 * residual_variance(study, state) * (1 / done - 1 / total))
-    evidence = {"score": mine, "against": rival.id, "rival": theirs, "standard_error": spread, "folds": done}
-    if mine - theirs < -SLACK * spread:
-        return Decision(configuration.id, "stop", rung, f"{theirs - mine:.4f} behind {rival.id} on the same {done} "
-                        f"folds, over {SLACK:g} standard errors of {spread:.4f}", evidence)
-    return None
+def race_of(study: Study) -> Race:
+    """The race that a study's scheduler runs; for the other schedulers, one that decides nothing before the end."""
+    race = study.search.scheduler == "fold_race"
+    return Race(ladder_of(study), Rule(races=race, promotion=study.search.type == "promotion"))
 
 
 def expected(study: Study) -> list[tuple[int, float, float]]:
     """(rung, configurations that get there, fold epochs spent on the way to it from the rung before), before a search.
 
-    Halving rungs pass on half; that a race keeps two thirds a rung is a guess, not a measurement.
+    A rung passes on its share; of those that race, SURVIVAL get to the next rung.
     """
-    rungs, full = _resolved(study), _first_full(study)
+    rungs, rule = ladder_of(study), race_of(study)
     arrive, rows, spent = float(study.search.trials), [], 0
     for rung, (folds, epochs) in enumerate(rungs):
         rows.append((rung, arrive, arrive * (folds * epochs - spent)))
@@ -135,47 +113,165 @@ def expected(study: Study) -> list[tuple[int, float, float]]:
         if study.search.scheduler == "asha":
             arrive = max(arrive / 3, 1)
         elif study.search.scheduler == "fold_race":
-            arrive = max(arrive / 2 if rung < full else arrive * 2 / 3, min(FINALISTS, study.search.trials))
+            arrive = max(arrive / rule.rule.factor if rung < rule.full else arrive * SURVIVAL,
+                         min(rule.rule.finalists, study.search.trials))
     return rows
 
 
-def residual_variance(study: Study, state: State) -> float:
-    """Variance of configuration x fold residuals of the last complete configurations, shrunk to a prior."""
-    epochs, folds = study.epochs, _resolved(study)[-1][0]
-    done = [c for c in state.configurations.values() if c.status == "complete"][-MEMORY:]
-    table_NK = np.array([[c.fold_score(k, epochs, study.metric, SMOOTH) for k in range(folds)] for c in done])
-    table_NK = table_NK[np.isfinite(table_NK).all(1)] if len(done) else np.zeros((0, folds))
-    squares, freedom = 0.0, 0
-    if len(table_NK) > 1:
-        rest_NK = table_NK - table_NK.mean(0) - table_NK.mean(1, keepdims=True) + table_NK.mean()
-        squares, freedom = float((rest_NK**2).sum()), (len(table_NK) - 1) * (folds - 1)
-    return (PRIOR_WEIGHT * PRIOR_SD**2 + squares) / (PRIOR_WEIGHT + freedom)
-
-
-def name_of(study: Study, rung: int) -> str:
-    """A rung in words, such as ``2 folds x 30 epochs``."""
-    folds, epochs = _resolved(study)[rung]
-    return f"{folds} fold{'s' * (folds > 1)} x {epochs} epoch{'s' * (epochs > 1)}"
-
-
-def _incumbent(study: Study, state: State, configuration: Configuration) -> Configuration | None:
-    """The best complete configuration; while there is none, the best other one that has finished this rung."""
-    last, rung = len(_resolved(study)) - 1, configuration.rung
-    others = [c for c in state.configurations.values() if c.id != configuration.id and c.status != "failed"]
-    complete = [c for c in others if c.status == "complete"]
-    if complete:
-        return max(complete, key=lambda c: score(study, c, last))
-    reached = [c for c in others if c.rung >= rung]
-    return max(reached, key=lambda c: score(study, c, rung), default=None)
-
-
-def _first_full(study: Study) -> int:
-    rungs = _resolved(study)
-    last_folds, last_epochs = rungs[-1]
-    return next(i for i, (k, epochs) in enumerate(rungs) if epochs == last_epochs and k >= min(3, last_folds))
-
-
-def _resolved(study: Study) -> tuple[tuple[int, int], ...]:
+def ladder_of(study: Study) -> Ladder:
+    """The rungs of a study that has been resolved."""
     if study.resolved is None:
         raise ValueError("the study must be resolved first")
     return study.resolved.ladder
+
+
+def name_of(rungs: Ladder, rung: int) -> str:
+    """A rung in words, such as ``2 folds x 30 epochs``."""
+    folds, epochs = rungs[rung]
+    return f"{folds} fold{'s' * (folds > 1)} x {epochs} epoch{'s' * (epochs > 1)}"
+
+
+class Race:
+    """The rungs of one search: scores in, decisions out. A decision costs O(log n) of n configurations.
+
+    Args:
+        rungs: (folds, epochs) of each rung, the last one is the full run.
+    """
+
+    def __init__(self, rungs: Ladder, rule: Rule = Rule()) -> None:
+        self.ladder, self.rule = rungs, rule
+        last_folds, last_epochs = rungs[-1]
+        self.full = next(i for i, (k, e) in enumerate(rungs) if e == last_epochs and k >= min(3, last_folds)) \
+            if rule.races else len(rungs) - 1
+        self.rungs = [Rung(rule.factor) for _ in rungs]
+        self.folds: dict[str, tuple[float, ...]] = {}
+        self.failed: set[str] = set()
+        self.finalists = 0
+        self._complete: list[str] = []
+        self._variance: float | None = None
+
+    def arrive(self, config_id: str, rung: int, folds: Sequence[float], tie: float = 0.0) -> None:
+        """A configuration has finished a rung with these scores of its folds, more is better; NaN is the worst."""
+        self.folds[config_id] = tuple(folds)
+        self.rungs[rung].arrive(config_id, sum(folds) / len(folds), tie)
+        self.finalists += rung == self.full
+        if rung == len(self.ladder) - 1:
+            self._complete.append(config_id)
+            self._variance = None
+
+    def go(self, config_id: str, rung: int) -> None:
+        """A configuration is on its way to a rung."""
+        if rung:
+            self.rungs[rung - 1].leave(config_id)
+
+    def drop(self, config_id: str, failed: bool = False) -> None:
+        """A configuration waits no more at any rung; one that failed is nobody's rival."""
+        for rung in self.rungs:
+            rung.leave(config_id)
+        if failed and config_id not in self.failed:
+            self.failed.add(config_id)
+            self.finalists -= config_id in self.rungs[self.full].arrived
+
+    def next_step(self) -> Next | None:
+        """The waiting configuration that deserves a free worker most, or None: then a new one is due."""
+        for number in reversed(range(self.full, len(self.ladder) - 1)):
+            if self.rungs[number].waiting:
+                best = self.rungs[number].waiting[0][3]
+                return Next(best, number + 1, *self._why_in(best, number))
+        for number in reversed(range(self.full)):
+            rung = self.rungs[number]
+            if self.rule.promotion and (best_id := rung.promotable()):
+                return Next(best_id, number + 1, *self._why_up(best_id, number))
+            if not self.rule.promotion and rung.waiting:
+                return Next(rung.waiting[0][3], number + 1, *self._why_up(rung.waiting[0][3], number))
+        return None
+
+    def last_push(self) -> Next | None:
+        """When nothing else is to be done and too few configurations ran in full: the best one of the highest rung."""
+        if self.finalists >= self.rule.finalists:
+            return None
+        for number in reversed(range(len(self.ladder) - 1)):
+            waiting = self.rungs[number].waiting
+            if waiting and waiting[0][0] < math.inf:
+                return Next(waiting[0][3], number + 1, f"{self.finalists} ran in full at the end of the search: best "
+                            f"of those waiting at {name_of(self.ladder, number)}", {"score": -waiting[0][0]})
+        return None
+
+    def judge(self, config_id: str, rung: int) -> Decision | None:
+        """What follows for a configuration from the rung where it has just arrived: complete, stop, or None (wait)."""
+        if rung == len(self.ladder) - 1:
+            folds, epochs = self.ladder[rung]
+            return Decision(config_id, "complete", rung, f"all {folds} folds at {epochs} epochs")
+        if rung < self.full:
+            if self.rule.promotion or len(self.rungs[rung].ranked) < 2 or self.rungs[rung].passes(config_id):
+                return None
+            return Decision(config_id, "stop", rung, *self.why_out(config_id, rung))
+        rival = self.incumbent(config_id, rung)
+        if rival is None:
+            return None
+        evidence = self._pair(config_id, rival, rung)
+        gap, spread = evidence["rival"] - evidence["score"], evidence["standard_error"]
+        if math.isfinite(evidence["score"]) and gap <= self.rule.slack * spread:
+            return None
+        return Decision(config_id, "stop", rung, f"{gap:.4f} behind {rival} on the same {self.ladder[rung][0]} folds, "
+                        f"over {self.rule.slack:g} standard errors of {spread:.4f}", {**evidence, "against": rival})
+
+    def incumbent(self, config_id: str, rung: int) -> str | None:
+        """The best complete configuration; while there is none, the best other one that has finished this rung."""
+        for number in (len(self.ladder) - 1, rung):
+            for key in self.rungs[number].ranked:
+                if key[3] != config_id and key[3] not in self.failed:
+                    return key[3]
+        return None
+
+    def why_out(self, config_id: str, rung: int) -> tuple[str, dict[str, float | int | str]]:
+        """Why a configuration is not among those that go on from a rung, in words and in numbers."""
+        level = self.rungs[rung]
+        place, of = level.place(config_id) + 1, len(level.ranked)
+        words = f"rank {place} of {of} at {name_of(self.ladder, rung)}"
+        evidence: dict[str, float | int | str] = {"score": level.score(config_id), "rank": place, "of": of}
+        if level.quota:
+            last = level.ranked[level.quota - 1][3]
+            evidence |= {"against": last, "rival": level.score(last)}
+            words += f"; the best {level.quota} go on, down to {last} with {level.score(last):.4f}" \
+                if place > level.quota else "; the search ended before its turn"
+        return words, evidence
+
+    def residual_variance(self) -> float:
+        """Variance of configuration x fold residuals of the last complete configurations, shrunk to a prior."""
+        if self._variance is None:
+            table_NK = np.array([self.folds[c] for c in self._complete[-MEMORY:]]).reshape(-1, self.ladder[-1][0])
+            table_NK = table_NK[np.isfinite(table_NK).all(1)]
+            squares, freedom = 0.0, 0
+            if len(table_NK) > 1:
+                rest_NK = table_NK - table_NK.mean(0) - table_NK.mean(1, keepdims=True) + table_NK.mean()
+                squares, freedom = float((rest_NK**2).sum()), (len(table_NK) - 1) * (table_NK.shape[1] - 1)
+            weight = self.rule.prior_weight
+            self._variance = (weight * self.rule.prior_sd**2 + squares) / (weight + freedom)
+        return self._variance
+
+    def _pair(self, config_id: str, rival: str, rung: int) -> dict[str, float]:
+        done, total = self.ladder[rung][0], self.ladder[-1][0]
+        theirs = self.folds[rival][:done]
+        return {"score": self.rungs[rung].score(config_id), "rival": sum(theirs) / done, "folds": done,
+                "standard_error": math.sqrt(2 * self.residual_variance() * (1 / done - 1 / total))}
+
+    def _why_in(self, config_id: str, rung: int) -> tuple[str, dict[str, float | int | str]]:
+        rival = self.incumbent(config_id, rung)
+        if rival is None:
+            return "first at full length: more folds", {"score": self.rungs[rung].score(config_id)}
+        pair = self._pair(config_id, rival, rung)
+        gap = pair["score"] - pair["rival"]
+        return (f"still in the race: {abs(gap):.4f} {'ahead of' if gap >= 0 else 'behind'} {rival} on the same "
+                f"{self.ladder[rung][0]} folds, {self.rule.slack:g} standard errors are "
+                f"{self.rule.slack * pair['standard_error']:.4f}", {**pair, "against": rival})
+
+    def _why_up(self, config_id: str, rung: int) -> tuple[str, dict[str, float | int | str]]:
+        level = self.rungs[rung]
+        place, of = level.place(config_id) + 1, len(level.ranked)
+        evidence: dict[str, float | int | str] = {"score": level.score(config_id), "rank": place, "of": of}
+        if level.quota >= of:
+            return f"rank {place} of {of} at {name_of(self.ladder, rung)}", evidence
+        below = level.ranked[level.quota][3]
+        return (f"rank {place} of {of} at {name_of(self.ladder, rung)}: one of the best {level.quota}; next below is "
+                f"{below} with {level.score(below):.4f}", {**evidence, "against": below, "rival": level.score(below)})

@@ -64,7 +64,7 @@ def _tpe(study: Study, state: State, index: int, attempt: int) -> dict[str, Any]
     for configuration in state.configurations.values():
         # Conditional parameters that are off, and values the journal has from another space, are left out.
         known = {k: v for k, v in configuration.params.items() if k in distributions}
-        value = score(study, configuration, configuration.rung)[0] if configuration.rung >= 0 else math.nan
+        value = score(study, configuration, configuration.rung) if configuration.rung >= 0 else math.nan
         finished = configuration.status != "running" and math.isfinite(value)
         state_of = optuna.trial.TrialState.COMPLETE if finished else optuna.trial.TrialState.FAIL \
             if configuration.status == "failed" else optuna.trial.TrialState.RUNNING

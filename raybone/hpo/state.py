@@ -3,14 +3,51 @@
 from __future__ import annotations
 
 import math
+from array import array
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raybone.hpo.journal import Event
-from raybone.records import Epoch
 
 Status = Literal["running", "paused", "stopped", "complete", "failed"]
+
+
+class Run:
+    """The epochs of one fold in columns, as a study may have a million of them; epoch 1 is the first entry."""
+
+    __slots__ = ("metrics", "seconds")
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, array[float]] = {}
+        self.seconds = array("d")
+
+    def append(self, metrics: dict[str, float | None], seconds: float) -> None:
+        """One more epoch; None, and a metric that other epochs have and this one has not, is NaN."""
+        count = len(self.seconds)
+        for name in metrics.keys() - self.metrics.keys():
+            self.metrics[name] = array("d", [math.nan] * count)
+        for name, column in self.metrics.items():
+            value = metrics.get(name)
+            column.append(math.nan if value is None else value)
+        self.seconds.append(seconds)
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    def last(self, metric: str) -> float:
+        """The metric at the last epoch, NaN when not there."""
+        column = self.metrics.get(metric)
+        return column[-1] if column else math.nan
+
+    def mean(self, metric: str, epoch: int, smooth: int) -> float:
+        """Mean of the metric over the last ``smooth`` epochs up to ``epoch``; NaN when not there."""
+        column = self.metrics.get(metric, ())
+        if not 0 < epoch <= len(column):
+            return math.nan
+        values = column[max(epoch - smooth, 0):epoch]
+        return sum(values) / len(values)
 
 
 @dataclass
@@ -23,21 +60,18 @@ class Configuration:
     status: Status = "paused"
     rung: int = -1
     target: int = -1
-    epochs: dict[int, list[Epoch]] = field(default_factory=dict)
+    epochs: dict[int, Run] = field(default_factory=dict)
     pooled: dict[str, float] = field(default_factory=dict)
     reason: str = ""
 
     def fold_score(self, fold: int, epoch: int, metric: str, smooth: int = 1) -> float:
         """Mean of the metric over the last ``smooth`` epochs up to ``epoch``; NaN when not there."""
-        run = self.epochs.get(fold, [])[:epoch][-smooth:]
-        if len(self.epochs.get(fold, [])) < epoch or not run:
-            return math.nan
-        return sum(e.metrics.get(metric, math.nan) for e in run) / len(run)
+        return self.epochs[fold].mean(metric, epoch, smooth) if fold in self.epochs else math.nan
 
     @property
     def train_seconds(self) -> float:
         """Seconds of all epochs of all folds."""
-        return sum(e.seconds for run in self.epochs.values() for e in run)
+        return sum(sum(run.seconds) for run in self.epochs.values())
 
 
 class State:
@@ -48,43 +82,58 @@ class State:
         # Order in which configurations finished each rung.
         self.arrivals: dict[int, list[str]] = {}
         self.decisions: list[Event] = []
-        self.last_time = 0.0
-        self.seconds = 0.0
+        self.counts: Counter[Status] = Counter()
+        self.fold_epochs = 0
+        self.train_seconds = 0.0
         self.slots = 1
         self.end = ""
+        self._at_work: dict[str, None] = {}
+        self._earlier = self._up = 0.0
         for event in events:
             self.apply(event)
 
     def apply(self, event: Event) -> None:
         """Take in one event; kinds not known here are passed over."""
-        # The time between two drivers is nobody's.
-        if event["event"] != "start" and self.last_time:
-            self.seconds += max(event["time"] - self.last_time, 0.0)
-        self.last_time = event["time"]
         handle = getattr(self, "_on_" + event["event"], None)
         if handle:
             handle(event)
+        self._up = max(event.get("up", 0.0), self._up)
 
     def known(self, config_id: str, fold: int) -> int:
         """Number of epochs of a fold that are in the journal."""
-        return len(self.configurations[config_id].epochs.get(fold, []))
+        return len(self.configurations[config_id].epochs.get(fold, ()))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that drivers have worked on the study, by their steady clocks."""
+        return self._earlier + self._up
 
     @property
     def running(self) -> list[Configuration]:
         """Configurations at work."""
-        return [c for c in self.configurations.values() if c.status == "running"]
+        return [self.configurations[c] for c in self._at_work]
 
     @property
     def failed(self) -> int:
         """How many configurations failed."""
-        return sum(c.status == "failed" for c in self.configurations.values())
+        return self.counts["failed"]
+
+    def _set(self, configuration: Configuration, status: Status) -> None:
+        self.counts[configuration.status] -= 1
+        self.counts[status] += 1
+        configuration.status = status
+        if status == "running":
+            self._at_work[configuration.id] = None
+        else:
+            self._at_work.pop(configuration.id, None)
 
     def _on_start(self, event: Event) -> None:
         self.slots = event.get("slots", 1)
         self.end = ""
-        for configuration in self.configurations.values():
-            if configuration.status == "running":
-                configuration.status = "paused"
+        # The time between two drivers is nobody's.
+        self._earlier, self._up = self.seconds, 0.0
+        for configuration in self.running:
+            self._set(configuration, "paused")
 
     def _on_end(self, event: Event) -> None:
         self.end = event["reason"]
@@ -92,20 +141,27 @@ class State:
     def _on_config(self, event: Event) -> None:
         self.configurations[event["config_id"]] = Configuration(event["config_id"], event["params"],
                                                                 event.get("parameters", 0))
+        self.counts["paused"] += 1
 
     def _on_work(self, event: Event) -> None:
         configuration = self.configurations[event["config_id"]]
-        configuration.status, configuration.target = "running", event["rung"]
+        configuration.target = event["rung"]
+        self._set(configuration, "running")
 
     def _on_epoch(self, event: Event) -> None:
-        run = self.configurations[event["config_id"]].epochs.setdefault(event["fold"], [])
-        metrics = {k: math.nan if v is None else v for k, v in event["metrics"].items()}
+        runs = self.configurations[event["config_id"]].epochs
+        run = runs.get(event["fold"])
+        if run is None:
+            run = runs[event["fold"]] = Run()
         if event["epoch"] == len(run) + 1:
-            run.append(Epoch(event["fold"], event["epoch"], metrics, event["seconds"]))
+            run.append(event["metrics"], event["seconds"])
+            self.fold_epochs += 1
+            self.train_seconds += event["seconds"]
 
     def _on_rung(self, event: Event) -> None:
         configuration = self.configurations[event["config_id"]]
-        configuration.status, configuration.rung = "paused", event["rung"]
+        configuration.rung = event["rung"]
+        self._set(configuration, "paused")
         self.arrivals.setdefault(event["rung"], []).append(event["config_id"])
 
     def _on_pooled(self, event: Event) -> None:
@@ -115,9 +171,10 @@ class State:
         self.decisions.append(event)
         status: dict[str, Status] = {"stop": "stopped", "complete": "complete"}
         configuration = self.configurations[event["config_id"]]
-        configuration.status = status.get(event["action"], configuration.status)
+        self._set(configuration, status.get(event["action"], configuration.status))
         configuration.reason = event["reason"]
 
     def _on_failed(self, event: Event) -> None:
         configuration = self.configurations[event["config_id"]]
-        configuration.status, configuration.reason = "failed", event["reason"]
+        configuration.reason = event["reason"]
+        self._set(configuration, "failed")
