@@ -103,6 +103,17 @@ def _study_parsers(verbs: Any) -> None:
     verb.add_argument("--out", required=True, metavar="STUDY", help="study folder, or an fsspec URL")
     verb.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else a local one for the run)")
     verb.add_argument("--local", action="store_true", help="in this process, without Ray")
+    verb = _verb(verbs, "simulate", _simulate, "replay schedulers on recorded curves: cost and regret")
+    verb.add_argument("--curves", nargs="+", required=True, metavar="FILE.npz", help="of `raybone search --record`")
+    verb.add_argument("--folds", type=int, default=5, metavar="K")
+    verb.add_argument("--repeats", type=int, default=100, help="other orders, folds and seeds (default %(default)s)")
+    verb.add_argument("--trials", type=int, default=200, help="configurations a search (default: up to 200)")
+    verb.add_argument("--workers", type=int, default=8, metavar="W", help="runs at once (default %(default)s)")
+    verb.add_argument("--startup", type=float, default=0, metavar="SECONDS", help="cost of starting a run")
+    verb.add_argument("--schedulers", nargs="+", default=[], metavar="NAME", help="default: all that are known")
+    verb.add_argument("--sampler", choices=["random", "tpe"], default="random")
+    verb.add_argument("--plot", metavar="FILE.png", help="draw regret against cost")
+    verb.add_argument("--json", action="store_true", help=JSON_HELP)
     verb = _verb(verbs, "watch", _watch, "what a study is doing, wherever it runs")
     verb.add_argument("study", metavar="STUDY")
     verb.add_argument("--once", action="store_true", help="show it once and leave")
@@ -236,6 +247,25 @@ def _search(options: argparse.Namespace) -> None:
 
         reason = search(study, options.out, options.address, _progress())
     _tell(reason, options.out)
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    from raybone.simulate import plot, simulate
+
+    rows = simulate(options.curves, options.folds, options.repeats, options.trials, options.workers, options.startup,
+                    options.schedulers, options.sampler, _bar("simulate"))
+    if options.plot:
+        plot(rows, options.plot)
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    print(f"{'scheduler':<20} {'fold epochs':>11} {'x full':>7} {'regret %':>15} {'top 5 %':>8} {'hours':>9}  "
+          "x lockstep ASHA (95 %)")
+    for name, row in rows.items():
+        print(f"{name:<20} {row['fold_epochs']:11.0f} {row['speedup_vs_full']:7.1f} "
+              f"{row['excess_regret_pct']:7.2f} +- {row['excess_regret_se']:4.2f} {row['top5_rate']:8.2f} "
+              f"{row['seconds'] / 3600:9.2f}  {row['speedup_vs_lockstep']:.1f} "
+              f"({row['speedup_vs_lockstep_low']:.1f}-{row['speedup_vs_lockstep_high']:.1f})")
 
 
 def _watch(options: argparse.Namespace) -> None:

@@ -1,25 +1,28 @@
 """Replay schedulers on recorded learning curves, so that one can be tried before it is trusted with GPUs.
 
-Axes: C configurations, S seeds, K folds, E epochs. Cost is counted in fold epochs: one epoch of one fold.
+Axes: C configurations, S seeds, K folds, E epochs, R repeats. Cost is counted in fold epochs: one epoch of one fold.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from raybone.hpo.race import SMOOTH, Ladder, Race, Rule, ladder
+from raybone.hpo.sampler import propose
+from raybone.hpo.state import State
 from raybone.records import Array, WrongInput
+from raybone.spec import Param, Resolved, Search, Study
 
 TOP = 0.05  # share of the configurations that counts as a good pick
 # Settings (grace as a share of E, reduction factor) of lockstep ASHA, which are the frontier to beat.
 LOCKSTEP = ((0.0, 4), (0.0, 3), (0.0, 2), (1 / 9, 4), (1 / 9, 3), (1 / 9, 2), (1 / 3, 3))
-Order = Callable[["Replay"], Iterator[int]]
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,12 @@ class Scheduler:
 
 @dataclass
 class Replay:
-    """One search replayed: what it cost, and its pick.
-
-    picks: (fold epochs spent, configuration) at each change of the leader.
-    """
+    """One search replayed: what it cost, its pick, and the scores of those that ran in full."""
 
     fold_epochs: int = 0
     seconds: float = 0.0
     pick: int = -1
     scores: dict[int, float] = field(default_factory=dict)
-    path: list[tuple[int, float, int]] = field(default_factory=list)
 
 
 def asha_ladder(grace: float, factor: int) -> Callable[[int, int, float], Ladder]:
@@ -109,14 +108,100 @@ def read_curves(path: Path | str) -> Curves:
                   float(found.get("steps", math.inf)))
 
 
+def simulate(paths: Sequence[Path | str], folds: int = 5, repeats: int = 100, trials: int = 200, workers: int = 8,
+             startup: float = 0.0, schedulers: Sequence[str] = (), sampler: str = "random",
+             progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, dict[str, float]]:
+    """Replay schedulers on tables of recorded curves and pool what they cost and find.
+
+    Args:
+        schedulers: names of SCHEDULERS; all when empty. Exhaustive search and lockstep ASHA always take part.
+        startup: seconds that each start of a run costs.
+    Returns:
+        By scheduler: see ``summary``.
+    Raises:
+        WrongInput: a file is not a table of curves, or a number or name is out of range.
+    """
+    problems = [f"--{name} {value}: must be at least {least}, got {value}; give a larger number" for name, value, least
+                in (("folds", folds, 2), ("repeats", repeats, 1), ("trials", trials, 2), ("workers", workers, 1),
+                    ("startup", startup, 0)) if value < least]
+    problems += [f"--schedulers: {n!r} is unknown; known are {', '.join(SCHEDULERS)}" for n in schedulers
+                 if n not in SCHEDULERS]
+    tables = [read_curves(path) for path in paths]
+    problems += [f"--folds {folds}: {t.name} has {t.T_CSKE.shape[2]} folds; give at most that" for t in tables
+                 if folds > t.T_CSKE.shape[2] >= 2]
+    if problems:
+        raise WrongInput(*problems)
+    wanted = [s for s in SCHEDULERS.values() if not schedulers or s.name in schedulers or s is FULL or s in LOCKSTEPS]
+    rows = []
+    for number, table in enumerate(tables):
+        def tell(done: int, total: int, before: int = number * repeats) -> None:
+            progress(before + done, len(tables) * total)
+
+        rows.append(measure(table, wanted, folds, repeats, trials, workers, startup, sampler, tell))
+    return summary(rows)
+
+
+def summary(tables: Sequence[Mapping[str, Array]], resamples: int = 500) -> dict[str, dict[str, float]]:
+    """Pool measured tables: geometric mean of costs, arithmetic mean of excess regret.
+
+    Returns:
+        By scheduler: ``fold_epochs``; ``excess_regret_pct`` with standard error ``excess_regret_se``; ``top5_rate``;
+        ``seconds``; ``speedup_vs_full``; ``speedup_vs_lockstep``, the cost of the lockstep ASHA setting of equal
+        excess regret (interpolated between settings, never beyond them) over this one's, with its 95 % interval by
+        bootstrap over repeats, ``speedup_vs_lockstep_low`` and ``_high``.
+    """
+    repeats = len(next(iter(tables[0].values())))
+    draws_BR = np.random.default_rng(0).integers(repeats, size=(resamples, repeats))
+    drawn = {name: np.stack([t[name][draws_BR, :2].mean(1) for t in tables]) for name in tables[0]}
+    cost_B = {name: _geometric(d[:, :, 0]) for name, d in drawn.items()}
+    excess_B = {name: d[:, :, 1].mean(0) for name, d in drawn.items()}
+    locks = [s.name for s in LOCKSTEPS if s.name in drawn]
+    rows: dict[str, dict[str, float]] = {}
+    for name in tables[0]:
+        mean = np.stack([t[name].mean(0) for t in tables])
+        against = [_frontier([(excess_B[n][b], cost_B[n][b]) for n in locks], excess_B[name][b]) / cost_B[name][b]
+                   for b in range(resamples)] if locks else [math.nan]
+        low, mid, high = (float(v) for v in np.quantile(against, [0.025, 0.5, 0.975]))
+        full = float(_geometric(np.stack([t["full"].mean(0)[0] for t in tables]))) if "full" in tables[0] else math.nan
+        cost = float(_geometric(mean[:, 0]))
+        rows[name] = {
+            "fold_epochs": cost, "excess_regret_pct": float(mean[:, 1].mean()),
+            "excess_regret_se": float(np.sqrt(sum(t[name][:, 1].var() / repeats for t in tables)) / len(tables)),
+            "top5_rate": float(mean[:, 2].mean()), "seconds": float(_geometric(mean[:, 3])),
+            "speedup_vs_full": full / cost, "speedup_vs_lockstep": mid, "speedup_vs_lockstep_low": low,
+            "speedup_vs_lockstep_high": high}
+    return rows
+
+
+def plot(rows: Mapping[str, Mapping[str, float]], path: Path | str) -> None:
+    """Draw excess regret against fold epochs and wall-clock into an image file; lockstep ASHA as a line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for axes, (key, label, unit) in zip(figure.subplots(1, 2, sharey=True),
+                                        (("fold_epochs", "fold epochs", 1.0), ("seconds", "wall-clock hours", 3600.0))):
+        locks = sorted((rows[s.name][key] / unit, rows[s.name]["excess_regret_pct"]) for s in LOCKSTEPS)
+        axes.plot(*zip(*locks), color="0.7", zorder=0, label="lockstep ASHA")
+        for name, row in rows.items():
+            lock = name.startswith("asha")
+            axes.errorbar(row[key] / unit, row["excess_regret_pct"], row["excess_regret_se"], fmt="o", capsize=3,
+                          color="0.7" if lock else None, label=None if lock else name)
+        axes.set(xscale="log", xlabel=label)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("regret above exhaustive CV, % of the best score")
+    figure.axes[0].legend()
+    figure.savefig(path, dpi=120)
+
+
 def measure(curves: Curves, schedulers: Sequence[Scheduler], folds: int, repeats: int, trials: int = 200,
-            workers: int = 8, startup: float = 0.0, progress: Callable[[int, int], None] = lambda done, total: None,
-            ) -> dict[str, Array]:
+            workers: int = 8, startup: float = 0.0, sampler: str = "random",
+            progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Array]:
     """Replay searches with other configurations, orders, folds and seeds in each repeat, the same for all schedulers.
 
     Returns:
-        By scheduler and for exhaustive cross-validation (``full``), an array (repeats, 4): fold epochs; excess regret
-        in % (see ``_judge``); whether the pick is among the best 5 % by exhaustive cross-validation; seconds.
+        By scheduler, an array (R, 4): fold epochs; excess regret, which is how much worse the pick is than that of
+        exhaustive cross-validation on the same folds, judged by the mean over all recorded seeds and folds, in % of
+        the best; whether the pick is among the 5 % that exhaustive cross-validation ranks best; seconds.
     """
     count, seeds, most, epochs = curves.T_CSKE.shape
     trials, folds = min(trials, count), min(folds, most)
@@ -133,7 +218,7 @@ def measure(curves: Curves, schedulers: Sequence[Scheduler], folds: int, repeats
                 busy = float(curves.seconds_C[order].sum()) * folds * epochs / workers + startup * trials / workers
                 rows.setdefault("full", []).append((float(trials * folds * epochs), 0.0, 1.0, busy))
                 continue
-            out = replay(curves, scheduler, order.tolist(), chosen.tolist(), seed, workers, startup)
+            out = replay(curves, scheduler, order.tolist(), chosen.tolist(), seed, workers, startup, sampler)
             excess = float(truth_C[ranked[0]] - truth_C[out.pick]) / scale
             rows.setdefault(scheduler.name, []).append((out.fold_epochs, excess, out.pick in top, out.seconds))
         progress(repeat + 1, repeats)
@@ -141,20 +226,35 @@ def measure(curves: Curves, schedulers: Sequence[Scheduler], folds: int, repeats
 
 
 def replay(curves: Curves, scheduler: Scheduler, order: Sequence[int], folds: Sequence[int], seed: int = 0,
-           workers: int = 8, startup: float = 0.0) -> Replay:
+           workers: int = 8, startup: float = 0.0, sampler: str = "random") -> Replay:
     """One search over these configurations and folds, in these orders, by W workers.
+
+    Sampler ``tpe`` takes the configuration next to its proposal instead of the next one in order.
 
     A free worker takes the promotion that is due, else a new configuration, else a fold that waits in a run at work.
     A run trains one fold after the other; each start of a run costs ``startup`` seconds.
     """
-    return _Clock(curves, scheduler, order, folds, seed, workers, startup).run()
+    return _Clock(curves, scheduler, order, folds, seed, workers, startup, sampler).run()
+
+
+def _frontier(points: Sequence[tuple[float, float]], excess: float) -> float:
+    """Cost at this excess regret on the lower edge of (excess, cost) points; at its ends, that of the last point."""
+    edge: list[tuple[float, float]] = []
+    for regret, cost in sorted(points):
+        if not edge or cost < edge[-1][1]:
+            edge.append((regret, cost))
+    return float(np.exp(np.interp(excess, [e for e, _ in edge], [math.log(c) for _, c in edge])))
+
+
+def _geometric(values: Array) -> Array:
+    return np.asarray(np.exp(np.log(np.maximum(values, 1e-9)).mean(0)))
 
 
 class _Clock:
     """The discrete events of one search."""
 
     def __init__(self, curves: Curves, scheduler: Scheduler, order: Sequence[int], folds: Sequence[int], seed: int,
-                 workers: int, startup: float) -> None:
+                 workers: int, startup: float, sampler: str) -> None:
         T_CKE = curves.T_CSKE[:, seed][:, list(folds)]
         epochs = T_CKE.shape[2]
         self.race = Race(scheduler.rungs(len(folds), epochs, curves.steps), scheduler.rule)
@@ -165,6 +265,7 @@ class _Clock:
                                    for e in ends])
         self.final_C = T_CKE[:, :, -1].mean(1)
         self.seconds_C, self.order, self.startup, self.whole = curves.seconds_C, list(order), startup, scheduler.whole
+        self.tpe = _Tpe(curves, order, T_CKE, self.race.ladder) if sampler == "tpe" else None
         self.free, self.taken, self.now = workers, 0, 0.0
         self.known: dict[int, list[int]] = {}
         self.pending: dict[int, list[tuple[int, int]]] = {}
@@ -186,7 +287,7 @@ class _Clock:
         step = self.race.next_step()
         if step is None and self.taken < len(self.order):
             self.taken += 1
-            self._begin(self.order[self.taken - 1], 0)
+            self._begin(self.tpe.pick() if self.tpe else self.order[self.taken - 1], 0)
         elif step is None and not self.running and (step := self.race.last_push()) is None:
             return False
         elif step is not None:
@@ -213,7 +314,7 @@ class _Clock:
         self.running[c] += 1
         self.free -= 1
         self.out.fold_epochs += length
-        heapq.heappush(self.events, (self.now + startup + length * self.seconds_C[c], len(self.out.path), c))
+        heapq.heappush(self.events, (self.now + startup + length * self.seconds_C[c], self.out.fold_epochs, c))
 
     def _ended(self, c: int) -> None:
         self.free += 1
@@ -226,6 +327,8 @@ class _Clock:
 
     def _arrive(self, c: int, rung: int) -> None:
         name, count = str(c), self.race.ladder[rung][0]
+        if self.tpe:
+            self.tpe.tell(c, rung)
         self.race.arrive(name, rung, self.score_RCK[rung, c, :count].tolist())
         decision = self.race.judge(name, rung)
         if decision:
@@ -233,7 +336,38 @@ class _Clock:
         self.out.seconds = self.now
         if decision and decision.action == "complete":
             self.out.scores[c] = float(self.final_C[c])
-            best = max(self.out.scores, key=self.out.scores.__getitem__)
-            if best != self.out.pick:
-                self.out.pick = best
-                self.out.path.append((self.out.fold_epochs, self.now, best))
+            self.out.pick = max(self.out.scores, key=self.out.scores.__getitem__)
+
+
+class _Tpe:
+    """The study's own TPE on a table: it proposes a point, the nearest configuration not yet taken stands for it."""
+
+    def __init__(self, curves: Curves, order: Sequence[int], T_CKE: Array, rungs: Ladder) -> None:
+        spread_D = np.ptp(curves.F_CD, axis=0)
+        self.points_CD = (curves.F_CD - curves.F_CD.min(0)) / np.where(spread_D > 0, spread_D, 1)
+        self.left, self.T_CKE, self.state, self.known = list(order), T_CKE, State(), Counter[tuple[int, int]]()
+        names = [f"x{i}" for i in range(self.points_CD.shape[1])]
+        resolved = Resolved(dataset_hash="", code_version="", folds=T_CKE.shape[1], ladder=rungs)
+        self.study = Study(name="table", dataset="table", model="table", epochs=T_CKE.shape[2], metric="AP",
+                           space={n: Param.model_validate({"uniform": (0, 1)}) for n in names},
+                           search=Search(trials=len(order), seed=order[0]), resolved=resolved)
+
+    def pick(self) -> int:
+        """The next configuration."""
+        wanted = propose(self.study, self.state, len(self.state.configurations)) or {}
+        point_D = np.array(list(wanted.values()))
+        best = min(self.left, key=lambda c: float(((self.points_CD[c] - point_D) ** 2).sum()))
+        self.left.remove(best)
+        self.state.apply({"event": "config", "config_id": str(best), "params": dict(zip(wanted, self.points_CD[best]))})
+        self.state.apply({"event": "work", "config_id": str(best), "rung": 0})
+        return best
+
+    def tell(self, c: int, rung: int) -> None:
+        """What the configuration has shown up to a rung."""
+        folds, epochs = self.study.resolved.ladder[rung] if self.study.resolved else (0, 0)
+        for k in range(folds):
+            for e in range(self.known[c, k], epochs):
+                self.state.apply({"event": "epoch", "config_id": str(c), "fold": k, "epoch": e + 1, "seconds": 1.0,
+                                  "metrics": {"AP": float(self.T_CKE[c, k, e])}})
+            self.known[c, k] = max(self.known[c, k], epochs)
+        self.state.apply({"event": "rung", "config_id": str(c), "rung": rung})
