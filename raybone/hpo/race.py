@@ -38,7 +38,7 @@ class Rule:
 
     factor: float = 2.4
     promotion: bool = True
-    slack: float = 2.0
+    slack: float = 1.5
     prior_sd: float = 0.015
     prior_weight: float = 10.0
     finalists: int = 2
