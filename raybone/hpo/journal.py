@@ -123,6 +123,7 @@ class Journal:
             raise WrongInput(f"{self.folder.url}/{name} line {self._line}: its checksum must be that of the line and "
                              "of all before it, but is not; it was changed, or lines before it are missing: restore "
                              "the journal from a copy")
+        del event["crc"]
         return event
 
     def _write(self, line: bytes) -> None:
