@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "raybone"
 # Rooms and files from left to right; those of one entry do not depend on order, but never on what is right of them.
 ORDER = [
-    {"records"}, {"spec", "folder"}, {"data", "losses", "metrics", "hpo"}, {"models"},
+    {"records"}, {"rules", "folder"}, {"spec"}, {"data", "losses", "metrics", "hpo"}, {"models"},
     {"phantom", "prepare", "inspect", "contact", "evaluate", "resolve"}, {"fit"},
     {"leaderboard", "preview", "demo"}, {"search"}, {"watch"}, {"cluster"}, {"cli"},
 ]

@@ -208,8 +208,8 @@ class Brain:
         index = len(self.state.configurations)
         if self._exhausted or index >= self.study.search.trials:
             return None
-        for attempt in range(ATTEMPTS if self._draft is None else 0):
-            params = propose(self.study, self.state, index, attempt)
+        for _ in range(ATTEMPTS if self._draft is None else 0):
+            params = propose(self.study, self.state, index)
             if params is None:
                 self._exhausted = True
                 return None

@@ -48,6 +48,8 @@ class State:
         # Order in which configurations finished each rung.
         self.arrivals: dict[int, list[str]] = {}
         self.decisions: list[Event] = []
+        # Hyper-parameters that the model refused.
+        self.refused: list[dict[str, Any]] = []
         self.last_time = 0.0
         self.seconds = 0.0
         self.slots = 1
@@ -92,6 +94,9 @@ class State:
     def _on_config(self, event: Event) -> None:
         self.configurations[event["config_id"]] = Configuration(event["config_id"], event["params"],
                                                                 event.get("parameters", 0))
+
+    def _on_invalid(self, event: Event) -> None:
+        self.refused.append(event["params"])
 
     def _on_work(self, event: Event) -> None:
         configuration = self.configurations[event["config_id"]]

@@ -35,8 +35,11 @@ def test_values_are_in_bounds_conditions_hold_and_the_seed_decides(sampler: str)
 
 def test_the_grid_is_every_combination_once_and_then_ends() -> None:
     space = {"a": {"choice": [1, 2]}, "b": {"choice": ["x", "y"]}, "c": {"choice": [7, 8, 9], "when": {"a": 1}}}
-    points = [propose(study("grid", space), State(), i) for i in range(9)]
-    assert len(grid({k: Param.model_validate(v) for k, v in space.items()})) == 8
+    spec, state, points = study("grid", space), State(), []
+    for index in range(9):
+        points.append(propose(spec, state, index))
+        state.apply({"event": "config", "time": 1.0, "config_id": f"c{index}", "params": points[-1] or {}})
+    assert len(list(grid({k: Param.model_validate(v) for k, v in space.items()}))) == 8
     assert points[8] is None
     assert len({str(p) for p in points[:8]}) == 8
 
