@@ -103,6 +103,8 @@ def _study_parsers(verbs: Any) -> None:
     verb.add_argument("--out", required=True, metavar="STUDY", help="study folder, or an fsspec URL")
     verb.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else a local one for the run)")
     verb.add_argument("--local", action="store_true", help="in this process, without Ray")
+    verb.add_argument("--warm-start", nargs="+", action="extend", default=[], metavar="LEADERBOARD",
+                      help="leaderboards or study folders whose rows steer what is proposed; never ranked with it")
     verb = _verb(verbs, "watch", _watch, "what a study is doing, wherever it runs")
     verb.add_argument("study", metavar="STUDY")
     verb.add_argument("--once", action="store_true", help="show it once and leave")
@@ -230,11 +232,11 @@ def _search(options: argparse.Namespace) -> None:
 
         if options.address:
             raise WrongInput("search: --local has no Ray to give --address to; leave one out")
-        reason = local(study, options.out, _progress())
+        reason = local(study, options.out, _progress(), options.warm_start)
     else:
         from raybone.cluster.tuner import search
 
-        reason = search(study, options.out, options.address, _progress())
+        reason = search(study, options.out, options.address, _progress(), options.warm_start)
     _tell(reason, options.out)
 
 
@@ -317,6 +319,9 @@ def _progress() -> Callable[[Brain], None]:
             rungs = study.resolved.ladder if study.resolved else ()
             print(f"{study.name}: {study.search.trials} configurations of {study.model}, {brain.slots} run(s) at once, "
                   f"rungs (folds x epochs): {', '.join(f'{k}x{e}' for k, e in rungs)}", flush=True)
+            if study.resolved and (prior := study.resolved.prior):
+                print(f"warm start: {len(prior.observations)} rows to propose from, {len(prior.points)} tried first, "
+                      f"{prior.left_out} left out as outside the space", flush=True)
         for decision in state.decisions[int(told["decisions"]):]:
             print(f"[{now}] {decision['config_id']} {decision['action']}: {decision['reason']}", flush=True)
         told["decisions"] = len(state.decisions)

@@ -111,6 +111,21 @@ class Limits(Strict):
     failed_trials: int = Field(8, ge=0, description="end the study when more configurations than this have failed")
 
 
+class Observation(Strict):
+    """A configuration of an earlier study, and its standing in it: the share of rows below, in (0, 1)."""
+
+    params: dict[str, Value]
+    standing: float = Field(gt=0, lt=1)
+
+
+class Prior(Strict):
+    """What a warm start took from earlier leaderboards: points to try first, and observations to propose from."""
+
+    points: tuple[dict[str, Value], ...] = ()
+    observations: tuple[Observation, ...] = ()
+    left_out: int = Field(0, ge=0, description="rows outside the space or the fixed values")
+
+
 class Resolved(Strict):
     """What was looked up once, when the study was first started."""
 
@@ -119,6 +134,7 @@ class Resolved(Strict):
     folds: int
     ladder: tuple[tuple[int, int], ...] = Field(description="rungs as (folds, epochs), the last one is the full run")
     warnings: tuple[str, ...] = ()
+    prior: Prior | None = None
 
 
 class Study(Strict):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1] / "raybone"
 ORDER = [
     {"records"}, {"rules", "folder"}, {"spec"}, {"data", "losses", "metrics", "hpo"}, {"models"},
     {"phantom", "prepare", "inspect", "contact", "evaluate", "resolve"}, {"fit"},
-    {"leaderboard", "preview", "demo"}, {"search"}, {"watch"}, {"cluster"}, {"cli"},
+    {"leaderboard", "warm", "preview", "demo"}, {"search"}, {"watch"}, {"cluster"}, {"cli"},
 ]
 HOME_OF = {
     "ray": {"cluster"}, "ultralytics": {"models/yolo.py"}, "pydicom": {"data/dicom.py", "data/header.py"},

@@ -42,9 +42,10 @@ def _draws(study: Study, state: State, index: int) -> Iterator[dict[str, Any]]:
         yield {}
         return
     rng = np.random.default_rng([study.search.seed, index])
-    if index < len(study.search.points):
+    points = [*study.search.points, *(study.resolved.prior.points if study.resolved and study.resolved.prior else ())]
+    if index < len(points):
         for _ in range(ATTEMPTS):
-            yield complete(space, study.search.points[index], draw(space, rng.random(len(space)).tolist()))
+            yield complete(space, points[index], draw(space, rng.random(len(space)).tolist()))
     if kind == "grid":
         yield from grid(space)
         return
@@ -90,8 +91,10 @@ def observations(study: Study, state: State) -> list[tuple[dict[str, Any], float
     seen = list(state.configurations.values())
     scored = sorted((c for c in seen if c.rung >= 0 or c.status == "failed"), key=lambda c: _standing(study, c))
     place = {c.id: (i + 0.5) / len(scored) for i, c in enumerate(scored)}
-    best = {c.id for c in scored[-BEST:]} | {c.id for c in seen[-RECENT:]}
-    return [(c.params, place.get(c.id)) for c in seen if c.id in best]
+    prior = study.resolved.prior.observations if study.resolved and study.resolved.prior else ()
+    told = [*((o.params, o.standing) for o in prior), *((c.params, place.get(c.id)) for c in seen)]
+    best = set(sorted(range(len(told)), key=lambda i: told[i][1] or 0.0)[-BEST:])
+    return [o for i, o in enumerate(told) if i in best or i >= len(told) - RECENT]
 
 
 def _standing(study: Study, configuration: Configuration) -> tuple[float, ...]:
