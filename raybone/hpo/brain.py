@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raybone.hpo import race
+from raybone.hpo import goal, race
 from raybone.hpo.journal import Journal
 from raybone.hpo.sampler import ATTEMPTS, propose
 from raybone.hpo.state import Configuration, State
@@ -52,6 +52,7 @@ class Brain:
         self._interrupted = [c.id for c in self.state.configurations.values() if self._cut_off(c)]
         self._record("start", slots=slots)
         self._judge_again()
+        self._reached = goal.reached(study, self.state)
 
     def peek(self) -> Work | None:
         """The work that a free slot should take now; None when it should wait, or when nothing is left."""
@@ -135,6 +136,8 @@ class Brain:
             decision = race.judge(self.study, self.state, configuration)
             if decision:
                 self._decide(decision)
+            if decision and decision.action == "complete":
+                self._reached = goal.reached(self.study, self.state)
             return decision
 
     def stop(self, config_id: str, reason: str) -> None:
@@ -251,4 +254,4 @@ class Brain:
         gpu_hours = seconds / 3600 * resources.gpus * resources.workers
         if gpu_hours > limits.gpu_hours:
             return f"limits.gpu_hours: {gpu_hours:.2f} are over {limits.gpu_hours:g}"
-        return ""
+        return self._reached

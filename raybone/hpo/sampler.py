@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -67,10 +67,10 @@ def _tpe(study: Study, state: State, index: int) -> Iterator[dict[str, Any]]:
         sampler = optuna.samplers.TPESampler(seed=_seed(study.search.seed, index), multivariate=True, group=True,
                                              n_startup_trials=STARTUP, constant_liar=True)
         memory = optuna.create_study(sampler=sampler, direction="maximize")
-    distributions = {name: _distribution(param) for name, param in study.space.items()}
+    spread = distributions(study.space)
     for params, value in observations(study, state):
         memory.add_trial(optuna.trial.create_trial(
-            params=params, distributions={k: distributions[k] for k in params}, value=value,
+            params=params, distributions={k: spread[k] for k in params}, value=value,
             state=optuna.trial.TrialState.RUNNING if value is None else optuna.trial.TrialState.COMPLETE))
     for _ in range(ASKS):
         trial = memory.ask()
@@ -110,6 +110,11 @@ def _suggest(trial: optuna.Trial, name: str, param: Param) -> Any:
         return trial.suggest_int(name, *param.int_uniform)
     low, high = param.bounds or (0.0, 1.0)
     return trial.suggest_float(name, low, high, log=param.log_uniform is not None)
+
+
+def distributions(space: Mapping[str, Param]) -> dict[str, optuna.distributions.BaseDistribution]:
+    """A space in optuna's words, without its conditions."""
+    return {name: _distribution(param) for name, param in space.items()}
 
 
 def _distribution(param: Param) -> optuna.distributions.BaseDistribution:
