@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed while running, 2 wrong input.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -98,6 +99,11 @@ def _data_parsers(verbs: Any) -> None:
 def _study_parsers(verbs: Any) -> None:
     verb = _verb(verbs, "preview", _preview, "trials x rungs, expected fold epochs and hours, before spending them")
     _study_arguments(verb)
+    verb.add_argument("--epochs-from", nargs="+", default=[], metavar="STUDY",
+                      help="take what an epoch takes from earlier studies of the same model")
+    verb.add_argument("--epoch-seconds", type=float, metavar="S", help="or from here; without both it is timed")
+    verb.add_argument("--slots", type=int, default=1, metavar="W", help="training runs at once (default %(default)s)")
+    verb.add_argument("--json", action="store_true", help=JSON_HELP)
     verb = _verb(verbs, "search", _search, "start or resume a study: the same command")
     _study_arguments(verb)
     verb.add_argument("--out", required=True, metavar="STUDY", help="study folder, or an fsspec URL")
@@ -214,13 +220,18 @@ def _preview(options: argparse.Namespace) -> None:
     from raybone.preview import preview
     from raybone.spec import read_study
 
-    seen = preview(read_study(options.study, options.overrides))
+    seen = preview(read_study(options.study, options.overrides), options.epoch_seconds, options.epochs_from,
+                   options.slots)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(seen), indent=1))
+        return
     for name, configurations, epochs in seen.rungs:
         print(f"{name:<24} {configurations:6.1f} configurations {epochs:8.0f} fold epochs")
     print(f"{seen.fold_epochs:.0f} fold epochs expected, {seen.exhaustive / seen.fold_epochs:.1f} times fewer than the "
           f"{seen.exhaustive:.0f} of exhaustive cross-validation")
-    print(f"about {seen.hours:.2f} {'GPU' if seen.device == 'cuda' else 'CPU'}-hours at {seen.epoch_seconds:.1f} s of "
-          f"training a fold epoch, as timed here on {seen.device} (evaluation and start-up not counted)")
+    gpus = f", {seen.gpu_hours:.2f} GPU-hours" if seen.gpu_hours else ""
+    print(f"about {seen.wall_hours:.2f} hours with {seen.slots} run(s) at once{gpus}, at {seen.epoch_seconds:.1f} s a "
+          f"fold epoch ({seen.timed}); starting the runs is included in the hours")
 
 
 def _search(options: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ SLACK = 2.0  # standard errors behind the incumbent at which a configuration is 
 PRIOR_SD, PRIOR_WEIGHT = 0.015, 10  # prior of the configuration x fold residual
 MEMORY = 40  # full configurations that the residual variance is estimated from
 FIRST_STEPS = 130  # optimiser steps before which detectors from scratch score exactly 0
+START_UP = 10.0  # seconds a run takes to start, as measured on two cores
 FINALISTS = 2  # configurations that run in full at the least: a winner needs a rival for its paired test
 
 
