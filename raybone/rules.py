@@ -15,8 +15,8 @@ from raybone.records import WrongInput
 
 LENGTH = 200  # characters: what is longer nests deeper than an evaluator can follow
 _LOGIC = (ast.BoolOp, ast.And, ast.Or, ast.Not, ast.UnaryOp, ast.USub)
-_LEAVES = (ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.In, ast.NotIn, ast.BinOp, ast.Add, ast.Sub,
-           ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Name, ast.Load, ast.Constant)
+_LEAVES = (ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.In, ast.NotIn, ast.BinOp, ast.Add,
+           ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Name, ast.Load, ast.Constant)
 # On text, % would format it, to any length.
 _OPERATORS = {**DEFAULT_OPERATORS, ast.Mod: lambda a, b: divmod(a, b)[1]}
 _WRONG = (InvalidExpression, TypeError, ArithmeticError)

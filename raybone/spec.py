@@ -183,7 +183,7 @@ class Study(Strict):
     def _rules_and_points(self) -> list[str]:
         values = {**{k: [v] for k, v in self.fixed.items()},
                   **{k: list(p.choice or p.bounds or ()) for k, p in self.space.items()}}
-        problems = [f"search.reject.{i}: {rule!r} {problem}" for i, rule in enumerate(self.search.reject)
+        problems = [f"search.reject.{i}: {rule[:60]!r} {problem}" for i, rule in enumerate(self.search.reject)
                     if (problem := problem_of(rule, values))]
         points = self.search.points
         for place, point in enumerate(points):
@@ -284,7 +284,7 @@ def problems_of(error: ValidationError, where: str, model: type[BaseModel]) -> l
             lines.append(f"{place}: is required but missing; add it")
         elif item["type"] == "value_error":
             for part in str(item["ctx"]["error"]).split("\n"):
-                lines.append(f"{where}: {part}" if part.startswith(("space.", "search.", "limits.")) else f"{place}: {part}")
+                lines.append(f"{where if part.startswith(('space.', 'search.')) else place}: {part}")
         else:
             lines.append(f"{place}: {item['msg'][0].lower()}{item['msg'][1:]}, got {given}; change it")
     return lines

@@ -41,8 +41,8 @@ def warm_start(study: Study, sources: Sequence[str]) -> Prior:
             told.append(Observation(params=params, standing=(place + 0.5) / len(rows)))
             complete += told[-1:] if row["state"] == "complete" else []
     if not told:
-        raise WrongInput(f"--warm-start {' '.join(sources)}: must have a row inside the study's space and fixed values, "
-                         f"but none of {left_out} is; widen the space, or leave it out")
+        raise WrongInput(f"--warm-start {' '.join(sources)}: must have a row inside the study's space and fixed "
+                         f"values, but none of {left_out} is; widen the space, or leave it out")
     # Two rows of the same hyper-parameters are one point; the better one gives its place.
     best = {identity(o.params): o.params for o in sorted(complete, key=lambda o: o.standing)}
     points = tuple(reversed(best.values()))[:POINTS]

@@ -32,7 +32,11 @@ def active(space: Mapping[str, Param], values: Mapping[str, Any]) -> dict[str, A
 
 
 def complete(space: Mapping[str, Param], point: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
-    """A point as a whole configuration: what it leaves out is taken from ``rest`` (all parameters), or follows from its conditions."""
+    """A point as a whole configuration: what it leaves out follows from its conditions, or is taken from ``rest``.
+
+    Args:
+        rest: a value for every parameter, those that are off as well.
+    """
     given: dict[str, Any] = {}
     for name, value in point.items():
         given |= space[name].when or {}
