@@ -287,12 +287,15 @@ def _leaderboard(options: argparse.Namespace) -> None:
 
 def _tell(reason: str, out: str) -> None:
     """The end of a search on the terminal."""
-    _show(out)
+    tried, trials = _show(out)
+    if reason == "complete" and tried < trials:
+        print(f"the space is used up: {tried} of search.trials {trials}; search.reject or the model refused the rest, "
+              "if there is one")
     print(f"{'done' if reason == 'complete' else reason}: {out.rstrip('/')}/leaderboard.csv")
 
 
-def _show(out: str) -> None:
-    """The ranking as a table of the columns a person reads first."""
+def _show(out: str) -> tuple[int, int]:
+    """The ranking as a table of the columns a person reads first; returns the configurations tried and wanted."""
     import io
 
     import pandas as pd
@@ -312,6 +315,7 @@ def _show(out: str) -> None:
     print(shown.to_string(index=False, na_rep="", float_format=lambda v: f"{v:.4g}"))
     for warning in study.resolved.warnings if study.resolved else ():
         print(f"warning: {warning}")
+    return len(table), study.search.trials
 
 
 def _progress() -> Callable[[Brain], None]:

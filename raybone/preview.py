@@ -15,10 +15,10 @@ from raybone.data.loader import Batch, ScanSamples, training_loader
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.race import START_UP, expected, name_of
-from raybone.hpo.sampler import propose
+from raybone.hpo.sampler import ATTEMPTS, propose
 from raybone.hpo.state import State
-from raybone.models._model import Model
-from raybone.records import WrongInput
+from raybone.models._model import Model, TrainingConfig
+from raybone.records import InvalidConfig, WrongInput
 from raybone.resolve import configure, resolve
 from raybone.spec import Study
 
@@ -98,7 +98,7 @@ def _earlier(study: Study, sources: Sequence[str]) -> tuple[float, str]:
 
 def _time_here(study: Study, dataset: Dataset, model: Model) -> tuple[float, str]:
     """Seconds of a fold epoch from a few training steps of the first configuration, and where that is from."""
-    config = configure(study, model, propose(study, State(), 0) or {})
+    config = _first(study, model)
     device = torch.device("cuda" if study.resources.gpus and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(study.resources.cpus)
     samples = ScanSamples(dataset, dataset.training(0), list(config.categories), config.imgsz,
@@ -117,3 +117,18 @@ def _time_here(study: Study, dataset: Dataset, model: Model) -> tuple[float, str
             break
     timed = sorted(seconds[1:] or seconds)
     return timed[len(timed) // 2] * len(loader), f"timed here on {device.type}, without evaluation"
+
+
+def _first(study: Study, model: Model) -> TrainingConfig:
+    """The first configuration that the model takes."""
+    state, reason = State(), "nothing is proposed"
+    for _ in range(ATTEMPTS):
+        params = propose(study, state, 0)
+        if params is None:
+            break
+        try:
+            return configure(study, model, params)
+        except InvalidConfig as error:
+            reason = str(error)
+            state.apply({"event": "invalid", "time": 0.0, "params": params})
+    raise WrongInput(f"space: {study.model} must take one of its configurations, but: {reason}; change the space")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ import optuna
 from scipy.stats import qmc
 
 from raybone.hpo.race import score
-from raybone.hpo.space import active, complete, draw, from_unit, grid, identity, rejected
+from raybone.hpo.space import LONGEST, active, complete, draw, from_unit, grid, identity, rejected
 from raybone.hpo.state import Configuration, State
 from raybone.spec import Param, Study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-ATTEMPTS = 100  # configurations that a model may refuse in a row
+ATTEMPTS = 100  # configurations that a model may refuse in a row, and ways to fill up a point
 REDRAWS = 10_000  # random points, taken or rejected, after which a space counts as used up
 ASKS = 20  # proposals of a model that may be taken or rejected before chance decides
 STARTUP = 8  # observations before which chance decides
@@ -31,7 +32,7 @@ def propose(study: Study, state: State, index: int) -> dict[str, Any] | None:
     """
     taken = {identity(c.params) for c in state.configurations.values()} | {identity(p) for p in state.refused}
     fresh = (params for params in _draws(study, state, index) if identity(params) not in taken)
-    return next((params for params in fresh if not rejected(study, params)), None)
+    return next((params for params in islice(fresh, LONGEST) if not rejected(study, params)), None)
 
 
 def _draws(study: Study, state: State, index: int) -> Iterator[dict[str, Any]]:
