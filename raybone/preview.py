@@ -88,8 +88,7 @@ def _earlier(study: Study, sources: Sequence[str]) -> tuple[float, str]:
         if earlier.model != study.model:
             raise WrongInput(f"--epochs-from {source}: must be a study of {study.model}, but is of {earlier.model}; "
                              "give another one, or --epoch-seconds")
-        seconds += [e.seconds for c in State(Journal(folder).events()).configurations.values()
-                    for run in c.epochs.values() for e in run]
+        seconds += [event["seconds"] for event in Journal(folder).events() if event["event"] == "epoch"]
     if not seconds:
         raise WrongInput(f"--epochs-from {' '.join(sources)}: must have finished epochs, but has none; "
                          "give another one, or --epoch-seconds")
