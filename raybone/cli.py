@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed while running, 2 wrong input.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -98,11 +99,18 @@ def _data_parsers(verbs: Any) -> None:
 def _study_parsers(verbs: Any) -> None:
     verb = _verb(verbs, "preview", _preview, "trials x rungs, expected fold epochs and hours, before spending them")
     _study_arguments(verb)
+    verb.add_argument("--epochs-from", nargs="+", default=[], metavar="STUDY",
+                      help="take what an epoch takes from earlier studies of the same model")
+    verb.add_argument("--epoch-seconds", type=float, metavar="S", help="or from here; without both it is timed")
+    verb.add_argument("--slots", type=int, default=1, metavar="W", help="training runs at once (default %(default)s)")
+    verb.add_argument("--json", action="store_true", help=JSON_HELP)
     verb = _verb(verbs, "search", _search, "start or resume a study: the same command")
     _study_arguments(verb)
     verb.add_argument("--out", required=True, metavar="STUDY", help="study folder, or an fsspec URL")
     verb.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else a local one for the run)")
     verb.add_argument("--local", action="store_true", help="in this process, without Ray")
+    verb.add_argument("--warm-start", nargs="+", action="extend", default=[], metavar="LEADERBOARD",
+                      help="leaderboards or study folders whose rows steer what is proposed; never ranked with it")
     verb = _verb(verbs, "simulate", _simulate, "replay schedulers on recorded curves: cost and regret")
     verb.add_argument("--curves", nargs="+", required=True, metavar="FILE.npz", help="of `raybone search --record`")
     verb.add_argument("--folds", type=int, default=5, metavar="K")
@@ -223,13 +231,18 @@ def _preview(options: argparse.Namespace) -> None:
     from raybone.preview import preview
     from raybone.spec import read_study
 
-    seen = preview(read_study(options.study, options.overrides))
+    seen = preview(read_study(options.study, options.overrides), options.epoch_seconds, options.epochs_from,
+                   options.slots)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(seen), indent=1))
+        return
     for name, configurations, epochs in seen.rungs:
         print(f"{name:<24} {configurations:6.1f} configurations {epochs:8.0f} fold epochs")
     print(f"{seen.fold_epochs:.0f} fold epochs expected, {seen.exhaustive / seen.fold_epochs:.1f} times fewer than the "
           f"{seen.exhaustive:.0f} of exhaustive cross-validation")
-    print(f"about {seen.hours:.2f} {'GPU' if seen.device == 'cuda' else 'CPU'}-hours at {seen.epoch_seconds:.1f} s of "
-          f"training a fold epoch, as timed here on {seen.device} (evaluation and start-up not counted)")
+    gpus = f", {seen.gpu_hours:.2f} GPU-hours" if seen.gpu_hours else ""
+    print(f"about {seen.wall_hours:.2f} hours with {seen.slots} run(s) at once{gpus}, at {seen.epoch_seconds:.1f} s a "
+          f"fold epoch ({seen.timed}); starting the runs is included in the hours")
 
 
 def _search(options: argparse.Namespace) -> None:
@@ -241,11 +254,11 @@ def _search(options: argparse.Namespace) -> None:
 
         if options.address:
             raise WrongInput("search: --local has no Ray to give --address to; leave one out")
-        reason = local(study, options.out, _progress())
+        reason = local(study, options.out, _progress(), options.warm_start)
     else:
         from raybone.cluster.tuner import search
 
-        reason = search(study, options.out, options.address, _progress())
+        reason = search(study, options.out, options.address, _progress(), options.warm_start)
     _tell(reason, options.out)
 
 
@@ -304,12 +317,15 @@ def _leaderboard(options: argparse.Namespace) -> None:
 
 def _tell(reason: str, out: str) -> None:
     """The end of a search on the terminal."""
-    _show(out)
+    tried, trials = _show(out)
+    if reason == "complete" and tried < trials:
+        print(f"the space is used up: {tried} of search.trials {trials}; search.reject or the model refused the rest, "
+              "if there is one")
     print(f"{'done' if reason == 'complete' else reason}: {out.rstrip('/')}/leaderboard.csv")
 
 
-def _show(out: str) -> None:
-    """The ranking as a table of the columns a person reads first."""
+def _show(out: str) -> tuple[int, int]:
+    """The ranking as a table of the columns a person reads first; returns the configurations tried and wanted."""
     import io
 
     import pandas as pd
@@ -329,6 +345,7 @@ def _show(out: str) -> None:
     print(shown.to_string(index=False, na_rep="", float_format=lambda v: f"{v:.4g}"))
     for warning in study.resolved.warnings if study.resolved else ():
         print(f"warning: {warning}")
+    return len(table), study.search.trials
 
 
 def _progress() -> Callable[[Brain], None]:
@@ -347,6 +364,9 @@ def _progress() -> Callable[[Brain], None]:
             rungs = study.resolved.ladder if study.resolved else ()
             print(f"{study.name}: {study.search.trials} configurations of {study.model}, {brain.slots} run(s) at once, "
                   f"rungs (folds x epochs): {', '.join(f'{k}x{e}' for k, e in rungs)}", flush=True)
+            if study.resolved and (prior := study.resolved.prior):
+                print(f"warm start: {len(prior.observations)} rows to propose from, {len(prior.points)} tried first, "
+                      f"{prior.left_out} left out as outside the space", flush=True)
         for decision in state.decisions[int(told["decisions"]):]:
             print(f"[{now}] {decision['config_id']} {decision['action']}: {decision['reason']}", flush=True)
         told["decisions"] = len(state.decisions)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 
+from raybone.data.dataset import Dataset
 from raybone.data.loader import Batch, ScanSamples, training_loader
-from raybone.hpo.race import expected, ladder_of, name_of
-from raybone.hpo.sampler import propose
+from raybone.folder import Folder
+from raybone.hpo.journal import Journal, read_resolved
+from raybone.hpo.race import START_UP, expected, ladder_of, name_of
+from raybone.hpo.sampler import ATTEMPTS, propose
 from raybone.hpo.state import State
+from raybone.models._model import Model, TrainingConfig
+from raybone.records import InvalidConfig, WrongInput
 from raybone.resolve import configure, resolve
 from raybone.spec import Study
 
@@ -19,29 +27,77 @@ STEPS = 3  # timed training steps, after one that warms up
 
 @dataclass(frozen=True)
 class Preview:
-    """Rungs as (name, configurations, fold epochs), what an exhaustive search takes, and seconds a fold epoch."""
+    """What a search will take.
+
+    rungs: (name, configurations, fold epochs). exhaustive: fold epochs of cross-validating every configuration in
+    full. epoch_seconds: of one fold epoch, as ``timed`` says. hours: of all runs one after the other, with what they
+    take to start; wall_hours: with ``slots`` runs at once. gpu_hours: of the epochs, as ``limits.gpu_hours`` counts.
+    """
 
     rungs: tuple[tuple[str, float, float], ...]
     fold_epochs: float
     exhaustive: float
     epoch_seconds: float
-    device: str
+    timed: str
+    hours: float
+    gpu_hours: float
+    slots: int
+    wall_hours: float
 
-    @property
-    def hours(self) -> float:
-        """Hours of training on this machine's kind of device, one run at a time, without evaluation and start-up."""
-        return self.fold_epochs * self.epoch_seconds / 3600
 
+def preview(study: Study, epoch_seconds: float | None = None, epochs_from: Sequence[str] = (),
+            slots: int = 1) -> Preview:
+    """Count trials by rungs and say what they will take.
 
-def preview(study: Study) -> Preview:
-    """Count trials by rungs and time a few training steps of the first configuration here.
-
+    Args:
+        epoch_seconds: of a fold epoch, where it is known.
+        epochs_from: earlier studies of the same model whose median fold epoch is taken. With neither, a few training
+            steps of the first configuration are timed here.
+        slots: training runs at once.
     Raises:
-        WrongInput: the study is wrong.
+        WrongInput: the study, the seconds, the slots or an earlier study is wrong.
     """
+    if epoch_seconds is not None and not (0 < epoch_seconds < math.inf):
+        raise WrongInput(f"--epoch-seconds: must be over 0 and finite, got {epoch_seconds:g}")
+    if epoch_seconds is not None and epochs_from:
+        raise WrongInput("--epoch-seconds and --epochs-from both say what an epoch takes; leave one out")
+    if slots < 1:
+        raise WrongInput(f"--slots: must be at least 1, got {slots}")
     study, dataset, model = resolve(study)
     rows = expected(study)
-    config = configure(study, model, propose(study, State(), 0) or {})
+    if epoch_seconds is not None:
+        timed = "as given"
+    elif epochs_from:
+        epoch_seconds, timed = _earlier(study, epochs_from)
+    else:
+        epoch_seconds, timed = _time_here(study, dataset, model)
+    fold_epochs, starts = sum(row[2] for row in rows), sum(row[1] for row in rows)
+    hours = (fold_epochs * epoch_seconds + starts * START_UP) / 3600
+    resources = study.resources
+    return Preview(tuple((name_of(ladder_of(study), r), n, e) for r, n, e in rows), fold_epochs,
+                   float(study.search.trials * dataset.folds * study.epochs), epoch_seconds, timed, hours,
+                   fold_epochs * epoch_seconds / 3600 * resources.gpus * resources.workers, slots, hours / slots)
+
+
+def _earlier(study: Study, sources: Sequence[str]) -> tuple[float, str]:
+    """Median seconds of a fold epoch in the journals of earlier studies, and where that is from."""
+    seconds: list[float] = []
+    for source in sources:
+        folder = Folder(source)
+        earlier = read_resolved(folder)
+        if earlier.model != study.model:
+            raise WrongInput(f"--epochs-from {source}: must be a study of {study.model}, but is of {earlier.model}; "
+                             "give another one, or --epoch-seconds")
+        seconds += [event["seconds"] for event in Journal(folder).events() if event["event"] == "epoch"]
+    if not seconds:
+        raise WrongInput(f"--epochs-from {' '.join(sources)}: must have finished epochs, but has none; "
+                         "give another one, or --epoch-seconds")
+    return median(seconds), f"the median of {len(seconds)} fold epochs of {' '.join(sources)}"
+
+
+def _time_here(study: Study, dataset: Dataset, model: Model) -> tuple[float, str]:
+    """Seconds of a fold epoch from a few training steps of the first configuration, and where that is from."""
+    config = _first(study, model)
     device = torch.device("cuda" if study.resources.gpus and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(study.resources.cpus)
     samples = ScanSamples(dataset, dataset.training(0), list(config.categories), config.imgsz,
@@ -59,6 +115,19 @@ def preview(study: Study) -> Preview:
         if step == STEPS:
             break
     timed = sorted(seconds[1:] or seconds)
-    return Preview(tuple((name_of(ladder_of(study), r), n, e) for r, n, e in rows), sum(e for _, _, e in rows),
-                   float(study.search.trials * dataset.folds * study.epochs), timed[len(timed) // 2] * len(loader),
-                   device.type)
+    return timed[len(timed) // 2] * len(loader), f"timed here on {device.type}, without evaluation"
+
+
+def _first(study: Study, model: Model) -> TrainingConfig:
+    """The first configuration that the model takes."""
+    state, reason = State(), "nothing is proposed"
+    for _ in range(ATTEMPTS):
+        params = propose(study, state, 0)
+        if params is None:
+            break
+        try:
+            return configure(study, model, params)
+        except InvalidConfig as error:
+            reason = str(error)
+            state.apply({"event": "invalid", "time": 0.0, "params": params})
+    raise WrongInput(f"space: {study.model} must take one of its configurations, but: {reason}; change the space")

@@ -14,6 +14,7 @@ from raybone import __version__
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.folder import Folder
 from raybone.hpo.race import ladder
+from raybone.hpo.space import left_by_rules
 from raybone.models import load
 from raybone.models._model import Model, TrainingConfig
 from raybone.records import InvalidConfig, WrongInput
@@ -28,7 +29,7 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
     Raises:
         WrongInput: all problems, one line each.
     """
-    problems: list[str] = []
+    problems = [line] if (line := left_by_rules(study)) else []
     dataset = _collect(problems, lambda: open_dataset(study.dataset))
     model = _collect(problems, lambda: load(study.model))
     config = None

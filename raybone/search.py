@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +22,8 @@ from raybone.leaderboard import write_leaderboard
 from raybone.models._model import Model
 from raybone.records import Epoch, RunFailed, Segment, WrongInput
 from raybone.resolve import checker, configure, resolve
-from raybone.spec import Study, write_study
+from raybone.spec import Prior, Study, write_study
+from raybone.warm import warm_start
 
 # Keys that a resumed study may change: they do not alter what is already trained.
 CHANGEABLE = {"limits", "resources", "keep", "resolved"}
@@ -65,11 +66,13 @@ class OpenStudy:
         return bool(self.brain.stopping)
 
 
-def search(study: Study, out: str, tell: Callable[[Brain], None] = lambda brain: None) -> str:
+def search(study: Study, out: str, tell: Callable[[Brain], None] = lambda brain: None,
+           warm: Sequence[str] = ()) -> str:
     """Run or resume a study in this process; returns why it ended.
 
     Args:
         tell: called after every event with the brain, for progress.
+        warm: leaderboards or study folders to propose from, see ``warm_start``.
     Raises:
         WrongInput: before anything is trained.
         RunFailed: too many configurations failed, or the disk is full.
@@ -84,7 +87,7 @@ def search(study: Study, out: str, tell: Callable[[Brain], None] = lambda brain:
     if problems:
         raise WrongInput(*problems)
     torch.set_num_threads(study.resources.cpus)
-    with open_study(study, out) as opened:
+    with open_study(study, out, warm=warm) as opened:
         brain = opened.brain
         while not opened.stop_wanted() and (work := brain.peek()):
             _work(opened, brain.start(work), tell)
@@ -92,11 +95,13 @@ def search(study: Study, out: str, tell: Callable[[Brain], None] = lambda brain:
 
 
 @contextlib.contextmanager
-def open_study(study: Study, out: str, connect: Callable[[Study], int] = lambda study: 1) -> Iterator[OpenStudy]:
+def open_study(study: Study, out: str, connect: Callable[[Study], int] = lambda study: 1,
+               warm: Sequence[str] = ()) -> Iterator[OpenStudy]:
     """Check a study, take its lease, write or compare study.yaml and replay the journal; gives it all back at the end.
 
     Args:
         connect: given the checked study, gives the number of training runs that fit at once.
+        warm: leaderboards to start from; a resumed study keeps those it was started with.
     Raises:
         WrongInput: the study is wrong, another driver is at work, or the folder holds another study.
     """
@@ -104,6 +109,8 @@ def open_study(study: Study, out: str, connect: Callable[[Study], int] = lambda 
     if folder.local and os.path.exists(folder.path) and not os.path.isdir(folder.path):  # noqa: PTH110, PTH112
         raise WrongInput(f"--out {out}: must be a folder, but is a file; choose another name")
     checked, dataset, model = resolve(study, folder)
+    if warm:
+        checked = _with_prior(checked, warm_start(checked, warm))
     slots = connect(checked)
     with _writing(out):
         lease = Lease(folder)
@@ -112,7 +119,7 @@ def open_study(study: Study, out: str, connect: Callable[[Study], int] = lambda 
         keeper = threading.Thread(target=_keep, args=(lease, ended), daemon=True)
         keeper.start()
         try:
-            _agree(folder, checked)
+            checked = _agree(folder, checked)
             folder.write("study.yaml", write_study(checked).encode())
             folder.delete("stop")
             brain = Brain(checked, Journal(folder), checker(checked, model), slots)
@@ -187,11 +194,17 @@ def _work(opened: OpenStudy, work: Work, tell: Callable[[Brain], None]) -> None:
     tell(brain)
 
 
-def _agree(folder: Folder, study: Study) -> None:
-    """A study folder holds one study; what it was started with must be what is asked now."""
+def _with_prior(study: Study, prior: Prior | None) -> Study:
+    assert study.resolved is not None
+    return study.model_copy(update={"resolved": study.resolved.model_copy(update={"prior": prior})})
+
+
+def _agree(folder: Folder, study: Study) -> Study:
+    """A study folder holds one study; what it was started with must be what is asked now, and its warm start stays."""
     if folder.read("study.yaml") is None:
-        return
-    old, new = (s.model_dump(mode="json") for s in (read_resolved(folder), study))
+        return study
+    started = read_resolved(folder)
+    old, new = (s.model_dump(mode="json") for s in (started, study))
     changed = [k for k in new if k not in CHANGEABLE and old[k] != new[k]]
     if changed == ["search"] and all(old["search"][k] == new["search"][k] for k in old["search"] if k != "trials"):
         changed = []
@@ -199,9 +212,14 @@ def _agree(folder: Folder, study: Study) -> None:
         changed.append(f"dataset (hash {old['resolved']['dataset_hash']}, now {new['resolved']['dataset_hash']})")
     if old["resolved"]["ladder"] != new["resolved"]["ladder"] and not changed:
         changed.append("ladder")
+    if new["resolved"]["prior"] not in (None, old["resolved"]["prior"]):
+        raise WrongInput(f"study {folder.url}: a started study keeps its warm start, but --warm-start gives another "
+                         "one now; leave --warm-start out, or give another --out")
     if changed:
         raise WrongInput(f"study {folder.url}: a started study keeps its settings, but {', '.join(changed)} differ; "
                          "give another --out, or the settings of its study.yaml")
+    assert started.resolved is not None
+    return _with_prior(study, started.resolved.prior)
 
 
 def _keep(lease: Lease, ended: threading.Event) -> None:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from raybone.records import WrongInput
+from raybone.rules import holds, problem_of
 
 # The metrics a study may be ranked by, and whether more is better.
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
@@ -57,6 +58,14 @@ class Param(Strict):
         """(low, high) of a numeric distribution, None for a choice."""
         return self.uniform or self.log_uniform or self.int_uniform
 
+    def admits(self, value: Any) -> bool:
+        """Whether the distribution can draw this value."""
+        if self.choice is not None:  # 0 is 0.0 but not False
+            return any(v == value and isinstance(v, bool) == isinstance(value, bool) for v in self.choice)
+        low, high = self.bounds or (0.0, 0.0)
+        kinds = int if self.int_uniform else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
+
 
 class Search(Strict):
     """How the space is searched."""
@@ -68,6 +77,9 @@ class Search(Strict):
                                                    "at a rung for its promotion, or is judged once as it arrives")
     folds: int | None = Field(None, ge=2, description="the dataset's number of folds; another number is refused")
     seed: int = Field(0, ge=0, lt=2**31)
+    points: tuple[dict[str, Value], ...] = Field((), description="tried first, in order; what one leaves out is drawn")
+    reject: tuple[str, ...] = Field((), description="expressions over parameters; a proposal that one is true of is "
+                                                    "drawn again")
 
 
 class Resources(Strict):
@@ -99,6 +111,24 @@ class Limits(Strict):
     hours: float = Field(math.inf, gt=0, allow_inf_nan=True)
     gpu_hours: float = Field(math.inf, gt=0, allow_inf_nan=True)
     failed_trials: int = Field(8, ge=0, description="end the study when more configurations than this have failed")
+    target: float | None = Field(None, description="end when a complete configuration's mean over folds is as good")
+    converged: bool = Field(False, description="end when less is to be gained than the folds can tell, by Makarova et "
+                                               "al. 2022; after 20 complete configurations")
+
+
+class Observation(Strict):
+    """A configuration of an earlier study, and its standing in it: the share of rows below, in (0, 1)."""
+
+    params: dict[str, Value]
+    standing: float = Field(gt=0, lt=1)
+
+
+class Prior(Strict):
+    """What a warm start took from earlier leaderboards: points to try first, and observations to propose from."""
+
+    points: tuple[dict[str, Value], ...] = ()
+    observations: tuple[Observation, ...] = ()
+    left_out: int = Field(0, ge=0, description="rows outside the space or the fixed values")
 
 
 class Resolved(Strict):
@@ -109,6 +139,7 @@ class Resolved(Strict):
     folds: int
     ladder: tuple[tuple[int, int], ...] = Field(description="rungs as (folds, epochs), the last one is the full run")
     warnings: tuple[str, ...] = ()
+    prior: Prior | None = None
 
 
 class Study(Strict):
@@ -146,9 +177,29 @@ class Study(Strict):
                     problems.append(f"space.{name}.when: {other!r} is conditional itself; conditions go one level deep")
             if self.search.sampler == "grid" and param.choice is None:
                 problems.append(f"space.{name}: the grid sampler needs choice, got {_kind(param)}; list the values")
+        problems = problems or self._rules_and_points()
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _rules_and_points(self) -> list[str]:
+        values = {**{k: [v] for k, v in self.fixed.items()},
+                  **{k: list(p.choice or p.bounds or ()) for k, p in self.space.items()}}
+        problems = [f"search.reject.{i}: {rule[:60]!r} {problem}" for i, rule in enumerate(self.search.reject)
+                    if (problem := problem_of(rule, values))]
+        points = self.search.points
+        for place, point in enumerate(points):
+            wrong = misfits(self, point)
+            if not wrong and not problems:
+                wrong = [f"is rejected by {rule!r}; change one of the two" for rule in self.search.reject
+                         if holds(rule, {**self.fixed, **point})]
+            if point in points[:place]:
+                wrong.append(f"is point {points.index(point)} again; give it once")
+            problems += [f"search.points.{place}: {line}" for line in wrong]
+        if len(points) > self.search.trials:
+            problems.append(f"search.points: {len(points)} points do not fit into {self.search.trials} trials; "
+                            "raise search.trials")
+        return problems
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
@@ -191,10 +242,30 @@ def parse_study(content: dict[str, Any], where: str = "study") -> Study:
         raise WrongInput(*problems_of(error, where, Study)) from None
 
 
+def misfits(study: Study, point: dict[str, Any]) -> list[str]:
+    """Why a point, which may leave parameters out, is not one of the study's space: one line a reason."""
+    problems, space = [], study.space
+    implied: dict[str, Any] = dict(point)
+    for name, value in point.items():
+        if name not in space:
+            near = difflib.get_close_matches(name, space, n=1)
+            problems.append(f"{name!r} is fixed; leave it out" if name in study.fixed else
+                            f"{name!r} is not searched; " + (f"did you mean {near[0]!r}?" if near else
+                                                             f"the space has {', '.join(space) or 'nothing'}"))
+            continue
+        if not space[name].admits(value):
+            kind = _kind(space[name])
+            problems.append(f"{name} must be of {kind} {list(getattr(space[name], kind))}, got {value!r}; change it")
+        for other, needed in (space[name].when or {}).items():
+            if implied.setdefault(other, needed) != needed:
+                problems.append(f"{name} exists when {other} is {needed!r}, got {implied[other]!r}; leave one out")
+    return problems
+
+
 def write_study(study: Study) -> str:
     """The study as YAML text which ``read_study`` reads back to an equal study."""
     content = study.model_dump(mode="json", exclude_none=True)
-    content["limits"] = {k: v for k, v in study.limits.model_dump().items() if v != math.inf}
+    content["limits"] = {k: v for k, v in study.limits.model_dump().items() if v not in (math.inf, None)}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
@@ -215,7 +286,7 @@ def problems_of(error: ValidationError, where: str, model: type[BaseModel]) -> l
             lines.append(f"{place}: is required but missing; add it")
         elif item["type"] == "value_error":
             for part in str(item["ctx"]["error"]).split("\n"):
-                lines.append(f"{where}: {part}" if part.startswith("space.") else f"{place}: {part}")
+                lines.append(f"{where if part.startswith(('space.', 'search.')) else place}: {part}")
         else:
             lines.append(f"{place}: {item['msg'][0].lower()}{item['msg'][1:]}, got {given}; change it")
     return lines

@@ -10,11 +10,9 @@ from collections.abc import Callable
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.lease import Lease
-from raybone.hpo.race import expected, ladder_of, name_of
+from raybone.hpo.race import START_UP, expected, ladder_of, name_of
 from raybone.hpo.state import Configuration, State
 from raybone.spec import Study
-
-START_UP = 10.0  # seconds a run takes to start, as measured on two cores
 
 
 def watch(out: str, show: Callable[[list[str]], None], follow: bool = True, poll: float = 2.0) -> None:

@@ -54,6 +54,41 @@ def test_preview_counts_before_spending(study: dict[str, Any], tmp_path: Path,
     assert "90 fold epochs expected" in capsys.readouterr().out
 
 
+def test_preview_takes_epoch_times_as_given_or_from_an_earlier_study(study: dict[str, Any], tmp_path: Path,
+                                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**study, "resources": {"gpus": 0.5}}))
+    assert cli("preview", tmp_path / "s.yaml", "--epoch-seconds", 40, "--slots", 4, "--json") == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert seen["rungs"] == [["3 folds x 3 epochs", 2, 18]]
+    assert seen["hours"] == pytest.approx((18 * 40 + 2 * 10) / 3600)
+    assert seen["wall_hours"] == pytest.approx(seen["hours"] / 4)
+    assert seen["gpu_hours"] == pytest.approx(18 * 40 / 3600 / 2)
+    earlier = tmp_path / "earlier"
+    (earlier / "journal").mkdir(parents=True)
+    resolved = {"dataset_hash": "h", "code_version": "v", "folds": 3, "ladder": [[3, 3]]}
+    (earlier / "study.yaml").write_text(yaml.safe_dump({**study, "resolved": resolved}))
+    events = [{"event": "config", "time": 1.0, "config_id": "c0", "params": {}},
+              *({"event": "epoch", "time": 1.0, "config_id": "c0", "fold": 0, "epoch": i, "metrics": {}, "seconds": s}
+                for i, s in enumerate([90.0, 7.0, 8.0], 1))]
+    (earlier / "journal" / "000001.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    assert cli("preview", tmp_path / "s.yaml", "--epochs-from", earlier) == 0
+    assert "8.0 s a fold epoch (the median of 3 fold epochs of " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("more", "rule"), [
+    (["--epoch-seconds", "0"], "must be over 0"), (["--epoch-seconds", "nan"], "must be over 0"),
+    (["--epoch-seconds", "1", "--epochs-from", "x"], "leave one out"), (["--slots", "0"], "at least 1"),
+    (["--epochs-from", "nowhere"], "must be a study folder"),
+])
+def test_a_preview_with_wrong_numbers_is_one_line(study: dict[str, Any], tmp_path: Path, more: list[str], rule: str,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
+    assert cli("preview", tmp_path / "s.yaml", *more) == 2
+    error = capsys.readouterr().err
+    assert rule in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("arguments", [
     ["search", "none.yaml", "--out", "x"], ["prepare", "none", "x"], ["inspect", "none"], ["watch", "none"],
     ["stop", "none"], ["leaderboard", "none"], ["nonsense"], [], ["phantom", "x", "--patients", "many"],

@@ -190,3 +190,46 @@ def test_the_journal_and_leaderboard_work_on_an_object_store(study: Mapping) -> 
     assert len(folder.names("journal")) == len(list(Journal(folder).events()))
     table = pd.read_csv(io.BytesIO(folder.read("leaderboard.csv") or b""))
     assert list(table["state"]) == ["complete"] * 2
+
+
+def test_a_limit_that_ended_a_study_can_be_raised_and_the_search_goes_on(study: Mapping, tmp_path: Path) -> None:
+    out, short = str(tmp_path / "st"), {**study, "epochs": 1}
+
+    def states(reason: str, **limits: float) -> list[str]:
+        assert search(parse_study({**short, "limits": limits}), out).startswith(reason)
+        return list(board(tmp_path / "st")["state"])
+
+    assert states("limits.hours: 0.00 h are over", hours=1e-9) == []
+    assert states("limits.target: c000 reached dice", target=-1.0) == ["complete"]
+    assert states("limits.target: c000 reached dice", target=-1.0) == ["complete"]
+    assert states("limits.hours: 0.00 h are over", hours=1e-9, target=-1.0) == ["complete"]
+    assert states("complete", hours=5.0, target=2.0) == ["complete"] * 2
+    short["search"] = {**study["search"], "trials": 3}
+    assert states("complete") == ["complete"] * 3
+
+
+def test_after_too_many_failures_a_higher_limit_lets_the_search_go_on(study: Mapping, tmp_path: Path) -> None:
+    wild = {**study, "fixed": {**study["fixed"], "optimizer": "SGD", "clip": 1e30, "warmup_epochs": 0, "batch": 1,
+                               "nbs": 1, "lrf": 1, "weight_decay": 1.0}, "epochs": 5,
+            "space": {"lr0": {"choice": [10.0, 9.0, 0.01]}}, "search": {**study["search"], "sampler": "grid"}}
+    wild["search"]["trials"] = 3
+    for limit in (0, 1):
+        with pytest.raises(RunFailed, match=f"limits.failed_trials: {limit + 1} configurations failed"):
+            search(parse_study({**wild, "limits": {"failed_trials": limit}}), str(tmp_path / "st"))
+    assert search(parse_study({**wild, "limits": {"failed_trials": 2}}), str(tmp_path / "st")) == "complete"
+    assert sorted(board(tmp_path / "st")["state"]) == ["complete", "failed", "failed"]
+
+
+def test_rules_that_leave_nothing_are_wrong_input(study: Mapping, tmp_path: Path) -> None:
+    wrong = parse_study({**study, "search": {**study["search"], "reject": ["lr0 > 0 or batch == 3"]}})
+    with pytest.raises(WrongInput, match=r"search\.reject: must leave a part of the space"):
+        search(wrong, str(tmp_path / "st"))
+
+
+def test_points_are_tried_first_and_are_trials(study: Mapping, tmp_path: Path) -> None:
+    spec = parse_study({**study, "epochs": 1, "search": {**study["search"], "points": [{"lr0": 0.02, "fliplr": 0}]}})
+    search(spec, str(tmp_path / "st"))
+    assert list(board(tmp_path / "st").set_index("config_id").loc["c000", ["cfg.lr0", "cfg.fliplr"]]) == [0.02, 0.0]
+    assert len(board(tmp_path / "st")) == 2
+    with pytest.raises(WrongInput, match="but search differ"):
+        search(parse_study({**study, "epochs": 1}), str(tmp_path / "st"))

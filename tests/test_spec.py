@@ -84,3 +84,45 @@ def test_a_missing_or_empty_file_is_refused(tmp_path: Path) -> None:
         read_study(write(tmp_path, ""))
     with pytest.raises(WrongInput, match="is required"):
         parse_study({})
+
+
+@pytest.mark.parametrize(("search", "line"), [
+    ("points: [{lr: 0.01}]", "search.points.0: 'lr' is not searched; did you mean 'lr0'?"),
+    ("points: [{batch: 8}]", "search.points.0: 'batch' is fixed; leave it out"),
+    ("points: [{}, {lr0: 0.5}]", "search.points.1: lr0 must be of log_uniform [0.0001, 0.1], got 0.5; change it"),
+    ("points: [{lr0: true}]", "got True; change it"),
+    ("points: [{lr0: '0.01'}]", "got '0.01'; change it"),
+    ("points: [{optimizer: Adam}]", "must be of choice ['SGD', 'AdamW'], got 'Adam'"),
+    ("points: [{optimizer: AdamW, momentum: 0.7}]", "momentum exists when optimizer is 'SGD', got 'AdamW'"),
+    ("points: [{lr0: 0.01}, {lr0: 0.01}]", "search.points.1: is point 0 again; give it once"),
+    ("trials: 1, points: [{lr0: 0.01}, {lr0: 0.02}]", "2 points do not fit into 1 trials"),
+    ("points: [{lr0: 0.09}], reject: [lr0 > 0.05]", "search.points.0: is rejected by 'lr0 > 0.05'"),
+    ("reject: [lr > 0.05]", "search.reject.0: 'lr > 0.05' 'lr' is neither searched nor fixed; did you mean 'lr0'?"),
+    ("reject: [lr0 >]", "search.reject.0: 'lr0 >' must be an expression"),
+    ("reject: ['']", "must be an expression"),
+    ("reject: [lr0 + 1]", "must be true or false"),
+    ("reject: [batch and lr0 > 1]", "must be true or false, but 'batch' is 16"),
+    ("reject: [optimizer > 3]", "has no value for {'optimizer': 'AdamW'}"),
+    ("reject: [batch / lr0 > 3]", "may divide by a constant alone"),
+    ("reject: [lr0.real > 3]", "may compare parameters"),
+    ("reject: ['__import__(\"os\").system(\"true\")']", "may compare parameters"),
+    ("reject: ['batch ** 99999999 > 1']", "may compare parameters"),
+    ("reject: [\"'%99999999d' % 7 == optimizer\"]", "has no value"),
+    (f"reject: ['{'(' * 100}lr0{')' * 100}']", "at most 200 characters"),
+])
+def test_a_wrong_point_or_rule_is_one_line(tmp_path: Path, search: str, line: str) -> None:
+    text = GOOD.replace("search: {trials: 64, sampler: tpe, scheduler: fold_race, folds: 5, seed: 0}",
+                        f"search: {{{search}}}")
+    with pytest.raises(WrongInput) as caught:
+        read_study(write(tmp_path, text))
+    assert len(caught.value.problems) == 1
+    assert line in caught.value.problems[0]
+
+
+def test_points_and_rules_survive_writing_and_reading(tmp_path: Path) -> None:
+    more = GOOD.replace("seed: 0}", "seed: 0, points: [{lr0: 0.01}, {momentum: 0.7}], "
+                                    "reject: ['lr0 > 0.05 and batch >= 16', optimizer == 'SGD' and momentum < 0.65]}") \
+        .replace("limits: {hours: 12}", "limits: {hours: 12, target: 0.6, converged: true}")
+    study = read_study(write(tmp_path, more))
+    assert study.search.points == ({"lr0": 0.01}, {"momentum": 0.7})
+    assert read_study(write(tmp_path, write_study(study))) == study

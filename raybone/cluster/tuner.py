@@ -9,7 +9,7 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,13 +33,14 @@ TRIAL_RETRIES = 3
 
 
 def search(study: Study, out: str, address: str | None = None,
-           tell: Callable[[Brain], None] = lambda brain: None) -> str:
+           tell: Callable[[Brain], None] = lambda brain: None, warm: Sequence[str] = ()) -> str:
     """Run or resume a study on Ray; returns why it ended.
 
     Args:
         address: of a Ray cluster; None starts one on this machine for the run, unless RAY_ADDRESS is set or this
             process is connected already.
         tell: called a few times a second with the brain, for progress.
+        warm: leaderboards or study folders to propose from.
     Raises:
         WrongInput: before anything is trained.
         RunFailed: too many configurations failed, or the study folder cannot be written.
@@ -49,7 +50,7 @@ def search(study: Study, out: str, address: str | None = None,
             stack.enter_context(connection(address))
             return slots(checked)
 
-        opened = stack.enter_context(open_study(study, out, connect))
+        opened = stack.enter_context(open_study(study, out, connect, warm))
         with _Driver(opened, tell).at_work() as driver:
             _tuner(driver).fit()
             driver.drain()

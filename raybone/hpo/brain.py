@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raybone.hpo import race
+from raybone.hpo import goal, race
 from raybone.hpo.journal import Event, Journal
 from raybone.hpo.sampler import ATTEMPTS, propose
 from raybone.hpo.state import Configuration, State
@@ -57,6 +57,7 @@ class Brain:
         if last["event"] == "rung":
             # The driver died between the end of a rung and what follows from it.
             self._judge(self.state.configurations[last["config_id"]])
+        self._reached = goal.reached(study, self.state)
 
     def peek(self) -> Work | None:
         """The work that a free slot should take now; None when it should wait, or when nothing is left."""
@@ -192,6 +193,8 @@ class Brain:
         if decision:
             self._decide(decision)
             self._interrupted = [c for c in self._interrupted if c != configuration.id]
+            if decision.action == "complete":
+                self._reached = goal.reached(self.study, self.state)
         return decision
 
     def _work(self, config_id: str, rung: int) -> Work:
@@ -209,8 +212,8 @@ class Brain:
         index = len(self.state.configurations)
         if self._exhausted or index >= self.study.search.trials:
             return None
-        for attempt in range(ATTEMPTS if self._draft is None else 0):
-            params = propose(self.study, self.state, index, attempt)
+        for _ in range(ATTEMPTS if self._draft is None else 0):
+            params = propose(self.study, self.state, index)
             if params is None:
                 self._exhausted = True
                 return None
@@ -263,4 +266,4 @@ class Brain:
         gpu_hours = self.state.train_seconds / 3600 * resources.gpus * resources.workers
         if gpu_hours > limits.gpu_hours:
             return f"limits.gpu_hours: {gpu_hours:.2f} are over {limits.gpu_hours:g}"
-        return ""
+        return self._reached

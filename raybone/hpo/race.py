@@ -22,6 +22,7 @@ SMOOTH = 3  # epochs averaged for a decision
 MEMORY = 40  # full configurations that the residual variance is estimated from
 SURVIVAL = 0.75  # share of racing configurations that get to the next rung, in benchmarks/schedulers.py
 FIRST_STEPS = 130  # optimiser steps before which detectors from scratch score exactly 0
+START_UP = 10.0  # seconds a run takes to start, as measured on two cores
 Ladder = tuple[tuple[int, int], ...]
 
 

@@ -2,81 +2,107 @@
 
 from __future__ import annotations
 
-import math
 import warnings
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import optuna
 from scipy.stats import qmc
 
-from raybone.hpo.race import score
-from raybone.hpo.space import active, from_unit, grid
-from raybone.hpo.state import State
+from raybone.hpo.race import score, scores
+from raybone.hpo.space import LONGEST, active, complete, draw, from_unit, grid, identity, rejected
+from raybone.hpo.state import Configuration, State
 from raybone.spec import Param, Study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-ATTEMPTS = 100  # draws before a small space counts as used up
+ATTEMPTS = 100  # configurations that a model may refuse in a row, and ways to fill up a point
+REDRAWS = 10_000  # random points, taken or rejected, after which a space counts as used up
+ASKS = 20  # proposals of a model that may be taken or rejected before chance decides
+STARTUP = 8  # observations before which chance decides
+BEST, RECENT = 25, 225  # observations that TPE is told: of 250 it calls 25 good, and never more
 
 
-def propose(study: Study, state: State, index: int, attempt: int = 0) -> dict[str, Any] | None:
+def propose(study: Study, state: State, index: int) -> dict[str, Any] | None:
     """Hyper-parameters of configuration ``index`` (0-based), or None when the space is used up.
 
-    random, sobol and grid are pure functions of (seed, index, attempt); tpe of these and the state. A combination
-    that the study has already is drawn again.
+    A pure function of the study, the index and the state, of which random, sobol and grid see no scores. What the
+    study has already, what its model refused and what ``search.reject`` is true of is drawn again.
     """
-    taken = [c.params for c in state.configurations.values()]
-    for again in range(attempt, ATTEMPTS):
-        point = _draw(study, state, index, again)
-        if point is None or point not in taken:
-            return point
-    return None
+    taken = {identity(c.params) for c in state.configurations.values()} | {identity(p) for p in state.refused}
+    fresh = (params for params in _draws(study, state, index) if identity(params) not in taken)
+    return next((params for params in islice(fresh, LONGEST) if not rejected(study, params)), None)
 
 
-def _draw(study: Study, state: State, index: int, attempt: int) -> dict[str, Any] | None:
+def _draws(study: Study, state: State, index: int) -> Iterator[dict[str, Any]]:
+    """Candidates, the preferred one first."""
     kind, space = study.search.sampler, study.space
     if not space:
-        return {} if attempt == 0 and index == 0 else None
+        yield {}
+        return
+    rng = np.random.default_rng([study.search.seed, index])
+    points = [*study.search.points, *(study.resolved.prior.points if study.resolved and study.resolved.prior else ())]
+    if index < len(points):
+        for _ in range(ATTEMPTS):
+            yield complete(space, points[index], draw(space, rng.random(len(space)).tolist()))
     if kind == "grid":
-        points = grid(space)
-        place = index + attempt
-        return points[place] if place < len(points) else None
-    if kind == "sobol" and attempt == 0:
+        yield from grid(space)
+        return
+    if kind == "sobol":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # balance matters for integrals, not for a search
             engine = qmc.Sobol(len(space), scramble=True, rng=np.random.default_rng(study.search.seed))
-            return from_unit(space, engine.random(index + 1)[-1].tolist())
+            yield from_unit(space, engine.random(index + 1)[-1].tolist())
     if kind == "tpe":
-        return _tpe(study, state, index, attempt)
-    rng = np.random.default_rng([study.search.seed, index, attempt])
-    return from_unit(space, rng.random(len(space)).tolist())
+        yield from _tpe(study, state, index)
+    for _ in range(REDRAWS):
+        yield from_unit(space, rng.random(len(space)).tolist())
 
 
-def _tpe(study: Study, state: State, index: int, attempt: int) -> dict[str, Any]:
-    """Optuna's multivariate TPE (Falkner et al. 2018) told everything the journal knows."""
+def _tpe(study: Study, state: State, index: int) -> Iterator[dict[str, Any]]:
+    """Candidates of optuna's multivariate TPE (Bergstra et al. 2011; Falkner et al. 2018, arXiv:1807.01774)."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # multivariate and group are marked experimental
-        sampler = optuna.samplers.TPESampler(seed=_seed(study.search.seed, index, attempt), multivariate=True,
-                                             group=True, n_startup_trials=8, constant_liar=True)
-        memory = optuna.create_study(sampler=sampler, direction=study.direction)
-    distributions = {name: _distribution(param) for name, param in study.space.items()}
-    sign = 1 if study.direction == "maximize" else -1
-    for configuration in state.configurations.values():
-        # Conditional parameters that are off, and values the journal has from another space, are left out.
-        known = {k: v for k, v in configuration.params.items() if k in distributions}
-        value = score(study, configuration, configuration.rung) if configuration.rung >= 0 else math.nan
-        finished = configuration.status != "running" and math.isfinite(value)
-        state_of = optuna.trial.TrialState.COMPLETE if finished else optuna.trial.TrialState.FAIL \
-            if configuration.status == "failed" else optuna.trial.TrialState.RUNNING
+        warnings.simplefilter("ignore")  # group is marked experimental
+        sampler = optuna.samplers.TPESampler(seed=_seed(study.search.seed, index), multivariate=True, group=True,
+                                             n_startup_trials=STARTUP, constant_liar=True)
+        memory = optuna.create_study(sampler=sampler, direction="maximize")
+    spread = distributions(study.space)
+    for params, value in observations(study, state):
         memory.add_trial(optuna.trial.create_trial(
-            params=known, distributions={k: distributions[k] for k in known},
-            value=sign * value if finished else None, state=state_of))
-    trial = memory.ask()
-    values: dict[str, Any] = {}
-    for name in sorted(study.space, key=lambda n: study.space[n].when is not None):
-        if active(study.space, {**values, name: None}).keys() >= {name}:
-            values[name] = _suggest(trial, name, study.space[name])
-    return {name: values[name] for name in study.space if name in values}
+            params=params, distributions={k: spread[k] for k in params}, value=value,
+            state=optuna.trial.TrialState.RUNNING if value is None else optuna.trial.TrialState.COMPLETE))
+    for _ in range(ASKS):
+        trial = memory.ask()
+        values: dict[str, Any] = {}
+        for name in sorted(study.space, key=lambda n: study.space[n].when is not None):
+            if active(study.space, {**values, name: None}).keys() >= {name}:
+                values[name] = _suggest(trial, name, study.space[name])
+        yield {name: values[name] for name in study.space if name in values}
+
+
+def observations(study: Study, state: State) -> list[tuple[dict[str, Any], float | None]]:
+    """What a model of the space may learn from, oldest first: hyper-parameters, and their standing in (0, 1).
+
+    Scores of early rungs are lower than those of late ones for the same hyper-parameters, so they are never compared:
+    who got further stands higher, and within a rung the score decides, as optuna ranks pruned trials. A failure stands
+    lowest. None stands for what has no score yet.
+    """
+    seen = list(state.configurations.values())
+    scored = sorted((c for c in seen if c.rung >= 0 or c.status == "failed"), key=lambda c: _standing(study, c))
+    place = {c.id: (i + 0.5) / len(scored) for i, c in enumerate(scored)}
+    prior = study.resolved.prior.observations if study.resolved and study.resolved.prior else ()
+    told = [*((o.params, o.standing) for o in prior), *((c.params, place.get(c.id)) for c in seen)]
+    by_standing = sorted(range(len(told)), key=lambda i: told[i][1] or 0.0)
+    kept = {*by_standing[-BEST:], *sorted(by_standing[:-BEST])[-RECENT:]}
+    return [o for i, o in enumerate(told) if i in kept]
+
+
+def _standing(study: Study, configuration: Configuration) -> tuple[float, ...]:
+    if configuration.status == "failed":
+        return -1, 0.0, 0.0
+    tie = scores(study, configuration, configuration.rung)[1]
+    return configuration.rung, score(study, configuration, configuration.rung), tie
 
 
 def _suggest(trial: optuna.Trial, name: str, param: Param) -> Any:
@@ -86,6 +112,11 @@ def _suggest(trial: optuna.Trial, name: str, param: Param) -> Any:
         return trial.suggest_int(name, *param.int_uniform)
     low, high = param.bounds or (0.0, 1.0)
     return trial.suggest_float(name, low, high, log=param.log_uniform is not None)
+
+
+def distributions(space: Mapping[str, Param]) -> dict[str, optuna.distributions.BaseDistribution]:
+    """A space in optuna's words, without its conditions."""
+    return {name: _distribution(param) for name, param in space.items()}
 
 
 def _distribution(param: Param) -> optuna.distributions.BaseDistribution:

@@ -83,6 +83,8 @@ class State:
         self.arrivals: dict[int, list[str]] = {}
         self.decisions: list[Event] = []
         self.counts: Counter[Status] = Counter()
+        # Hyper-parameters that the model refused.
+        self.refused: list[dict[str, Any]] = []
         self.fold_epochs = 0
         self.train_seconds = 0.0
         self.slots = 1
@@ -142,6 +144,9 @@ class State:
         self.configurations[event["config_id"]] = Configuration(event["config_id"], event["params"],
                                                                 event.get("parameters", 0))
         self.counts["paused"] += 1
+
+    def _on_invalid(self, event: Event) -> None:
+        self.refused.append(event["params"])
 
     def _on_work(self, event: Event) -> None:
         configuration = self.configurations[event["config_id"]]

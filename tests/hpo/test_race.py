@@ -15,7 +15,7 @@ from raybone.hpo.journal import Journal
 from raybone.hpo.race import ladder
 from raybone.hpo.state import State
 from raybone.records import Epoch, InvalidConfig
-from raybone.spec import Resolved, Study
+from raybone.spec import Limits, Resolved, Study
 
 Curve = Callable[[dict[str, Any], int, int], dict[str, float]]
 
@@ -221,3 +221,52 @@ def test_spare_slots_go_to_folds_that_wait(tmp_path: Path) -> None:
     assert brain.spare() == 2
     assert brain.widen({work.config_id: 4}) == {work.config_id: 3}
     assert brain.spare() == 0
+
+
+def budget(trials: int, **limits: Any) -> Study:
+    return make_study(trials=trials, scheduler="full", epochs=1, folds=5).model_copy(
+        update={"limits": Limits.model_validate(limits)})
+
+
+def noisy(spread: float) -> Curve:
+    """A flat optimum at quality 0.5, on which folds disagree."""
+    def curve(params: dict[str, Any], fold: int, epoch: int) -> dict[str, float]:  # noqa: ARG001
+        return {"AP": 0.6 - (params["quality"] - 0.5) ** 2 + spread * (fold - 2) * (1 + params["quality"]),
+                "val_loss": 0.0}
+    return curve
+
+
+@pytest.mark.parametrize(("metric", "target"), [("AP", 0.7), ("val_loss", 0.3)])
+def test_a_target_ends_the_search_when_a_complete_configuration_is_as_good(tmp_path: Path, metric: str,
+                                                                           target: float) -> None:
+    def curve(params: dict[str, Any], fold: int, epoch: int) -> dict[str, float]:  # noqa: ARG001
+        return {"AP": params["quality"], "val_loss": 1 - params["quality"]}
+
+    study = budget(50, target=target).model_copy(update={"metric": metric})
+    brain = start(study, tmp_path)
+    play(brain, curve)
+    reason = brain.finish()
+    qualities = [c.params["quality"] for c in brain.state.configurations.values()]
+    assert qualities[-1] >= 0.7 > max(qualities[:-1])
+    assert reason == f"limits.target: c{len(qualities) - 1:03d} reached {metric} " \
+                     f"{qualities[-1] if metric == 'AP' else 1 - qualities[-1]:.4f}, the target is {target:g}"
+    brain.journal.close()
+    assert start(study, tmp_path).peek() is None
+    higher = start(budget(50, target=2.0 if metric == "AP" else -2.0).model_copy(update={"metric": metric}), tmp_path)
+    play(higher, curve)
+    assert len(higher.state.configurations) == 50
+    assert higher.finish() == "complete"
+
+
+def test_a_converged_search_ends_with_its_evidence_and_a_sharp_one_goes_on(tmp_path: Path) -> None:
+    blurred = start(budget(60, converged=True), tmp_path / "blurred")
+    play(blurred, noisy(0.1))
+    done = len(blurred.state.configurations)
+    assert 20 <= done < 60
+    assert blurred.finish().startswith(f"limits.converged: after {done} complete configurations at most ")
+    sharp = start(budget(24, converged=True), tmp_path / "sharp")
+    play(sharp, noisy(0.0))
+    assert sharp.finish() == "complete"
+    without = start(budget(24), tmp_path / "without")
+    play(without, noisy(0.1))
+    assert without.finish() == "complete"
