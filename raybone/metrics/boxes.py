@@ -55,9 +55,10 @@ def weighted_ap(truth: Sequence[tuple[Array, Array]], predictions: Sequence[Pred
     counts_NC = np.array([np.bincount(labels_N, minlength=categories) for _, labels_N in truth])
     lesions_BC = weights_BN @ counts_NC
     evaluation = _matched(truth, predictions, categories)
+    matched = evaluation.evalImgs if evaluation else []  # by category, then by image
     ap_CTB = np.zeros((categories, 10, len(weights_BN)))
-    for label in range(categories if evaluation else 0):
-        images = [e for e in evaluation.evalImgs[label * len(truth) : (label + 1) * len(truth)] if e]
+    for label in range(categories):
+        images = [e for e in matched[label * len(truth) : (label + 1) * len(truth)] if e]
         if any(e["dtIds"] for e in images):
             ap_CTB[label] = _weighted_precision(images, weights_BN, lesions_BC[:, label])
     # pycocotools leaves out categories that no image holds.
@@ -99,7 +100,8 @@ def _with_copies(image_D: Array, score_D: Array, hit_TD: Array, weights_BN: Arra
     """
     group_D = np.cumsum(np.append(0, (np.diff(image_D) != 0) | (np.diff(score_D) != 0)))[: len(image_D)]
     starts = np.unique(group_D, return_index=True)[1]
-    mixed_G = (np.logical_or.reduceat(hit_TD, starts, axis=1) & ~np.logical_and.reduceat(hit_TD, starts, axis=1)).any(0)
+    hits_TG = np.add.reduceat(hit_TD.astype(int), starts, axis=1)
+    mixed_G: Array = ((hits_TG > 0) & (hits_TG < np.diff(starts, append=len(image_D)))).any(0)
     most = int(weights_BN.max())
     repeats_D = np.where(mixed_G[group_D], most, 1)
     chosen_D = np.repeat(np.arange(len(image_D)), repeats_D)
