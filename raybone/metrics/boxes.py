@@ -87,9 +87,15 @@ def _weighted_precision(images: list[dict[str, Any]], weights_BN: Array, lesions
         true_PB = np.cumsum(weights_BM.T[column_D[hit_D]], axis=0)
         precision_PB = true_PB / (found_QB[hit_D[place_Q]] + np.spacing(1))
         best_PB = np.maximum.accumulate(precision_PB[::-1], axis=0)[::-1]
-        reached_PB = np.searchsorted(RECALL_R, true_PB / np.maximum(lesions_B, 1), side="right")
+        reached_PB = _reached(true_PB / np.maximum(lesions_B, 1))
         mean_TB[threshold] = (best_PB * np.diff(reached_PB, axis=0, prepend=0)).sum(0) / len(RECALL_R)
     return mean_TB
+
+
+def _reached(recall_PB: Array) -> Array:
+    """np.searchsorted(RECALL_R, recall_PB, side="right"), several times faster."""
+    step_PB = (recall_PB * 100).astype(np.int64)
+    return step_PB + (RECALL_R[step_PB] <= recall_PB) + (np.append(RECALL_R, np.inf)[step_PB + 1] <= recall_PB)
 
 
 def _with_copies(image_D: Array, score_D: Array, hit_TD: Array, weights_BN: Array) -> tuple[Array, Array, Array]:
@@ -101,7 +107,7 @@ def _with_copies(image_D: Array, score_D: Array, hit_TD: Array, weights_BN: Arra
     group_D = np.cumsum(np.append(0, (np.diff(image_D) != 0) | (np.diff(score_D) != 0)))[: len(image_D)]
     starts = np.unique(group_D, return_index=True)[1]
     hits_TG = np.add.reduceat(hit_TD.astype(int), starts, axis=1)
-    mixed_G: Array = ((hits_TG > 0) & (hits_TG < np.diff(starts, append=len(image_D)))).any(0)
+    mixed_G = np.any((hits_TG > 0) & (hits_TG < np.diff(starts, append=len(image_D))), axis=0)
     most = int(weights_BN.max())
     repeats_D = np.where(mixed_G[group_D], most, 1)
     chosen_D = np.repeat(np.arange(len(image_D)), repeats_D)
