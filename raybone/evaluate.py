@@ -13,7 +13,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 
-from raybone.data.annotations import lesions_of_mask, mask_of, rle_of
+from raybone.data.annotations import mask_of, rle_of
 from raybone.data.loader import Batch, ScanSamples, class_map
 from raybone.data.preprocess import resize
 from raybone.metrics.boxes import coco_ap, weighted_ap
@@ -89,7 +89,8 @@ def false_positives(findings: Sequence[Finding], scans: Sequence[Scan], categori
     free = [f for f, s in zip(_ordered(findings, scans), scans)
             if not any(le.category in categories for le in s.lesions)]
     if task == "segmentation":
-        found = [sum(len(lesions_of_mask(mask_of(rle), "")) for rle in f["masks"]) for f in free]
+        found = [sum(cv2.connectedComponents(mask_of(rle).astype(np.uint8), connectivity=8)[0] - 1
+                     for rle in f["masks"]) for f in free]
     else:
         found = [sum(score >= THRESHOLD for score in f["scores"]) for f in free]
     return float(np.mean(found)) if found else math.nan

@@ -102,7 +102,7 @@ def _against(study: Study, state: State, row: dict[str, Any], best: dict[str, An
     one, other = (state.configurations[r["config_id"]] for r in (row, best))
     folds_K, best_K = _folds(study, row), _folds(study, best)
     found = {"p_to_best": corrected_p(folds_K, best_K), "p_to_best_bootstrap": math.nan}
-    if one.replicates and other.replicates:
+    if one.replicates and len(one.replicates) == len(other.replicates):
         paired = (row["delta_to_best"], np.array(one.replicates) - np.array(other.replicates),
                   min(one.freedom, other.freedom))
         low, high = bootstrap_interval(*paired)

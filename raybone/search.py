@@ -187,8 +187,9 @@ def conclude(opened: OpenStudy, examiner: Callable[..., dict[str, float]] = exam
         try:
             metrics = examiner(opened.study, opened.folder, opened.dataset, opened.model, best.id, best.params)
         except Exception as error:
-            raise RunFailed(f"test group, {best.id}: must be evaluated, but {type(error).__name__}: "
-                            f"{' '.join(str(error).split())[:300]}; start the same command again") from error
+            cause = getattr(error, "cause", None) or error  # of a Ray task
+            raise RunFailed(f"test group, {best.id}: must be evaluated, but {type(cause).__name__}: "
+                            f"{' '.join(str(cause).split())[:300]}; start the same command again") from error
         opened.brain.tested(best.id, metrics, "" if metrics else
                             f"test group: {best.id} was not scored, as weights of its folds are gone")
     opened.publish()
@@ -224,7 +225,7 @@ def _bootstrap(study: Study, dataset: Dataset, model: Model, findings: list[Find
                categories: list[str]) -> tuple[tuple[float, ...], float]:
     """Replicates of the mean over folds, and their degrees of freedom; patients are drawn alike in every configuration.
 
-    None for val_loss, which is not known by patient, and where a fold has one patient.
+    Empty for val_loss, which is not known by patient, and where a fold has one patient.
     """
     scans_of = [dataset.validation(fold) for fold in range(dataset.folds)]
     patients = list(dict.fromkeys(s.patient_id for scans in scans_of for s in scans))

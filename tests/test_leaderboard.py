@@ -96,14 +96,6 @@ def test_a_second_look_at_the_test_group_is_told_in_every_row() -> None:
     assert list(twice["warnings"]) == ["few patients; the test group was looked at 2 times (a, b)"] * 2
 
 
-@pytest.fixture(scope="module")
-def held_out(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cohort with three of nine patients in a test group."""
-    from raybone.prepare import prepare
-
-    return prepare(cohort, tmp_path_factory.mktemp("held") / "ds", folds=2, key=cohort / "phantom.key", holdout=3).path
-
-
 def looks_at(out: Path) -> list[Mapping]:
     return [e for e in Journal(Folder(out)).events() if e["event"] == "test"]
 

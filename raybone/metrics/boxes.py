@@ -16,6 +16,7 @@ from scipy import sparse
 from raybone.records import Array, Prediction
 
 MOST = 100  # detections an image that count
+AT_ONCE = 128  # samples whose arrays are in memory together
 RECALL_R = np.linspace(0, 1, 101)  # pycocotools' recall thresholds
 
 
@@ -59,8 +60,9 @@ def weighted_ap(truth: Sequence[tuple[Array, Array]], predictions: Sequence[Pred
     ap_CTB = np.zeros((categories, 10, len(weights_BN)))
     for label in range(categories):
         images = [e for e in matched[label * len(truth) : (label + 1) * len(truth)] if e]
-        if any(e["dtIds"] for e in images):
-            ap_CTB[label] = _weighted_precision(images, weights_BN, lesions_BC[:, label])
+        for part in np.array_split(np.arange(len(weights_BN)), -(-len(weights_BN) // AT_ONCE)):
+            if any(e["dtIds"] for e in images):
+                ap_CTB[label][:, part] = _weighted_precision(images, weights_BN[part], lesions_BC[part, label])
     # pycocotools leaves out categories that no image holds.
     known_B = (lesions_BC > 0).sum(1)
     share_CB = np.divide((lesions_BC > 0).T, known_B, out=np.full((categories, len(weights_BN)), math.nan),

@@ -81,8 +81,10 @@ def bootstrap_interval(value: float, replicates_B: Array, freedom: float, level:
     """Confidence interval of a score: value -+ t times the standard deviation of its bootstrap replicates.
 
     Replicates that are not finite are left out; NaN when fewer than two are left. The t quantile allows for few
-    patients (Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 12.4). benchmarks/coverage.py chose
-    this over percentiles and BCa, which held too rarely on folds of few patients.
+    patients (Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 12.4). On cohorts of 24 to 200 patients
+    (benchmarks/coverage.py) it held 92 to 95 % of the scores that the same fold models have on folds of that size on
+    average, where percentiles held 85 to 94 % and BCa 83 to 93 %. AP of few patients is too high: of AP50 on everybody
+    it held 87 to 90 %, as all bootstraps do about, and Nadeau & Bengio's wider interval 94 to 97 %.
     """
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * _spread(replicates_B)
     return value - half, value + half
