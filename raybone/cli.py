@@ -343,7 +343,7 @@ def _show(out: str) -> tuple[int, int]:
     table["rank"] = table["rank"].map(lambda r: "" if pd.isna(r) else str(int(r)))
     shown = table[columns].rename(columns=lambda c: c.removeprefix("cfg."))
     print(shown.to_string(index=False, na_rep="", float_format=lambda v: f"{v:.4g}"))
-    for warning in study.resolved.warnings if study.resolved else ():
+    for warning in table["warnings"].dropna().unique():
         print(f"warning: {warning}")
     return len(table), study.search.trials
 

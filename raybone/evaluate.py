@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -15,12 +16,12 @@ from torch.utils.data import DataLoader
 from raybone.data.annotations import mask_of, rle_of
 from raybone.data.loader import Batch, ScanSamples, class_map
 from raybone.data.preprocess import resize
-from raybone.metrics.boxes import coco_ap
-from raybone.metrics.masks import overlap_metrics, pixel_counts
+from raybone.metrics.boxes import coco_ap, weighted_ap
+from raybone.metrics.masks import overlap_metrics, pixel_counts, weighted_overlap
 from raybone.models._model import Model
 from raybone.records import Array, Prediction, Scan, Task
 
-# A pixel counts as lesion from this probability on.
+# A pixel counts as lesion, and a box as a finding where findings are counted, from this probability on.
 THRESHOLD = 0.5
 Finding = dict[str, Any]
 
@@ -59,11 +60,40 @@ def evaluate(module: nn.Module, samples: ScanSamples, loader: DataLoader[Any], m
 
 def score(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str], task: Task) -> dict[str, float]:
     """Metrics of findings (as in predictions.json) against the scans' lesions; one finding a scan, any order."""
-    by_id = {f["scan_id"]: f for f in findings}
-    ordered = [by_id[s.scan_id] for s in scans]
+    ordered = _ordered(findings, scans)
     if task == "segmentation":
         return overlap_metrics(np.sum([_pixels(f, s, categories) for f, s in zip(ordered, scans)], axis=0))
     return coco_ap([_truth(s, categories) for s in scans], [_boxes(f) for f in ordered], len(categories))
+
+
+def resampled_score(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str], task: Task,
+                    weights_BN: Array) -> dict[str, Array]:
+    """``score`` of B samples of the scans at once, each metric of shape (B,).
+
+    Args:
+        weights_BN: how many copies of scan n sample b holds.
+    """
+    ordered = _ordered(findings, scans)
+    if task == "segmentation":
+        return weighted_overlap(np.array([_pixels(f, s, categories) for f, s in zip(ordered, scans)]), weights_BN)
+    return weighted_ap([_truth(s, categories) for s in scans], [_boxes(f) for f in ordered], len(categories),
+                       weights_BN)
+
+
+def false_positives(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str], task: Task) -> float:
+    """Mean number of findings on a scan without lesions of the categories; NaN when every scan has one.
+
+    A finding is a box with a score of at least ``THRESHOLD``, or an 8-connected component of a mask that was cut
+    there.
+    """
+    free = [f for f, s in zip(_ordered(findings, scans), scans)
+            if not any(le.category in categories for le in s.lesions)]
+    if task == "segmentation":
+        found = [sum(cv2.connectedComponents(mask_of(rle).astype(np.uint8), connectivity=8)[0] - 1
+                     for rle in f["masks"]) for f in free]
+    else:
+        found = [sum(score >= THRESHOLD for score in f["scores"]) for f in free]
+    return float(np.mean(found)) if found else math.nan
 
 
 def to_finding(scan: Scan, prediction: Prediction, size: int) -> Finding:
@@ -85,6 +115,11 @@ def _loss(module: nn.Module, batch: Batch) -> float:
         if isinstance(part, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
             part.eval()
     return float(sum(module(batch).values()))
+
+
+def _ordered(findings: Sequence[Finding], scans: Sequence[Scan]) -> list[Finding]:
+    by_id = {f["scan_id"]: f for f in findings}
+    return [by_id[s.scan_id] for s in scans]
 
 
 def _metrics(findings: list[Finding], samples: ScanSamples, task: Task, loss: Any) -> dict[str, float]:

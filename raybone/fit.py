@@ -20,7 +20,7 @@ from raybone.data.loader import Batch, ScanSamples, training_loader, validation_
 from raybone.evaluate import evaluate
 from raybone.folder import Folder
 from raybone.models._model import Model, TrainingConfig
-from raybone.records import Epoch, FitFailed
+from raybone.records import Epoch, FitFailed, Scan
 from raybone.spec import DIRECTIONS
 
 
@@ -45,6 +45,24 @@ def fit(dataset: Dataset, model: Model, config: TrainingConfig, fold: int, folde
     yield from run.history[known:stop]
     while len(run.history) < stop:
         yield run.epoch(last=len(run.history) + 1 == stop)
+
+
+def evaluate_weights(dataset: Dataset, model: Model, config: TrainingConfig, folder: Folder, scans: list[Scan],
+                     gpu: bool = False) -> dict[str, float] | None:
+    """Metrics of a fold's ``last.pt`` on other scans, or None when it has none.
+
+    Args:
+        folder: where the fold's ``last.pt`` lives.
+    """
+    content = folder.read("last.pt")
+    if content is None:
+        return None
+    device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+    module = model.build(config).to(device)
+    module.load_state_dict(torch.load(io.BytesIO(content), map_location=device, weights_only=True)["average"])
+    samples = ScanSamples(dataset, scans, list(config.categories), config.imgsz, model.task == "segmentation")
+    loader = validation_loader(samples, 4 * config.batch, 0, 1, config.loader_workers)
+    return evaluate(module.requires_grad_(False), samples, loader, model, device)[0]
 
 
 class _Run:

@@ -11,15 +11,18 @@ import pandas as pd
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal
 from raybone.hpo.state import Configuration, State
-from raybone.metrics.intervals import corrected_interval, corrected_p
-from raybone.spec import DIRECTIONS, Study
+from raybone.metrics.intervals import bootstrap_interval, bootstrap_p, corrected_interval, corrected_p, corrected_winner
+from raybone.spec import DIRECTIONS, FALSE_POSITIVES, Study
 
 
 def leaderboard(study: Study, state: State) -> pd.DataFrame:
     """Rows of all configurations; only complete ones have a rank, the others follow in order of progress.
 
-    A fold's score is that of its final epoch. Intervals and p values are Nadeau & Bengio's, which allow for the
-    training patients that folds share; ``p_to_best`` is not corrected for the number of configurations.
+    A fold's score is that of its final epoch. ``ci`` and ``delta_ci`` are 95 % intervals of the patient bootstrap: what
+    the trained fold models would score on other patients, on folds of this size. ``nb`` and ``p_to_best`` are Nadeau &
+    Bengio's, which allow for other training patients as well; they stand in ``ci`` and ``delta_ci`` too where there is
+    no bootstrap: val_loss, folds of one patient, rows that are not complete. No p is corrected for the number of
+    configurations. ``corrected`` is the winner's score without the winner's curse.
     """
     rows = [_row(study, c, bool(state.end)) for c in state.configurations.values()]
     mean = f"{study.metric}_mean"
@@ -31,10 +34,25 @@ def leaderboard(study: Study, state: State) -> pd.DataFrame:
     for rank, row in enumerate(complete, 1):
         row["rank"] = rank
         row["delta_to_best"] = row[mean] - complete[0][mean]
-        row["p_to_best"] = corrected_p(_folds(study, row), _folds(study, complete[0])) if rank > 1 else math.nan
+        if rank > 1:
+            row |= _against(study, state, row, complete[0])
+    if complete:
+        folds_CK = np.array([_folds(study, row) for row in complete])
+        complete[0][f"{study.metric}_corrected"] = -sign * corrected_winner(-sign * folds_CK)
+    looks = [c.id for c in state.configurations.values() if c.test]
+    for row in rows if len(looks) > 1 else ():
+        row["warnings"] = "; ".join(filter(None, [row["warnings"], f"the test group was looked at {len(looks)} times "
+                                                                   f"({', '.join(looks)})"]))
     table = pd.DataFrame(rows, columns=_columns(study, state))
     table["rank"] = table["rank"].astype("Int64")
     return table
+
+
+def winner(study: Study, state: State) -> Configuration | None:
+    """The first row's configuration, when it is complete."""
+    table = leaderboard(study, state)
+    first = table["config_id"][table["state"] == "complete"].tolist()[:1]
+    return state.configurations[first[0]] if first else None
 
 
 def write_leaderboard(folder: Folder, study: Study, state: State | None = None) -> pd.DataFrame:
@@ -52,11 +70,14 @@ def _row(study: Study, configuration: Configuration, ended: bool) -> dict[str, A
     started = [v for v, n in zip(final[metric], lengths) if n]
     # A fold without a finite score makes the mean NaN: it is not left out.
     values = np.array(started, float)
-    low, high = corrected_interval(values)
+    mean = float(values.mean()) if len(values) else math.nan
+    nb_low, nb_high = corrected_interval(values)
+    low, high = bootstrap_interval(mean, np.array(configuration.replicates), configuration.freedom) \
+        if configuration.replicates else (nb_low, nb_high)
     return {
         "rank": None, "config_id": configuration.id, "model": study.model, "state": _state(configuration, ended),
         "folds_done": sum(n == study.epochs for n in lengths), "epochs_done": sum(lengths),
-        f"{metric}_mean": float(values.mean()) if len(values) else math.nan,
+        f"{metric}_mean": mean,
         f"{metric}_sd": float(values.std(ddof=1)) if len(values) > 1 else math.nan,
         f"{metric}_ci_low": low, f"{metric}_ci_high": high,
         f"{metric}_pooled": configuration.pooled.get(metric, math.nan),
@@ -69,8 +90,26 @@ def _row(study: Study, configuration: Configuration, ended: bool) -> dict[str, A
         "seed": study.search.seed, "dataset_hash": study.resolved.dataset_hash,
         "code_version": study.resolved.code_version,
         "reason": configuration.reason if configuration.status == "failed" else "",
-        "warnings": "; ".join(study.resolved.warnings),
+        "warnings": "; ".join(filter(None, [*study.resolved.warnings, configuration.untested])),
+        f"{metric}_nb_low": nb_low, f"{metric}_nb_high": nb_high,
+        f"{metric}_test": configuration.test.get(metric, math.nan),
+        FALSE_POSITIVES: configuration.pooled.get(FALSE_POSITIVES, math.nan),
     }
+
+
+def _against(study: Study, state: State, row: dict[str, Any], best: dict[str, Any]) -> dict[str, float]:
+    """Paired comparison of a complete row with the best."""
+    one, other = (state.configurations[r["config_id"]] for r in (row, best))
+    folds_K, best_K = _folds(study, row), _folds(study, best)
+    found = {"p_to_best": corrected_p(folds_K, best_K), "p_to_best_bootstrap": math.nan}
+    if one.replicates and len(one.replicates) == len(other.replicates):
+        paired = (row["delta_to_best"], np.array(one.replicates) - np.array(other.replicates),
+                  min(one.freedom, other.freedom))
+        low, high = bootstrap_interval(*paired)
+        found["p_to_best_bootstrap"] = bootstrap_p(*paired)
+    else:
+        low, high = corrected_interval(folds_K - best_K)
+    return {**found, "delta_ci_low": low, "delta_ci_high": high}
 
 
 def _final(configuration: Configuration, fold: int, metric: str) -> float:
@@ -99,4 +138,5 @@ def _columns(study: Study, state: State) -> list[str]:
             f"{m}_ci_high", f"{m}_pooled", *(f"{m}_fold{k}" for k in range(study.resolved.folds)),
             *(f"{o}_mean" for o in DIRECTIONS if o != m and o in seen), "delta_to_best", "p_to_best", "train_seconds",
             "gpu_hours", "parameters", *(f"cfg.{p}" for p in params), "seed", "dataset_hash", "code_version", "reason",
-            "warnings"]
+            "warnings", f"{m}_nb_low", f"{m}_nb_high", "delta_ci_low", "delta_ci_high", "p_to_best_bootstrap",
+            f"{m}_corrected", f"{m}_test", FALSE_POSITIVES]

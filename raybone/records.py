@@ -5,6 +5,7 @@ Axes: H height, W width, N count, C categories. Boxes are xyxy, in pixels, float
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -95,6 +96,19 @@ class Epoch:
     epoch: int
     metrics: dict[str, float]
     seconds: float
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """What the out-of-fold findings of a complete configuration give.
+
+    metrics: over all findings together. replicates: patient bootstrap of the study's metric, mean over folds; empty
+    where there is none. freedom: degrees of freedom of their variance.
+    """
+
+    metrics: dict[str, float]
+    replicates: tuple[float, ...] = ()
+    freedom: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 
 from raybone.data.dataset import Dataset
-from raybone.evaluate import score
-from raybone.fit import fit
+from raybone.evaluate import Finding, false_positives, resampled_score, score
+from raybone.fit import evaluate_weights, fit
 from raybone.folder import Folder
 from raybone.hpo.brain import Brain, Work
 from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.lease import EXPIRES, Lease
-from raybone.leaderboard import write_leaderboard
+from raybone.hpo.state import Configuration
+from raybone.leaderboard import winner, write_leaderboard
+from raybone.metrics.intervals import freedom, patient_draws
 from raybone.models._model import Model
-from raybone.records import Epoch, RunFailed, Segment, WrongInput
+from raybone.records import Epoch, Pooled, RunFailed, Segment, WrongInput
 from raybone.resolve import checker, configure, resolve
-from raybone.spec import Prior, Study, write_study
+from raybone.spec import FALSE_POSITIVES, Prior, Study, write_study
 from raybone.warm import warm_start
 
 # Keys that a resumed study may change: they do not alter what is already trained.
@@ -50,12 +55,18 @@ class OpenStudy:
             self.published = self.brain.version
             board = write_leaderboard(self.folder, self.study, self.brain.state)
             complete = list(board["config_id"][board["state"] == "complete"])
+            keep = max(self.study.keep, self.to_test() is not None)
             ended = {c.id for c in self.brain.state.configurations.values() if c.status in ("stopped", "failed")}
-        for config_id in (ended | set(complete[self.study.keep:])) - self.pruned:
+        for config_id in (ended | set(complete[keep:])) - self.pruned:
             for fold in range(self.dataset.folds):
                 for name in ("last.pt", "best.pt"):
                     fold_folder(self.folder, config_id, fold).delete(name)
             self.pruned.add(config_id)
+
+    def to_test(self) -> Configuration | None:
+        """The best complete configuration, when there is a test group that it was not scored on."""
+        best = winner(self.study, self.brain.state) if self.dataset.test else None
+        return best if best and not best.test and not best.untested else None
 
     def stop_wanted(self) -> bool:
         """Whether `raybone stop` has asked this study to stop; remembered by the brain."""
@@ -145,8 +156,8 @@ def fold_folder(folder: Folder, config_id: str, fold: int) -> Folder:
     return folder.child(f"runs/{config_id}/fold{fold}")
 
 
-def pool(study: Study, folder: Folder, dataset: Dataset, model: Model, work: Work) -> dict[str, float] | None:
-    """Metrics over the findings of all folds together, or None while a fold's final predictions are missing."""
+def pool(study: Study, folder: Folder, dataset: Dataset, model: Model, work: Work) -> Pooled | None:
+    """What the findings of all folds together give, or None while a fold's final predictions are missing."""
     findings = []
     for fold in range(dataset.folds):
         content = json.loads(fold_folder(folder, work.config_id, fold).read("predictions.json") or b"{}")
@@ -154,17 +165,40 @@ def pool(study: Study, folder: Folder, dataset: Dataset, model: Model, work: Wor
             return None
         findings += content["findings"]
     scans = [s for fold in range(dataset.folds) for s in dataset.validation(fold)]
-    config = configure(study, model, work.params)
-    return score(findings, scans, list(config.categories), model.task)
+    categories = list(configure(study, model, work.params).categories)
+    metrics = score(findings, scans, categories, model.task)
+    metrics[FALSE_POSITIVES] = false_positives(findings, scans, categories, model.task)
+    return Pooled(metrics, *_bootstrap(study, dataset, model, findings, categories))
 
 
-def conclude(opened: OpenStudy) -> str:
-    """End the search, with a last leaderboard.
+def examine(study: Study, folder: Folder, dataset: Dataset, model: Model, config_id: str,
+            params: dict[str, Any]) -> dict[str, float]:
+    """Mean score of a configuration's fold models on the test group; empty when the weights of one are gone."""
+    config, gpu = configure(study, model, params), study.resources.gpus > 0
+    scores = [evaluate_weights(dataset, model, config, fold_folder(folder, config_id, fold), dataset.test, gpu)
+              for fold in range(dataset.folds)]
+    known = [s for s in scores if s is not None]
+    return {m: sum(s[m] for s in known) / len(known) for m in known[0]} if len(known) == dataset.folds else {}
 
+
+def conclude(opened: OpenStudy, examiner: Callable[..., dict[str, float]] = examine) -> str:
+    """End the search: look at the test group once for the winner of a complete one, and write the last leaderboard.
+
+    Args:
+        examiner: does what ``examine`` does, perhaps on another machine.
     Raises:
-        RunFailed: it ended because too many configurations failed.
+        RunFailed: it ended because too many configurations failed, or the winner could not be tested.
     """
     reason = opened.brain.finish()
+    if reason == "complete" and (best := opened.to_test()):
+        try:
+            metrics = examiner(opened.study, opened.folder, opened.dataset, opened.model, best.id, best.params)
+        except Exception as error:
+            cause = getattr(error, "cause", None) or error  # of a Ray task
+            raise RunFailed(f"test group, {best.id}: must be evaluated, but {type(cause).__name__}: "
+                            f"{' '.join(str(cause).split())[:300]}; start the same command again") from error
+        opened.brain.tested(best.id, metrics, "" if metrics else
+                            f"test group: {best.id} was not scored, as weights of its folds are gone")
     opened.publish()
     if reason.startswith("limits.failed_trials"):
         raise RunFailed(f"{reason}; reasons are in {opened.folder.url}/leaderboard.csv and the journal; "
@@ -192,6 +226,28 @@ def _work(opened: OpenStudy, work: Work, tell: Callable[[Brain], None]) -> None:
         brain.fail(work.config_id, f"{type(error).__name__}: {error}")
     opened.publish()
     tell(brain)
+
+
+def _bootstrap(study: Study, dataset: Dataset, model: Model, findings: list[Finding],
+               categories: list[str]) -> tuple[tuple[float, ...], float]:
+    """Replicates of the mean over folds, and their degrees of freedom; patients are drawn alike in every configuration.
+
+    Empty for val_loss, which is not known by patient, and where a fold has one patient.
+    """
+    scans_of = [dataset.validation(fold) for fold in range(dataset.folds)]
+    patients = list(dict.fromkeys(s.patient_id for scans in scans_of for s in scans))
+    fold_P = np.array([dataset.fold_of[p] for p in patients])
+    patients_K = np.bincount(fold_P)
+    if study.metric == "val_loss" or patients_K.min() < 2:
+        return (), math.nan
+    sick = {s.patient_id for scans in scans_of for s in scans if any(le.category in categories for le in s.lesions)}
+    draws_BP = patient_draws(fold_P, np.array([p in sick for p in patients]),
+                             [int(dataset.hash, 16), study.search.seed])
+    places = {patient: place for place, patient in enumerate(patients)}
+    scores_KB = np.array([resampled_score(findings, scans, categories, model.task,
+                                          draws_BP[:, [places[s.patient_id] for s in scans]])[study.metric]
+                          for scans in scans_of])
+    return tuple(scores_KB.mean(0).tolist()), freedom(scores_KB, patients_K)
 
 
 def _with_prior(study: Study, prior: Prior | None) -> Study:

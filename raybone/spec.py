@@ -23,6 +23,7 @@ DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "sensitivity": "maximize",
     "val_loss": "minimize",
 }
+FALSE_POSITIVES = "false_positives_per_lesion_free_scan"  # of a complete configuration; not one to rank by
 Value = float | int | str | bool | list[str] | None
 
 

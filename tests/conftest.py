@@ -49,6 +49,14 @@ def dataset(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def held_out(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cohort with three patients in a test group and two in each of three folds."""
+    from raybone.prepare import prepare
+
+    return prepare(cohort, tmp_path_factory.mktemp("held") / "ds", folds=3, key=cohort / "phantom.key", holdout=3).path
+
+
 @pytest.fixture
 def study(dataset: Path) -> dict[str, object]:
     """A study of seconds, as a mapping: a tiny U-Net on small scans."""

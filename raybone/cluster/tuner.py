@@ -20,8 +20,12 @@ from ray.tune.search import Searcher
 
 from raybone.cluster.hub import NAMESPACE, Hub
 from raybone.cluster.trial import per_worker, run_trial, storage
+from raybone.cluster.worker import examine_remotely
+from raybone.data.dataset import Dataset
+from raybone.folder import Folder
 from raybone.hpo.brain import Brain, Work
 from raybone.hpo.race import score
+from raybone.models._model import Model
 from raybone.records import Epoch, WrongInput
 from raybone.search import OpenStudy, conclude, open_study
 from raybone.spec import Study
@@ -55,7 +59,7 @@ def search(study: Study, out: str, address: str | None = None,
             _tuner(driver).fit()
             driver.drain()
         driver.raise_error()
-        reason = conclude(opened)
+        reason = conclude(opened, _examine)
         tell(opened.brain)
         return reason
 
@@ -175,9 +179,8 @@ class _Driver:
         if result["outcome"] == "interrupted":
             self.brain.interrupt(config_id)
             return True
-        pooled = {k.removeprefix("pooled/"): v for k, v in result.items() if k.startswith("pooled/")}
-        if pooled:
-            self.brain.pooled(config_id, pooled)
+        if result.get("pooled"):
+            self.brain.pooled(config_id, result["pooled"])
         return self.brain.rung_done(config_id, result["rung"]) is not None
 
     def raise_error(self) -> None:
@@ -325,6 +328,14 @@ class _Asha(_Race):
         """A result as Ray's ASHA takes it; NaN would pass every rung, so it is a very low number."""
         value = score(self.driver.opened.study, self.driver.brain.state.configurations[config_id], rung)
         return {"clock": 3**rung, "score": max(value, -1e12), "training_iteration": rung + 1}
+
+
+def _examine(study: Study, folder: Folder, dataset: Dataset, model: Model, config_id: str,  # noqa: ARG001
+             params: dict[str, Any]) -> dict[str, float]:
+    """``search.examine`` where a training worker would run, as the driver may have no GPU."""
+    need, place = per_worker(study), os.path.abspath(folder.path) if folder.local else folder.url  # noqa: PTH100
+    task = ray.remote(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0))(examine_remotely)
+    return dict(ray.get(task.remote(study, place, config_id, params)))
 
 
 def _scheduler(driver: _Driver) -> TrialScheduler:

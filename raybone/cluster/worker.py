@@ -19,7 +19,7 @@ from raybone.folder import Folder
 from raybone.hpo.brain import Work
 from raybone.models import load
 from raybone.records import FitFailed, Segment
-from raybone.search import pool, train
+from raybone.search import examine, pool, train
 from raybone.spec import Study
 
 
@@ -72,6 +72,12 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
         return {"outcome": "failed", "reason": str(error)}
     pooled = pool(job.study, folder, dataset, model, job.work) if context.get_world_rank() == 0 else None
     return {"outcome": "done", "pooled": pooled}
+
+
+def examine_remotely(study: Study, folder: str, config_id: str, params: dict[str, Any]) -> dict[str, float]:
+    """``search.examine`` as a Ray task with the resources of a training worker."""
+    torch.set_num_threads(study.resources.cpus)
+    return examine(study, Folder(folder), open_dataset(study.dataset), load(study.model), config_id, params)
 
 
 def _claim(job: Job, context: Any, finished: bool) -> Segment | None:

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from raybone.data.annotations import read_coco, to_coco
+from raybone.data.folds import TEST
 from raybone.records import Array, Scan, WrongInput
 
 FORMAT = 1
@@ -52,11 +53,16 @@ class Dataset:
 
     def training(self, fold: int) -> list[Scan]:
         """Scans of the patients of all folds but this one."""
-        return [s for s in self.scans if self.fold_of[s.patient_id] not in (fold, -1)]
+        return [s for s in self.scans if self.fold_of[s.patient_id] not in (fold, TEST)]
 
     def validation(self, fold: int) -> list[Scan]:
         """Scans of the patients of this fold."""
         return [s for s in self.scans if self.fold_of[s.patient_id] == fold]
+
+    @property
+    def test(self) -> list[Scan]:
+        """Scans of the patients of the test group, which no fold holds; often none."""
+        return self.validation(TEST)
 
     def counts(self, scan: Scan) -> Array:
         """The scan's counts, uint16, shape (H, W), as a read-only view of the memory map."""

@@ -13,7 +13,7 @@ from raybone.hpo import goal, race
 from raybone.hpo.journal import Event, Journal
 from raybone.hpo.sampler import ATTEMPTS, propose
 from raybone.hpo.state import Configuration, State
-from raybone.records import Decision, Epoch, InvalidConfig, Segment
+from raybone.records import Decision, Epoch, InvalidConfig, Pooled, Segment
 from raybone.spec import Study
 
 
@@ -121,12 +121,19 @@ class Brain:
                 self._record("epoch", config_id=config_id, fold=epoch.fold, epoch=epoch.epoch, metrics=metrics,
                              seconds=epoch.seconds)
 
-    def pooled(self, config_id: str, metrics: dict[str, float]) -> None:
-        """Metrics over the out-of-fold findings of all folds together."""
+    def pooled(self, config_id: str, pooled: Pooled) -> None:
+        """What the out-of-fold findings of all folds together give."""
         with self.lock:
             if not self.state.configurations[config_id].pooled:
-                clean = {k: v for k, v in metrics.items() if math.isfinite(v)}
-                self._record("pooled", config_id=config_id, metrics=clean)
+                bootstrap = {"replicates": [float(f"{v:.6g}") if math.isfinite(v) else None for v in pooled.replicates],
+                             "freedom": float(f"{pooled.freedom:.6g}")} if pooled.replicates else {}
+                self._record("pooled", config_id=config_id, metrics=_finite(pooled.metrics), **bootstrap)
+
+    def tested(self, config_id: str, metrics: dict[str, float], reason: str = "") -> None:
+        """The winner's score on the test group, once for each configuration, or the reason why there is none."""
+        with self.lock:
+            self._record("test", config_id=config_id, metrics=_finite(metrics), reason=reason)
+            self.journal.close()
 
     def rung_done(self, config_id: str, rung: int) -> Decision | None:
         """A configuration has finished a rung; returns what is final for it, None when it waits for its turn."""
@@ -267,3 +274,7 @@ class Brain:
         if gpu_hours > limits.gpu_hours:
             return f"limits.gpu_hours: {gpu_hours:.2f} are over {limits.gpu_hours:g}"
         return self._reached
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {k: v for k, v in metrics.items() if math.isfinite(v)}

@@ -63,6 +63,10 @@ class Configuration:
     epochs: dict[int, Run] = field(default_factory=dict)
     pooled: dict[str, float] = field(default_factory=dict)
     reason: str = ""
+    replicates: list[float] = field(default_factory=list)
+    freedom: float = math.nan
+    test: dict[str, float] = field(default_factory=dict)
+    untested: str = ""
 
     def fold_score(self, fold: int, epoch: int, metric: str, smooth: int = 1) -> float:
         """Mean of the metric over the last ``smooth`` epochs up to ``epoch``; NaN when not there."""
@@ -170,7 +174,13 @@ class State:
         self.arrivals.setdefault(event["rung"], []).append(event["config_id"])
 
     def _on_pooled(self, event: Event) -> None:
-        self.configurations[event["config_id"]].pooled = event["metrics"]
+        configuration = self.configurations[event["config_id"]]
+        configuration.pooled, configuration.freedom = event["metrics"], event.get("freedom", math.nan)
+        configuration.replicates = [math.nan if v is None else v for v in event.get("replicates", ())]
+
+    def _on_test(self, event: Event) -> None:
+        configuration = self.configurations[event["config_id"]]
+        configuration.test, configuration.untested = event["metrics"], event.get("reason", "")
 
     def _on_decision(self, event: Event) -> None:
         self.decisions.append(event)

@@ -7,6 +7,8 @@ from scipy import stats
 
 from raybone.records import Array
 
+REPLICATES = 1000
+
 
 def corrected_interval(folds_K: Array, level: float = 0.95) -> tuple[float, float]:
     """Confidence interval of the mean of K fold scores with the corrected resampled variance.
@@ -33,3 +35,81 @@ def corrected_p(folds_K: Array, best_K: Array) -> float:
         return 1.0 if float(gap_K.mean()) == 0 else 0.0
     t = float(gap_K.mean()) / (sd * (1 / count + 1 / (count - 1)) ** 0.5)
     return float(2 * stats.t.sf(abs(t), count - 1))
+
+
+def patient_draws(fold_P: Array, lesion_P: Array, seed: int | list[int], count: int = REPLICATES) -> Array:
+    """How often each patient is drawn in each replicate of a bootstrap stratified by fold, int, shape (count, P).
+
+    Of the n patients of a fold n - 1 are drawn with replacement, which makes the variance of a fold's mean unbiased
+    where n is small (McCarthy & Snowden 1985, Vital Health Stat 2(95)). A fold's draw without a lesion is drawn again,
+    as no metric is defined there.
+
+    Args:
+        fold_P: fold of each patient.
+        lesion_P: whether a patient has a lesion.
+    Raises:
+        ValueError: a fold with fewer than 2 patients, whose spread nobody knows, or without a lesion.
+    """
+    rng = np.random.default_rng(seed)
+    draws_BP = np.zeros((count, len(fold_P)), np.int64)
+    for fold in np.unique(fold_P):
+        inside_P = fold_P == fold
+        many = int(inside_P.sum())
+        if many < 2 or not lesion_P[inside_P].any():
+            raise ValueError(f"fold {fold}: a bootstrap needs 2 patients and a lesion, got {many} patient(s) and "
+                             f"{int(lesion_P[inside_P].sum())} with a lesion; use Nadeau & Bengio's interval")
+        wanting_B = np.ones(count, bool)
+        while wanting_B.any():
+            draws_BP[np.ix_(wanting_B, inside_P)] = rng.multinomial(many - 1, np.full(many, 1 / many), wanting_B.sum())
+            wanting_B = draws_BP[:, inside_P & lesion_P].sum(1) == 0
+    return draws_BP
+
+
+def freedom(replicates_KB: Array, patients_K: Array) -> float:
+    """Degrees of freedom of the bootstrap variance of a mean over K folds (Satterthwaite 1946, Biometrics 2:110).
+
+    Args:
+        replicates_KB: bootstrap replicates of each fold's score.
+        patients_K: patients of each fold, at least 2.
+    """
+    variance_K = np.nanvar(replicates_KB, axis=1)
+    total = float((variance_K**2 / (patients_K - 1)).sum())
+    return float(variance_K.sum()) ** 2 / total if total > 0 else float(np.sum(patients_K - 1))
+
+
+def bootstrap_interval(value: float, replicates_B: Array, freedom: float, level: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of a score: value -+ t times the standard deviation of its bootstrap replicates.
+
+    Replicates that are not finite are left out; NaN when fewer than two are left. The t quantile allows for few
+    patients (Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 12.4). On cohorts of 24 to 200 patients
+    (benchmarks/coverage.py) it held 92 to 95 % of the scores that the same fold models have on folds of that size on
+    average, where percentiles held 85 to 94 % and BCa 83 to 93 %. AP of few patients is too high: of AP50 on everybody
+    it held 87 to 90 %, as all bootstraps do about, and Nadeau & Bengio's wider interval 94 to 97 %.
+    """
+    half = float(stats.t.ppf((1 + level) / 2, freedom)) * _spread(replicates_B)
+    return value - half, value + half
+
+
+def bootstrap_p(delta: float, replicates_B: Array, freedom: float) -> float:
+    """Two-sided p of a paired difference from its bootstrap replicates, below 0.05 where the interval leaves out 0."""
+    spread = _spread(replicates_B)
+    if spread == 0:
+        return 1.0 if delta == 0 else 0.0
+    return float(2 * stats.t.sf(abs(delta) / spread, freedom))
+
+
+def _spread(replicates_B: Array) -> float:
+    finite = np.asarray(replicates_B, float)
+    finite = finite[np.isfinite(finite)]
+    return float(finite.std(ddof=1)) if len(finite) > 1 else float("nan")
+
+
+def corrected_winner(folds_CK: Array) -> float:
+    """The winner's score without the winner's curse: for each fold choose on the others, score on this one, average.
+
+    Args:
+        folds_CK: score of C configurations on K folds, higher is better; NaN is worse than anything.
+    """
+    total_C = folds_CK.sum(1)
+    chosen_K = [np.nan_to_num(total_C - fold_C, nan=-np.inf).argmax() for fold_C in folds_CK.T]
+    return float(folds_CK[chosen_K, np.arange(folds_CK.shape[1])].mean())

@@ -21,8 +21,17 @@ def overlap_metrics(counts_3: Array) -> dict[str, float]:
     Each is in [0, 1]; NaN where it is undefined: Dice and sensitivity without any lesion pixel in the truth.
     Precision is 0 when nothing was predicted although there was something to find.
     """
-    hit, false, missed = (int(v) for v in counts_3)
-    if hit + missed == 0:
-        return {"dice": math.nan, "precision": math.nan, "sensitivity": math.nan}
-    return {"dice": 2 * hit / (2 * hit + false + missed), "precision": hit / (hit + false) if hit + false else 0.0,
-            "sensitivity": hit / (hit + missed)}
+    return {name: value.item() for name, value in weighted_overlap(counts_3[None], np.ones((1, 1))).items()}
+
+
+def weighted_overlap(counts_N3: Array, weights_BN: Array) -> dict[str, Array]:
+    """``overlap_metrics`` of B weighted samples of N scans or patients at once, each of shape (B,).
+
+    Args:
+        counts_N3: pixel counts of each.
+        weights_BN: how many copies of n sample b holds.
+    """
+    hit_B, false_B, missed_B = (weights_BN @ counts_N3).astype(float).T
+    hit_B = np.where(hit_B + missed_B > 0, hit_B, math.nan)
+    return {"dice": 2 * hit_B / (2 * hit_B + false_B + missed_B), "precision": hit_B / np.maximum(hit_B + false_B, 1),
+            "sensitivity": hit_B / (hit_B + missed_B)}

@@ -30,12 +30,14 @@ def free_cpus() -> float:
     return float(ray.available_resources().get("CPU", 0))
 
 
-def test_a_full_study_on_ray_equals_the_one_without(study: Mapping, tmp_path: Path) -> None:
+def test_a_full_study_on_ray_equals_the_one_without(held_out: Path, study: Mapping, tmp_path: Path) -> None:
+    study = {**study, "dataset": str(held_out)}
     assert search(parse_study(study), str(tmp_path / "ray")) == "complete"
     search_locally(parse_study(study), str(tmp_path / "local"))
     on_ray, local = (board(tmp_path / n).drop(columns=TIMING).set_index("config_id").sort_index()
                      for n in ("ray", "local"))
     pd.testing.assert_frame_equal(on_ray, local)
+    assert on_ray["dice_test"].notna().sum() == 1
     epochs = [(e["config_id"], e["fold"], e["epoch"]) for e in Journal(Folder(tmp_path / "ray")).events()
               if e["event"] == "epoch"]
     assert len(epochs) == len(set(epochs)) == 18

@@ -1,0 +1,43 @@
+"""Findings as JSON against the lesions of their scans."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from raybone.data.annotations import lesion_of_mask, rle_of
+from raybone.evaluate import false_positives, resampled_score, score
+from raybone.records import Lesion, Scan
+
+MASK = np.zeros((8, 8), bool)
+MASK[1:3, 1:3] = MASK[5, 5] = True
+
+
+def scan(name: str, *lesions: Lesion) -> Scan:
+    return Scan(name, name, "anterior", 8, 8, None, 0, 1.0, lesions=lesions)
+
+
+def test_false_positives_are_boxes_from_one_half_on_scans_without_lesions_of_the_categories() -> None:
+    scans = [scan("a"), scan("b", Lesion((0, 0, 2, 2), "benign")), scan("c", Lesion((0, 0, 2, 2), "malignant"))]
+    findings = [{"scan_id": name, "boxes": [[0, 0, 1, 1]] * len(scores), "scores": scores, "labels": [0] * len(scores)}
+                for name, scores in (("c", [0.9]), ("a", [0.9, 0.5, 0.49]), ("b", []))]
+    assert false_positives(findings, scans, ["malignant"], "detection") == 1.0
+    assert math.isnan(false_positives(findings, scans[2:], ["malignant"], "detection"))
+
+
+def test_false_positives_of_a_segmenter_are_connected_parts() -> None:
+    findings = [{"scan_id": "a", "masks": [rle_of(MASK)]}, {"scan_id": "b", "masks": [rle_of(MASK & False)]}]
+    assert false_positives(findings, [scan("a"), scan("b")], ["malignant"], "segmentation") == 1.0
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_a_sample_of_every_scan_once_has_the_score_itself(task: str) -> None:
+    scans = [scan("a", lesion_of_mask(MASK, "malignant")), scan("b")]
+    findings = [{"scan_id": n, "masks": [rle_of(m)], "boxes": [[1, 1, 5, 6]], "scores": [0.7], "labels": [0]}
+                for n, m in (("b", MASK), ("a", np.roll(MASK, 1, 0)))]
+    plain = score(findings, scans, ["malignant"], task)  # type: ignore[arg-type]
+    drawn = resampled_score(findings, scans, ["malignant"], task, np.array([[1, 1], [0, 3]]))  # type: ignore[arg-type]
+    assert {m: v[0] for m, v in drawn.items()} == pytest.approx(plain)
+    assert all(math.isnan(v[1]) for v in drawn.values())

@@ -1,0 +1,129 @@
+"""Journal events as ranked rows: intervals, comparisons, the corrected winner and the test group."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from raybone.folder import Folder
+from raybone.hpo.journal import Journal
+from raybone.hpo.state import State
+from raybone.leaderboard import leaderboard
+from raybone.metrics.intervals import bootstrap_interval, corrected_interval
+from raybone.search import search
+from raybone.spec import Resolved, Study, parse_study
+
+Mapping = dict[str, Any]
+NEW = ["nb_low", "nb_high", "delta_ci_low", "delta_ci_high", "p_to_best_bootstrap", "corrected", "test",
+       "false_positives_per_lesion_free_scan"]
+FOLDS = {"a": [0.9, 0.52, 0.7], "b": [0.6, 0.6, 0.6]}
+
+
+def made(metric: str = "dice") -> Study:
+    study = parse_study({"name": "s", "dataset": "d", "model": "unet", "epochs": 1, "metric": metric})
+    return study.model_copy(update={"resolved": Resolved(dataset_hash="0", code_version="0", folds=3,
+                                                         ladder=((3, 1),), warnings=("few patients",))})
+
+
+def journal(metric: str = "dice", replicates: bool = True) -> list[Mapping]:
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0, 0.05, 1000)
+    events: list[Mapping] = []
+    for name, folds in FOLDS.items():
+        events.append({"event": "config", "config_id": name, "params": {}})
+        events += [{"event": "epoch", "config_id": name, "fold": k, "epoch": 1, "metrics": {metric: v}, "seconds": 1}
+                   for k, v in enumerate(folds)]
+        drawn = [None, *(np.mean(folds) + shared + rng.normal(0, 0.01, 1000)).tolist()]
+        events.append({"event": "pooled", "config_id": name, "metrics": {"false_positives_per_lesion_free_scan": 0.25},
+                       **({"replicates": drawn, "freedom": 12.0} if replicates else {})})
+        events.append({"event": "decision", "config_id": name, "action": "complete", "reason": ""})
+    return [{"time": n, **e} for n, e in enumerate(events)]
+
+
+def test_new_columns_stand_at_the_end_and_intervals_come_from_the_journals_replicates() -> None:
+    events = journal()
+    table = leaderboard(made(), State(events))
+    assert [c.removeprefix("dice_") for c in table.columns[-8:]] == NEW
+    assert list(table.columns[-10:-8]) == ["reason", "warnings"]
+    best, second = table.iloc[0], table.iloc[1]
+    drawn = {e["config_id"]: np.array(e["replicates"][1:]) for e in events if e["event"] == "pooled"}
+    mean = float(np.mean(FOLDS["a"]))
+    assert (best["dice_ci_low"], best["dice_ci_high"]) == pytest.approx(bootstrap_interval(mean, drawn["a"], 12))
+    assert (best["dice_nb_low"], best["dice_nb_high"]) == pytest.approx(corrected_interval(np.array(FOLDS["a"])))
+    paired = bootstrap_interval(0.6 - mean, drawn["b"] - drawn["a"], 12)
+    assert (second["delta_ci_low"], second["delta_ci_high"]) == pytest.approx(paired)
+    assert second["p_to_best_bootstrap"] < 0.001 < second["p_to_best"]
+    assert math.isnan(best["p_to_best_bootstrap"])
+    assert best["false_positives_per_lesion_free_scan"] == 0.25
+
+
+def test_the_winner_alone_has_a_corrected_score() -> None:
+    table = leaderboard(made(), State(journal()))
+    assert table["dice_corrected"][0] == pytest.approx(np.mean(FOLDS["a"]))
+    assert math.isnan(table["dice_corrected"][1])
+    losses = leaderboard(made("val_loss"), State(journal("val_loss")))
+    assert list(losses["config_id"]) == ["b", "a"]
+    assert losses["val_loss_corrected"][0] == pytest.approx(0.6)
+
+
+def test_without_replicates_intervals_are_nadeau_and_bengios() -> None:
+    table = leaderboard(made("val_loss"), State(journal("val_loss", replicates=False)))
+    assert list(table["val_loss_ci_low"]) == list(table["val_loss_nb_low"])
+    paired = corrected_interval(np.array(FOLDS["a"]) - FOLDS["b"])
+    assert (table["delta_ci_low"][1], table["delta_ci_high"][1]) == pytest.approx(paired)
+    assert table["p_to_best_bootstrap"].isna().all()
+
+
+def test_one_configuration_and_an_empty_journal_have_a_table() -> None:
+    assert leaderboard(made(), State()).empty
+    events = [e for e in journal() if e["config_id"] == "b" and e.get("fold", 0) == 0 and e["event"] != "pooled"]
+    row = leaderboard(made(), State(events)).iloc[0]
+    assert math.isnan(row["dice_ci_low"])
+    assert math.isnan(row["dice_corrected"])
+
+
+def test_a_second_look_at_the_test_group_is_told_in_every_row() -> None:
+    looks = [{"event": "test", "time": 99, "config_id": c, "metrics": {"dice": 0.4}} for c in "ab"]
+    once, twice = (leaderboard(made(), State(journal() + looks[:n])) for n in (1, 2))
+    assert list(once["dice_test"].fillna(-1)) == [0.4, -1]
+    assert list(once["warnings"]) == ["few patients"] * 2
+    assert list(twice["warnings"]) == ["few patients; the test group was looked at 2 times (a, b)"] * 2
+
+
+def looks_at(out: Path) -> list[Mapping]:
+    return [e for e in Journal(Folder(out)).events() if e["event"] == "test"]
+
+
+def test_the_winner_meets_the_test_group_once_even_when_no_weights_are_kept(held_out: Path, study: Mapping,
+                                                                             tmp_path: Path) -> None:
+    small = {**study, "dataset": str(held_out), "epochs": 1, "keep": 0}
+    for _ in range(2):
+        search(parse_study(small), str(tmp_path / "st"))
+    table = pd.read_csv(tmp_path / "st" / "leaderboard.csv")
+    (look,) = looks_at(tmp_path / "st")
+    assert look["config_id"] == table["config_id"][0]
+    assert table["dice_test"][0] == look["metrics"]["dice"]
+    assert math.isnan(table["dice_test"][1])
+    assert not list((tmp_path / "st").rglob("*.pt"))
+    (drawn, other) = (e["replicates"] for e in Journal(Folder(tmp_path / "st")).events() if e["event"] == "pooled")
+    assert len(drawn) == len(other) == 1000
+
+
+def test_weights_that_are_gone_are_a_warning_in_words(held_out: Path, study: Mapping, tmp_path: Path) -> None:
+    out = tmp_path / "st"
+    small = {**study, "dataset": str(held_out), "epochs": 1, "search": {**study["search"], "trials": 1}}
+    search(parse_study(small), str(out))
+    for path in (out / "journal").iterdir():
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if json.loads(line)["event"] != "test"))
+    (out / "runs" / "c000" / "fold1" / "last.pt").unlink()
+    assert search(parse_study(small), str(out)) == "complete"
+    assert pd.read_csv(out / "leaderboard.csv")["warnings"][0].endswith(
+        "test group: c000 was not scored, as weights of its folds are gone")
+    assert [e["metrics"] for e in looks_at(out)] == [{}]
