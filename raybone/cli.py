@@ -10,16 +10,13 @@ import dataclasses
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raybone import __version__
 from raybone.records import RunFailed, WrongInput
-
-if TYPE_CHECKING:
-    from raybone.hpo.brain import Brain
+from raybone.terminal import bar, progress, show_ranking, tell_end
 
 JSON_HELP = "one JSON document on stdout"
 
@@ -109,6 +106,8 @@ def _study_parsers(verbs: Any) -> None:
     verb.add_argument("--out", required=True, metavar="STUDY", help="study folder, or an fsspec URL")
     verb.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else a local one for the run)")
     verb.add_argument("--local", action="store_true", help="in this process, without Ray")
+    verb.add_argument("--record", action="store_true",
+                      help="train every fold of every configuration in full, and write STUDY/curves.npz for simulate")
     verb.add_argument("--warm-start", nargs="+", action="extend", default=[], metavar="LEADERBOARD",
                       help="leaderboards or study folders whose rows steer what is proposed; never ranked with it")
     verb = _verb(verbs, "simulate", _simulate, "replay schedulers on recorded curves: cost and regret")
@@ -156,14 +155,14 @@ def _demo(options: argparse.Namespace) -> None:
     from raybone.cluster.tuner import search
     from raybone.demo import prepare_demo
 
-    study = prepare_demo(Path(options.out), _bar("phantom"), _bar("prepare"))
-    _tell(search(study, options.out, None, _progress()), options.out)
+    study = prepare_demo(Path(options.out), bar("phantom"), bar("prepare"))
+    tell_end(search(study, options.out, None, progress()), options.out)
 
 
 def _phantom(options: argparse.Namespace) -> None:
     from raybone.phantom import phantom
 
-    out = phantom(options.out, options.patients, options.seed, options.layout, options.height, _bar("phantom"))
+    out = phantom(options.out, options.patients, options.seed, options.layout, options.height, bar("phantom"))
     print(f"{out}: {options.patients} patients, two views each")
 
 
@@ -173,7 +172,7 @@ def _prepare(options: argparse.Namespace) -> None:
     modality = None if options.modality.lower() == "any" else options.modality
     folds = int(options.folds) if options.folds.lstrip("-").isdecimal() else options.folds
     made = prepare(options.source, options.dataset, options.layout, modality, folds, options.key, options.seed,
-                   _bar("prepare"), holdout=options.holdout, split=options.split, steps=options.steps,
+                   bar("prepare"), holdout=options.holdout, split=options.split, steps=options.steps,
                    categories=_pairs("--categories", options.categories))
     counts = made.meta["counts"]
     print(f"{made.path}: {counts['scans']} scans of {counts['patients']} patients with {counts['lesions']} lesions in "
@@ -203,7 +202,7 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
 def _inspect(options: argparse.Namespace) -> None:
     from raybone.inspect import inspect, inspection_lines
 
-    found = inspect(options.dataset, _bar("inspect"))
+    found = inspect(options.dataset, bar("inspect"))
     print(json.dumps(found, indent=1) if options.json else "\n".join(inspection_lines(found)))
     if options.png:
         from raybone.contact import contact_sheet
@@ -248,25 +247,32 @@ def _preview(options: argparse.Namespace) -> None:
 def _search(options: argparse.Namespace) -> None:
     from raybone.spec import read_study
 
-    study = read_study(options.study, options.overrides)
+    full = ["search.scheduler=full"] if options.record else []
+    study = read_study(options.study, [*options.overrides, *full])
     if options.local:
         from raybone.search import search as local
 
         if options.address:
             raise WrongInput("search: --local has no Ray to give --address to; leave one out")
-        reason = local(study, options.out, _progress(), options.warm_start)
+        reason = local(study, options.out, progress(), options.warm_start)
     else:
         from raybone.cluster.tuner import search
 
-        reason = search(study, options.out, options.address, _progress(), options.warm_start)
-    _tell(reason, options.out)
+        reason = search(study, options.out, options.address, progress(), options.warm_start)
+    tell_end(reason, options.out)
+    if options.record:
+        from raybone.record import record
+
+        taken, tried = record(options.out)
+        print(f"{options.out.rstrip('/')}/curves.npz: {taken} of {tried} configurations; replay them with "
+              "`raybone simulate --curves`")
 
 
 def _simulate(options: argparse.Namespace) -> None:
     from raybone.simulate import plot, simulate
 
     rows = simulate(options.curves, options.folds, options.repeats, options.trials, options.workers, options.startup,
-                    options.schedulers, options.sampler, _bar("simulate"))
+                    options.schedulers, options.sampler, bar("simulate"))
     if options.plot:
         plot(rows, options.plot)
     if options.json:
@@ -312,92 +318,7 @@ def _leaderboard(options: argparse.Namespace) -> None:
     table = write_leaderboard(folder, read_resolved(folder))
     if options.csv:
         table.to_csv(options.csv, index=False)
-    _show(options.study)
-
-
-def _tell(reason: str, out: str) -> None:
-    """The end of a search on the terminal."""
-    tried, trials = _show(out)
-    if reason == "complete" and tried < trials:
-        print(f"the space is used up: {tried} of search.trials {trials}; search.reject or the model refused the rest, "
-              "if there is one")
-    print(f"{'done' if reason == 'complete' else reason}: {out.rstrip('/')}/leaderboard.csv")
-
-
-def _show(out: str) -> tuple[int, int]:
-    """The ranking as a table of the columns a person reads first; returns the configurations tried and wanted."""
-    import io
-
-    import pandas as pd
-
-    from raybone.folder import Folder
-    from raybone.hpo.journal import read_resolved
-
-    folder = Folder(out)
-    study = read_resolved(folder)
-    metric = study.metric
-    table = pd.read_csv(io.BytesIO(folder.read("leaderboard.csv") or b""))
-    searched = [c for c in table.columns if c.startswith("cfg.") and table[c].nunique(dropna=False) > 1]
-    columns = ["rank", "config_id", "state", "epochs_done", f"{metric}_mean", f"{metric}_ci_low", f"{metric}_ci_high",
-               "p_to_best", *searched]
-    table["rank"] = table["rank"].map(lambda r: "" if pd.isna(r) else str(int(r)))
-    shown = table[columns].rename(columns=lambda c: c.removeprefix("cfg."))
-    print(shown.to_string(index=False, na_rep="", float_format=lambda v: f"{v:.4g}"))
-    for warning in table["warnings"].dropna().unique():
-        print(f"warning: {warning}")
-    return len(table), study.search.trials
-
-
-def _progress() -> Callable[[Brain], None]:
-    """Lines on what happens: decisions and failures at once, the running folds every few seconds."""
-    from raybone.watch import best_line, clock, running_line, time_left
-
-    told = {"decisions": -1, "failed": 0, "time": 0.0, "version": -1}
-    began = time.monotonic()
-    every = 2.0 if sys.stdout.isatty() else 10.0
-
-    def tell(brain: Brain) -> None:
-        study, state = brain.study, brain.state
-        now = clock(time.monotonic() - began)
-        if told["decisions"] < 0:
-            told["decisions"] = len(state.decisions)
-            rungs = study.resolved.ladder if study.resolved else ()
-            print(f"{study.name}: {study.search.trials} configurations of {study.model}, {brain.slots} run(s) at once, "
-                  f"rungs (folds x epochs): {', '.join(f'{k}x{e}' for k, e in rungs)}", flush=True)
-            if study.resolved and (prior := study.resolved.prior):
-                print(f"warm start: {len(prior.observations)} rows to propose from, {len(prior.points)} tried first, "
-                      f"{prior.left_out} left out as outside the space", flush=True)
-        for decision in state.decisions[int(told["decisions"]):]:
-            print(f"[{now}] {decision['config_id']} {decision['action']}: {decision['reason']}", flush=True)
-        told["decisions"] = len(state.decisions)
-        if state.failed > told["failed"]:
-            bad = [c for c in state.configurations.values() if c.status == "failed"][int(told["failed"]):]
-            print("\n".join(f"[{now}] {c.id} failed: {c.reason}" for c in bad), flush=True)
-            told["failed"] = state.failed
-        if brain.version != told["version"] and time.monotonic() - told["time"] >= every:
-            told["time"], told["version"] = time.monotonic(), brain.version
-            running = " | ".join(running_line(study, c) for c in list(state.running))
-            print(f"[{now}] {running or 'starting'} | {best_line(study, state)} | "
-                  f"{time_left(study, state)}", flush=True)
-
-    return tell
-
-
-def _bar(what: str) -> Callable[[int, int], None]:
-    """A progress bar on a terminal; a line every tenth elsewhere, once it takes over two seconds."""
-    began, last = time.monotonic(), [0]
-
-    def tell(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            filled = 30 * done // total
-            end = "\n" if done == total else ""
-            bar = "#" * filled + "." * (30 - filled)
-            print(f"\r{what} [{bar}] {done}/{total}", end=end, file=sys.stderr, flush=True)
-        elif time.monotonic() - began > 2 and 10 * done // total > last[0]:
-            last[0] = 10 * done // total
-            print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
-
-    return tell
+    show_ranking(options.study)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,9 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
             problems += _check_lesions(dataset, model, config)
     if problems or not dataset or not model or not config:
         raise WrongInput(*problems)
-    resolved = Resolved(dataset_hash=dataset.hash, code_version=__version__, folds=dataset.folds,
-                        ladder=_ladder(study, dataset, config), warnings=tuple(dataset.meta.get("fold_warnings", ())))
+    steps = _steps(study, dataset, config)
+    resolved = Resolved(dataset_hash=dataset.hash, code_version=__version__, folds=dataset.folds, steps=steps,
+                        ladder=_ladder(study, dataset.folds, steps), warnings=tuple(dataset.meta.get("fold_warnings", ())))
     if out is not None and out.local:
         _check_disk(study, model, config, Path(out.path), dataset.folds)
     absolute = study.dataset if "://" in study.dataset else str(Path(study.dataset).resolve())
@@ -136,13 +137,16 @@ def _check_lesions(dataset: Dataset, model: Model, config: TrainingConfig) -> li
     return problems
 
 
-def _ladder(study: Study, dataset: Dataset, config: TrainingConfig) -> tuple[tuple[int, int], ...]:
-    folds = dataset.folds
-    if study.search.scheduler == "full":
-        return ((folds, study.epochs),)
+def _steps(study: Study, dataset: Dataset, config: TrainingConfig) -> int:
+    """Optimiser steps of an epoch of the smallest fold at the largest batch of the space."""
     sizes = [p.choice or p.bounds or () for name, p in study.space.items() if name in ("batch", "nbs")]
     largest = max([float(config.batch), float(config.nbs), *(float(str(v)) for values in sizes for v in values)])
-    steps = min(math.ceil(len(dataset.training(f)) / largest) for f in range(folds))
+    return min(math.ceil(len(dataset.training(f)) / largest) for f in range(dataset.folds))
+
+
+def _ladder(study: Study, folds: int, steps: int) -> tuple[tuple[int, int], ...]:
+    if study.search.scheduler == "full":
+        return ((folds, study.epochs),)
     if study.search.scheduler == "fold_race":
         return ladder(study.epochs, folds, steps)
     # Lockstep: all folds advance together, thrice as far at every rung, as Ray's ASHA is told.

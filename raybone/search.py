@@ -7,6 +7,7 @@ import json
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,11 +47,17 @@ class OpenStudy:
     lease: Lease
     published: int = -1
     pruned: set[str] = field(default_factory=set)
+    _rests_until: float = 0.0
 
-    def publish(self) -> None:
-        """Rewrite leaderboard.csv when something has happened since, and delete weights that nobody will want."""
+    def publish(self, last: bool = False) -> None:
+        """Rewrite leaderboard.csv when something has happened since, and delete weights that nobody will want.
+
+        Args:
+            last: do so now, even if it would take more than a twentieth of the driver's time.
+        """
         with self.brain.lock:
-            if self.brain.version == self.published:
+            began = time.monotonic()
+            if self.brain.version == self.published or (began < self._rests_until and not last):
                 return
             self.published = self.brain.version
             board = write_leaderboard(self.folder, self.study, self.brain.state)
@@ -62,6 +69,7 @@ class OpenStudy:
                 for name in ("last.pt", "best.pt"):
                     fold_folder(self.folder, config_id, fold).delete(name)
             self.pruned.add(config_id)
+        self._rests_until = time.monotonic() + 20 * (time.monotonic() - began)
 
     def to_test(self) -> Configuration | None:
         """The best complete configuration, when there is a test group that it was not scored on."""
@@ -199,7 +207,7 @@ def conclude(opened: OpenStudy, examiner: Callable[..., dict[str, float]] = exam
                             f"{' '.join(str(cause).split())[:300]}; start the same command again") from error
         opened.brain.tested(best.id, metrics, "" if metrics else
                             f"test group: {best.id} was not scored, as weights of its folds are gone")
-    opened.publish()
+    opened.publish(last=True)
     if reason.startswith("limits.failed_trials"):
         raise RunFailed(f"{reason}; reasons are in {opened.folder.url}/leaderboard.csv and the journal; "
                         "mend the cause and start the same command")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,13 +96,16 @@ def read_curves(path: Path | str) -> Curves:
     try:
         with np.load(path, allow_pickle=False) as content:
             found = {k: content[k] for k in content}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise WrongInput(f"--curves {path}: must be an npz of recorded curves, but: {' '.join(str(error).split())}; "
                          "`raybone search --record` writes one") from None
     missing = [k for k in ("T", "cost", "F", "feats") if k not in found]
     if missing or found["T"].ndim != 4 or min(found["T"].shape) < 1 or len(found["cost"]) != len(found["T"]):
         raise WrongInput(f"--curves {path}: must hold T (configurations, seeds, folds, epochs), cost, F and feats, got "
                          f"{({k: v.shape for k, v in found.items()})}; `raybone search --record` writes such a file")
+    if not np.isfinite(found["T"]).all():
+        raise WrongInput(f"--curves {path}: scores must be finite, but {int((~np.isfinite(found['T'])).sum())} are "
+                         "not; put the worst score in their place")
     sign = -1 if str(found.get("direction", "maximize")) == "minimize" else 1
     return Curves(Path(path).stem, sign * found["T"].astype(float), found["cost"].astype(float),
                   found["F"].astype(float), tuple(str(f) for f in found["feats"]),

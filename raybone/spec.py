@@ -139,6 +139,7 @@ class Resolved(Strict):
     code_version: str
     folds: int
     ladder: tuple[tuple[int, int], ...] = Field(description="rungs as (folds, epochs), the last one is the full run")
+    steps: int | None = Field(None, ge=1, description="optimiser steps an epoch, at the least")
     warnings: tuple[str, ...] = ()
     prior: Prior | None = None
 

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[1] / "raybone"
 ORDER = [
     {"records"}, {"rules", "folder"}, {"spec"}, {"data", "losses", "metrics", "hpo"}, {"models"},
     {"phantom", "prepare", "inspect", "contact", "evaluate", "resolve"}, {"fit"},
-    {"leaderboard", "warm", "preview", "demo", "simulate"}, {"search"}, {"watch"}, {"cluster"}, {"cli"},
+    {"leaderboard", "warm", "preview", "demo", "simulate", "record"}, {"search"}, {"watch"},
+    {"cluster", "terminal"}, {"cli"},
 ]
 HOME_OF = {
     "ray": {"cluster"}, "ultralytics": {"models/yolo.py"}, "pydicom": {"data/dicom.py", "data/header.py"},

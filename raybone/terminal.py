@@ -1,0 +1,95 @@
+"""What a person sees on a terminal: the ranking, the progress of a search, bars."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from raybone.hpo.brain import Brain
+
+
+def tell_end(reason: str, out: str) -> None:
+    """The end of a search on the terminal."""
+    tried, trials = show_ranking(out)
+    if reason == "complete" and tried < trials:
+        print(f"the space is used up: {tried} of search.trials {trials}; search.reject or the model refused the rest, "
+              "if there is one")
+    print(f"{'done' if reason == 'complete' else reason}: {out.rstrip('/')}/leaderboard.csv")
+
+
+def show_ranking(out: str) -> tuple[int, int]:
+    """The ranking as a table of the columns a person reads first; returns the configurations tried and wanted."""
+    import io
+
+    import pandas as pd
+
+    from raybone.folder import Folder
+    from raybone.hpo.journal import read_resolved
+
+    folder = Folder(out)
+    study = read_resolved(folder)
+    metric = study.metric
+    table = pd.read_csv(io.BytesIO(folder.read("leaderboard.csv") or b""))
+    searched = [c for c in table.columns if c.startswith("cfg.") and table[c].nunique(dropna=False) > 1]
+    columns = ["rank", "config_id", "state", "epochs_done", f"{metric}_mean", f"{metric}_ci_low", f"{metric}_ci_high",
+               "p_to_best", *searched]
+    table["rank"] = table["rank"].map(lambda r: "" if pd.isna(r) else str(int(r)))
+    shown = table[columns].rename(columns=lambda c: c.removeprefix("cfg."))
+    print(shown.to_string(index=False, na_rep="", float_format=lambda v: f"{v:.4g}"))
+    for warning in table["warnings"].dropna().unique():
+        print(f"warning: {warning}")
+    return len(table), study.search.trials
+
+
+def progress() -> Callable[[Brain], None]:
+    """Lines on what happens: decisions and failures at once, the running folds every few seconds."""
+    from raybone.watch import best_line, clock, running_line, time_left
+
+    told = {"decisions": -1, "failed": 0, "time": 0.0, "version": -1}
+    began = time.monotonic()
+    every = 2.0 if sys.stdout.isatty() else 10.0
+
+    def tell(brain: Brain) -> None:
+        study, state = brain.study, brain.state
+        now = clock(time.monotonic() - began)
+        if told["decisions"] < 0:
+            told["decisions"] = len(state.decisions)
+            rungs = study.resolved.ladder if study.resolved else ()
+            print(f"{study.name}: {study.search.trials} configurations of {study.model}, {brain.slots} run(s) at once, "
+                  f"rungs (folds x epochs): {', '.join(f'{k}x{e}' for k, e in rungs)}", flush=True)
+            if study.resolved and (prior := study.resolved.prior):
+                print(f"warm start: {len(prior.observations)} rows to propose from, {len(prior.points)} tried first, "
+                      f"{prior.left_out} left out as outside the space", flush=True)
+        for decision in state.decisions[int(told["decisions"]):]:
+            print(f"[{now}] {decision['config_id']} {decision['action']}: {decision['reason']}", flush=True)
+        told["decisions"] = len(state.decisions)
+        if state.failed > told["failed"]:
+            bad = [c for c in state.configurations.values() if c.status == "failed"][int(told["failed"]):]
+            print("\n".join(f"[{now}] {c.id} failed: {c.reason}" for c in bad), flush=True)
+            told["failed"] = state.failed
+        if brain.version != told["version"] and time.monotonic() - told["time"] >= every:
+            told["time"], told["version"] = time.monotonic(), brain.version
+            running = " | ".join(running_line(study, c) for c in list(state.running))
+            print(f"[{now}] {running or 'starting'} | {best_line(study, state)} | "
+                  f"{time_left(study, state)}", flush=True)
+
+    return tell
+
+
+def bar(what: str) -> Callable[[int, int], None]:
+    """A progress bar on a terminal; a line every tenth elsewhere, once it takes over two seconds."""
+    began, last = time.monotonic(), [0]
+
+    def tell(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            filled = 30 * done // total
+            end = "\n" if done == total else ""
+            print(f"\r{what} [{'#' * filled:.<30}] {done}/{total}", end=end, file=sys.stderr, flush=True)
+        elif time.monotonic() - began > 2 and 10 * done // total > last[0]:
+            last[0] = 10 * done // total
+            print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
+
+    return tell
