@@ -46,7 +46,8 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
         raise WrongInput(*problems)
     steps = _steps(study, dataset, config)
     resolved = Resolved(dataset_hash=dataset.hash, code_version=__version__, folds=dataset.folds, steps=steps,
-                        ladder=_ladder(study, dataset.folds, steps), warnings=tuple(dataset.meta.get("fold_warnings", ())))
+                        ladder=_ladder(study, dataset.folds, steps),
+                        warnings=tuple(dataset.meta.get("fold_warnings", ())))
     if out is not None and out.local:
         _check_disk(study, model, config, Path(out.path), dataset.folds)
     absolute = study.dataset if "://" in study.dataset else str(Path(study.dataset).resolve())
