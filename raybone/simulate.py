@@ -288,7 +288,7 @@ class _Clock:
             self._ended(c)
 
     def _hand_out(self) -> bool:
-        step = self.race.next_step()
+        step = self.race.next_step(self.free if self.taken == len(self.order) else 0)
         if step is None and self.taken < len(self.order):
             self.taken += 1
             self._begin(self.tpe.pick() if self.tpe else self.order[self.taken - 1], 0)

@@ -67,7 +67,7 @@ class Brain:
             if self._interrupted:
                 configuration = self.state.configurations[self._interrupted[0]]
                 return self._work(configuration.id, max(configuration.target, configuration.rung + 1))
-            step = self.race.next_step() if self.study.search.scheduler == "fold_race" else None
+            step = self._next_step() if self.study.search.scheduler == "fold_race" else None
             if step is None and self._new() is not None:
                 return self._new()
             if step is None and not self._busy and self.study.search.scheduler == "fold_race":
@@ -236,9 +236,14 @@ class Brain:
         return Work(config_id, params, 0, self._segments(config_id, 0), new=True)
 
     def _promote(self, work: Work) -> None:
-        step = self.race.next_step() or self.race.last_push()
+        step = self._next_step() or self.race.last_push()
         if step and step.config_id == work.config_id:
-            self._decide(Decision(work.config_id, "promote", step.rung - 1, step.reason, dict(step.evidence)))
+            rung = self.state.configurations[work.config_id].rung
+            self._decide(Decision(work.config_id, "promote", rung, step.reason, dict(step.evidence)))
+
+    def _next_step(self) -> race.Next | None:
+        tail = self._exhausted or len(self.state.configurations) >= self.study.search.trials
+        return self.race.next_step(self.slots - sum(self._busy.values()) if tail else 0)
 
     def _decide(self, decision: Decision) -> None:
         evidence = {k: None if isinstance(v, float) and not math.isfinite(v) else v

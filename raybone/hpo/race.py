@@ -20,7 +20,7 @@ from raybone.spec import Study
 
 SMOOTH = 3  # epochs averaged for a decision
 MEMORY = 40  # full configurations that the residual variance is estimated from
-SURVIVAL = 0.75  # share of racing configurations that get to the next rung, in benchmarks/schedulers.py
+SURVIVAL = 0.7  # share of racing configurations that get to the next rung, in benchmarks/schedulers.py
 FIRST_STEPS = 130  # optimiser steps before which detectors from scratch score exactly 0
 START_UP = 10.0  # seconds a run takes to start, as measured on two cores
 Ladder = tuple[tuple[int, int], ...]
@@ -162,8 +162,8 @@ class Race:
 
     def go(self, config_id: str, rung: int) -> None:
         """A configuration is on its way to a rung."""
-        if rung:
-            self.rungs[rung - 1].leave(config_id)
+        for before in self.rungs[:rung]:
+            before.leave(config_id)
 
     def drop(self, config_id: str, failed: bool = False) -> None:
         """A configuration waits no more at any rung; one that failed is nobody's rival."""
@@ -173,12 +173,18 @@ class Race:
             self.failed.add(config_id)
             self.finalists -= config_id in self.rungs[self.full].arrived
 
-    def next_step(self) -> Next | None:
-        """The waiting configuration that deserves a free worker most, or None: then a new one is due."""
+    def next_step(self, idle: int = 0) -> Next | None:
+        """The waiting configuration that deserves a free worker most, or None: then a new one is due.
+
+        Args:
+            idle: workers that nothing else will want; a configuration in the race then takes as many more folds as
+                they can train at once, instead of those of its next rung alone.
+        """
         for number in reversed(range(self.full, len(self.ladder) - 1)):
             if self.rungs[number].waiting:
-                best = self.rungs[number].waiting[0][3]
-                return Next(best, number + 1, *self._why_in(best, number))
+                best, folds = self.rungs[number].waiting[0][3], self.ladder[number][0]
+                to = max([number + 1, *(r for r, (k, _) in enumerate(self.ladder) if k - folds <= idle and r > number)])
+                return Next(best, to, *self._why_in(best, number))
         for number in reversed(range(self.full)):
             rung = self.rungs[number]
             if self.rule.promotion and (best_id := rung.promotable()):
