@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from raybone.cli import main
+from raybone.folder import Folder
+from raybone.hpo.journal import Journal
 
 
 def cli(*arguments: object) -> int:
@@ -64,13 +66,13 @@ def test_preview_takes_epoch_times_as_given_or_from_an_earlier_study(study: dict
     assert seen["wall_hours"] == pytest.approx(seen["hours"] / 4)
     assert seen["gpu_hours"] == pytest.approx(18 * 40 / 3600 / 2)
     earlier = tmp_path / "earlier"
-    (earlier / "journal").mkdir(parents=True)
+    earlier.mkdir()
     resolved = {"dataset_hash": "h", "code_version": "v", "folds": 3, "ladder": [[3, 3]]}
     (earlier / "study.yaml").write_text(yaml.safe_dump({**study, "resolved": resolved}))
-    events = [{"event": "config", "time": 1.0, "config_id": "c0", "params": {}},
-              *({"event": "epoch", "time": 1.0, "config_id": "c0", "fold": 0, "epoch": i, "metrics": {}, "seconds": s}
-                for i, s in enumerate([90.0, 7.0, 8.0], 1))]
-    (earlier / "journal" / "000001.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    journal = Journal(Folder(earlier))
+    journal.append("config", config_id="c0", params={})
+    for epoch, seconds in enumerate([90.0, 7.0, 8.0], 1):
+        journal.append("epoch", config_id="c0", fold=0, epoch=epoch, metrics={}, seconds=seconds)
     assert cli("preview", tmp_path / "s.yaml", "--epochs-from", earlier) == 0
     assert "8.0 s a fold epoch (the median of 3 fold epochs of " in capsys.readouterr().out
 

@@ -114,7 +114,7 @@ def test_a_configuration_that_diverges_is_failed_with_its_reason_and_the_search_
 
 
 def test_a_race_stops_some_and_completes_two(study: Mapping, tmp_path: Path) -> None:
-    race = {**study, "epochs": 4, "space": {"lr0": {"choice": [0.02, 1e-5, 2e-5, 0.03]}},
+    race = {**study, "epochs": 4, "space": {"lr0": {"choice": [0.02, 1e-5, 0.03, 2e-5]}},
             "search": {"trials": 4, "sampler": "grid", "scheduler": "fold_race"}}
     search(parse_study(race), str(tmp_path / "st"))
     table = board(tmp_path / "st")
