@@ -25,19 +25,23 @@ class Lease:
         self.token = secrets.token_hex(8)
         self.taken = self.lost = False
 
-    def take(self, wait: float = EXPIRES + 5, poll: float = 0.5) -> None:
+    def take(self, wait: float = EXPIRES, poll: float = 0.5) -> None:
         """Take the lease, waiting for a dead holder's to run out.
 
+        Whether a holder on another machine lives is judged by its renewals, as clocks of two machines may differ.
+
+        Args:
+            wait: seconds without a renewal after which it counts as dead.
         Raises:
             WrongInput: another driver is alive and renews it.
         """
-        deadline = time.monotonic() + wait
-        first = self._read()
-        while (held := self._read()) and not self._dead(held):
-            renewed = first is not None and held["token"] == first["token"] and held["time"] > first["time"]
-            if renewed or _here(held) or time.monotonic() > deadline:
+        first, began = self._read(), time.monotonic()
+        while (held := self._read()) and not self._gone(held):
+            if _here(held) or held != first:
                 raise WrongInput(f"study {self.study.url}: one driver at a time, and process {held['pid']} on "
                                  f"{held['host']} is at work on it; wait, or `raybone stop` it")
+            if time.monotonic() - began > wait:
+                break
             time.sleep(poll)
         self.renew()
         # Two drivers that found the lease free at once: the later writer keeps it, the other sees that here.
@@ -62,9 +66,11 @@ class Lease:
             self.study.delete(NAME)
 
     def holder(self) -> dict[str, Any] | None:
-        """The living holder, or None."""
+        """The holder, unless it is known to be dead; one elsewhere is by the clocks of both machines."""
         held = self._read()
-        return held if held and not self._dead(held) else None
+        if held is None or self._gone(held):
+            return None
+        return held if _here(held) or time.time() - float(held["time"]) <= EXPIRES else None
 
     def _read(self) -> dict[str, Any] | None:
         content = self.study.read(NAME)
@@ -73,10 +79,9 @@ class Lease:
         except ValueError:
             return None
 
-    def _dead(self, held: dict[str, Any]) -> bool:
-        if _here(held):
-            return _started(held["pid"]) != held["started"]
-        return time.time() - float(held["time"]) > EXPIRES
+    def _gone(self, held: dict[str, Any]) -> bool:
+        """Whether the holder was a process of this machine, and is no more."""
+        return _here(held) and _started(held["pid"]) != held["started"]
 
 
 def _here(held: dict[str, Any]) -> bool:
