@@ -118,10 +118,8 @@ if __name__ == "__main__":
             began = time.perf_counter()
             row = live(Path(place), trials)
             row["live_seconds"] = time.perf_counter() - began
-            base = apart(Path(place), "nothing")[1]
-            for job in ("leaderboard", "status", "resume"):
-                row[f"{job}_seconds"], peak = apart(Path(place), job)
-                row[f"{job}_mb"] = peak - base
+            for job in JOBS:
+                row[f"{job}_seconds"], row[f"{job}_peak_mb"] = apart(Path(place), job)
             os.sync()
             row["flush_ms"] = flush(Path(place) / "flush")
         rows.append(row)

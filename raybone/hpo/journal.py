@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+import orjson
 import yaml
 
 from raybone.folder import Folder
@@ -112,7 +113,7 @@ class Journal:
         body, seal, crc = line.rpartition(SEAL.encode())
         known, self._crc = self._crc, zlib.crc32(body, self._crc)
         try:
-            event = json.loads(line)
+            event = orjson.loads(line)
             if not isinstance(event, dict) or "event" not in event or not seal:
                 raise ValueError("no event")
         except ValueError:

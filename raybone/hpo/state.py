@@ -94,14 +94,14 @@ class State:
         self.slots = 1
         self.end = ""
         self._at_work: dict[str, None] = {}
+        self._handlers = {n.removeprefix("_on_"): getattr(self, n) for n in dir(self) if n.startswith("_on_")}
         self._earlier = self._up = 0.0
         for event in events:
             self.apply(event)
 
     def apply(self, event: Event) -> None:
         """Take in one event; kinds not known here are passed over."""
-        handle = getattr(self, "_on_" + event["event"], None)
-        if handle:
+        if handle := self._handlers.get(event["event"]):
             handle(event)
         self._up = max(event.get("up", 0.0), self._up)
 
