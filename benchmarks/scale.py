@@ -26,7 +26,7 @@ from raybone.hpo.race import ladder
 from raybone.records import Epoch
 from raybone.spec import Resolved, Study, write_study
 
-EPOCHS, FOLDS, METRICS = 240, 5, ("AP", "AP50", "precision", "sensitivity", "val_loss")
+EPOCHS, FOLDS, METRICS = 300, 5, ("AP", "AP50", "precision", "sensitivity", "val_loss")
 
 
 def study(trials: int) -> Study:
@@ -94,10 +94,11 @@ JOBS = {
 
 def apart(folder: Path, job: str) -> tuple[float, float]:
     """Seconds and peak MB of a job on a study, without the start of Python."""
-    code = ("import resource, sys, time\nimport raybone.leaderboard, raybone.hpo.brain, raybone.watch\n"
+    code = ("import re, time\nimport raybone.leaderboard, raybone.hpo.brain, raybone.watch\n"
             "from raybone.folder import Folder\nfrom raybone.hpo.journal import read_resolved\n"
             f"folder = Folder({str(folder)!r})\nbegan = time.perf_counter()\n{JOBS[job]}\n"
-            "print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)")
+            "spent = time.perf_counter() - began\n"
+            "print(spent, int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1e3)")
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     return float(out[0]), float(out[1])
 

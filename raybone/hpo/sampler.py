@@ -30,8 +30,7 @@ def propose(study: Study, state: State, index: int) -> dict[str, Any] | None:
     A pure function of the study, the index and the state, of which random, sobol and grid see no scores. What the
     study has already, what its model refused and what ``search.reject`` is true of is drawn again.
     """
-    taken = {identity(c.params) for c in state.configurations.values()} | {identity(p) for p in state.refused}
-    fresh = (params for params in _draws(study, state, index) if identity(params) not in taken)
+    fresh = (params for params in _draws(study, state, index) if identity(params) not in state.taken)
     return next((params for params in islice(fresh, LONGEST) if not rejected(study, params)), None)
 
 

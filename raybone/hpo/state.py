@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raybone.hpo.journal import Event
+from raybone.hpo.space import identity
 
 Status = Literal["running", "paused", "stopped", "complete", "failed"]
 
@@ -87,8 +88,8 @@ class State:
         self.arrivals: dict[int, list[str]] = {}
         self.decisions: list[Event] = []
         self.counts: Counter[Status] = Counter()
-        # Hyper-parameters that the model refused.
-        self.refused: list[dict[str, Any]] = []
+        # Hyper-parameters that are tried, or that the model refused.
+        self.taken: set[str] = set()
         self.fold_epochs = 0
         self.train_seconds = 0.0
         self.slots = 1
@@ -147,10 +148,11 @@ class State:
     def _on_config(self, event: Event) -> None:
         self.configurations[event["config_id"]] = Configuration(event["config_id"], event["params"],
                                                                 event.get("parameters", 0))
+        self.taken.add(identity(event["params"]))
         self.counts["paused"] += 1
 
     def _on_invalid(self, event: Event) -> None:
-        self.refused.append(event["params"])
+        self.taken.add(identity(event["params"]))
 
     def _on_work(self, event: Event) -> None:
         configuration = self.configurations[event["config_id"]]
