@@ -216,7 +216,7 @@ def measure(curves: Curves, schedulers: Sequence[Scheduler], folds: int, repeats
         order, chosen, seed = rng.permutation(count)[:trials], rng.permutation(most)[:folds], repeat % seeds
         final_C = curves.T_CSKE[order, seed][:, chosen, -1].mean(1)
         ranked = order[np.argsort(-final_C, kind="stable")]
-        top, scale = set(ranked[: math.ceil(TOP * trials)].tolist()), abs(float(truth_C[order].max())) / 100
+        top, scale = set(ranked[: math.ceil(TOP * trials)].tolist()), abs(float(truth_C[order].max())) / 100 or 0.01
         for scheduler in schedulers:
             if scheduler.name == "full":
                 busy = float(curves.seconds_C[order].sum()) * folds * epochs / workers + startup * trials / workers
