@@ -30,6 +30,9 @@ chaos: install
 # Side by side with the plain ways; minutes each, results in benchmarks/results.
 benchmark: install
 	OMP_NUM_THREADS=1 $(PY) benchmarks/data.py
+	OMP_NUM_THREADS=1 $(PY) benchmarks/schedulers.py
+	OMP_NUM_THREADS=1 $(PY) benchmarks/scale.py
+	OMP_NUM_THREADS=1 $(PY) benchmarks/coverage.py
 
 clean:
 	rm -rf runs .mypy_cache .ruff_cache

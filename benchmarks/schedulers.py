@@ -1,12 +1,14 @@
-"""Schedulers on recorded curves: the rule's constants are chosen on one half of the configurations, the figures come
-from the other half and from the whole, and from tables of real training in benchmarks/curves.
+"""Schedulers on recorded curves (benchmarks/curves): the rule's constants are chosen on one half of the configurations
+of two tables of small models, the figures come from the other half and from the whole, and then from tables of
+detectors and segmenters that `raybone search --record` trained on a phantom cohort.
 
-    python benchmarks/schedulers.py CURVES.npz ...
+    python benchmarks/schedulers.py [trained]
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +17,10 @@ from typing import Any
 import machine
 
 from raybone.hpo.race import Rule, ladder
-from raybone.simulate import FULL, LOCKSTEPS, RACES, Curves, Scheduler, measure, read_curves, summary
+from raybone.simulate import FULL, LOCKSTEPS, RACES, Clock, Curves, Scheduler, measure, read_curves, summary
 
 REPEATS, TUNING_REPEATS, WORKERS = 200, 60, 8
+CURVES = Path(__file__).parent / "curves"
 FACTORS, SLACKS = (2.0, 2.25, 2.4, 2.5, 3.0), (1.5, 2.0)
 MOST_REGRET, LEAST_TOP = 0.3, 0.94
 
@@ -78,28 +81,39 @@ def report(curves: Sequence[Curves]) -> dict[str, Any]:
     return found
 
 
-def survival(curves: Sequence[Curves]) -> None:
-    """Print the share of racing configurations that get from rung to rung."""
-    from raybone.simulate import _Clock
-
+def survival(curves: Sequence[Curves]) -> dict[str, float]:
+    """The share of racing configurations that get from rung to rung, which `raybone preview` expects."""
+    shares = {}
     for folds in (5, 10):
-        shares = []
+        found: list[float] = []
         for c in curves:
-            clock = _Clock(c, RACES[0], list(range(len(c.T_CSKE))), range(folds), 0, WORKERS, 0.0, "random")
+            clock = Clock(c, RACES[0], range(len(c.T_CSKE)), range(folds), 0, WORKERS, 0.0, "random")
             clock.run()
             counts = [len(r.ranked) for r in clock.race.rungs[clock.race.full:]]
-            shares += [b / a for a, b in itertools.pairwise(counts)]
-        print(f"K={folds}: of those that race, {sum(shares) / len(shares):.2f} get to the next rung ({shares})")
+            found += [b / a for a, b in itertools.pairwise(counts)]
+        shares[f"K={folds}"] = sum(found) / len(found)
+    print(f"of those that race, get to the next rung: {shares}")
+    return shares
+
+
+def trained() -> dict[str, Any]:
+    """The same schedulers on tables of real training."""
+    found = {}
+    for path in sorted(CURVES.glob("phantom-*.npz")):
+        c = read_curves(path)
+        print(f"{path.stem}: configurations, seeds, folds, epochs {c.T_CSKE.shape}, {c.steps:g} steps an epoch")
+        found[path.stem] = {"shape": c.T_CSKE.shape, "steps": c.steps, "rungs": RACES[0].rungs(
+            c.T_CSKE.shape[2], c.T_CSKE.shape[3], c.steps), "rows": table(
+            [c], [FULL, *RACES, *LOCKSTEPS], c.T_CSKE.shape[2], REPEATS, workers=2)}
+    return found
 
 
 if __name__ == "__main__":
-    files = [Path(p) for p in sys.argv[1:]]
-    given = [read_curves(p) for p in files]
-    survival(given)
-    result: dict[str, Any] = {"tables": [p.name for p in files], "tuning": tune(given), "report": report(given)}
-    trained = sorted((Path(__file__).parent / "curves").glob("*.npz"))
-    for path in trained:
-        c = read_curves(path)
-        print(f"{path.stem}: {c.T_CSKE.shape}")
-        result[path.stem] = table([c], [FULL, *RACES, *LOCKSTEPS], min(5, c.T_CSKE.shape[2]), REPEATS, workers=2)
+    small = [read_curves(CURVES / name) for name in ("diabetes.npz", "digits.npz")]
+    if sys.argv[1:] == ["trained"]:
+        last = json.loads((machine.RESULTS / "schedulers.json").read_text())
+        result = {**last, "trained": trained()}
+        del result["machine"]
+    else:
+        result = {"survival": survival(small), "tuning": tune(small), "report": report(small), "trained": trained()}
     machine.keep("schedulers", result)

@@ -79,7 +79,7 @@ def _row(study: Study, configuration: Configuration, ended: bool) -> dict[str, A
         "folds_done": sum(n == study.epochs for n in lengths), "epochs_done": sum(lengths),
         f"{metric}_mean": mean,
         f"{metric}_sd": float(values.std(ddof=1)) if len(values) > 1 else math.nan,
-        f"{metric}_ci_low": low, f"{metric}_ci_high": high,
+        f"{metric}_ci_low": _within(study, low), f"{metric}_ci_high": _within(study, high),
         f"{metric}_pooled": configuration.pooled.get(metric, math.nan),
         **{f"{metric}_fold{k}": v for k, v in enumerate(final[metric])},
         **{f"{m}_mean": float(np.mean(v)) for m, v in final.items() if m != metric and np.isfinite(v).all()},
@@ -91,10 +91,15 @@ def _row(study: Study, configuration: Configuration, ended: bool) -> dict[str, A
         "code_version": study.resolved.code_version,
         "reason": configuration.reason if configuration.status == "failed" else "",
         "warnings": "; ".join(filter(None, [*study.resolved.warnings, configuration.untested])),
-        f"{metric}_nb_low": nb_low, f"{metric}_nb_high": nb_high,
+        f"{metric}_nb_low": _within(study, nb_low), f"{metric}_nb_high": _within(study, nb_high),
         f"{metric}_test": configuration.test.get(metric, math.nan),
         FALSE_POSITIVES: configuration.pooled.get(FALSE_POSITIVES, math.nan),
     }
+
+
+def _within(study: Study, limit: float) -> float:
+    """A limit of an interval, no further than the metric goes: all but the loss are between 0 and 1."""
+    return limit if study.direction == "minimize" else float(np.clip(limit, 0.0, 1.0))
 
 
 def _against(study: Study, state: State, row: dict[str, Any], best: dict[str, Any]) -> dict[str, float]:

@@ -180,6 +180,7 @@ def summary(tables: Sequence[Mapping[str, Array]], resamples: int = 500) -> dict
 def plot(rows: Mapping[str, Mapping[str, float]], path: Path | str) -> None:
     """Draw excess regret against fold epochs and wall-clock into an image file; lockstep ASHA as a line."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axes, (key, label, unit) in zip(figure.subplots(1, 2, sharey=True),
@@ -191,6 +192,9 @@ def plot(rows: Mapping[str, Mapping[str, float]], path: Path | str) -> None:
             axes.errorbar(row[key] / unit, row["excess_regret_pct"], row["excess_regret_se"], fmt="o", capsize=3,
                           color="0.7" if lock else None, label=None if lock else name)
         axes.set(xscale="log", xlabel=label)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("regret above exhaustive CV, % of the best score")
     figure.axes[0].legend()
@@ -238,7 +242,7 @@ def replay(curves: Curves, scheduler: Scheduler, order: Sequence[int], folds: Se
     A free worker takes the promotion that is due, else a new configuration, else a fold that waits in a run at work.
     A run trains one fold after the other; each start of a run costs ``startup`` seconds.
     """
-    return _Clock(curves, scheduler, order, folds, seed, workers, startup, sampler).run()
+    return Clock(curves, scheduler, order, folds, seed, workers, startup, sampler).run()
 
 
 def _frontier(points: Sequence[tuple[float, float]], excess: float) -> float:
@@ -254,8 +258,8 @@ def _geometric(values: Array) -> Array:
     return np.asarray(np.exp(np.log(np.maximum(values, 1e-9)).mean(0)))
 
 
-class _Clock:
-    """The discrete events of one search."""
+class Clock:
+    """The discrete events of one search; ``replay`` is the way in."""
 
     def __init__(self, curves: Curves, scheduler: Scheduler, order: Sequence[int], folds: Sequence[int], seed: int,
                  workers: int, startup: float, sampler: str) -> None:
@@ -279,6 +283,7 @@ class _Clock:
         self.out = Replay()
 
     def run(self) -> Replay:
+        """Play to the end."""
         while True:
             while self.free and self._hand_out():
                 pass

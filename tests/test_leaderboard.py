@@ -55,7 +55,8 @@ def test_new_columns_stand_at_the_end_and_intervals_come_from_the_journals_repli
     drawn = {e["config_id"]: np.array(e["replicates"][1:]) for e in events if e["event"] == "pooled"}
     mean = float(np.mean(FOLDS["a"]))
     assert (best["dice_ci_low"], best["dice_ci_high"]) == pytest.approx(bootstrap_interval(mean, drawn["a"], 12))
-    assert (best["dice_nb_low"], best["dice_nb_high"]) == pytest.approx(corrected_interval(np.array(FOLDS["a"])))
+    assert (best["dice_nb_low"], best["dice_nb_high"]) == pytest.approx(
+        np.clip(corrected_interval(np.array(FOLDS["a"])), 0, 1))  # wider than the metric goes
     paired = bootstrap_interval(0.6 - mean, drawn["b"] - drawn["a"], 12)
     assert (second["delta_ci_low"], second["delta_ci_high"]) == pytest.approx(paired)
     assert second["p_to_best_bootstrap"] < 0.001 < second["p_to_best"]

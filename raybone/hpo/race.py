@@ -98,7 +98,8 @@ def score(study: Study, configuration: Configuration, rung: int) -> float:
 def race_of(study: Study) -> Race:
     """The race that a study's scheduler runs; for the other schedulers, one that decides nothing before the end."""
     race = study.search.scheduler == "fold_race"
-    return Race(ladder_of(study), Rule(races=race, promotion=study.search.type == "promotion"))
+    rule = Rule(races=race, promotion=study.search.type == "promotion")
+    return Race(ladder_of(study), rule, 1 if study.direction == "maximize" else -1)
 
 
 def expected(study: Study) -> list[tuple[int, float, float]]:
@@ -137,10 +138,11 @@ class Race:
 
     Args:
         rungs: (folds, epochs) of each rung, the last one is the full run.
+        sign: -1 when scores are those of a metric to minimise, turned over; reasons and evidence then show the metric.
     """
 
-    def __init__(self, rungs: Ladder, rule: Rule = Rule()) -> None:
-        self.ladder, self.rule = rungs, rule
+    def __init__(self, rungs: Ladder, rule: Rule = Rule(), sign: int = 1) -> None:
+        self.ladder, self.rule, self.sign = rungs, rule, sign
         last_folds, last_epochs = rungs[-1]
         self.full = next(i for i, (k, e) in enumerate(rungs) if e == last_epochs and k >= min(3, last_folds)) \
             if rule.races else len(rungs) - 1
@@ -201,7 +203,8 @@ class Race:
             waiting = self.rungs[number].waiting
             if waiting and waiting[0][0] < math.inf:
                 return Next(waiting[0][3], number + 1, f"{self.finalists} ran in full at the end of the search: best "
-                            f"of those waiting at {name_of(self.ladder, number)}", {"score": -waiting[0][0]})
+                            f"of those waiting at {name_of(self.ladder, number)}",
+                            {"score": -self.sign * waiting[0][0]})
         return None
 
     def judge(self, config_id: str, rung: int) -> Decision | None:
@@ -216,11 +219,11 @@ class Race:
         rival = self.incumbent(config_id, rung)
         if rival is None:
             return None
-        evidence = self._pair(config_id, rival, rung)
-        gap, spread = evidence["rival"] - evidence["score"], evidence["standard_error"]
-        if math.isfinite(evidence["score"]) and gap <= self.rule.slack * spread:
+        lead, evidence = self._pair(config_id, rival, rung)
+        spread, folds = evidence["standard_error"], self.ladder[rung][0]
+        if lead >= -self.rule.slack * spread:
             return None
-        return Decision(config_id, "stop", rung, f"{gap:.4f} behind {rival} on the same {self.ladder[rung][0]} folds, "
+        return Decision(config_id, "stop", rung, f"{-lead:.4f} behind {rival} on the same {folds} folds, "
                         f"over {self.rule.slack:g} standard errors of {spread:.4f}", {**evidence, "against": rival})
 
     def incumbent(self, config_id: str, rung: int) -> str | None:
@@ -236,11 +239,11 @@ class Race:
         level = self.rungs[rung]
         place, of = level.place(config_id) + 1, len(level.ranked)
         words = f"rank {place} of {of} at {name_of(self.ladder, rung)}"
-        evidence: dict[str, float | int | str] = {"score": level.score(config_id), "rank": place, "of": of}
+        evidence: dict[str, float | int | str] = {"score": self.sign * level.score(config_id), "rank": place, "of": of}
         if level.quota:
             last = level.ranked[level.quota - 1][3]
-            evidence |= {"against": last, "rival": level.score(last)}
-            words += f"; the best {level.quota} go on, down to {last} with {level.score(last):.4f}" \
+            evidence |= {"against": last, "rival": self.sign * level.score(last)}
+            words += f"; the best {level.quota} go on, down to {last} with {self._told(level, last, config_id)}" \
                 if place > level.quota else "; the search ended before its turn"
         return words, evidence
 
@@ -257,28 +260,36 @@ class Race:
             self._variance = (weight * self.rule.prior_sd**2 + squares) / (weight + freedom)
         return self._variance
 
-    def _pair(self, config_id: str, rival: str, rung: int) -> dict[str, float]:
+    def _pair(self, config_id: str, rival: str, rung: int) -> tuple[float, dict[str, float]]:
+        """How far a configuration leads another on the folds that it has, and the evidence."""
         done, total = self.ladder[rung][0], self.ladder[-1][0]
-        theirs = self.folds[rival][:done]
-        return {"score": self.rungs[rung].score(config_id), "rival": sum(theirs) / done, "folds": done,
-                "standard_error": math.sqrt(2 * self.residual_variance() * (1 / done - 1 / total))}
+        mine, theirs = self.rungs[rung].score(config_id), sum(self.folds[rival][:done]) / done
+        spread = math.sqrt(2 * self.residual_variance() * (1 / done - 1 / total))
+        lead = mine - theirs if math.isfinite(mine) else -math.inf
+        return lead, {"score": self.sign * mine, "rival": self.sign * theirs, "folds": done, "standard_error": spread}
 
     def _why_in(self, config_id: str, rung: int) -> tuple[str, dict[str, float | int | str]]:
         rival = self.incumbent(config_id, rung)
         if rival is None:
-            return "first at full length: more folds", {"score": self.rungs[rung].score(config_id)}
-        pair = self._pair(config_id, rival, rung)
-        gap = pair["score"] - pair["rival"]
-        return (f"still in the race: {abs(gap):.4f} {'ahead of' if gap >= 0 else 'behind'} {rival} on the same "
+            return "first at full length: more folds", {"score": self.sign * self.rungs[rung].score(config_id)}
+        lead, pair = self._pair(config_id, rival, rung)
+        return (f"still in the race: {abs(lead):.4f} {'ahead of' if lead >= 0 else 'behind'} {rival} on the same "
                 f"{self.ladder[rung][0]} folds, {self.rule.slack:g} standard errors are "
                 f"{self.rule.slack * pair['standard_error']:.4f}", {**pair, "against": rival})
 
     def _why_up(self, config_id: str, rung: int) -> tuple[str, dict[str, float | int | str]]:
         level = self.rungs[rung]
         place, of = level.place(config_id) + 1, len(level.ranked)
-        evidence: dict[str, float | int | str] = {"score": level.score(config_id), "rank": place, "of": of}
+        evidence: dict[str, float | int | str] = {"score": self.sign * level.score(config_id), "rank": place, "of": of}
         if level.quota >= of:
             return f"rank {place} of {of} at {name_of(self.ladder, rung)}", evidence
         below = level.ranked[level.quota][3]
         return (f"rank {place} of {of} at {name_of(self.ladder, rung)}: one of the best {level.quota}; next below is "
-                f"{below} with {level.score(below):.4f}", {**evidence, "against": below, "rival": level.score(below)})
+                f"{below} with {self._told(level, below, config_id)}",
+                {**evidence, "against": below, "rival": self.sign * level.score(below)})
+
+    def _told(self, level: Rung, other: str, config_id: str) -> str:
+        """Another one's score, and what told the two apart when it is the same."""
+        score = level.score(other)
+        same = ", the same: validation loss decides" if score == level.score(config_id) else ""
+        return f"{self.sign * score:.4f}{same}"
