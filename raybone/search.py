@@ -34,6 +34,9 @@ from raybone.warm import warm_start
 # Keys that a resumed study may change: they do not alter what is already trained.
 CHANGEABLE = {"limits", "resources", "keep", "resolved"}
 
+# Reasons at which a search has what it was after, and its winner meets the test group.
+ENDS = ("complete", "limits.target", "limits.converged")
+
 
 @dataclass
 class OpenStudy:
@@ -57,7 +60,7 @@ class OpenStudy:
         """
         with self.brain.lock:
             began = time.monotonic()
-            if self.brain.version == self.published or (began < self._rests_until and not last):
+            if self.lease.lost or self.brain.version == self.published or (began < self._rests_until and not last):
                 return
             self.published = self.brain.version
             board = write_leaderboard(self.folder, self.study, self.brain.state)
@@ -197,21 +200,31 @@ def conclude(opened: OpenStudy, examiner: Callable[..., dict[str, float]] = exam
     Raises:
         RunFailed: it ended because too many configurations failed, or the winner could not be tested.
     """
+    if opened.lease.lost:
+        raise RunFailed(f"study {opened.folder.url}: another driver has taken it over while this one stood still; "
+                        "`raybone watch` shows it")
     reason = opened.brain.finish()
-    if reason == "complete" and (best := opened.to_test()):
-        try:
-            metrics = examiner(opened.study, opened.folder, opened.dataset, opened.model, best.id, best.params)
-        except Exception as error:
-            cause = getattr(error, "cause", None) or error  # of a Ray task
-            raise RunFailed(f"test group, {best.id}: must be evaluated, but {type(cause).__name__}: "
-                            f"{' '.join(str(cause).split())[:300]}; start the same command again") from error
-        opened.brain.tested(best.id, metrics, "" if metrics else
-                            f"test group: {best.id} was not scored, as weights of its folds are gone")
-    opened.publish(last=True)
+    try:
+        if reason.startswith(ENDS) and (best := opened.to_test()):
+            _look(opened, best, examiner)
+    finally:
+        opened.publish(last=True)
     if reason.startswith("limits.failed_trials"):
         raise RunFailed(f"{reason}; reasons are in {opened.folder.url}/leaderboard.csv and the journal; "
                         "mend the cause and start the same command")
     return reason
+
+
+def _look(opened: OpenStudy, best: Configuration, examiner: Callable[..., dict[str, float]]) -> None:
+    """Score the winner on the test group."""
+    try:
+        metrics = examiner(opened.study, opened.folder, opened.dataset, opened.model, best.id, best.params)
+    except Exception as error:
+        cause = getattr(error, "cause", None) or error  # of a Ray task
+        raise RunFailed(f"test group, {best.id}: must be evaluated, but {type(cause).__name__}: "
+                        f"{' '.join(str(cause).split())[:300]}; start the same command again") from error
+    opened.brain.tested(best.id, metrics, "" if metrics else
+                        f"test group: {best.id} was not scored, as weights of its folds are gone")
 
 
 def _work(opened: OpenStudy, work: Work, tell: Callable[[Brain], None]) -> None:

@@ -95,17 +95,20 @@ def read_curves(path: Path | str) -> Curves:
     """
     try:
         with np.load(path, allow_pickle=False) as content:
-            found = {k: content[k] for k in content}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            found = {k: np.asarray(content[k]) for k in content.files}
+    except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise WrongInput(f"--curves {path}: must be an npz of recorded curves, but: {' '.join(str(error).split())}; "
                          "`raybone search --record` writes one") from None
-    missing = [k for k in ("T", "cost", "F", "feats") if k not in found]
-    if missing or found["T"].ndim != 4 or min(found["T"].shape) < 1 or len(found["cost"]) != len(found["T"]):
+    shapes = {k: (found[k].ndim, len(found[k]) if found[k].ndim else 0) for k in found}
+    count = shapes.get("T", (0, 0))[1]
+    if [shapes.get(k) for k in ("T", "cost", "F")] != [(4, count), (1, count), (2, count)] or "feats" not in found \
+            or min(found["T"].shape) < 1:
         raise WrongInput(f"--curves {path}: must hold T (configurations, seeds, folds, epochs), cost, F and feats, got "
                          f"{({k: v.shape for k, v in found.items()})}; `raybone search --record` writes such a file")
-    if not np.isfinite(found["T"]).all():
-        raise WrongInput(f"--curves {path}: scores must be finite, but {int((~np.isfinite(found['T'])).sum())} are "
-                         "not; put the worst score in their place")
+    for name in ("T", "cost", "F"):
+        if found[name].dtype.kind not in "fiu" or not np.isfinite(found[name]).all():
+            raise WrongInput(f"--curves {path}: {name} must be finite numbers, but is not; put the worst score in the "
+                             "place of a missing one")
     sign = -1 if str(found.get("direction", "maximize")) == "minimize" else 1
     return Curves(Path(path).stem, sign * found["T"].astype(float), found["cost"].astype(float),
                   found["F"].astype(float), tuple(str(f) for f in found["feats"]),
@@ -127,7 +130,7 @@ def simulate(paths: Sequence[Path | str], folds: int = 5, repeats: int = 100, tr
     """
     problems = [f"--{name} {value}: must be at least {least}, got {value}; give a larger number" for name, value, least
                 in (("folds", folds, 2), ("repeats", repeats, 1), ("trials", trials, 2), ("workers", workers, 1),
-                    ("startup", startup, 0)) if value < least]
+                    ("startup", startup, 0)) if not least <= value < math.inf]
     problems += [f"--schedulers: {n!r} is unknown; known are {', '.join(SCHEDULERS)}" for n in schedulers
                  if n not in SCHEDULERS]
     tables = [read_curves(path) for path in paths]
@@ -151,7 +154,8 @@ def summary(tables: Sequence[Mapping[str, Array]], resamples: int = 500) -> dict
     Returns:
         By scheduler: ``fold_epochs``; ``excess_regret_pct`` with standard error ``excess_regret_se``; ``top5_rate``;
         ``seconds``; ``speedup_vs_full``; ``speedup_vs_lockstep``, the cost of the lockstep ASHA setting of equal
-        excess regret (interpolated between settings, never beyond them) over this one's, with its 95 % interval by
+        excess regret (interpolated; that of the best setting for one that is better than all, NaN for one that is
+        worse than all) over this one's, with its 95 % interval by
         bootstrap over repeats, ``speedup_vs_lockstep_low`` and ``_high``.
     """
     repeats = len(next(iter(tables[0].values())))
@@ -165,7 +169,9 @@ def summary(tables: Sequence[Mapping[str, Array]], resamples: int = 500) -> dict
         mean = np.stack([t[name].mean(0) for t in tables])
         against = [_frontier([(excess_B[n][b], cost_B[n][b]) for n in locks], excess_B[name][b]) / cost_B[name][b]
                    for b in range(resamples)] if locks else [math.nan]
-        low, mid, high = (float(v) for v in np.quantile(against, [0.025, 0.5, 0.975]))
+        known = np.isfinite(against)
+        low, mid, high = (float(v) for v in np.quantile(np.array(against)[known], [0.025, 0.5, 0.975])) \
+            if known.mean() > 0.5 else (math.nan,) * 3
         full = float(_geometric(np.stack([t["full"].mean(0)[0] for t in tables]))) if "full" in tables[0] else math.nan
         cost = float(_geometric(mean[:, 0]))
         rows[name] = {
@@ -246,12 +252,13 @@ def replay(curves: Curves, scheduler: Scheduler, order: Sequence[int], folds: Se
 
 
 def _frontier(points: Sequence[tuple[float, float]], excess: float) -> float:
-    """Cost at this excess regret on the lower edge of (excess, cost) points; at its ends, that of the last point."""
+    """Cost at this excess regret on the lower edge of (excess, cost) points; below it that of its best point, above
+    it NaN."""
     edge: list[tuple[float, float]] = []
     for regret, cost in sorted(points):
         if not edge or cost < edge[-1][1]:
             edge.append((regret, cost))
-    return float(np.exp(np.interp(excess, [e for e, _ in edge], [math.log(c) for _, c in edge])))
+    return float(np.exp(np.interp(excess, [e for e, _ in edge], [math.log(c) for _, c in edge], right=math.nan)))
 
 
 def _geometric(values: Array) -> Array:
@@ -341,7 +348,7 @@ class Clock:
         self.race.arrive(name, rung, self.score_RCK[rung, c, :count].tolist())
         decision = self.race.judge(name, rung)
         if decision:
-            self.race.drop(name)
+            self.race.end(name, "stop" if decision.action == "stop" else "complete")
         self.out.seconds = self.now
         if decision and decision.action == "complete":
             self.out.scores[c] = float(self.final_C[c])

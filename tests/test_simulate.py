@@ -139,7 +139,7 @@ def test_a_metric_to_minimise_is_turned_over(tmp_path: Path) -> None:
     (b"PK\x03\x04broken", "must be an npz"),
     ({"T": np.zeros((3, 5, 4))}, "must hold T"),
     ({"T": np.full((3, 1, 5, 4), np.nan), "cost": np.ones(3), "F": np.ones((3, 1)), "feats": np.array(["a"])},
-     "scores must be finite"),
+     "T must be finite numbers"),
 ], ids=["missing", "empty", "broken", "shape", "nan"])
 def test_what_is_no_table_is_one_clear_line(content: Any, says: str, tmp_path: Path) -> None:
     path = tmp_path / "a b'.npz"

@@ -265,7 +265,7 @@ class Brain:
         elif kind == "work":
             self.race.go(config_id, event["rung"])
         elif kind == "failed" or (kind == "decision" and event["action"] != "promote"):
-            self.race.drop(config_id, failed=kind == "failed")
+            self.race.end(config_id, "failed" if kind == "failed" else event["action"])
 
     def _over_limit(self) -> str:
         """Why no new work is handed out, or nothing."""

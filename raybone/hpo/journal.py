@@ -6,19 +6,21 @@ segment. A line that a crash tore is cut off when the study is opened again.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
 import time
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from io import RawIOBase
+from typing import Any
 
 import orjson
 import yaml
 
 from raybone.folder import Folder
-from raybone.records import WrongInput
+from raybone.records import RunFailed, WrongInput
 from raybone.spec import Study, parse_study
 
 Event = dict[str, Any]
@@ -52,7 +54,7 @@ class Journal:
     def __init__(self, study: Folder) -> None:
         self.folder = study.child("journal")
         self._lock = threading.Lock()
-        self._file: BinaryIO | None = None
+        self._file: RawIOBase | None = None
         self._next = 0
         # How far this reader has come: segment, bytes and lines of it, and the checksum there.
         self._segment, self._offset, self._line, self._crc = 0, 0, 0, 0
@@ -65,7 +67,8 @@ class Journal:
         Raises:
             WrongInput: a line is broken, changed or missing.
         """
-        for name in self._segments():
+        names = self._segments()
+        for name, after in zip(names, [*names[1:], None]):
             number = int(name.partition(".")[0])
             if number < self._segment:
                 continue
@@ -74,11 +77,14 @@ class Journal:
                     raise WrongInput(f"{self.folder.url}/{self._segment + 1:06d}.jsonl: every segment must be there, "
                                      f"but {name} follows {self._segment:06d}.jsonl; restore it from a copy")
                 self._segment, self._offset, self._line = number, 0, 0
+            heir = self._first_line(after) if after else None
             with self.folder.fs.open(f"{self.folder.path}/{name}", "rb") as file:
                 file.seek(self._offset)
                 for line in file:
                     if not line.endswith(b"\n"):
                         break  # a crash tore it, or it is being written now
+                    if heir and self._follows(heir):
+                        break  # a driver that had lost its lease to the next segment's went on writing
                     event = self._read(name, line)
                     self._offset += len(line)
                     yield event
@@ -95,17 +101,38 @@ class Journal:
                 self._next = self._take_up()
             line = {"event": event, "time": round(time.time(), 3), "up": round(time.monotonic() - self._began, 3),
                     **content}
-            body = json.dumps(line, separators=(",", ":"))[:-1].encode()
-            self._tail = zlib.crc32(body, self._tail)
-            self._write(body + f'{SEAL}{self._tail:08x}"}}\n'.encode())
+            text = json.dumps(line, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+            body = text[:-1].encode("utf-8", "replace")
+            crc = zlib.crc32(body, self._tail)
+            try:
+                self._write(body + f'{SEAL}{crc:08x}"}}\n'.encode())
+            except BaseException:
+                # What came onto the disk is not known: the next event finds out, and starts a segment.
+                self._close()
+                raise
+            self._tail = crc
         return line
 
     def close(self) -> None:
         """Close the segment; a later append opens another."""
         with self._lock:
-            if self._file:
-                self._file.close()
-                self._file, self._next = None, 0
+            self._close()
+
+    def _close(self) -> None:
+        file, self._file, self._next = self._file, None, 0
+        if file:
+            file.close()
+
+    def _first_line(self, name: str) -> bytes | None:
+        """The first line of a segment, None while it is being written."""
+        with self.folder.fs.open(f"{self.folder.path}/{name}", "rb") as file:
+            line = file.readline()
+        return bytes(line) if line.endswith(b"\n") else None
+
+    def _follows(self, line: bytes) -> bool:
+        """Whether a line comes next after what has been read."""
+        body, _, crc = line.rpartition(SEAL.encode())
+        return crc[:8] == b"%08x" % zlib.crc32(body, self._crc)
 
     def _read(self, name: str, line: bytes) -> Event:
         """Parse and check one line."""
@@ -128,15 +155,20 @@ class Journal:
         return event
 
     def _write(self, line: bytes) -> None:
+        name = f"{self._next:06d}.jsonl"
         if not self.folder.local:
-            self.folder.write(f"{self._next:06d}.jsonl", line)
+            try:
+                self.folder.fs.pipe_file(f"{self.folder.path}/{name}", line, mode="create")
+            except FileExistsError:
+                raise RunFailed(f"{self.folder.url}/{name}: one driver writes, but another has taken the study over; "
+                                "this one ends") from None
             self._next += 1
             return
         if self._file is None:
             self.folder.fs.makedirs(self.folder.path, exist_ok=True)
-            self._file = open(f"{self.folder.path}/{self._next:06d}.jsonl", "ab")  # noqa: PTH123, SIM115
-        self._file.write(line)
-        self._file.flush()
+            self._file = open(f"{self.folder.path}/{name}", "ab", buffering=0)  # noqa: PTH123, SIM115
+        if self._file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{self.folder.path}/{name}")
         os.fsync(self._file.fileno())
 
     def _take_up(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -33,7 +34,8 @@ class Rule:
     promotion: a configuration waits at a rung until it is among the better part; else it is judged once, as it arrives.
     slack: standard errors behind the incumbent at which a configuration is dropped.
     prior_sd, prior_weight: prior of the configuration x fold residual, in units of the metric and of observations.
-    finalists: configurations that run in full at the least, as a winner needs a rival for its paired test.
+    finalists: configurations that run in full at the least, as a winner needs a rival for its paired test; so many
+        are not dropped from the race, however far behind.
     races: whether full-length rungs are a race; else the last rung is the only one that all of the better part reach.
     """
 
@@ -98,7 +100,7 @@ def score(study: Study, configuration: Configuration, rung: int) -> float:
 def race_of(study: Study) -> Race:
     """The race that a study's scheduler runs; for the other schedulers, one that decides nothing before the end."""
     race = study.search.scheduler == "fold_race"
-    rule = Rule(races=race, promotion=study.search.type == "promotion")
+    rule = Rule(races=race, promotion=not race or study.search.type == "promotion")
     return Race(ladder_of(study), rule, 1 if study.direction == "maximize" else -1)
 
 
@@ -149,7 +151,8 @@ class Race:
         self.rungs = [Rung(rule.factor) for _ in rungs]
         self.folds: dict[str, tuple[float, ...]] = {}
         self.failed: set[str] = set()
-        self.finalists = 0
+        # Those that run in full, or have run: racing and complete ones.
+        self.contenders: set[str] = set()
         self._complete: list[str] = []
         self._variance: float | None = None
 
@@ -157,7 +160,8 @@ class Race:
         """A configuration has finished a rung with these scores of its folds, more is better; NaN is the worst."""
         self.folds[config_id] = tuple(folds)
         self.rungs[rung].arrive(config_id, sum(folds) / len(folds), tie)
-        self.finalists += rung == self.full
+        if rung >= self.full and math.isfinite(sum(folds)):
+            self.contenders.add(config_id)
         if rung == len(self.ladder) - 1:
             self._complete.append(config_id)
             self._variance = None
@@ -167,13 +171,14 @@ class Race:
         for before in self.rungs[:rung]:
             before.leave(config_id)
 
-    def drop(self, config_id: str, failed: bool = False) -> None:
+    def end(self, config_id: str, how: Literal["complete", "stop", "failed"]) -> None:
         """A configuration waits no more at any rung; one that failed is nobody's rival."""
         for rung in self.rungs:
             rung.leave(config_id)
-        if failed and config_id not in self.failed:
+        if how == "failed":
             self.failed.add(config_id)
-            self.finalists -= config_id in self.rungs[self.full].arrived
+        if how != "complete":
+            self.contenders.discard(config_id)
 
     def next_step(self, idle: int = 0) -> Next | None:
         """The waiting configuration that deserves a free worker most, or None: then a new one is due.
@@ -197,12 +202,13 @@ class Race:
 
     def last_push(self) -> Next | None:
         """When nothing else is to be done and too few configurations ran in full: the best one of the highest rung."""
-        if self.finalists >= self.rule.finalists:
+        count = len(self.contenders)
+        if count >= self.rule.finalists:
             return None
         for number in reversed(range(len(self.ladder) - 1)):
             waiting = self.rungs[number].waiting
             if waiting and waiting[0][0] < math.inf:
-                return Next(waiting[0][3], number + 1, f"{self.finalists} ran in full at the end of the search: best "
+                return Next(waiting[0][3], number + 1, f"{count} ran in full at the end of the search: best "
                             f"of those waiting at {name_of(self.ladder, number)}",
                             {"score": -self.sign * waiting[0][0]})
         return None
@@ -216,8 +222,10 @@ class Race:
             if self.rule.promotion or len(self.rungs[rung].ranked) < 2 or self.rungs[rung].passes(config_id):
                 return None
             return Decision(config_id, "stop", rung, *self.why_out(config_id, rung))
+        if config_id not in self.contenders:
+            return Decision(config_id, "stop", rung, f"its score at {name_of(self.ladder, rung)} is not finite")
         rival = self.incumbent(config_id, rung)
-        if rival is None:
+        if rival is None or len(self.contenders) <= self.rule.finalists:
             return None
         lead, evidence = self._pair(config_id, rival, rung)
         spread, folds = evidence["standard_error"], self.ladder[rung][0]
@@ -230,7 +238,7 @@ class Race:
         """The best complete configuration; while there is none, the best other one that has finished this rung."""
         for number in (len(self.ladder) - 1, rung):
             for key in self.rungs[number].ranked:
-                if key[3] != config_id and key[3] not in self.failed:
+                if key[3] != config_id and key[3] not in self.failed and key[0] < math.inf:
                     return key[3]
         return None
 
@@ -265,23 +273,24 @@ class Race:
         done, total = self.ladder[rung][0], self.ladder[-1][0]
         mine, theirs = self.rungs[rung].score(config_id), sum(self.folds[rival][:done]) / done
         spread = math.sqrt(2 * self.residual_variance() * (1 / done - 1 / total))
-        lead = mine - theirs if math.isfinite(mine) else -math.inf
-        return lead, {"score": self.sign * mine, "rival": self.sign * theirs, "folds": done, "standard_error": spread}
+        return mine - theirs, {"score": self.sign * mine, "rival": self.sign * theirs, "folds": done,
+                               "standard_error": spread}
 
     def _why_in(self, config_id: str, rung: int) -> tuple[str, dict[str, float | int | str]]:
         rival = self.incumbent(config_id, rung)
         if rival is None:
             return "first at full length: more folds", {"score": self.sign * self.rungs[rung].score(config_id)}
         lead, pair = self._pair(config_id, rival, rung)
-        return (f"still in the race: {abs(lead):.4f} {'ahead of' if lead >= 0 else 'behind'} {rival} on the same "
-                f"{self.ladder[rung][0]} folds, {self.rule.slack:g} standard errors are "
-                f"{self.rule.slack * pair['standard_error']:.4f}", {**pair, "against": rival})
+        slack = self.rule.slack * pair["standard_error"]
+        return (f"{'kept as a rival' if lead < -slack else 'still in the race'}: {abs(lead):.4f} "
+                f"{'ahead of' if lead >= 0 else 'behind'} {rival} on the same {self.ladder[rung][0]} folds, "
+                f"{self.rule.slack:g} standard errors are {slack:.4f}", {**pair, "against": rival})
 
     def _why_up(self, config_id: str, rung: int) -> tuple[str, dict[str, float | int | str]]:
         level = self.rungs[rung]
         place, of = level.place(config_id) + 1, len(level.ranked)
         evidence: dict[str, float | int | str] = {"score": self.sign * level.score(config_id), "rank": place, "of": of}
-        if level.quota >= of:
+        if not level.quota or level.quota >= of:
             return f"rank {place} of {of} at {name_of(self.ladder, rung)}", evidence
         below = level.ranked[level.quota][3]
         return (f"rank {place} of {of} at {name_of(self.ladder, rung)}: one of the best {level.quota}; next below is "

@@ -1,7 +1,8 @@
 """One rung of asynchronous successive halving: who has arrived, in what order, and who of them may go on.
 
-Source: Li et al. 2020, arXiv:1810.05934. With n arrivals, the best ceil(n / factor) may go on once n >= 2, as where a
-cutoff is the quantile of the scores; equal scores are told apart by a second one, then by arrival.
+Source: Li et al. 2020, arXiv:1810.05934. With n >= 2 arrivals, those may go on that are not below the quantile
+1 - 1 / factor of all scores, which are the best floor((n - 1) / factor) + 1; equal scores are told apart by a second
+one, then by arrival.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Rung:
     @property
     def quota(self) -> int:
         """How many of the arrivals may go on."""
-        return math.ceil(len(self.ranked) / self.factor) if len(self.ranked) > 1 else 0
+        return math.floor((len(self.ranked) - 1) / self.factor) + 1 if len(self.ranked) > 1 else 0
 
     def passes(self, config_id: str) -> bool:
         """Whether a configuration is among those that may go on; one without a finite score never is."""
