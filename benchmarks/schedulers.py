@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import numpy as np
 
 from raybone.hpo.race import Rule, ladder
-from raybone.simulate import FULL, LOCKSTEPS, RACES, Clock, Curves, Scheduler, measure, read_curves, summary
+from raybone.metrics.intervals import corrected_winner
+from raybone.simulate import FULL, LOCKSTEPS, RACES, Clock, Curves, Scheduler, measure, read_curves, replay, summary
 
 REPEATS, TUNING_REPEATS, WORKERS = 200, 60, 8
 CURVES = Path(__file__).parent / "curves"
@@ -96,6 +98,31 @@ def survival(curves: Sequence[Curves]) -> dict[str, float]:
     return shares
 
 
+def curse(repeats: int = 60) -> list[dict[str, float]]:
+    """How far the winner's mean and its corrected score are above the truth, on made-up folds of 200 configurations."""
+    rows = []
+    for folds, spread, scheduler in itertools.product((5, 10), (0.0, 0.01), (FULL, RACES[0])):
+        raw, corrected = [], []
+        for repeat in range(repeats):
+            noise = np.random.default_rng(repeat)
+            quality_C = noise.normal(0.7, spread, 200)
+            folds_CK = quality_C[:, None] + noise.normal(0, 0.02, folds) + noise.normal(0, 0.02, (200, folds))
+            T_CSKE = (folds_CK[:, :, None] * (1 - np.exp(-np.arange(1, 28) / 4)))[:, None]
+            out = replay(Curves("made-up", T_CSKE, np.ones(200), quality_C[:, None]), scheduler, range(200),
+                         range(folds))
+            complete = sorted(out.scores)
+            # Effects of folds are known here; what is left above the quality is luck.
+            level, final_CK = T_CSKE[:, 0, :, -1].mean(0) - 0.7, T_CSKE[complete, 0, :, -1]
+            truth = quality_C[out.pick]
+            raw.append(final_CK.mean(1).max() - level.mean() - truth)
+            corrected.append(corrected_winner(final_CK) - level.mean() - truth)
+        rows.append({"folds": folds, "quality_sd": spread, "scheduler": scheduler.name,
+                     **{f"{name}_{what}": float(value) for name, values in (("raw", raw), ("corrected", corrected))
+                        for what, value in (("bias", np.mean(values)), ("se", np.std(values) / repeats**0.5))}})
+        print(rows[-1], flush=True)
+    return rows
+
+
 def trained() -> dict[str, Any]:
     """The same schedulers on tables of real training."""
     found = {}
@@ -112,8 +139,9 @@ if __name__ == "__main__":
     small = [read_curves(CURVES / name) for name in ("diabetes.npz", "digits.npz")]
     if sys.argv[1:] == ["trained"]:
         last = json.loads((machine.RESULTS / "schedulers.json").read_text())
-        result = {**last, "trained": trained()}
+        result = {**last, "winners_curse": curse(), "trained": trained()}
         del result["machine"]
     else:
-        result = {"survival": survival(small), "tuning": tune(small), "report": report(small), "trained": trained()}
+        result = {"survival": survival(small), "tuning": tune(small), "report": report(small),
+                  "winners_curse": curse(), "trained": trained()}
     machine.keep("schedulers", result)

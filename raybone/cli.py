@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -271,12 +272,15 @@ def _search(options: argparse.Namespace) -> None:
 def _simulate(options: argparse.Namespace) -> None:
     from raybone.simulate import plot, simulate
 
+    if options.plot and Path(options.plot).suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise WrongInput(f"--plot {options.plot}: must end in .png, .pdf or .svg; choose one")
     rows = simulate(options.curves, options.folds, options.repeats, options.trials, options.workers, options.startup,
                     options.schedulers, options.sampler, bar("simulate"))
     if options.plot:
         plot(rows, options.plot)
     if options.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps({n: {k: v if math.isfinite(v) else None for k, v in row.items()}
+                          for n, row in rows.items()}, indent=1))
         return
     print(f"{'scheduler':<20} {'fold epochs':>11} {'x full':>7} {'regret %':>15} {'top 5 %':>8} {'hours':>9}  "
           "x lockstep ASHA (95 %)")

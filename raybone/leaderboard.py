@@ -22,7 +22,7 @@ def leaderboard(study: Study, state: State) -> pd.DataFrame:
     the trained fold models would score on other patients, on folds of this size. ``nb`` and ``p_to_best`` are Nadeau &
     Bengio's, which allow for other training patients as well; they stand in ``ci`` and ``delta_ci`` too where there is
     no bootstrap: val_loss, folds of one patient, rows that are not complete. No p is corrected for the number of
-    configurations. ``corrected`` is the winner's score without the winner's curse.
+    configurations. ``corrected`` is the winner's score without the curse of the choice among complete rows.
     """
     rows = [_row(study, c, bool(state.end)) for c in state.configurations.values()]
     mean = f"{study.metric}_mean"

@@ -172,13 +172,18 @@ class Study(Strict):
     def _space_is_sound(self) -> Study:
         problems = [f"space.{k}: is also in fixed; keep it in one of the two" for k in self.space if k in self.fixed]
         for name, param in self.space.items():
-            for other in param.when or {}:
+            for other, value in (param.when or {}).items():
                 if other not in self.space or other == name:
                     problems.append(f"space.{name}.when: {other!r} must be another searched parameter")
                 elif self.space[other].when:
                     problems.append(f"space.{name}.when: {other!r} is conditional itself; conditions go one level deep")
+                elif not self.space[other].admits(value):
+                    problems.append(f"space.{name}.when: {other} is never {value!r}; give a value that it can have")
             if self.search.sampler == "grid" and param.choice is None:
                 problems.append(f"space.{name}: the grid sampler needs choice, got {_kind(param)}; list the values")
+        if self.search.type == "stopping" and self.search.scheduler != "fold_race":
+            problems.append(f"search.type: stopping is a kind of fold_race, got scheduler {self.search.scheduler}; "
+                            "leave it out")
         problems = problems or self._rules_and_points()
         if problems:
             raise ValueError("\n".join(problems))

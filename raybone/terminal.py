@@ -48,7 +48,8 @@ def progress() -> Callable[[Brain], None]:
     """Lines on what happens: decisions and failures at once, the running folds every few seconds."""
     from raybone.watch import best_line, clock, running_line, time_left
 
-    told = {"decisions": -1, "failed": 0, "time": 0.0, "version": -1}
+    told = {"decisions": -1, "time": 0.0, "version": -1}
+    failed: set[str] = set()
     began = time.monotonic()
     every = 2.0 if sys.stdout.isatty() else 10.0
 
@@ -66,10 +67,11 @@ def progress() -> Callable[[Brain], None]:
         for decision in state.decisions[int(told["decisions"]):]:
             print(f"[{now}] {decision['config_id']} {decision['action']}: {decision['reason']}", flush=True)
         told["decisions"] = len(state.decisions)
-        if state.failed > told["failed"]:
-            bad = [c for c in state.configurations.values() if c.status == "failed"][int(told["failed"]):]
-            print("\n".join(f"[{now}] {c.id} failed: {c.reason}" for c in bad), flush=True)
-            told["failed"] = state.failed
+        if state.failed > len(failed):
+            for c in state.configurations.values():
+                if c.status == "failed" and c.id not in failed:
+                    print(f"[{now}] {c.id} failed: {c.reason}", flush=True)
+                    failed.add(c.id)
         if brain.version != told["version"] and time.monotonic() - told["time"] >= every:
             told["time"], told["version"] = time.monotonic(), brain.version
             running = " | ".join(running_line(study, c) for c in list(state.running))

@@ -57,9 +57,10 @@ def _standings(study: Study, source: str) -> list[Row]:
     if content is None:
         raise WrongInput(f"--warm-start {source}: must be a leaderboard.csv or a study folder, but there is none; "
                          "check the path")
-    table = list(csv.DictReader(io.StringIO(content.decode("utf-8", "replace"), newline="")))
+    text = io.StringIO(content.decode("utf-8", "replace"), newline="")
+    table = list(csv.DictReader(text, restval=""))
     columns = set(table[0]) if table else set()
-    ranked_by = sorted(c.removesuffix("_ci_low") for c in columns if c and c.endswith("_ci_low"))
+    ranked_by = sorted({c.removesuffix("_ci_low") for c in columns if c and c.endswith("_ci_low")} - {"delta"})
     if table and not (ranked_by and {"state", "folds_done", "epochs_done"} <= columns):
         raise WrongInput(f"--warm-start {source}: must be a leaderboard of raybone, but lacks its columns; "
                          "give the leaderboard.csv of a study")

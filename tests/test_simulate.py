@@ -102,6 +102,8 @@ def test_noise_free_summaries_are_what_arithmetic_says() -> None:
     # Halfway in regret between 150 and 600 is their geometric mean; the setting off the edge plays no part.
     assert mine["speedup_vs_lockstep"] == pytest.approx(3.0)
     assert mine["speedup_vs_lockstep_low"] == mine["speedup_vs_lockstep_high"] == pytest.approx(3.0)
+    worse = summary([{**table, "mine": rows(10, 5.0)}])["mine"]
+    assert np.isnan(worse["speedup_vs_lockstep"])
     assert (mine["excess_regret_pct"], mine["excess_regret_se"], mine["top5_rate"]) == (0.5, 0.0, 1.0)
 
 
@@ -140,11 +142,20 @@ def test_a_metric_to_minimise_is_turned_over(tmp_path: Path) -> None:
     ({"T": np.zeros((3, 5, 4))}, "must hold T"),
     ({"T": np.full((3, 1, 5, 4), np.nan), "cost": np.ones(3), "F": np.ones((3, 1)), "feats": np.array(["a"])},
      "T must be finite numbers"),
-], ids=["missing", "empty", "broken", "shape", "nan"])
+    ({"T": np.full((3, 1, 5, 4), "a"), "cost": np.ones(3), "F": np.ones((3, 1)), "feats": np.array(["a"])},
+     "T must be finite numbers"),
+    ({"T": np.ones((3, 1, 5, 4)), "cost": np.ones((3, 1)), "F": np.ones((3, 1)), "feats": np.array(["a"])},
+     "must hold T"),
+    ({"T": np.ones((3, 1, 5, 4)), "cost": np.ones(3), "F": np.ones((2, 1)), "feats": np.array(["a"])}, "must hold T"),
+    (np.ones(3), "must be an npz"),
+], ids=["missing", "empty", "broken", "shape", "nan", "text", "cost", "features", "npy"])
 def test_what_is_no_table_is_one_clear_line(content: Any, says: str, tmp_path: Path) -> None:
     path = tmp_path / "a b'.npz"
     if isinstance(content, bytes):
         path.write_bytes(content)
+    elif isinstance(content, np.ndarray):
+        np.save(path.with_suffix(".npy"), content)
+        path.with_suffix(".npy").rename(path)
     elif content is not None:
         np.savez(path, **content)
     with pytest.raises(WrongInput, match=says):
@@ -156,6 +167,9 @@ def test_numbers_and_names_out_of_range_are_told_together(tmp_path: Path) -> Non
     with pytest.raises(WrongInput) as error:
         simulate([path], folds=9, repeats=0, schedulers=["hyperband"])
     assert len(error.value.problems) == 3
+    with pytest.raises(WrongInput, match="--startup nan"):
+        simulate([path], startup=float("nan"))
+    assert main(["simulate", "--curves", str(path), "--plot", str(tmp_path / "p.xyz")]) == 2
 
 
 def test_another_scheduler_can_be_replayed() -> None:

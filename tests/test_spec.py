@@ -58,6 +58,7 @@ def test_all_problems_come_at_once_one_line_each(tmp_path: Path) -> None:
     (("log_uniform: [1e-4, 0.1]", "log_uniform: [.nan, 0.1]"), "finite"),
     (("log_uniform: [1e-4, 0.1]", "log_uniform: [1e-4, 0.1], uniform: [0, 1]"), "exactly one"),
     (("when: {optimizer: SGD}", "when: {nothing: 1}"), "another searched parameter"),
+    (("when: {optimizer: SGD}", "when: {optimizer: Adam}"), "optimizer is never 'Adam'"),
     (("fixed: {batch: 16}", "fixed: {lr0: 1}"), "also in fixed"),
     (("sampler: tpe", "sampler: grid"), "grid sampler needs choice"),
     (("workers: 1", "workers: 2"), "fraction"),

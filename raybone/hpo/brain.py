@@ -48,8 +48,10 @@ class Brain:
         self._exhausted = False
         self._began = time.monotonic()
         last: Event = {"event": ""}
-        for last in journal.events():
-            self._apply(last)
+        for event in journal.events():
+            self._apply(event)
+            # A driver that died before it could judge has left nothing but its start.
+            last = event if event["event"] != "start" else last
         self._spent_before = self.state.seconds
         # What a driver that died had under way is finished first.
         self._interrupted = [c.id for c in self.state.configurations.values() if self._cut_off(c)]

@@ -39,7 +39,7 @@ class Rule:
     races: whether full-length rungs are a race; else the last rung is the only one that all of the better part reach.
     """
 
-    factor: float = 2.4
+    factor: float = 2.25
     promotion: bool = True
     slack: float = 1.5
     prior_sd: float = 0.015

@@ -105,7 +105,10 @@ def _spread(replicates_B: Array) -> float:
 
 
 def corrected_winner(folds_CK: Array) -> float:
-    """The winner's score without the winner's curse: for each fold choose on the others, score on this one, average.
+    """The winner's score without the curse of this choice: for each fold choose on the others, score on it, average.
+
+    Rows that a race has let through were chosen on some of these folds before; that part of the curse stays, about
+    half of it (``benchmarks/schedulers.py``).
 
     Args:
         folds_CK: score of C configurations on K folds, higher is better; NaN is worse than anything.

@@ -14,8 +14,8 @@ from raybone.folder import Folder
 from raybone.hpo.brain import Brain
 from raybone.hpo.journal import Journal
 from raybone.hpo.state import State
-from raybone.records import Epoch, WrongInput
-from tests.hpo.test_race import good, make_study, start
+from raybone.records import Epoch, RunFailed, WrongInput
+from tests.hpo.test_race import good, make_study, play, start
 
 
 def picture(brain: Brain) -> dict[str, Any]:
@@ -156,3 +156,69 @@ def test_an_object_store_keeps_an_event_a_segment(tmp_path: Path) -> None:
         writer.append("note", number=2 * number + 1)
     assert [e["number"] for e in Journal(folder).events()] == list(range(6))
     assert folder.child("journal").names()[-1] == "000006.jsonl"
+
+
+@pytest.mark.parametrize("place", ["disk", "store"])
+def test_what_a_driver_wrote_after_it_lost_its_lease_is_left_out(place: str, tmp_path: Path) -> None:
+    folder = Folder(tmp_path if place == "disk" else f"memory://{tmp_path.name}")
+    study = make_study(trials=6, scheduler="full")
+    old = Brain(study, Journal(folder), lambda params: 1, 1)
+    old.start(old.peek())
+    new = Brain(study, Journal(folder), lambda params: 1, 1)
+    if place == "disk":
+        old.finish()
+    else:
+        with pytest.raises(RunFailed, match="another has taken the study over"):
+            old.finish()
+    new.start(new.peek())
+    events = [e["event"] for e in Journal(folder).events()]
+    assert events == ["start", "config", "work", "start", "work"]
+    new.journal.close()
+    assert Brain(study, Journal(folder), lambda params: 1, 1).peek().config_id == "c000"
+
+
+def test_a_write_that_fails_costs_no_more_than_its_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in (Folder(tmp_path), Folder(f"memory://{tmp_path.name}")):
+        journal = Journal(folder)
+        journal.append("one")
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as broken:
+            broken.setattr("os.fsync", fail)
+            broken.setattr(type(folder.fs), "pipe_file", fail, raising=False)
+            with pytest.raises(OSError, match="No space"):
+                journal.append("lost")
+        journal.append("two")
+        # On a disk the line had been written before its flush failed: it may stay, whole.
+        assert [e["event"] for e in Journal(folder).events() if e["event"] != "lost"] == ["one", "two"]
+
+
+def test_words_that_are_no_unicode_can_be_written_and_read(tmp_path: Path) -> None:
+    brain = start(make_study(), tmp_path)
+    work = brain.start(brain.peek())
+    brain.fail(work.config_id, b"no such file: M\xfcller.dcm".decode("utf-8", "surrogateescape"))
+    brain.journal.close()
+    assert "ller.dcm" in start(make_study(), tmp_path).state.configurations["c000"].reason
+
+
+@pytest.mark.parametrize(("scheduler", "kind"), [("fold_race", "promotion"), ("fold_race", "stopping"),
+                                                 ("full", "promotion")])
+def test_a_judgement_survives_two_deaths_before_it_was_made(scheduler: str, kind: str, tmp_path: Path) -> None:
+    study = make_study(trials=4, epochs=2, folds=3, scheduler=scheduler, type=kind)
+    whole = start(study, tmp_path / "whole")
+    play(whole)
+    whole.finish()
+    lines = (tmp_path / "whole" / "journal" / "000001.jsonl").read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        if b'"event":"rung"' in line:
+            folder = tmp_path / str(number)
+            (folder / "journal").mkdir(parents=True)
+            (folder / "journal" / "000001.jsonl").write_bytes(b"".join(lines[:number + 1]))
+            Journal(Folder(folder)).append("start", slots=1)  # and dead again
+            again = start(study, folder)
+            play(again)
+            again.finish()
+            assert {c.id: c.status for c in again.state.configurations.values()} == \
+                {c.id: c.status for c in whole.state.configurations.values()}

@@ -12,7 +12,7 @@ import pytest
 from raybone.folder import Folder
 from raybone.hpo.brain import Brain
 from raybone.hpo.journal import Journal
-from raybone.hpo.race import ladder
+from raybone.hpo.race import Race, ladder
 from raybone.hpo.state import State
 from raybone.records import Epoch, InvalidConfig
 from raybone.spec import Limits, Resolved, Study
@@ -270,3 +270,68 @@ def test_a_converged_search_ends_with_its_evidence_and_a_sharp_one_goes_on(tmp_p
     without = start(budget(24), tmp_path / "without")
     play(without, noisy(0.1))
     assert without.finish() == "complete"
+
+
+def test_a_rival_that_is_not_finite_drops_nobody() -> None:
+    race = Race(ladder(27, 5, 1000))
+    full = race.full
+    race.arrive("nan", full, [math.nan] * 3)
+    assert race.judge("nan", full).action == "stop"
+    race.end("nan", "stop")
+    for config_id in ("a", "b", "c"):
+        race.arrive(config_id, full, [0.5, 0.5, 0.5])
+        assert race.judge(config_id, full) is None
+
+
+def test_two_run_in_full_however_far_behind_the_second_is(tmp_path: Path) -> None:
+    def curve(params: dict[str, Any], _: int, epoch: int) -> dict[str, float]:
+        best = params["quality"] > 0.9
+        return {"AP": 0.9 if best else 0.1 * params["quality"] * epoch / 27, "val_loss": 1.0}
+
+    for trials in (2, 5, 12):
+        brain = start(make_study(trials=trials), tmp_path / str(trials))
+        play(brain, curve)
+        brain.finish()
+        assert brain.state.counts["complete"] >= 2
+
+
+def test_idle_slots_take_a_racing_configuration_through_several_rungs_and_a_crash_changes_nothing(
+        tmp_path: Path) -> None:
+    study = make_study(trials=3, folds=10)
+    brain, at_work, jumps = start(study, tmp_path, slots=8), {}, 0
+    for _ in range(400):
+        if (work := brain.peek()) and work.config_id not in at_work:
+            rung = brain.state.configurations[work.config_id].rung if not work.new else -1
+            jumps += work.rung > rung + 1
+            at_work[work.config_id] = brain.start(work)
+            if jumps:
+                break
+        elif at_work:
+            config_id, work = at_work.popitem()
+            for segment in work.segments:
+                for epoch in range(segment.start + 1, segment.stop + 1):
+                    brain.epoch(config_id, Epoch(segment.fold, epoch, good(work.params, segment.fold, epoch), 1.0))
+            brain.rung_done(config_id, work.rung)
+    assert jumps == 1
+    brain.journal.close()
+    again = start(study, tmp_path, slots=8)
+    resumed = {work.config_id: work.rung for work in [again.peek()]}
+    assert resumed.items() <= {c.id: c.target for c in brain.state.configurations.values()}.items()
+    play(again)
+    again.finish()
+    told = [(e["config_id"], e["fold"], e["epoch"]) for e in Journal(Folder(tmp_path)).events()
+            if e["event"] == "epoch"]
+    assert len(told) == len(set(told))
+    assert again.state.counts["complete"] >= 2
+
+
+def test_asha_is_left_to_ray_whatever_the_type(tmp_path: Path) -> None:
+    study = make_study(trials=3, scheduler="asha")
+    study = study.model_copy(update={"resolved": study.resolved.model_copy(update={"ladder": ((5, 9), (5, 27))})})
+    brain = start(study, tmp_path)
+    for _ in range(3):
+        work = brain.start(brain.peek())
+        for segment in work.segments:
+            for epoch in range(1, 10):
+                brain.epoch(work.config_id, Epoch(segment.fold, epoch, good(work.params, segment.fold, epoch), 1.0))
+        assert brain.rung_done(work.config_id, 0) is None

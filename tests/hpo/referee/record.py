@@ -77,5 +77,5 @@ def promotion(factor: float, seed: int) -> list[list[object]]:
 
 if __name__ == "__main__":
     cases = [{"kind": kind.__name__, "factor": factor, "seed": seed, "story": kind(factor, seed)}
-             for kind in (stopping, promotion) for factor in (2, 2.4, 4, 8) for seed in range(4)]
+             for kind in (stopping, promotion) for factor in (2, 2.25, 4, 8) for seed in range(4)]
     Path(__file__).with_name("syne_tune.json").write_text(json.dumps(cases, separators=(",", ":")) + "\n")
