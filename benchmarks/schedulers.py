@@ -83,18 +83,23 @@ def report(curves: Sequence[Curves]) -> dict[str, Any]:
     return found
 
 
-def survival(curves: Sequence[Curves]) -> dict[str, float]:
-    """The share of racing configurations that get from rung to rung, which `raybone preview` expects."""
+def survival(curves: Sequence[Curves], repeats: int = 20) -> dict[str, dict[str, float]]:
+    """What `raybone preview` expects of a race: how many pass a rung too early, and how many that race get further."""
     shares = {}
-    for folds in (5, 10):
-        found: list[float] = []
-        for c in curves:
-            clock = Clock(c, RACES[0], range(len(c.T_CSKE)), range(folds), 0, WORKERS, 0.0, "random")
+    for folds, trials in itertools.product((5, 10), (20, 50, 200)):
+        haste, kept = [], []
+        for c, repeat in itertools.product(curves, range(repeats)):
+            noise = np.random.default_rng(repeat)
+            order = noise.permutation(len(c.T_CSKE))[:trials].tolist()
+            clock = Clock(c, RACES[0], order, range(folds), 0, WORKERS, 0.0, "random")
             clock.run()
-            counts = [len(r.ranked) for r in clock.race.rungs[clock.race.full:]]
-            found += [b / a for a, b in itertools.pairwise(counts)]
-        shares[f"K={folds}"] = sum(found) / len(found)
-    print(f"of those that race, get to the next rung: {shares}")
+            race, counts = clock.race, [len(r.ranked) for r in clock.race.rungs]
+            haste += [(after - before / race.rule.factor) / before**0.5
+                      for before, after in itertools.pairwise(counts[:race.full + 1])]
+            kept.append((counts[-1] / counts[race.full]) ** (1 / (len(counts) - 1 - race.full)))
+        shares[f"K={folds}, {trials} configurations"] = {"haste": float(np.mean(haste)),
+                                                         "survival": float(np.mean(kept))}
+        print(f"K={folds}, {trials} configurations: {shares[f'K={folds}, {trials} configurations']}", flush=True)
     return shares
 
 
@@ -139,7 +144,7 @@ if __name__ == "__main__":
     small = [read_curves(CURVES / name) for name in ("diabetes.npz", "digits.npz")]
     if sys.argv[1:] == ["trained"]:
         last = json.loads((machine.RESULTS / "schedulers.json").read_text())
-        result = {**last, "winners_curse": curse(), "trained": trained()}
+        result = {**last, "survival": survival(small), "winners_curse": curse(), "trained": trained()}
         del result["machine"]
     else:
         result = {"survival": survival(small), "tuning": tune(small), "report": report(small),

@@ -21,7 +21,8 @@ from raybone.spec import Study
 
 SMOOTH = 3  # epochs averaged for a decision
 MEMORY = 40  # full configurations that the residual variance is estimated from
-SURVIVAL = 0.7  # share of racing configurations that get to the next rung, in benchmarks/schedulers.py
+SURVIVAL = 0.8  # share of racing configurations that get to the next rung, in benchmarks/schedulers.py
+HASTE = 0.7  # promotions too many are this times the root of the arrivals (Li et al. 2020, 3.3), in the same benchmark
 FIRST_STEPS = 130  # optimiser steps before which detectors from scratch score exactly 0
 START_UP = 10.0  # seconds a run takes to start, as measured on two cores
 Ladder = tuple[tuple[int, int], ...]
@@ -107,7 +108,8 @@ def race_of(study: Study) -> Race:
 def expected(study: Study) -> list[tuple[int, float, float]]:
     """(rung, configurations that get there, fold epochs spent on the way to it from the rung before), before a search.
 
-    A rung passes on its share; of those that race, SURVIVAL get to the next rung.
+    A rung passes on its share, and a few more as it decides before all have arrived; of those that race, SURVIVAL get
+    to the next rung.
     """
     rungs, rule = ladder_of(study), race_of(study)
     arrive, rows, spent = float(study.search.trials), [], 0
@@ -117,8 +119,8 @@ def expected(study: Study) -> list[tuple[int, float, float]]:
         if study.search.scheduler == "asha":
             arrive = max(arrive / 3, 1)
         elif study.search.scheduler == "fold_race":
-            arrive = max(arrive / rule.rule.factor if rung < rule.full else arrive * SURVIVAL,
-                         min(rule.rule.finalists, study.search.trials))
+            passes = arrive / rule.rule.factor + HASTE * math.sqrt(arrive) if rung < rule.full else arrive * SURVIVAL
+            arrive = max(min(passes, arrive), min(rule.rule.finalists, study.search.trials))
     return rows
 
 
