@@ -59,6 +59,8 @@ def search(study: Study, out: str, address: str | None = None,
             _tuner(driver).fit()
             driver.drain()
         driver.raise_error()
+        if not opened.brain.done and not opened.brain.stopping:
+            raise KeyboardInterrupt  # Tune ends its loop at Ctrl-C as if all were done
         reason = conclude(opened, _examine)
         tell(opened.brain)
         return reason
