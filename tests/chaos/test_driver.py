@@ -24,7 +24,7 @@ def epochs_of(out: Path) -> list[tuple[str, int, int]]:
     return [(e["config_id"], e["fold"], e["epoch"]) for e in Journal(Folder(out)).events() if e["event"] == "epoch"]
 
 
-def test_a_study_that_is_killed_and_then_interrupted_equals_an_undisturbed_one(study: dict[str, Any], tmp_path: Path) -> None:
+def test_a_study_killed_and_then_interrupted_equals_an_undisturbed_one(study: dict[str, Any], tmp_path: Path) -> None:
     study = {**study, "epochs": 6}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     search_locally(parse_study(study), str(tmp_path / "whole"))
