@@ -26,12 +26,12 @@ class Run:
 
     def append(self, metrics: dict[str, float | None], seconds: float) -> None:
         """One more epoch; None, and a metric that other epochs have and this one has not, is NaN."""
-        count = len(self.seconds)
-        for name in metrics.keys() - self.metrics.keys():
-            self.metrics[name] = array("d", [math.nan] * count)
-        for name, column in self.metrics.items():
-            value = metrics.get(name)
-            column.append(math.nan if value is None else value)
+        if metrics.keys() != self.metrics.keys():
+            for name in metrics.keys() - self.metrics.keys():
+                self.metrics[name] = array("d", [math.nan] * len(self.seconds))
+            metrics = {name: metrics.get(name) for name in self.metrics}
+        for name, value in metrics.items():
+            self.metrics[name].append(math.nan if value is None else value)
         self.seconds.append(seconds)
 
     def __len__(self) -> int:

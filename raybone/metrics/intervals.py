@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from scipy import stats
 
@@ -20,8 +22,14 @@ def corrected_interval(folds_K: Array, level: float = 0.95) -> tuple[float, floa
     if count < 2:
         return float("nan"), float("nan")
     mean, sd = float(np.mean(folds_K)), float(np.std(folds_K, ddof=1))
-    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * sd * (1 / count + 1 / (count - 1)) ** 0.5
+    half = _quantile(level, count - 1) * sd * (1 / count + 1 / (count - 1)) ** 0.5
     return mean - half, mean + half
+
+
+@lru_cache(maxsize=256)
+def _quantile(level: float, freedom: float) -> float:
+    """Of Student's t, two-sided; a table asks for the same ones again and again."""
+    return float(stats.t.ppf((1 + level) / 2, freedom))
 
 
 def corrected_p(folds_K: Array, best_K: Array) -> float:
