@@ -1,4 +1,4 @@
-"""The demonstration study: a phantom cohort and a search small enough for two cores and five minutes."""
+"""The demonstration study: a phantom cohort and a search small enough for two cores and minutes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """fold_race: successive halving over (folds, epochs), then a paired race over the remaining folds.
 
-Rungs up to the first full-length one let the better half go on, as asynchronous successive halving does; from there on
+Rungs up to the first full-length one let the better part go on, as asynchronous successive halving does; from there on
 a configuration gets more folds until it is clearly worse than the incumbent on the same folds. Folds come in the same
 order for every configuration.
 """
@@ -22,7 +22,7 @@ from raybone.spec import Study
 SMOOTH = 3  # epochs averaged for a decision
 MEMORY = 40  # full configurations that the residual variance is estimated from
 SURVIVAL = 0.8  # share of racing configurations that get to the next rung, in benchmarks/schedulers.py
-HASTE = 0.7  # promotions too many are this times the root of the arrivals (Li et al. 2020, 3.3), in the same benchmark
+HASTE = 0.7  # promotions too many are this times the root of the arrivals, in the same benchmark
 FIRST_STEPS = 130  # optimiser steps before which detectors from scratch score exactly 0
 START_UP = 10.0  # seconds a run takes to start, as measured on two cores
 Ladder = tuple[tuple[int, int], ...]
