@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import fsspec
 
 from raybone.records import WrongInput
+
+# What a network file system or an object store says while it is away; a full disk or a wrong name is not among them.
+AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
+        errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EREMOTEIO, errno.ENOLINK}
+OUTAGE = 120.0  # seconds that a storage may be away
+Result = TypeVar("Result")
+
+
+def patiently(operation: Callable[[], Result]) -> Result:
+    """Do it again, at growing intervals, while the storage is away; raises the last error after OUTAGE seconds."""
+    began, pause = time.monotonic(), 0.5
+    while True:
+        try:
+            return operation()
+        except OSError as error:
+            if error.errno not in AWAY or time.monotonic() - began > OUTAGE:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 10.0)
 
 
 class Folder:
@@ -32,13 +54,30 @@ class Folder:
     def read(self, name: str) -> bytes | None:
         """Content of a file, or None when there is none."""
         try:
-            return bytes(self.fs.cat_file(f"{self.path}/{name}"))
+            return bytes(patiently(lambda: self.fs.cat_file(f"{self.path}/{name}")))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file so that a reader sees the old one or the new one, never a part."""
+        patiently(lambda: self._write(f"{self.path}/{name}", content))
+
+    def names(self, name: str = "") -> list[str]:
+        """Sorted names in a folder below this one; none when it does not exist."""
+        self.fs.invalidate_cache()
+        try:
+            found = patiently(lambda: self.fs.ls(f"{self.path}/{name}".rstrip("/"), detail=False))
+        except FileNotFoundError:
+            return []
+        return sorted(str(f).rstrip("/").rsplit("/", 1)[-1] for f in found)
+
+    def delete(self, name: str) -> None:
+        """Delete a file or a folder with all in it; fine when it is not there."""
         target = f"{self.path}/{name}"
+        if self.fs.exists(target):
+            patiently(lambda: self.fs.rm(target, recursive=True))
+
+    def _write(self, target: str, content: bytes) -> None:
         if not self.local:
             self.fs.pipe_file(target, content)
             return
@@ -53,18 +92,3 @@ class Folder:
         finally:
             if os.path.exists(temporary):  # noqa: PTH110
                 os.unlink(temporary)  # noqa: PTH108
-
-    def names(self, name: str = "") -> list[str]:
-        """Sorted names in a folder below this one; none when it does not exist."""
-        try:
-            self.fs.invalidate_cache()
-            found = self.fs.ls(f"{self.path}/{name}".rstrip("/"), detail=False)
-        except FileNotFoundError:
-            return []
-        return sorted(str(f).rstrip("/").rsplit("/", 1)[-1] for f in found)
-
-    def delete(self, name: str) -> None:
-        """Delete a file or a folder with all in it; fine when it is not there."""
-        target = f"{self.path}/{name}"
-        if self.fs.exists(target):
-            self.fs.rm(target, recursive=True)

@@ -6,6 +6,7 @@ segment. A line that a crash tore is cut off when the study is opened again.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any
 import orjson
 import yaml
 
-from raybone.folder import Folder
+from raybone.folder import Folder, patiently
 from raybone.records import RunFailed, WrongInput
 from raybone.spec import Study, parse_study
 
@@ -59,6 +60,7 @@ class Journal:
         # How far this reader has come: segment, bytes and lines of it, and the checksum there.
         self._segment, self._offset, self._line, self._crc = 0, 0, 0, 0
         self._tail = 0  # checksum of the last line in the journal
+        self._tried: int | None = None  # checksum of the line that is being written
         self._began = time.monotonic()
 
     def events(self) -> Iterator[Event]:
@@ -97,20 +99,11 @@ class Journal:
             does not jump.
         """
         with self._lock:
-            if not self._next:
-                self._next = self._take_up()
             line = {"event": event, "time": round(time.time(), 3), "up": round(time.monotonic() - self._began, 3),
                     **content}
             text = json.dumps(line, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-            body = text[:-1].encode("utf-8", "replace")
-            crc = zlib.crc32(body, self._tail)
-            try:
-                self._write(body + f'{SEAL}{crc:08x}"}}\n'.encode())
-            except BaseException:
-                # What came onto the disk is not known: the next event finds out, and starts a segment.
-                self._close()
-                raise
-            self._tail = crc
+            self._tried = None
+            patiently(lambda: self._put(text[:-1].encode("utf-8", "replace")))
         return line
 
     def close(self) -> None:
@@ -118,10 +111,25 @@ class Journal:
         with self._lock:
             self._close()
 
+    def _put(self, body: bytes) -> None:
+        if not self._next:
+            self._next = self._take_up()
+            if self._tail == self._tried:
+                return  # the attempt before had come onto the disk whole
+        crc = self._tried = zlib.crc32(body, self._tail)
+        try:
+            self._write(body + f'{SEAL}{crc:08x}"}}\n'.encode())
+        except BaseException:
+            # What came onto the disk is not known: the next attempt or event finds out, and starts a segment.
+            self._close()
+            raise
+        self._tail = crc
+
     def _close(self) -> None:
         file, self._file, self._next = self._file, None, 0
         if file:
-            file.close()
+            with contextlib.suppress(OSError):  # it was synced, or its loss is known
+                file.close()
 
     def _first_line(self, name: str) -> bytes | None:
         """The first line of a segment, None while it is being written."""

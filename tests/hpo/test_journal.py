@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +196,29 @@ def test_a_write_that_fails_costs_no_more_than_its_event(tmp_path: Path, monkeyp
         journal.append("two")
         # On a disk the line had been written before its flush failed: it may stay, whole.
         assert [e["event"] for e in Journal(folder).events() if e["event"] != "lost"] == ["one", "two"]
+
+
+@pytest.mark.parametrize("where", ["{}", "memory://{}"])
+def test_a_storage_that_is_away_for_a_while_costs_nothing_and_doubles_nothing(
+        where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raybone.folder.time.sleep", lambda seconds: None)
+    folder, failures = Folder(where.format(tmp_path)), iter(range(2))
+    journal = Journal(folder)
+    journal.append("one")
+
+    def away(*given: Any, work: Any, **more: Any) -> None:
+        work(*given, **more)  # the worst case: what is reported as lost had come onto the disk
+        if next(failures, None) is not None:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        pipe = type(folder.fs).pipe_file
+        broken.setattr("os.fsync", partial(away, work=os.fsync))
+        broken.setattr(type(folder.fs), "pipe_file", partialmethod(away, work=pipe))
+        journal.append("two")
+        journal.append("three")
+    assert next(failures, None) is None
+    assert [e["event"] for e in Journal(folder).events()] == ["one", "two", "three"]
 
 
 def test_words_that_are_no_unicode_can_be_written_and_read(tmp_path: Path) -> None:
