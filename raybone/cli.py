@@ -106,6 +106,8 @@ def _study_parsers(verbs: Any) -> None:
     _study_arguments(verb)
     verb.add_argument("--out", required=True, metavar="STUDY", help="study folder, or an fsspec URL")
     verb.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else a local one for the run)")
+    verb.add_argument("--wait", type=float, default=0, metavar="MINUTES",
+                      help="wait so long for nodes that an autoscaler adds, while not one run fits (default 0)")
     verb.add_argument("--local", action="store_true", help="in this process, without Ray")
     verb.add_argument("--record", action="store_true",
                       help="train every fold of every configuration in full, and write STUDY/curves.npz for simulate")
@@ -259,7 +261,7 @@ def _search(options: argparse.Namespace) -> None:
     else:
         from raybone.cluster.tuner import search
 
-        reason = search(study, options.out, options.address, progress(), options.warm_start)
+        reason = search(study, options.out, options.address, progress(), options.warm_start, options.wait)
     tell_end(reason, options.out)
     if options.record:
         from raybone.record import record

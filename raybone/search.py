@@ -37,6 +37,9 @@ CHANGEABLE = {"limits", "resources", "keep", "resolved"}
 # Reasons at which a search has what it was after, and its winner meets the test group.
 ENDS = ("complete", "limits.target", "limits.converged")
 
+# The reason that begins so is a failure of machines or storage.
+HALTED = "halted"
+
 
 @dataclass
 class OpenStudy:
@@ -209,6 +212,8 @@ def conclude(opened: OpenStudy, examiner: Callable[..., dict[str, float]] = exam
             _look(opened, best, examiner)
     finally:
         opened.publish(last=True)
+    if reason.startswith(HALTED):
+        raise RunFailed(f"study {opened.folder.url} {reason}; mend that and start the same command")
     if reason.startswith("limits.failed_trials"):
         raise RunFailed(f"{reason}; reasons are in {opened.folder.url}/leaderboard.csv and the journal; "
                         "mend the cause and start the same command")

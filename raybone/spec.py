@@ -112,6 +112,7 @@ class Limits(Strict):
     hours: float = Field(math.inf, gt=0, allow_inf_nan=True)
     gpu_hours: float = Field(math.inf, gt=0, allow_inf_nan=True)
     failed_trials: int = Field(8, ge=0, description="end the study when more configurations than this have failed")
+    stall_minutes: float = Field(60, gt=0, description="a worker whose epoch takes longer hangs, and is replaced")
     target: float | None = Field(None, description="end when a complete configuration's mean over folds is as good")
     converged: bool = Field(False, description="end when less is to be gained than the folds can tell, by Makarova et "
                                                "al. 2022; after 20 complete configurations")

@@ -46,9 +46,9 @@ def show_ranking(out: str) -> tuple[int, int]:
 
 def progress() -> Callable[[Brain], None]:
     """Lines on what happens: decisions and failures at once, the running folds every few seconds."""
-    from raybone.watch import best_line, clock, running_line, time_left
+    from raybone.watch import best_line, busy_line, clock, running_line, time_left
 
-    told = {"decisions": -1, "time": 0.0, "version": -1}
+    told = {"decisions": -1, "again": 0, "slots": 0, "time": 0.0, "version": -1}
     failed: set[str] = set()
     began = time.monotonic()
     every = 2.0 if sys.stdout.isatty() else 10.0
@@ -57,7 +57,7 @@ def progress() -> Callable[[Brain], None]:
         study, state = brain.study, brain.state
         now = clock(time.monotonic() - began)
         if told["decisions"] < 0:
-            told["decisions"] = len(state.decisions)
+            told.update(decisions=len(state.decisions), again=len(state.again), slots=brain.slots)
             rungs = study.resolved.ladder if study.resolved else ()
             print(f"{study.name}: {study.search.trials} configurations of {study.model}, {brain.slots} run(s) at once, "
                   f"rungs (folds x epochs): {', '.join(f'{k}x{e}' for k, e in rungs)}", flush=True)
@@ -66,7 +66,13 @@ def progress() -> Callable[[Brain], None]:
                       f"{prior.left_out} left out as outside the space", flush=True)
         for decision in state.decisions[int(told["decisions"]):]:
             print(f"[{now}] {decision['config_id']} {decision['action']}: {decision['reason']}", flush=True)
-        told["decisions"] = len(state.decisions)
+        for event in state.again[int(told["again"]):]:
+            print(f"[{now}] {event['config_id']} again: {event['reason']}", flush=True)
+        if brain.slots != told["slots"]:
+            print(f"[{now}] the cluster has room for {brain.slots} run(s) now", flush=True)
+        told.update(decisions=len(state.decisions), again=len(state.again), slots=brain.slots)
+        if state.end and state.fold_epochs:
+            print(f"[{now}] {busy_line(study, state)}", flush=True)
         if state.failed > len(failed):
             for c in state.configurations.values():
                 if c.status == "failed" and c.id not in failed:

@@ -52,11 +52,19 @@ def status_lines(study: Study, state: State) -> list[str]:
     reached = Counter(c.rung for c in state.configurations.values())
     lines += [f"  rung {r + 1} of {len(ladder)}: {name_of(ladder_of(study), r):<22} "
               f"{sum(n for k, n in reached.items() if k >= r)} done" for r in range(len(ladder))]
-    lines.append(best_line(study, state))
+    lines += [best_line(study, state), *([busy_line(study, state)] if state.fold_epochs else [])]
     lines += ["  " + running_line(study, c) for c in state.running]
     lines += [f"  {d['config_id']} {d['action']}: {d['reason']}" for d in state.decisions[-5:]]
+    lines += [f"  {a['config_id']} again: {a['reason']}" for a in state.again[-3:]]
     lines += [f"  {c.id} failed: {c.reason}" for c in state.configurations.values() if c.status == "failed"][-3:]
     return lines
+
+
+def busy_line(study: Study, state: State) -> str:
+    """How much of the machines' time went into epochs."""
+    what = "GPU time" if study.resources.gpus else "time of the training slots"
+    starts = f", {len(state.again)} runs were started again" if state.again else ""
+    return f"{state.busy_share:.0%} of the {what} went into epochs{starts}"
 
 
 def best_line(study: Study, state: State) -> str:

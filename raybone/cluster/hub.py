@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -23,11 +24,17 @@ class Hub:
         self._open: dict[str, list[Segment]] = {}
         self._claimed: dict[str, Segment] = {}
         self._groups: dict[str, list[str]] = {}
+        self._epochs: Counter[str] = Counter()
         self._stop = False
 
-    def put(self, message: dict[str, Any]) -> None:
-        """A message from a training run."""
+    def put(self, message: dict[str, Any], run: str = "") -> None:
+        """A message from a training run: an epoch of that run, or why it is started again."""
         self._messages.append(message)
+        self._epochs[run] += 1
+
+    def epochs(self, run: str) -> int:
+        """Epochs that a run has trained, in all its lives."""
+        return self._epochs[run]
 
     def drain(self, stop: bool) -> list[dict[str, Any]]:
         """All messages since the last call; sets whether the runs should stop after their epoch."""

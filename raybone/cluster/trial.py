@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 import traceback
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import train, tune
 from ray._raylet import PlacementGroupID
+from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
+from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raybone.cluster.hub import find
+from raybone.cluster.room import per_worker
 from raybone.cluster.worker import Job, ToHub, train_loop
 from raybone.folder import Folder
-from raybone.spec import Study
+from raybone.records import WrongInput
 
 POLL_SECONDS = 1.0
-RETRIES = 2  # of a run whose worker died; a fold goes on from its last epoch
+RETRIES = 2  # of a run that died without an epoch since it last did
 
 
 def run_trial(config: dict[str, Any]) -> None:
@@ -57,45 +63,87 @@ def _run(job: Job) -> dict[str, Any]:
     except Exception as error:
         trace = traceback.format_exc()
         Folder(job.folder).write(f"logs/{job.work.config_id}.txt", trace.encode())
-        return {"outcome": "failed", "reason": _cause(error), "pooled": None}
-    worst = next((r for o in ("failed", "interrupted") for r in results if r["outcome"] == o), None)
+        reason = _cause(error)[0] if isinstance(error, TrainingFailedError) else f"{type(error).__name__}: {error}"
+        return {"outcome": "failed", "reason": reason, "pooled": None}
+    worst = next((r for o in ("failed", "halt", "interrupted") for r in results if r["outcome"] == o), None)
     pooled = next((r["pooled"] for r in results if r.get("pooled")), None)
     return {"outcome": "done", "reason": "", **(worst or {}), "pooled": pooled}
 
 
 def _train(job: Job) -> dict[str, Any]:
+    """One run: a Ray Train run, and after each death another, in which a fold goes on from its last epoch.
+
+    Returns:
+        What ``train_loop`` returns, or the outcome halt when storage or machines fail it, who are nobody's bad
+        configuration.
+    Raises:
+        TrainingFailedError: it has died too often without an epoch between; the loss of a node does not count.
+    """
+    job, hub, counted = replace(job, run=f"{job.work.config_id}-{uuid.uuid4().hex[:8]}"), find(job.hub), 0
+    while True:
+        dead, at = _dead_nodes(), ray.get(hub.epochs.remote(job.run))
+        try:
+            return _fit(job)
+        except TrainingFailedError as error:
+            reason, blame = _cause(error)
+            counted = 0 if ray.get(hub.epochs.remote(job.run)) > at else counted
+            counted += blame != "room" and not (blame == "process" and _dead_nodes() > dead)
+            if ray.get(hub.stop_wanted.remote()):
+                return {"outcome": "interrupted"}
+            if counted > RETRIES and blame == "machine":
+                return {"outcome": "halt", "reason": reason}
+            if counted > RETRIES:
+                raise
+            ray.get(hub.put.remote({"config_id": job.work.config_id, "again": reason}))
+            time.sleep(counted)
+
+
+def _fit(job: Job) -> dict[str, Any]:
     """One Ray Train run, under a name never used before: ``last.pt`` is what it resumes from, not Train's storage."""
     resources = job.study.resources
-    job = replace(job, run=f"{job.work.config_id}-{job.work.rung}-{uuid.uuid4().hex[:8]}")
+    stall = round(60 * job.study.limits.stall_minutes)
     trainer = TorchTrainer(
-        train_loop, train_loop_config={"job": job}, torch_config=TorchConfig("nccl" if resources.gpus else "gloo"),
+        train_loop, train_loop_config={"job": job},
+        # One process has nobody to talk to, and needs no nccl, which takes GPU memory.
+        torch_config=TorchConfig("nccl" if resources.gpus and resources.workers > 1 else "gloo", timeout_s=stall),
         scaling_config=train.ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus > 0,
                                            resources_per_worker=per_worker(job.study)),
-        run_config=train.RunConfig(name=job.run,
-                                   storage_path=storage(job.folder), callbacks=[ToHub(job.hub)],
-                                   failure_config=train.FailureConfig(max_failures=RETRIES,
-                                                                      controller_failure_limit=RETRIES)))
+        run_config=train.RunConfig(name=f"{job.work.config_id}-{job.work.rung}-{uuid.uuid4().hex[:8]}",
+                                   **storage(job.folder), callbacks=[ToHub(job.hub, job.run)],
+                                   failure_config=train.FailureConfig(max_failures=0, max_preemption_failures=0,
+                                                                      controller_failure_limit=0)))
     value = trainer.fit().return_value
     return dict(value[0] if isinstance(value, list) else value)
 
 
-def per_worker(study: Study) -> dict[str, float]:
-    """Ray resources of one training worker."""
-    resources = study.resources
-    return {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
-
-
-def storage(folder: str) -> str:
+def storage(folder: str) -> dict[str, Any]:
     """Where Ray keeps its own records of a study; every node must reach it."""
-    return f"{folder}/logs/ray" if "://" in folder else str(Path(folder).resolve() / "logs" / "ray")
+    if "://" not in folder:
+        return {"storage_path": str(Path(folder).resolve() / "logs" / "ray")}
+    there = Folder(f"{folder}/logs/ray")
+    return {"storage_path": there.path, "storage_filesystem": PyFileSystem(FSSpecHandler(there.fs))}
 
 
-def _cause(error: Exception) -> str:
-    """The first worker's own error in one line, out of Train's wrapping."""
-    workers = getattr(error, "worker_failures", None)
-    inner: Any = next(iter(workers.values())) if workers else error
-    while getattr(inner, "cause", None) is not None:
-        inner = inner.cause
-    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+def _cause(error: TrainingFailedError) -> tuple[str, Literal["room", "machine", "process", "code"]]:
+    """The first worker's own error in one line, out of Train's wrapping, and what is to blame for it."""
+    if isinstance(error, PreemptionError):
+        return "its node was taken back", "room"
+    found: Any = getattr(error, "controller_failure", error)
+    if isinstance(found, WorkerGroupStartupTimeoutError):
+        return "no room for its workers in time", "room"
+    # When one worker dies the others fail as well, of broken connections: what killed the first one counts.
+    workers = sorted(getattr(error, "worker_failures", {}).values(), key=lambda e: not isinstance(e, RayTrainError))
+    found = workers[0] if workers else found
+    found = getattr(found, "health_check_failure", found)
+    blame: Literal["room", "machine", "process", "code"] = "code"
+    if isinstance(found, OSError | WrongInput) and not isinstance(found, RayError):
+        blame = "machine"
+    elif isinstance(found, RayError | RayTrainError):
+        blame = "process"
+    lines = [line.strip() for line in str(found).splitlines() if line.strip()]
     named = [line for line in lines if "Error" in line or "Exception" in line]
-    return f"{type(inner).__name__}: {(named or lines or ['no message'])[-1]}"
+    return f"{type(found).__name__}: {(named or lines or ['no message'])[-1]}", blame
+
+
+def _dead_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}

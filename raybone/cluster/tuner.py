@@ -9,17 +9,20 @@ import secrets
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import ray
 from ray import tune
+from ray.autoscaler.sdk import request_resources
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raybone.cluster.hub import NAMESPACE, Hub
-from raybone.cluster.trial import per_worker, run_trial, storage
+from raybone.cluster.room import ROOM_SECONDS, no_room, per_worker, room, slots
+from raybone.cluster.trial import run_trial, storage
 from raybone.cluster.worker import examine_remotely
 from raybone.data.dataset import Dataset
 from raybone.folder import Folder
@@ -27,17 +30,18 @@ from raybone.hpo.brain import Brain, Work
 from raybone.hpo.race import score
 from raybone.models._model import Model
 from raybone.records import Epoch, WrongInput
-from raybone.search import OpenStudy, conclude, open_study
+from raybone.search import HALTED, OpenStudy, conclude, open_study
 from raybone.spec import Study
 
 # Every Ray head has this resource: a trial is a light process beside the driver, and its training runs elsewhere.
 TRIAL = {"node:__internal_head__": 0.0005}
 DRAIN_SECONDS = 0.3
 TRIAL_RETRIES = 3
+PATIENCE = 600.0  # seconds without room for a run after which a search gives up, at the least
 
 
 def search(study: Study, out: str, address: str | None = None,
-           tell: Callable[[Brain], None] = lambda brain: None, warm: Sequence[str] = ()) -> str:
+           tell: Callable[[Brain], None] = lambda brain: None, warm: Sequence[str] = (), wait: float = 0) -> str:
     """Run or resume a study on Ray; returns why it ended.
 
     Args:
@@ -45,17 +49,19 @@ def search(study: Study, out: str, address: str | None = None,
             process is connected already.
         tell: called a few times a second with the brain, for progress.
         warm: leaderboards or study folders to propose from.
+        wait: minutes to wait for nodes at the start; in mid-run for those that went, but 10 at the least.
     Raises:
         WrongInput: before anything is trained.
-        RunFailed: too many configurations failed, or the study folder cannot be written.
+        RunFailed: machines or storage failed for too long, too many configurations failed, or the study folder cannot
+            be written.
     """
     with contextlib.ExitStack() as stack:
         def connect(checked: Study) -> int:
             stack.enter_context(connection(address))
-            return slots(checked)
+            return slots(checked, 60 * wait)
 
         opened = stack.enter_context(open_study(study, out, connect, warm))
-        with _Driver(opened, tell).at_work() as driver:
+        with _Driver(opened, tell, max(60 * wait, PATIENCE)).at_work() as driver:
             _tuner(driver).fit()
             driver.drain()
         driver.raise_error()
@@ -73,7 +79,7 @@ def _tuner(driver: _Driver) -> tune.Tuner:
         param_space={"study": study, "folder": folder, "hub": driver.name},
         tune_config=tune.TuneConfig(num_samples=study.search.trials, search_alg=_FromBrain(driver),
                                     scheduler=_scheduler(driver), reuse_actors=False),
-        run_config=tune.RunConfig(name=f"tune-{driver.name}", storage_path=storage(folder), verbose=0,
+        run_config=tune.RunConfig(name=f"tune-{driver.name}", **storage(folder), verbose=0,
                                   failure_config=tune.FailureConfig(max_failures=TRIAL_RETRIES)))
 
 
@@ -112,29 +118,11 @@ def connection(address: str | None) -> Iterator[None]:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def slots(study: Study) -> int:
-    """Training runs that fit the cluster at once.
-
-    Raises:
-        WrongInput: not even one fits.
-    """
-    need, workers = per_worker(study), study.resources.workers
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    places = sum(int(min(node.get(k, 0) / v for k, v in need.items())) for node in nodes)
-    if places < workers:
-        have = ", ".join(f"{sum(n.get(k, 0) for n in nodes):g} {k}s" for k in ("CPU", "GPU"))
-        want = " and ".join(f"{v:g} {k}s" for k, v in need.items())
-        raise WrongInput(f"resources: a run takes {workers} worker(s) with {want} each, but the cluster's "
-                         f"{len(nodes)} node(s) have {have} in all and room for {places}; ask for less or add nodes")
-    wanted = study.resources.concurrent
-    return places // workers if wanted == "auto" else min(wanted, places // workers)
-
-
 class _Driver:
     """Joins Tune's callbacks, the hub and the brain; a thread drains the hub while Tune works."""
 
-    def __init__(self, opened: OpenStudy, tell: Callable[[Brain], None]) -> None:
-        self.opened, self.brain, self.tell = opened, opened.brain, tell
+    def __init__(self, opened: OpenStudy, tell: Callable[[Brain], None], patience: float) -> None:
+        self.opened, self.brain, self.tell, self.patience = opened, opened.brain, tell, patience
         self.name = f"hub-{secrets.token_hex(6)}"
         self.hub: Any = Hub.options(  # type: ignore[attr-defined]
             name=self.name, namespace=NAMESPACE, resources=TRIAL).remote()
@@ -142,6 +130,8 @@ class _Driver:
         self._error: BaseException | None = None
         self._draining = threading.Lock()
         self._over = threading.Event()
+        self._looked = self._roomy = time.monotonic()
+        self._asked = 0
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[_Driver]:
@@ -153,6 +143,7 @@ class _Driver:
         finally:
             self._over.set()
             thread.join()
+            request_resources(bundles=[])
             ray.kill(self.hub)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -163,7 +154,10 @@ class _Driver:
         """Bring what the runs have said into the journal."""
         with self._draining:
             for message in ray.get(self.hub.drain.remote(bool(self.brain.stopping))):
-                self.brain.epoch(message["config_id"], Epoch(**message["epoch"]))
+                if "again" in message:
+                    self.brain.again(message["config_id"], message["again"])
+                else:
+                    self.brain.epoch(message["config_id"], Epoch(**message["epoch"]))
             if self.brain.spare():
                 for config_id, runs in self.brain.widen(ray.get(self.hub.open.remote())).items():
                     ray.get(self.hub.widen.remote(config_id, runs))
@@ -178,8 +172,8 @@ class _Driver:
         if result["outcome"] == "failed":
             self.brain.fail(config_id, result["reason"])
             return True
-        if result["outcome"] == "interrupted":
-            self.brain.interrupt(config_id)
+        if result["outcome"] in ("interrupted", "halt"):
+            self.brain.interrupt(config_id, f"{HALTED}: {result['reason']}" if result["outcome"] == "halt" else "")
             return True
         if result.get("pooled"):
             self.brain.pooled(config_id, result["pooled"])
@@ -190,10 +184,28 @@ class _Driver:
         if self._error:
             raise self._error
 
+    def _follow_the_cluster(self) -> None:
+        """Take notice of nodes that came or went, and ask an autoscaler for those that could be used."""
+        now, study = time.monotonic(), self.opened.study
+        if now < self._looked + ROOM_SECONDS:
+            return
+        self._looked, fitting = now, room(study)
+        self.brain.resize(fitting)
+        self._roomy = now if fitting else self._roomy
+        if now - self._roomy > self.patience:
+            self.brain.stopping = self.brain.stopping or f"{HALTED}: {no_room(study)}, for {self.patience / 60:.0f} min"
+        wanted = self.brain.wanted(ray.get(self.hub.open.remote()))
+        most = study.resources.concurrent
+        wanted = wanted if most == "auto" else min(wanted, most)
+        if wanted != self._asked:
+            request_resources(bundles=[per_worker(study)] * study.resources.workers * wanted)
+            self._asked = wanted
+
     def _loop(self) -> None:
         while not self._over.wait(DRAIN_SECONDS):
             try:
                 self.drain()
+                self._follow_the_cluster()
                 self.opened.stop_wanted()
                 self.opened.publish()
                 with self.brain.lock:
@@ -351,6 +363,6 @@ def _absolute(opened: OpenStudy) -> str:
 def _environment() -> dict[str, str]:
     """Environment of every process of the run: raybone's Ray settings, and threads that do not starve each other."""
     names = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
-             "RAY_USAGE_STATS_ENABLED",
+             "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "RAY_USAGE_STATS_ENABLED",
              "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS")
     return {**{n: os.environ[n] for n in names if n in os.environ}, "OMP_NUM_THREADS": "1"}

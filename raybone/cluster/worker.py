@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import faulthandler
+import os
+import threading
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,12 +41,12 @@ class Job:
 class ToHub(UserCallback):
     """Runs in the Train controller: hands each epoch on to the driver before the workers go on."""
 
-    def __init__(self, hub: str) -> None:
-        self.hub = hub
+    def __init__(self, hub: str, run: str) -> None:
+        self.hub, self.run = hub, run
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
         """Rank 0 speaks for all: ``fit`` gives every rank the same epoch."""
-        ray.get(find(self.hub).put.remote(metrics[0]))
+        ray.get(find(self.hub).put.remote(metrics[0], self.run))
 
 
 def train_loop(config: dict[str, Job]) -> dict[str, Any]:
@@ -55,6 +59,9 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
     job = config["job"]
     torch.set_num_threads(job.study.resources.cpus)
     if job.study.resources.gpus:
+        if not torch.cuda.is_available():
+            raise OSError(errno.ENODEV, f"Ray gives GPU {ray.get_gpu_ids()}, but torch finds none; mend the driver or "
+                                        "the image of this machine", ray.util.get_node_ip_address())
         torch.cuda.set_device(ray.train.torch.get_device())
     dataset, model, folder = open_dataset(job.study.dataset), load(job.study.model), Folder(job.folder)
     context, done = ray.train.get_context(), False
@@ -63,10 +70,14 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
         ray.get(find(job.hub).holds.remote(job.work.config_id, group.id.hex()))
     try:
         while segment := _claim(job, context, finished=done):
+            timer = _timer(job, segment)
             for epoch in train(job.study, folder, dataset, model, job.work, segment):
+                timer.cancel()
                 ray.train.report({"config_id": job.work.config_id, "epoch": asdict(epoch)})
                 if _stop_wanted(job.hub, context):
                     return {"outcome": "interrupted"}
+                timer = _timer(job, segment)
+            timer.cancel()
             done = True
     except FitFailed as error:
         return {"outcome": "failed", "reason": str(error)}
@@ -78,6 +89,22 @@ def examine_remotely(study: Study, folder: str, config_id: str, params: dict[str
     """``search.examine`` as a Ray task with the resources of a training worker."""
     torch.set_num_threads(study.resources.cpus)
     return examine(study, Folder(folder), open_dataset(study.dataset), load(study.model), config_id, params)
+
+
+def _timer(job: Job, segment: Segment) -> threading.Timer:
+    """Ends this process when an epoch does not: one that hangs is better dead, as the dead are replaced."""
+    minutes = job.study.limits.stall_minutes
+
+    def give_up() -> None:
+        faulthandler.dump_traceback()  # into Ray's log of this worker
+        reason = f"fold {segment.fold}: no epoch ended within limits.stall_minutes {minutes:g}"
+        ray.wait([find(job.hub).put.remote({"config_id": job.work.config_id, "again": reason})], timeout=10)
+        os._exit(1)
+
+    timer = threading.Timer(60 * minutes, give_up)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _claim(job: Job, context: Any, finished: bool) -> Segment | None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from raybone.data.dataset import Dataset
 from raybone.data.preprocess import resize, to_intensity
+from raybone.data.remote import private_cache
 from raybone.records import Array, Scan
 
 VERSION = 1  # raise it with any change of to_intensity or resize
@@ -29,8 +30,7 @@ class Intensities:
         self.dataset, self.size = dataset, size
         self.files: dict[tuple[int, int], Path] = {}
         self._row: dict[str, int] = {}
-        folder = Path(tempfile.gettempdir()) / f"raybone-cache-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder = private_cache()
         for shape in {(s.height, s.width) for s in dataset.scans}:
             # Datasets of one hash may have their rows in another order: the cache has its own, by scan_id.
             scans = sorted((s for s in dataset.scans if (s.height, s.width) == shape), key=lambda s: s.scan_id)

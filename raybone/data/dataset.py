@@ -19,6 +19,7 @@ import numpy as np
 
 from raybone.data.annotations import read_coco, to_coco
 from raybone.data.folds import TEST
+from raybone.data.remote import local_copy
 from raybone.records import Array, Scan, WrongInput
 
 FORMAT = 1
@@ -72,12 +73,12 @@ class Dataset:
 
 
 def open_dataset(path: Path | str) -> Dataset:
-    """Open a dataset folder.
+    """Open a dataset folder, or the copy on this machine of one at an fsspec URL.
 
     Raises:
         WrongInput: it is missing, of another format version, or its files disagree.
     """
-    path = Path(path)
+    path = local_copy(str(path)) if "://" in str(path) else Path(path)
     if not (path / "dataset.json").is_file():
         raise WrongInput(f"dataset {path}: must be a folder made by `raybone prepare`, but it has no dataset.json; "
                          f"run `raybone prepare SOURCE {path}`")

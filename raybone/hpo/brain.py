@@ -165,10 +165,33 @@ class Brain:
                 self.stopping = f"limits.failed_trials: {self.state.failed} configurations failed, more than " \
                                 f"{self.study.limits.failed_trials}"
 
-    def interrupt(self, config_id: str) -> None:
-        """A configuration's run ended early because the study is stopping."""
+    def again(self, config_id: str, reason: str) -> None:
+        """A run of a configuration died and is started again."""
+        with self.lock:
+            self._record("again", config_id=config_id, reason=" ".join(reason.split())[:500])
+
+    def interrupt(self, config_id: str, halt: str = "") -> None:
+        """A configuration's run ended early because the study is stopping, or stops it: what failed is not its own."""
         with self.lock:
             self._busy.pop(config_id, None)
+            self.stopping = self.stopping or halt
+
+    def resize(self, slots: int) -> None:
+        """Machines have come or gone: so many training runs fit at once now."""
+        with self.lock:
+            if slots != self.slots:
+                self.slots = slots
+                self._record("slots", slots=slots)
+
+    def wanted(self, waiting: dict[str, int]) -> int:
+        """Training runs that could be at work at once, were there room for all.
+
+        Args:
+            waiting: as for ``widen``.
+        """
+        with self.lock:
+            new = 0 if self._exhausted else self.study.search.trials - len(self.state.configurations)
+            return sum(self._busy.values()) + sum(waiting.values()) + new
 
     @property
     def done(self) -> bool:

@@ -93,6 +93,8 @@ class State:
         self.fold_epochs = 0
         self.train_seconds = 0.0
         self.slots = 1
+        self.slot_seconds = 0.0
+        self.again: list[Event] = []
         self.end = ""
         self._at_work: dict[str, None] = {}
         self._handlers = {n.removeprefix("_on_"): getattr(self, n) for n in dir(self) if n.startswith("_on_")}
@@ -102,6 +104,8 @@ class State:
 
     def apply(self, event: Event) -> None:
         """Take in one event; kinds not known here are passed over."""
+        if event["event"] != "start":
+            self.slot_seconds += self.slots * max(event.get("up", 0.0) - self._up, 0.0)
         if handle := self._handlers.get(event["event"]):
             handle(event)
         self._up = max(event.get("up", 0.0), self._up)
@@ -114,6 +118,11 @@ class State:
     def seconds(self) -> float:
         """Seconds that drivers have worked on the study, by their steady clocks."""
         return self._earlier + self._up
+
+    @property
+    def busy_share(self) -> float:
+        """Share of the time of all slots, since the study began, that went into epochs; NaN before the first."""
+        return self.train_seconds / self.slot_seconds if self.slot_seconds else math.nan
 
     @property
     def running(self) -> list[Configuration]:
@@ -141,6 +150,12 @@ class State:
         self._earlier, self._up = self.seconds, 0.0
         for configuration in self.running:
             self._set(configuration, "paused")
+
+    def _on_slots(self, event: Event) -> None:
+        self.slots = event["slots"]
+
+    def _on_again(self, event: Event) -> None:
+        self.again.append(event)
 
     def _on_end(self, event: Event) -> None:
         self.end = event["reason"]

@@ -74,6 +74,27 @@ def test_the_best_configuration_wins_with_a_fraction_of_the_training(tmp_path: P
     assert {c.status for c in brain.state.configurations.values()} == {"complete", "stopped"}
 
 
+def test_slots_follow_the_machines_and_their_time_is_accounted_for(tmp_path: Path) -> None:
+    brain = start(make_study(trials=4, scheduler="full", folds=2), tmp_path)
+    first = brain.start(brain.peek())
+    assert brain.peek() is None
+    assert brain.wanted({first.config_id: 1}) == 1 + 1 + 3
+    brain.resize(3)
+    assert brain.widen({first.config_id: 1}) == {}  # new configurations come first
+    assert brain.start(brain.peek()).config_id != first.config_id
+    brain.resize(0)
+    assert brain.peek() is None
+    brain.again(first.config_id, "its node\nis gone")
+    state = State(Journal(Folder(tmp_path)).events())
+    assert (state.slots, [e["reason"] for e in state.again]) == (0, ["its node is gone"])
+    events = [{"event": "start", "slots": 2, "up": 0.0}, {"event": "config", "config_id": "c", "params": {}, "up": 1.0},
+              {"event": "slots", "slots": 4, "up": 3.0},
+              {"event": "epoch", "config_id": "c", "fold": 0, "epoch": 1, "metrics": {}, "seconds": 7.0, "up": 5.0},
+              {"event": "start", "slots": 1, "up": 9.0}, {"event": "end", "reason": "complete", "up": 10.0}]
+    assert State(events).slot_seconds == 2 * 3 + 4 * 2 + 1
+    assert State(events).busy_share == 7 / 15
+
+
 def test_full_trains_every_fold_of_every_configuration(tmp_path: Path) -> None:
     brain = start(make_study(trials=4, scheduler="full"), tmp_path)
     assert play(brain) == 4 * 5 * 27

@@ -1,0 +1,67 @@
+"""A dataset at a URL: copied once to each machine that reads it, and memory-mapped there by all its processes."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from raybone.folder import Folder, patiently
+from raybone.records import WrongInput
+
+FILES = ("annotations.json", "scans.csv", "folds.csv", "rejected.csv")
+
+
+def private_cache() -> Path:
+    """The folder for copies and caches of this machine, readable by its owner alone."""
+    folder = Path(tempfile.gettempdir()) / f"raybone-cache-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def local_copy(url: str) -> Path:
+    """The folder on this machine that holds the dataset of that URL; of several processes one copies, others wait.
+
+    A dataset that has changed at its URL is another copy. Copies may be removed at any time that nothing trains.
+
+    Raises:
+        WrongInput: there is no dataset, or the machine has no room for it.
+    """
+    there, cache = Folder(url), private_cache()
+    if cache.stat().st_uid != os.getuid():
+        raise WrongInput(f"dataset {url}: its copy goes to {cache}, but that belongs to somebody else; set TMPDIR")
+    told = there.read("dataset.json")
+    if told is None:
+        raise WrongInput(f"dataset {url}: must be a folder made by `raybone prepare`, but it has no dataset.json; copy "
+                         "one there")
+    target = cache / f"dataset-{hashlib.sha256(url.encode() + told).hexdigest()[:16]}"
+    with (cache / f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            _copy(there, target, told)
+    return target
+
+
+def _copy(there: Folder, target: Path, told: bytes) -> None:
+    names = [*FILES, *(f"pixels/{name}" for name in there.names("pixels"))]
+    sizes = [int(patiently(partial(there.fs.size, f"{there.path}/{name}")) or 0) for name in names]
+    free = shutil.disk_usage(target.parent).free
+    if free < sum(sizes) * 1.1:
+        raise WrongInput(f"dataset {there.url}: its copy takes {sum(sizes) / 1e6:.0f} MB in {target.parent}, but "
+                         f"{free / 1e6:.0f} MB are free; free some, or set TMPDIR")
+    logging.getLogger(__name__).warning("copying dataset %s, %.0f MB, once for this machine", there.url,
+                                        sum(sizes) / 1e6)
+    with tempfile.TemporaryDirectory(dir=target.parent) as place:
+        part = Path(place, "dataset")
+        (part / "pixels").mkdir(parents=True)
+        for name, size in zip(names, sizes):
+            patiently(partial(there.fs.get_file, f"{there.path}/{name}", str(part / name)))
+            if (came := (part / name).stat().st_size) != size:
+                raise OSError(f"dataset {there.url}: {name} has {size} bytes, but {came} came")
+        (part / "dataset.json").write_bytes(told)
+        part.replace(target)
