@@ -17,13 +17,14 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import train, tune
 from ray._raylet import PlacementGroupID
 from ray.exceptions import RayError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raybone.cluster.hub import find
 from raybone.cluster.room import per_worker
+from raybone.cluster.trainer import Trainer
 from raybone.cluster.worker import Job, ToHub, train_loop
 from raybone.folder import Folder
 from raybone.records import WrongInput
@@ -102,7 +103,7 @@ def _fit(job: Job) -> dict[str, Any]:
     """One Ray Train run, under a name never used before: ``last.pt`` is what it resumes from, not Train's storage."""
     resources = job.study.resources
     stall = round(60 * job.study.limits.stall_minutes)
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_loop, train_loop_config={"job": job},
         # One process has nobody to talk to, and needs no nccl, which takes GPU memory.
         torch_config=TorchConfig("nccl" if resources.gpus and resources.workers > 1 else "gloo", timeout_s=stall),
@@ -142,7 +143,9 @@ def _cause(error: TrainingFailedError) -> tuple[str, Literal["room", "machine", 
         blame = "process"
     lines = [line.strip() for line in str(found).splitlines() if line.strip()]
     named = [line for line in lines if "Error" in line or "Exception" in line]
-    return f"{type(found).__name__}: {(named or lines or ['no message'])[-1]}", blame
+    said = (named or lines or ["no message"])[-1]
+    # Ray goes on with guesses at length.
+    return f"{type(found).__name__}: {said.partition('. ')[0] if blame == 'process' else said}", blame
 
 
 def _dead_nodes() -> set[str]:

@@ -55,6 +55,7 @@ def search(study: Study, out: str, address: str | None = None,
         RunFailed: machines or storage failed for too long, too many configurations failed, or the study folder cannot
             be written.
     """
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # tracebacks of trials that are started again
     with contextlib.ExitStack() as stack:
         def connect(checked: Study) -> int:
             stack.enter_context(connection(address))
@@ -362,7 +363,5 @@ def _absolute(opened: OpenStudy) -> str:
 
 def _environment() -> dict[str, str]:
     """Environment of every process of the run: raybone's Ray settings, and threads that do not starve each other."""
-    names = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
-             "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "RAY_USAGE_STATS_ENABLED",
-             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS")
-    return {**{n: os.environ[n] for n in names if n in os.environ}, "OMP_NUM_THREADS": "1"}
+    kinds = ("RAY_TRAIN_", "RAY_USAGE_", "TUNE_")
+    return {**{n: v for n, v in os.environ.items() if n.startswith(kinds)}, "OMP_NUM_THREADS": "1"}
