@@ -55,7 +55,7 @@ def manifests(study: Study, out: str | None = None, image: str | None = None) ->
 def _job(study: Study, out: str, image: str) -> dict[str, Any]:
     hours = study.limits.hours
     # A third more and an hour: what is at work when limits.hours is over ends its rung, and nodes must come up first.
-    deadline = WEEK if math.isinf(hours) else min(math.ceil(hours * 4800) + 3600, 2**31 - 1)
+    deadline = WEEK if math.isinf(hours) else math.ceil(min(hours * 4800 + 3600, 2**31 - 1))
     return {
         "entrypoint": f"raybone search /etc/raybone/study.yaml --out {out} --address auto",
         "submissionMode": "K8sJobMode",

@@ -77,7 +77,8 @@ def test_no_more_pods_than_configurations_and_eight_by_default(capsys: pytest.Ca
     assert group(render(capsys, SMOKE, "--set", "search.trials=500"))["maxReplicas"] == 8
 
 
-@pytest.mark.parametrize(("hours", "seconds"), [("3", 3 * 4800 + 3600), ("1.0e+9", 2**31 - 1), (".inf", 604800)])
+@pytest.mark.parametrize(("hours", "seconds"), [("3", 3 * 4800 + 3600), ("1.0e+9", 2**31 - 1), ("1e308", 2**31 - 1),
+                                                 (".inf", 604800)])
 def test_the_deadline_is_over_the_studys_own_and_fits_the_field(hours: str, seconds: int,
                                                                 capsys: pytest.CaptureFixture[str]) -> None:
     document = render(capsys, SMOKE, "--set", f"limits.hours={hours}")
