@@ -113,6 +113,10 @@ def _study_parsers(verbs: Any) -> None:
                       help="train every fold of every configuration in full, and write STUDY/curves.npz for simulate")
     verb.add_argument("--warm-start", nargs="+", action="extend", default=[], metavar="LEADERBOARD",
                       help="leaderboards or study folders whose rows steer what is proposed; never ranked with it")
+    verb = _verb(verbs, "manifests", _manifests, "a RayJob for KubeRay that searches the study, as YAML on stdout")
+    _study_arguments(verb)
+    verb.add_argument("--out", metavar="STUDY", help="study folder in the cluster: below /raybone, or s3://BUCKET/FOLDER")
+    verb.add_argument("--image", metavar="IMAGE:TAG", help="default: what k8s/image/Dockerfile is tagged with")
     verb = _verb(verbs, "simulate", _simulate, "replay schedulers on recorded curves: cost and regret")
     verb.add_argument("--curves", nargs="+", required=True, metavar="FILE.npz", help="of `raybone search --record`")
     verb.add_argument("--folds", type=int, default=5, metavar="K")
@@ -269,6 +273,13 @@ def _search(options: argparse.Namespace) -> None:
         taken, tried = record(options.out)
         print(f"{options.out.rstrip('/')}/curves.npz: {taken} of {tried} configurations; replay them with "
               "`raybone simulate --curves`")
+
+
+def _manifests(options: argparse.Namespace) -> None:
+    from raybone.cluster.manifests import manifests
+    from raybone.spec import read_study
+
+    print(manifests(read_study(options.study, options.overrides), options.out, options.image), end="")
 
 
 def _simulate(options: argparse.Namespace) -> None:

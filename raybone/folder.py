@@ -39,7 +39,14 @@ class Folder:
     def __init__(self, url: str | os.PathLike[str]) -> None:
         self.url = str(url).rstrip("/") or "/"
         try:
-            self.fs, self.path = fsspec.core.url_to_fs(self.url)
+            if self.url.startswith("s3://"):  # as Ray itself does, with AWS_* of the environment and no further library
+                from fsspec.implementations.arrow import ArrowFSWrapper
+                from pyarrow.fs import FileSystem
+
+                store, self.path = FileSystem.from_uri(self.url)
+                self.fs = ArrowFSWrapper(store)
+            else:
+                self.fs, self.path = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise WrongInput(f"{self.url}: must be a path or a URL that fsspec knows, but: {error}") from None
         self.local = "file" in ([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)
