@@ -57,7 +57,7 @@ def _job(study: Study, out: str, image: str) -> dict[str, Any]:
     # A third more and an hour: what is at work when limits.hours is over ends its rung, and nodes must come up first.
     deadline = WEEK if math.isinf(hours) else math.ceil(min(hours * 4800 + 3600, 2**31 - 1))
     return {
-        "entrypoint": f"raybone search /etc/raybone/study.yaml --out {out} --address auto",
+        "entrypoint": f"raybone search /etc/raybone/study.yaml --out {out} --address auto --wait 60",
         "submissionMode": "K8sJobMode",
         "backoffLimit": 3,
         "submitterConfig": {"backoffLimit": 2},

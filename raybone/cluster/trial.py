@@ -119,9 +119,9 @@ def _fit(job: Job) -> dict[str, Any]:
 
 def storage(folder: str) -> dict[str, Any]:
     """Where Ray keeps its own records of a study; every node must reach it."""
-    if "://" not in folder:
-        return {"storage_path": str(Path(folder).resolve() / "logs" / "ray")}
     there = Folder(f"{folder}/logs/ray")
+    if there.local or folder.startswith("s3://"):  # what Ray opens as raybone does
+        return {"storage_path": str(Path(there.path).resolve()) if there.local else there.url}
     return {"storage_path": there.path, "storage_filesystem": PyFileSystem(FSSpecHandler(there.fs))}
 
 

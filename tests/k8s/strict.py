@@ -90,7 +90,7 @@ def _cluster(document: Document) -> Document:
 
 def _job_problems(job: Document) -> list[str]:
     out = re.fullmatch(r"raybone search /etc/raybone/study\.yaml --out ((?:s3://[a-z0-9.-]+|/raybone)(?:/[\w.=+-]+)+) "
-                       "--address auto", job["entrypoint"], re.ASCII)
+                       "--address auto --wait 60", job["entrypoint"], re.ASCII)
     head = job["rayClusterSpec"]["headGroupSpec"]["template"]
     file = {"name": "study", "downwardAPI": {"items": [
         {"path": "study.yaml", "fieldRef": {"fieldPath": "metadata.annotations['raybone/study']"}}]}}

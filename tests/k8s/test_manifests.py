@@ -178,8 +178,8 @@ def test_a_misspelt_field_breaks_the_schema(change: Callable[[Document], None],
     spoil("shutdownAfterJobFinishes", value=False), spoil("backoffLimit", value=0),
     spoil("deletionStrategy", value={"deletionRules": []}), spoil("submissionMode", value="InteractiveMode"),
     spoil("activeDeadlineSeconds", value=0), spoil("runtimeEnvYAML", value="env_vars: {}"),
-    spoil("entrypoint", value="raybone search /etc/raybone/study.yaml --out /tmp/x --address auto"),
-    spoil("entrypoint", value="raybone search /etc/raybone/study.yaml --out s3://a/b --address auto"),
+    spoil("entrypoint", value="raybone search /etc/raybone/study.yaml --out /tmp/x --address auto --wait 60"),
+    spoil("entrypoint", value="raybone search /etc/raybone/study.yaml --out s3://a/b --address auto --wait 60"),
     spoil("entrypoint", value="python x.py"),
 ])
 def test_a_broken_rule_is_seen(change: Callable[[Document], None], capsys: pytest.CaptureFixture[str]) -> None:
