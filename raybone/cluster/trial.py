@@ -14,10 +14,11 @@ from typing import Any
 import ray
 from ray import train, tune
 from ray._raylet import PlacementGroupID
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raybone.cluster.hub import find
+from raybone.cluster.network import RaysNetwork
 from raybone.cluster.worker import Job, ToHub, train_loop
 from raybone.folder import Folder
 from raybone.spec import Study
@@ -68,7 +69,7 @@ def _train(job: Job) -> dict[str, Any]:
     resources = job.study.resources
     job = replace(job, run=f"{job.work.config_id}-{job.work.rung}-{uuid.uuid4().hex[:8]}")
     trainer = TorchTrainer(
-        train_loop, train_loop_config={"job": job}, torch_config=TorchConfig("nccl" if resources.gpus else "gloo"),
+        train_loop, train_loop_config={"job": job}, torch_config=RaysNetwork("nccl" if resources.gpus else "gloo"),
         scaling_config=train.ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus > 0,
                                            resources_per_worker=per_worker(job.study)),
         run_config=train.RunConfig(name=job.run,
