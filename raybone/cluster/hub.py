@@ -23,11 +23,18 @@ class Hub:
         self._open: dict[str, list[Segment]] = {}
         self._claimed: dict[str, Segment] = {}
         self._groups: dict[str, list[str]] = {}
+        self._heard: dict[str, set[tuple[int, int]]] = {}
         self._stop = False
 
     def put(self, message: dict[str, Any]) -> None:
-        """A message from a training run."""
+        """An epoch of a training run."""
         self._messages.append(message)
+        epoch = message["epoch"]
+        self._heard.setdefault(message["run"], set()).add((epoch["fold"], epoch["epoch"]))
+
+    def heard(self, run: str) -> int:
+        """Different epochs that a run has sent so far; after a restart it sends old ones again."""
+        return len(self._heard.get(run, ()))
 
     def drain(self, stop: bool) -> list[dict[str, Any]]:
         """All messages since the last call; sets whether the runs should stop after their epoch."""

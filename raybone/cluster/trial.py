@@ -24,7 +24,7 @@ from raybone.folder import Folder
 from raybone.spec import Study
 
 POLL_SECONDS = 1.0
-RETRIES = 2  # of a run whose worker died; a fold goes on from its last epoch
+RETRIES = 2  # of a run whose worker died, without an epoch in between; a fold goes on from its last epoch
 
 
 def run_trial(config: dict[str, Any]) -> None:
@@ -65,19 +65,30 @@ def _run(job: Job) -> dict[str, Any]:
 
 
 def _train(job: Job) -> dict[str, Any]:
-    """One Ray Train run, under a name never used before: ``last.pt`` is what it resumes from, not Train's storage."""
-    resources = job.study.resources
+    """One run of Ray Train, or several in a row as long as each gets on: a long run may lose many a worker."""
     job = replace(job, run=f"{job.work.config_id}-{job.work.rung}-{uuid.uuid4().hex[:8]}")
-    trainer = TorchTrainer(
+    hub, heard = find(job.hub), 0
+    while True:
+        try:
+            value = _trainer(job).fit().return_value
+            return dict(value[0] if isinstance(value, list) else value)
+        except train.WorkerGroupError:
+            before, heard = heard, ray.get(hub.heard.remote(job.run))
+            if heard == before:
+                raise
+
+
+def _trainer(job: Job) -> TorchTrainer:
+    """Under a name never used before: ``last.pt`` is what it resumes from, not Train's storage."""
+    resources = job.study.resources
+    return TorchTrainer(
         train_loop, train_loop_config={"job": job}, torch_config=RaysNetwork("nccl" if resources.gpus else "gloo"),
         scaling_config=train.ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus > 0,
                                            resources_per_worker=per_worker(job.study)),
-        run_config=train.RunConfig(name=job.run,
+        run_config=train.RunConfig(name=f"{job.run}-{uuid.uuid4().hex[:4]}",
                                    storage_path=storage(job.folder), callbacks=[ToHub(job.hub)],
                                    failure_config=train.FailureConfig(max_failures=RETRIES,
                                                                       controller_failure_limit=RETRIES)))
-    value = trainer.fit().return_value
-    return dict(value[0] if isinstance(value, list) else value)
 
 
 def per_worker(study: Study) -> dict[str, float]:

@@ -64,7 +64,7 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
     try:
         while segment := _claim(job, context, finished=done):
             for epoch in train(job.study, folder, dataset, model, job.work, segment):
-                ray.train.report({"config_id": job.work.config_id, "epoch": asdict(epoch)})
+                ray.train.report({"config_id": job.work.config_id, "run": job.run, "epoch": asdict(epoch)})
                 if _stop_wanted(job.hub, context):
                     return {"outcome": "interrupted"}
             done = True
