@@ -2,8 +2,8 @@
 
 import os
 
-# Before the first import of ray: no usage reports, no loggers that write beside the study, quick health checks (they
-# are also how soon an epoch is seen), and an end to waiting for resources that never come (seconds).
+# Before the first import of ray: no usage reports, no loggers that write beside the study, quick health checks (an
+# epoch's report waits for one), and an end to waiting for resources that never come (seconds).
 for _key, _value in {"RAY_USAGE_STATS_ENABLED": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
                      "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
                      "TUNE_GLOBAL_CHECKPOINT_S": "3600", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",

@@ -26,11 +26,12 @@ class Hub:
         self._heard: dict[str, set[tuple[int, int]]] = {}
         self._stop = False
 
-    def put(self, message: dict[str, Any]) -> None:
-        """An epoch of a training run."""
+    def put(self, message: dict[str, Any]) -> bool:
+        """An epoch of a training run; whether the run should end with it."""
         self._messages.append(message)
         epoch = message["epoch"]
         self._heard.setdefault(message["run"], set()).add((epoch["fold"], epoch["epoch"]))
+        return self._stop
 
     def heard(self, run: str) -> int:
         """Different epochs that a run has sent so far; after a restart it sends old ones again."""
@@ -84,10 +85,6 @@ class Hub:
     def open(self) -> dict[str, int]:
         """Segments not handed out yet, by configuration."""
         return {config_id: len(segments) for config_id, segments in self._open.items()}
-
-    def stop_wanted(self) -> bool:
-        """Whether runs should end after their epoch."""
-        return self._stop
 
 
 def find(name: str) -> Any:

@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raybone.cluster.hub import find
 from raybone.cluster.network import RaysNetwork
-from raybone.cluster.worker import Job, ToHub, train_loop
+from raybone.cluster.worker import Job, train_loop
 from raybone.folder import Folder
 from raybone.spec import Study
 
@@ -86,7 +86,7 @@ def _trainer(job: Job) -> TorchTrainer:
         scaling_config=train.ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus > 0,
                                            resources_per_worker=per_worker(job.study)),
         run_config=train.RunConfig(name=f"{job.run}-{uuid.uuid4().hex[:4]}",
-                                   storage_path=storage(job.folder), callbacks=[ToHub(job.hub)],
+                                   storage_path=storage(job.folder),
                                    failure_config=train.FailureConfig(max_failures=RETRIES,
                                                                       controller_failure_limit=RETRIES)))
 
