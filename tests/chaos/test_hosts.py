@@ -23,9 +23,10 @@ from raybone.hpo.journal import Journal
 
 NETWORK, HEAD, FAR = "10.77.0", "10.77.0.1", "10.77.0.2"
 TOOLS = ("ip", "unshare", "nsenter", "mount", "hostname")
-# Both sides of a cut notice it in seconds instead of in a minute.
-QUICK = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "2000",
-         "RAY_health_check_failure_threshold": "4"}
+# Both sides of a cut notice it in seconds instead of in a minute, and nobody has a token lying about.
+SETTINGS = {"RAY_AUTH_MODE": "disabled",
+            "RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "2000",
+            "RAY_health_check_failure_threshold": "4"}
 # Titles of processes that a cluster has without any job; the last is Ray Train's, one for all jobs and for ever.
 RESTING = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor")
 # What Ray's head says, twice a second: living nodes, where each placement group is, and how many CPUs are free.
@@ -73,7 +74,7 @@ class Host:
         """Start a command here; what it says goes to that file of the host's folder."""
         with (self.place / out).open("ab") as file:
             return subprocess.Popen(["nsenter", "-t", str(self.init), "-n", "-m", "-u", "-p", "--", *command],
-                                    stdout=file, stderr=file, env={**os.environ, **QUICK})
+                                    stdout=file, stderr=file, env={**os.environ, **SETTINGS})
 
     def ray(self, role: str) -> None:
         """Be a node of the cluster, and one again whenever Ray ends, as under systemd or Kubernetes."""
