@@ -23,16 +23,17 @@ check: install
 test: check
 	$(PY) -m pytest
 
-# Long: kills drivers of running studies.
+# Long: kills drivers and workers of running studies, and as root cuts a network between two hosts.
 chaos: install
 	$(PY) -m pytest tests/chaos -o norecursedirs=
 
-# Side by side with the plain ways; minutes each, results in benchmarks/results.
+# Side by side with the plain ways; minutes each (cluster.py: an hour), results in benchmarks/results.
 benchmark: install
 	OMP_NUM_THREADS=1 $(PY) benchmarks/data.py
 	OMP_NUM_THREADS=1 $(PY) benchmarks/schedulers.py
 	OMP_NUM_THREADS=1 $(PY) benchmarks/scale.py
 	OMP_NUM_THREADS=1 $(PY) benchmarks/coverage.py
+	OMP_NUM_THREADS=1 $(PY) benchmarks/cluster.py
 
 clean:
 	rm -rf runs .mypy_cache .ruff_cache

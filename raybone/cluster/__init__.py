@@ -2,8 +2,8 @@
 
 import os
 
-# Before the first import of ray: no usage reports, no loggers that write beside the study, quick health checks (they
-# are also how soon an epoch is seen), an end to waiting for resources that never come (seconds), and no watcher of
+# Before the first import of ray: no usage reports, no loggers that write beside the study, quick health checks (an
+# epoch's report waits for one), an end to waiting for resources that never come (seconds), and no watcher of
 # preemptions in every run: the loss of a node is seen anyhow, and each epoch is saved.
 for _key, _value in {"RAY_USAGE_STATS_ENABLED": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
                      "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -24,17 +23,19 @@ class Hub:
         self._open: dict[str, list[Segment]] = {}
         self._claimed: dict[str, Segment] = {}
         self._groups: dict[str, list[str]] = {}
-        self._epochs: Counter[str] = Counter()
+        self._heard: dict[str, set[tuple[int, int]]] = {}
         self._stop = False
 
-    def put(self, message: dict[str, Any], run: str = "") -> None:
-        """A message from a training run: an epoch of that run, or why it is started again."""
+    def put(self, message: dict[str, Any]) -> bool:
+        """An epoch of a run, or why a run is started again; whether the run should end with it."""
         self._messages.append(message)
-        self._epochs[run] += 1
+        if epoch := message.get("epoch"):
+            self._heard.setdefault(message["run"], set()).add((epoch["fold"], epoch["epoch"]))
+        return self._stop
 
-    def epochs(self, run: str) -> int:
-        """Epochs that a run has trained, in all its lives."""
-        return self._epochs[run]
+    def heard(self, run: str) -> int:
+        """Different epochs that a run has sent so far; after a restart it sends old ones again."""
+        return len(self._heard.get(run, ()))
 
     def drain(self, stop: bool) -> list[dict[str, Any]]:
         """All messages since the last call; sets whether the runs should stop after their epoch."""

@@ -17,15 +17,15 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import train, tune
 from ray._raylet import PlacementGroupID
 from ray.exceptions import RayError
-from ray.train.torch import TorchConfig
 from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raybone.cluster.hub import find
+from raybone.cluster.network import RaysNetwork
 from raybone.cluster.room import per_worker
 from raybone.cluster.trainer import Trainer
-from raybone.cluster.worker import Job, ToHub, train_loop
+from raybone.cluster.worker import Job, train_loop
 from raybone.folder import Folder
 from raybone.records import WrongInput
 
@@ -82,12 +82,12 @@ def _train(job: Job) -> dict[str, Any]:
     """
     job, hub, counted = replace(job, run=f"{job.work.config_id}-{uuid.uuid4().hex[:8]}"), find(job.hub), 0
     while True:
-        dead, at = _dead_nodes(), ray.get(hub.epochs.remote(job.run))
+        dead, at = _dead_nodes(), ray.get(hub.heard.remote(job.run))
         try:
             return _fit(job)
         except TrainingFailedError as error:
             reason, blame = _cause(error)
-            counted = 0 if ray.get(hub.epochs.remote(job.run)) > at else counted
+            counted = 0 if ray.get(hub.heard.remote(job.run)) > at else counted
             counted += blame != "room" and not (blame == "process" and _dead_nodes() > dead)
             if ray.get(hub.stop_wanted.remote()):
                 return {"outcome": "interrupted"}
@@ -106,11 +106,11 @@ def _fit(job: Job) -> dict[str, Any]:
     trainer = Trainer(
         train_loop, train_loop_config={"job": job},
         # One process has nobody to talk to, and needs no nccl, which takes GPU memory.
-        torch_config=TorchConfig("nccl" if resources.gpus and resources.workers > 1 else "gloo", timeout_s=stall),
+        torch_config=RaysNetwork("nccl" if resources.gpus and resources.workers > 1 else "gloo", timeout_s=stall),
         scaling_config=train.ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus > 0,
                                            resources_per_worker=per_worker(job.study)),
         run_config=train.RunConfig(name=f"{job.work.config_id}-{job.work.rung}-{uuid.uuid4().hex[:8]}",
-                                   **storage(job.folder), callbacks=[ToHub(job.hub, job.run)],
+                                   **storage(job.folder),
                                    failure_config=train.FailureConfig(max_failures=0, max_preemption_failures=0,
                                                                       controller_failure_limit=0)))
     value = trainer.fit().return_value

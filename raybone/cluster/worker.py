@@ -15,14 +15,13 @@ import ray.train.collective
 import ray.train.torch
 import ray.util
 import torch
-from ray.train import UserCallback
 
 from raybone.cluster.hub import find
 from raybone.data.dataset import open_dataset
 from raybone.folder import Folder
 from raybone.hpo.brain import Work
 from raybone.models import load
-from raybone.records import FitFailed, Segment
+from raybone.records import Epoch, FitFailed, Segment
 from raybone.search import examine, pool, train
 from raybone.spec import Study
 
@@ -36,17 +35,6 @@ class Job:
     hub: str
     work: Work
     run: str
-
-
-class ToHub(UserCallback):
-    """Runs in the Train controller: hands each epoch on to the driver before the workers go on."""
-
-    def __init__(self, hub: str, run: str) -> None:
-        self.hub, self.run = hub, run
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
-        """Rank 0 speaks for all: ``fit`` gives every rank the same epoch."""
-        ray.get(find(self.hub).put.remote(metrics[0], self.run))
 
 
 def train_loop(config: dict[str, Job]) -> dict[str, Any]:
@@ -73,8 +61,7 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
             timer = _timer(job, segment)
             for epoch in train(job.study, folder, dataset, model, job.work, segment):
                 timer.cancel()
-                ray.train.report({"config_id": job.work.config_id, "epoch": asdict(epoch)})
-                if _stop_wanted(job.hub, context):
+                if _told(job, epoch, context):
                     return {"outcome": "interrupted"}
                 timer = _timer(job, segment)
             timer.cancel()
@@ -114,10 +101,15 @@ def _claim(job: Job, context: Any, finished: bool) -> Segment | None:
     return _from_rank_zero(segment, context)
 
 
-def _stop_wanted(hub: str, context: Any) -> bool:
-    """The same answer on every rank."""
-    answer = ray.get(find(hub).stop_wanted.remote()) if context.get_world_rank() == 0 else None
-    return bool(_from_rank_zero(answer, context))
+def _told(job: Job, epoch: Epoch, context: Any) -> bool:
+    """Tell the hub and Ray Train of an epoch; whether to stop, the same on every rank.
+
+    The hub has it before the run goes on: Train's own reports come later, and are lost with a worker that dies by then.
+    """
+    message = {"config_id": job.work.config_id, "run": job.run, "epoch": asdict(epoch)}
+    stop = ray.get(find(job.hub).put.remote(message)) if context.get_world_rank() == 0 else None
+    ray.train.report(message)
+    return bool(_from_rank_zero(stop, context))
 
 
 def _from_rank_zero(value: Any, context: Any) -> Any:

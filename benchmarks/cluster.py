@@ -1,0 +1,124 @@
+"""A search with four workers at once on four Ray nodes: how much of their time is training, and how much is not.
+
+    python benchmarks/cluster.py [--quick]
+
+Nodes are processes of this machine with one CPU each, so an epoch lasts longer where they are more than its cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import machine
+import pandas as pd
+
+import raybone.cluster  # noqa: F401  sets what Ray reads when it is imported
+
+# cluster_utils writes an address there, which in Ray's own folder others would join.
+os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="rb-")
+
+from ray.cluster_utils import Cluster
+from ray.util import placement_group_table
+
+from raybone.cluster.tuner import search
+from raybone.folder import Folder
+from raybone.hpo.brain import Brain
+from raybone.hpo.journal import Journal
+from raybone.phantom import phantom
+from raybone.prepare import prepare
+from raybone.spec import parse_study
+
+NODES = 4
+# Epochs take about 15 s of a core that they have for themselves, or 1 s with --quick; `whole` takes most of an hour.
+SIZES = {"whole": {"patients": 27, "epochs": 9, "trials": 8, "imgsz": 512, "width": 16},
+         "quick": {"patients": 12, "epochs": 3, "trials": 4, "imgsz": 256, "width": 16}}
+
+
+def study(dataset: Path, scheduler: str, size: dict[str, int]) -> dict[str, Any]:
+    """A real study of a U-Net whose first rung is within reach of few epochs."""
+    return {"name": f"cluster-{scheduler}", "dataset": str(dataset), "model": "unet", "epochs": size["epochs"],
+            "metric": "dice",
+            "fixed": {"batch": 1, "nbs": 4, "width": size["width"], "depth": 3, "imgsz": size["imgsz"]},
+            "space": {"lr0": {"log_uniform": [1e-4, 3e-2]}, "fliplr": {"uniform": [0, 0.5]}},
+            "search": {"trials": size["trials"], "sampler": "sobol", "scheduler": scheduler, "seed": 0},
+            "resources": {"workers": 1, "cpus": 1, "concurrent": NODES}}
+
+
+class Placed:
+    """Adds up how long training runs hold their places; the search calls it a few times a second.
+
+    A run's place is a placement group that asks for a CPU; a trial's own asks for none.
+    """
+
+    def __init__(self) -> None:
+        self.slot_seconds, self.runs = 0.0, set[str]()
+        self._last = time.monotonic()
+
+    def __call__(self, brain: Brain) -> None:  # noqa: ARG002
+        held = {g["placement_group_id"] for g in placement_group_table().values()
+                if g["state"] == "CREATED" and any("CPU" in bundle for bundle in g["bundles"].values())}
+        now = time.monotonic()
+        self.slot_seconds += len(held) * (now - self._last)
+        self.runs |= held
+        self._last = now
+
+
+def shares(out: Path, placed: Placed) -> dict[str, Any]:
+    """Where the time of the slots went, from the journal of a study and what was placed."""
+    events = pd.DataFrame(Journal(Folder(out)).events())
+    work, epochs = events[events["event"] == "work"], events[events["event"] == "epoch"]
+    first, handed_out, end = work["time"].min(), work["time"].max(), events["time"].max()
+    trained = epochs["seconds"].sum()
+    # An epoch is written when it ends; what of it lies before the last hand-out of work counts as busy until then.
+    before = (handed_out - (epochs["time"] - epochs["seconds"])).clip(0, epochs["seconds"]).sum()
+    return {"configurations": int((events["event"] == "config").sum()), "rungs_run": len(work),
+            "training_runs": len(placed.runs), "fold_epochs": len(epochs),
+            "epoch_seconds": float(epochs["seconds"].median()), "training_seconds": float(trained),
+            "placed_seconds": placed.slot_seconds, "wall_seconds": float(end - first),
+            "wall_with_work_seconds": float(handed_out - first),
+            "lost_seconds_a_run": (placed.slot_seconds - float(trained)) / len(placed.runs),
+            "orchestration_share": 1 - float(trained) / placed.slot_seconds,
+            "busy_share_with_work": float(before / (NODES * (handed_out - first))),
+            "busy_share": float(trained / (NODES * (end - first)))}
+
+
+def run(place: Path, scheduler: str, size: dict[str, int]) -> dict[str, Any]:
+    """One search on a cluster of its own."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        for _ in range(NODES - 1):
+            cluster.add_node(num_cpus=1)
+        placed = Placed()
+        reason = search(parse_study(study(place / "dataset", scheduler, size)), str(place / scheduler),
+                        cluster.address, placed)
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
+    return {"ended": reason, **shares(place / scheduler, placed)}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="minutes, to see that it works; nothing is kept")
+    quick = parser.parse_args().quick
+    chosen, rows = SIZES["quick" if quick else "whole"], {}
+    with tempfile.TemporaryDirectory() as folder:
+        cohort = phantom(Path(folder) / "cohort", patients=chosen["patients"], seed=0)
+        prepare(cohort, Path(folder) / "dataset", folds=3, key=cohort / "phantom.key")
+        for name in ("fold_race", "full"):
+            # A process of its own for each, as a process that has had one Ray cluster remembers it.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                rows[name] = pool.submit(run, Path(folder), name, chosen).result()
+            print(name, json.dumps(rows[name]), flush=True)
+    shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
+    if not quick:
+        machine.keep("cluster", {"nodes": NODES, "size": chosen, "searches": rows})
