@@ -22,7 +22,7 @@ from raybone.hpo.journal import Journal
 from raybone.hpo.state import State
 
 TIMING = ["train_seconds", "gpu_hours"]
-PATIENCE = 240.0  # seconds for anything that must happen
+PATIENCE = 600.0  # seconds for anything that must happen
 WORKER, TRIAL = ("ray::RayTrainWorker",), ("ray::run_trial", "ray::ImplicitFunc")
 
 
@@ -37,14 +37,15 @@ def until(what: Callable[[], object], seconds: float = PATIENCE, wanted: str = "
 class Cluster:
     """A head without CPUs and nodes of one CPU each, every one a process group, with a token and ports of its own."""
 
-    def __init__(self, nodes: int = 2, **resources: int) -> None:
+    def __init__(self, nodes: int = 2, num_gpus: int = 0, **environment: str) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="rbc-", dir="/tmp"))
         self.environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16),
                             "RAY_USAGE_STATS_ENABLED": "0", "RAY_health_check_period_ms": "1000",
                             "RAY_health_check_failure_threshold": "3", "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
                             "OMP_NUM_THREADS": "1", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "15"}
         self.environment.pop("RAY_ADDRESS", None)
-        self.count, self.resources = nodes, resources
+        self.environment.update(environment)
+        self.count, self.num_gpus = nodes, num_gpus
         self.head: subprocess.Popen[bytes] | None = None
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.start()
@@ -69,8 +70,7 @@ class Cluster:
 
     def join(self) -> None:
         """A node joins."""
-        extra = [f"--{name.replace('_', '-')}={n}" for name, n in self.resources.items()]
-        self.nodes.append(self._ray(f"--address={self.address}", "--num-cpus=1", *extra))
+        self.nodes.append(self._ray(f"--address={self.address}", "--num-cpus=1", f"--num-gpus={self.num_gpus}"))
 
     def _ray(self, *options: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats",
@@ -139,9 +139,9 @@ class Trained:
 class Driver:
     """`raybone search` on the cluster, in a process of its own, started again whenever a fault ends it."""
 
-    def __init__(self, cluster: Cluster, study: Path, out: Path, *options: str) -> None:
+    def __init__(self, cluster: Cluster, study: Path, out: Path, *options: str, log: Path | None = None) -> None:
         self.cluster, self.study, self.out, self.options = cluster, study, out, options
-        self.log = out.with_suffix(".log")
+        self.log = log or out.with_suffix(".log")
         self.starts = 0
         self.start()
 

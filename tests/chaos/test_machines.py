@@ -1,0 +1,125 @@
+"""What is nobody's bad configuration: a full disk, a storage that stands still, a GPU that is not there, no memory."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+
+from raybone.search import search as search_locally
+from raybone.spec import parse_study
+from tests.chaos.harness import WORKER, Cluster, Driver, events, progress, table, until
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes that say they have a GPU each."""
+    cluster = Cluster(num_gpus=1)
+    try:
+        yield cluster
+    finally:
+        cluster.end()
+
+
+@pytest.fixture
+def written(study: dict[str, Any], tmp_path: Path) -> Path:
+    study = {**study, "metric": "val_loss", "epochs": 12, "fixed": {**study["fixed"], "imgsz": 256}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    search_locally(parse_study(study), str(tmp_path / "whole"))
+    return tmp_path / "study.yaml"
+
+
+def mounted(command: list[str]) -> None:
+    """Run a mount, or skip where it is not allowed."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"{command[0]} is not allowed here: {done.stderr.strip()}")
+
+
+def last_line(driver: Driver) -> str:
+    return driver.log.read_text().strip().splitlines()[-1]
+
+
+def test_a_disk_that_fills_up_ends_a_search_in_one_line_and_space_lets_it_go_on(cluster: Cluster, written: Path,
+                                                                                  tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)])
+    try:
+        driver = Driver(cluster, written, disk / "out", log=tmp_path / "driver.log")
+        until(lambda: len([e for e in events(disk / "out") if e["event"] == "epoch"]) >= 4)
+        with (disk / "filler").open("wb") as filler:
+            filler.write(bytes(shutil.disk_usage(disk).free))
+        assert driver.wait() == 1
+        assert "No space left on device" in last_line(driver)
+        assert "Traceback" not in driver.log.read_text()
+        (disk / "filler").unlink()
+        driver.start()
+        assert driver.wait() == 0
+        pd.testing.assert_frame_equal(table(disk / "out"), table(tmp_path / "whole"))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_storage_that_stands_still_for_a_while_costs_nothing(cluster: Cluster, written: Path,
+                                                               tmp_path: Path) -> None:
+    disk, image = tmp_path / "disk", tmp_path / "image"
+    disk.mkdir()
+    with image.open("wb") as file:
+        file.truncate(64 * 2**20)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    mounted(["mount", "-o", "loop", str(image), str(disk)])
+    try:
+        driver = Driver(cluster, written, disk / "out", log=tmp_path / "driver.log")
+        for wanted in (3, 20):
+            until(lambda wanted=wanted: len([e for e in events(disk / "out") if e["event"] == "epoch"]) >= wanted)
+            subprocess.run(["fsfreeze", "-f", str(disk)], check=True)
+            time.sleep(12)
+            subprocess.run(["fsfreeze", "-u", str(disk)], check=True)
+        assert driver.wait() == 0
+        pd.testing.assert_frame_equal(table(disk / "out"), table(tmp_path / "whole"))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_gpu_that_is_not_there_is_one_clear_line_and_no_configuration_fails(cluster: Cluster, written: Path,
+                                                                              tmp_path: Path) -> None:
+    driver = Driver(cluster, written, tmp_path / "out", "--set", "resources.gpus=1")
+    assert driver.wait() == 1
+    assert "but torch finds none; mend the driver or the image of this machine" in last_line(driver)
+    assert "failed" not in {e["event"] for e in events(tmp_path / "out")}
+
+
+def test_a_worker_without_memory_is_tried_again_and_says_why(cluster: Cluster, written: Path, tmp_path: Path) -> None:
+    driver = Driver(cluster, written, tmp_path / "out")
+    until(lambda: sum(progress(tmp_path / "out")[0].values()) >= 3)
+    worker = cluster.processes(*WORKER)[0]
+    used = worker.memory_info().vms
+    psutil.Process(worker.pid).rlimit(resource.RLIMIT_AS, (used, used))
+    assert driver.wait() == 0
+    reasons = [str(e["reason"]) for e in events(tmp_path / "out") if e["event"] == "again"]
+    assert len(reasons) == 1
+    assert "memory" in reasons[0] or "MemoryError" in reasons[0] or "bad_alloc" in reasons[0]
+    pd.testing.assert_frame_equal(table(tmp_path / "out"), table(tmp_path / "whole"))
+
+
+def test_a_configuration_that_never_gets_its_memory_fails_with_that_reason(written: Path, tmp_path: Path) -> None:
+    cluster = Cluster(1, RAY_memory_usage_threshold="0.0", RAY_memory_monitor_refresh_ms="250")
+    try:
+        driver = Driver(cluster, written, tmp_path / "out", "--set", "search.trials=1", "limits.failed_trials=0")
+        assert driver.wait() == 1
+        assert "limits.failed_trials" in last_line(driver)
+        state = table(tmp_path / "out")
+        assert list(state["state"]) == ["failed"]
+        assert "memory" in state["reason"][0].lower()
+    finally:
+        cluster.end()
