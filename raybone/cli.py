@@ -125,6 +125,10 @@ def _study_parsers(verbs: Any) -> None:
     verb = _verb(verbs, "watch", _watch, "what a study is doing, wherever it runs")
     verb.add_argument("study", metavar="STUDY")
     verb.add_argument("--once", action="store_true", help="show it once and leave")
+    verb = _verb(verbs, "logs", _logs, "what happened in a study, in words")
+    verb.add_argument("study", metavar="STUDY")
+    verb.add_argument("config", nargs="?", metavar="CONFIG", help="one configuration, with its epochs and traceback")
+    verb.add_argument("--follow", action="store_true", help="go on until the search ends")
     verb = _verb(verbs, "stop", _stop, "ask a study to stop after the epoch at work; `search` resumes it")
     verb.add_argument("study", metavar="STUDY")
     verb = _verb(verbs, "leaderboard", _leaderboard, "rebuild leaderboard.csv from the journal and show it")
@@ -296,11 +300,19 @@ def _watch(options: argparse.Namespace) -> None:
 
     if sys.stdout.isatty() and not options.once:
         from rich.live import Live
+        from rich.text import Text
 
-        with Live(refresh_per_second=2) as live:
-            watch(options.study, lambda lines: live.update("\n".join(lines)))
+        with Live(refresh_per_second=2) as live:  # Text: brackets in a reason are no markup
+            watch(options.study, lambda lines: live.update(Text("\n".join(lines))))
     else:
         watch(options.study, lambda lines: print("\n".join(lines), flush=True), follow=not options.once)
+
+
+def _logs(options: argparse.Namespace) -> None:
+    from raybone.logs import logs
+
+    for line in logs(options.study, options.config, options.follow):
+        print("".join(c if c.isprintable() or c in "\n\t" else "?" for c in line), flush=True)
 
 
 def _stop(options: argparse.Namespace) -> None:
