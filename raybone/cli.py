@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,8 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     try:
         options = parser.parse_args(arguments)
-        options.run(options)
-        return 0
+        return options.run(options) or 0
     except WrongInput as error:
         for problem in error.problems:
             print(f"raybone: {problem}", file=sys.stderr)
@@ -111,6 +111,13 @@ def _study_parsers(verbs: Any) -> None:
                       help="train every fold of every configuration in full, and write STUDY/curves.npz for simulate")
     verb.add_argument("--warm-start", nargs="+", action="extend", default=[], metavar="LEADERBOARD",
                       help="leaderboards or study folders whose rows steer what is proposed; never ranked with it")
+    verb = _verb(verbs, "submit", _submit, "run or resume a study as a job of a Ray cluster elsewhere")
+    _study_arguments(verb)
+    verb.add_argument("--address", required=True, metavar="URL", help="of the cluster's dashboard: http://head:8265")
+    verb.add_argument("--out", metavar="STUDY", help="study folder or URL that all nodes reach "
+                                                     "(default: runs/<name> beside the dataset)")
+    verb.add_argument("--follow", action="store_true", help="show the job's lines; its exit code becomes this one")
+    verb.add_argument("--dry-run", action="store_true", help="show what would be sent, as JSON, and ask no cluster")
     verb = _verb(verbs, "simulate", _simulate, "replay schedulers on recorded curves: cost and regret")
     verb.add_argument("--curves", nargs="+", required=True, metavar="FILE.npz", help="of `raybone search --record`")
     verb.add_argument("--folds", type=int, default=5, metavar="K")
@@ -136,7 +143,7 @@ def _study_parsers(verbs: Any) -> None:
     verb.add_argument("--csv", metavar="FILE", help="write the table here as well")
 
 
-def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
     verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
     verb.set_defaults(run=run)
     return verb
@@ -271,6 +278,26 @@ def _search(options: argparse.Namespace) -> None:
         taken, tried = record(options.out)
         print(f"{options.out.rstrip('/')}/curves.npz: {taken} of {tried} configurations; replay them with "
               "`raybone simulate --curves`")
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from raybone.cluster.access import use_token
+    from raybone.cluster.submit import follow, pack, submit
+    from raybone.spec import read_study
+
+    parcel = pack(read_study(options.study, options.overrides), options.out)
+    if options.dry_run:
+        print(json.dumps({"address": options.address, "token from": use_token(), "entrypoint": parcel.entrypoint,
+                          "environment": {}, "dataset": parcel.dataset, "out": parcel.out, "files": parcel.files,
+                          "bytes": len(parcel.content)}, indent=1))
+        return 0
+    job = submit(parcel, options.address)
+    print(f"{job}: submitted with study.yaml and raybone's code, {len(parcel.content) / 1e3:.0f} kB; every node must "
+          f"reach {parcel.dataset} and {parcel.out}", flush=True)
+    if options.follow:
+        return follow(job, options.address, lambda text: print(text, end="", flush=True))
+    print(f"where that folder is seen: raybone watch, logs or stop {shlex.quote(parcel.out)}")
+    return 0
 
 
 def _simulate(options: argparse.Namespace) -> None:
