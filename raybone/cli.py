@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,8 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     try:
         options = parser.parse_args(arguments)
-        options.run(options)
-        return 0
+        return options.run(options) or 0
     except WrongInput as error:
         for problem in error.problems:
             print(f"raybone: {problem}", file=sys.stderr)
@@ -117,6 +117,13 @@ def _study_parsers(verbs: Any) -> None:
     _study_arguments(verb)
     verb.add_argument("--out", metavar="STUDY", help="study folder in the cluster: below /raybone, or s3://BUCKET/FOLDER")
     verb.add_argument("--image", metavar="IMAGE:TAG", help="default: what k8s/image/Dockerfile is tagged with")
+    verb = _verb(verbs, "submit", _submit, "run or resume a study as a job of a Ray cluster elsewhere")
+    _study_arguments(verb)
+    verb.add_argument("--address", required=True, metavar="URL", help="of the cluster's dashboard: http://head:8265")
+    verb.add_argument("--out", metavar="STUDY", help="study folder or URL that all nodes reach "
+                                                     "(default: runs/<name> beside the dataset)")
+    verb.add_argument("--follow", action="store_true", help="show the job's lines; its exit code becomes this one")
+    verb.add_argument("--dry-run", action="store_true", help="show what would be sent, as JSON, and ask no cluster")
     verb = _verb(verbs, "simulate", _simulate, "replay schedulers on recorded curves: cost and regret")
     verb.add_argument("--curves", nargs="+", required=True, metavar="FILE.npz", help="of `raybone search --record`")
     verb.add_argument("--folds", type=int, default=5, metavar="K")
@@ -131,6 +138,10 @@ def _study_parsers(verbs: Any) -> None:
     verb = _verb(verbs, "watch", _watch, "what a study is doing, wherever it runs")
     verb.add_argument("study", metavar="STUDY")
     verb.add_argument("--once", action="store_true", help="show it once and leave")
+    verb = _verb(verbs, "logs", _logs, "what happened in a study, in words")
+    verb.add_argument("study", metavar="STUDY")
+    verb.add_argument("config", nargs="?", metavar="CONFIG", help="one configuration, with its epochs and traceback")
+    verb.add_argument("--follow", action="store_true", help="go on until the search ends")
     verb = _verb(verbs, "stop", _stop, "ask a study to stop after the epoch at work; `search` resumes it")
     verb.add_argument("study", metavar="STUDY")
     verb = _verb(verbs, "leaderboard", _leaderboard, "rebuild leaderboard.csv from the journal and show it")
@@ -138,7 +149,7 @@ def _study_parsers(verbs: Any) -> None:
     verb.add_argument("--csv", metavar="FILE", help="write the table here as well")
 
 
-def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
     verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
     verb.set_defaults(run=run)
     return verb
@@ -282,6 +293,26 @@ def _manifests(options: argparse.Namespace) -> None:
     print(manifests(read_study(options.study, options.overrides), options.out, options.image), end="")
 
 
+def _submit(options: argparse.Namespace) -> int:
+    from raybone.cluster.access import use_token
+    from raybone.cluster.submit import follow, pack, submit
+    from raybone.spec import read_study
+
+    parcel = pack(read_study(options.study, options.overrides), options.out)
+    if options.dry_run:
+        print(json.dumps({"address": options.address, "token from": use_token(), "entrypoint": parcel.entrypoint,
+                          "environment": {}, "dataset": parcel.dataset, "out": parcel.out, "files": parcel.files,
+                          "bytes": len(parcel.content)}, indent=1))
+        return 0
+    job = submit(parcel, options.address)
+    print(f"{job}: submitted with study.yaml and raybone's code, {len(parcel.content) / 1e3:.0f} kB; every node must "
+          f"reach {parcel.dataset} and {parcel.out}", flush=True)
+    if options.follow:
+        return follow(job, options.address, lambda text: print(text, end="", flush=True))
+    print(f"where that folder is seen: raybone watch, logs or stop {shlex.quote(parcel.out)}")
+    return 0
+
+
 def _simulate(options: argparse.Namespace) -> None:
     from raybone.simulate import plot, simulate
 
@@ -309,11 +340,19 @@ def _watch(options: argparse.Namespace) -> None:
 
     if sys.stdout.isatty() and not options.once:
         from rich.live import Live
+        from rich.text import Text
 
-        with Live(refresh_per_second=2) as live:
-            watch(options.study, lambda lines: live.update("\n".join(lines)))
+        with Live(refresh_per_second=2) as live:  # Text: brackets in a reason are no markup
+            watch(options.study, lambda lines: live.update(Text("\n".join(lines))))
     else:
         watch(options.study, lambda lines: print("\n".join(lines), flush=True), follow=not options.once)
+
+
+def _logs(options: argparse.Namespace) -> None:
+    from raybone.logs import logs
+
+    for line in logs(options.study, options.config, options.follow):
+        print("".join(c if c.isprintable() or c in "\n\t" else "?" for c in line), flush=True)
 
 
 def _stop(options: argparse.Namespace) -> None:

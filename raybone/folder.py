@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class Folder:
     """A path or fsspec URL; names below it are relative and use ``/``."""
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
-        self.url = str(url).rstrip("/") or "/"
+        self.url = plain_url(str(url)).rstrip("/") or "/"
         try:
             if self.url.startswith("s3://"):  # as Ray itself does, with AWS_* of the environment and no further library
                 from fsspec.implementations.arrow import ArrowFSWrapper
@@ -56,31 +57,31 @@ class Folder:
 
     def child(self, name: str) -> Folder:
         """The folder of that name below this one."""
-        return Folder(f"{self.url}/{name}")
+        return Folder(f"{self.url}/{_below(name)}")
 
     def read(self, name: str) -> bytes | None:
         """Content of a file, or None when there is none."""
         try:
-            return bytes(patiently(lambda: self.fs.cat_file(f"{self.path}/{name}")))
+            return bytes(patiently(lambda: self.fs.cat_file(f"{self.path}/{_below(name)}")))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file so that a reader sees the old one or the new one, never a part."""
-        patiently(lambda: self._write(f"{self.path}/{name}", content))
+        patiently(lambda: self._write(f"{self.path}/{_below(name)}", content))
 
     def names(self, name: str = "") -> list[str]:
         """Sorted names in a folder below this one; none when it does not exist."""
         self.fs.invalidate_cache()
         try:
-            found = patiently(lambda: self.fs.ls(f"{self.path}/{name}".rstrip("/"), detail=False))
+            found = patiently(lambda: self.fs.ls(f"{self.path}/{_below(name)}".rstrip("/"), detail=False))
         except FileNotFoundError:
             return []
         return sorted(str(f).rstrip("/").rsplit("/", 1)[-1] for f in found)
 
     def delete(self, name: str) -> None:
         """Delete a file or a folder with all in it; fine when it is not there."""
-        target = f"{self.path}/{name}"
+        target = f"{self.path}/{_below(name)}"
         if self.fs.exists(target):
             patiently(lambda: self.fs.rm(target, recursive=True))
 
@@ -99,3 +100,25 @@ class Folder:
         finally:
             if os.path.exists(temporary):  # noqa: PTH110
                 os.unlink(temporary)  # noqa: PTH108
+
+
+def plain_url(url: str) -> str:
+    """A path or URL as it is given.
+
+    Raises:
+        WrongInput: it chains filesystems, whose caches would show an old lease, or holds a password, which would be
+            in the journal, in logs and in the list of jobs.
+    """
+    if re.search("://[^/]*:[^/]*@", url):
+        raise WrongInput(f"{url.partition('://')[0]}://...: must hold no password, as logs would; give it by the "
+                         "environment, as its filesystem documents")
+    if "::" in url:
+        raise WrongInput(f"{url}: must be one path or URL, not a chain with '::'; give the last part alone")
+    return url
+
+
+def _below(name: str) -> str:
+    """A name that stays below its folder: names of configurations are read from the journal."""
+    if ".." in name.split("/"):
+        raise WrongInput(f"{name!r}: must be a name below the study folder; restore the journal from a copy")
+    return name

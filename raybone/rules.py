@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,6 +15,7 @@ from simpleeval import DEFAULT_OPERATORS, InvalidExpression, SimpleEval
 from raybone.records import WrongInput
 
 LENGTH = 200  # characters: what is longer nests deeper than an evaluator can follow
+COMBINATIONS = 10_000  # of types of parameters, each of which is tried
 _LOGIC = (ast.BoolOp, ast.And, ast.Or, ast.Not, ast.UnaryOp, ast.USub)
 _LEAVES = (ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.In, ast.NotIn, ast.BinOp, ast.Add,
            ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Name, ast.Load, ast.Constant)
@@ -79,6 +81,8 @@ def _problem_of_types(tree: ast.expr, values: Mapping[str, Sequence[Any]]) -> st
         return _problem_of_types(tree.operand, values)
     names = sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)})
     by_type = [{type(v): v for v in values[name]}.values() for name in names]
+    if math.prod(map(len, by_type)) > COMBINATIONS:
+        return f"compares {len(names)} parameters of several types at once; make several rules of it"
     for combination in itertools.product(*by_type):
         given = dict(zip(names, combination))
         try:

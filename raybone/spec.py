@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import reprlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,10 @@ DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "val_loss": "minimize",
 }
 FALSE_POSITIVES = "false_positives_per_lesion_free_scan"  # of a complete configuration; not one to rank by
+_NO_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)  # of a loader on hostile text
+# Aliases let a few lines of YAML stand for more than any memory holds.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
 Value = float | int | str | bool | list[str] | None
 
 
@@ -227,15 +232,25 @@ def read_study(path: Path | str, overrides: list[str] | None = None) -> Study:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise WrongInput(f"{path}: a study is a readable YAML file, but: {reason}; check the path") from None
-    try:
-        content = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise WrongInput(f"{path}: must be YAML: {' '.join(str(error).split())}; mend that line") from None
-    if not isinstance(content, dict):
-        raise WrongInput(f"{path}: a study is a YAML mapping, got {type(content).__name__}; see jobs/smoke.yaml")
+    content = parse_yaml(text, str(path))
     for item in overrides or []:
         _override(content, item)
     return parse_study(content, where=str(path))
+
+
+def parse_yaml(text: str | bytes, where: str) -> dict[str, Any]:
+    """The mapping that a study's text holds.
+
+    Raises:
+        WrongInput: it is no YAML, or no mapping.
+    """
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except _NO_YAML as error:
+        raise WrongInput(f"{where}: must be YAML: {' '.join(str(error).split())}; mend that line") from None
+    if not isinstance(content, dict):
+        raise WrongInput(f"{where}: a study is a YAML mapping, got {type(content).__name__}; see jobs/smoke.yaml")
+    return content
 
 
 def parse_study(content: dict[str, Any], where: str = "study") -> Study:
@@ -274,7 +289,7 @@ def write_study(study: Study) -> str:
     """The study as YAML text which ``read_study`` reads back to an equal study."""
     content = study.model_dump(mode="json", exclude_none=True)
     content["limits"] = {k: v for k, v in study.limits.model_dump().items() if v not in (math.inf, None)}
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def problems_of(error: ValidationError, where: str, model: type[BaseModel]) -> list[str]:
@@ -282,7 +297,8 @@ def problems_of(error: ValidationError, where: str, model: type[BaseModel]) -> l
     lines: list[str] = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
-        given = repr(item.get("input"))
+        given = item.get("input")
+        given = _SHORT.repr(given) if isinstance(given, dict | list) else repr(given)
         given = given if len(given) <= 60 else given[:57] + "..."
         place = f"{where}: {key}" if key else where
         if item["type"] == "extra_forbidden":
@@ -324,7 +340,7 @@ def _override(content: dict[str, Any], item: str) -> None:
             raise WrongInput(f"--set {item}: {part!r} holds a value, not a mapping; set {part} itself")
     try:
         node[last] = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError):
+    except _NO_YAML:
         raise WrongInput(f"--set {item}: {text!r} must be a YAML value; quote it") from None
 
 
@@ -345,9 +361,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"
-               r"|\.inf|\.Inf|\.INF|[-+]\.inf|\.nan|\.NaN|\.NAN)$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes text which _Loader would read as a number."""
+
+
+for _kind_of in (_Loader, _Dumper):
+    _kind_of.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"
+                   r"|\.inf|\.Inf|\.INF|[-+]\.inf|\.nan|\.NaN|\.NAN)$"),
+        list("-+0123456789."),
+    )

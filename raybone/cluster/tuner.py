@@ -20,6 +20,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from raybone.cluster.access import check
 from raybone.cluster.hub import NAMESPACE, Hub
 from raybone.cluster.room import ROOM_SECONDS, no_room, per_worker, room, slots
 from raybone.cluster.trial import run_trial, storage
@@ -101,10 +102,13 @@ def connection(address: str | None) -> Iterator[None]:
     try:
         if address:
             try:
+                check(address)
                 ray.init(address=address, **quiet)
+            except WrongInput:
+                raise
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise WrongInput(f"--address {address}: a Ray cluster must answer there, but: "
-                                 f"{' '.join(str(error).split())[:200]}; check the address and the token") from None
+                                 f"{' '.join(str(error).split())[:200]}; check the address") from None
         else:
             # With no mode set, Ray turns token authentication on, and takes this token instead of writing one to HOME.
             if "RAY_AUTH_TOKEN_PATH" not in os.environ:

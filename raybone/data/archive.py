@@ -38,6 +38,8 @@ def unpacked(source: Path, place: Path) -> Iterator[tuple[list[tuple[str, Path]]
             try:
                 _extract(path, target)
                 roots.append((f"{name}/" if name else "", _top(target)))
+            except WrongInput:
+                raise
             except OSError as error:
                 if error.errno == errno.ENOSPC:
                     raise OSError(error.errno, error.strerror) from None  # without the file's name

@@ -24,6 +24,7 @@ from raybone.data.annotations import EMPTY, IN_BETWEEN, MOST_PIXELS, Remarks, le
 from raybone.records import Array, Lesion
 
 MOST_SLICES = 4096
+MOST_BYTES = 1 << 31  # of an unpacked NIfTI: a small file may unpack to more than the memory
 Annotated = tuple[list[list[Lesion]], tuple[int, int] | None, Remarks]
 
 
@@ -71,7 +72,7 @@ def labelme_image(content: bytes) -> bytes:
 def read_voc(content: bytes) -> Annotated:
     """Pascal VOC xml: boxes. Corners are taken as pixel coordinates from 0, which is what labelImg writes."""
     try:
-        if b"<!ENTITY" in content:
+        if b"<!ENTITY" in content.replace(b"\0", b""):  # in UTF-16 as well
             raise ValueError
         root = ElementTree.fromstring(content)
         size = (int(_text(root, "size/height")), int(_text(root, "size/width"))) if root.find("size") is not None \
@@ -156,4 +157,7 @@ def _text(place: ElementTree.Element, path: str) -> str:
 
 
 def _gunzipped(content: bytes) -> bytes:
-    return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    if content[:2] != b"\x1f\x8b":
+        return content
+    with gzip.open(BytesIO(content)) as file:
+        return file.read(MOST_BYTES)  # what is cut off makes it no NIfTI

@@ -18,11 +18,10 @@ from io import RawIOBase
 from typing import Any
 
 import orjson
-import yaml
 
 from raybone.folder import Folder, patiently
 from raybone.records import RunFailed, WrongInput
-from raybone.spec import Study, parse_study
+from raybone.spec import Study, parse_study, parse_yaml
 
 Event = dict[str, Any]
 SEAL = ',"crc":"'  # what comes before the checksum of a line
@@ -38,7 +37,8 @@ def read_resolved(folder: Folder) -> Study:
     if content is None:
         raise WrongInput(f"study {folder.url}: must be a study folder, but has no study.yaml; "
                          "give the folder that `raybone search --out` made")
-    study = parse_study(yaml.safe_load(content), where=f"{folder.url}/study.yaml")
+    where = f"{folder.url}/study.yaml"
+    study = parse_study(parse_yaml(content, where), where)
     if study.resolved is None:
         raise WrongInput(f"study {folder.url}: its study.yaml must be one that `raybone search` wrote, but has no "
                          "`resolved`; give another folder")

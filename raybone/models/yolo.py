@@ -25,7 +25,9 @@ from raybone.spec import Param
 def _quiet() -> None:
     """Keep Ultralytics from writing settings, installing packages and phoning home; before its first import."""
     folder = Path(tempfile.gettempdir()) / f"raybone-ultralytics-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():  # made by somebody else, who would choose the settings
+        folder = Path(tempfile.mkdtemp(prefix="raybone-ultralytics-"))
     for key, value in {"YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0",
                        "YOLO_VERBOSE": "0",
                        "MPLCONFIGDIR": str(folder), "OMP_NUM_THREADS": str(torch.get_num_threads())}.items():
@@ -36,7 +38,7 @@ _quiet()
 
 from ultralytics.cfg import get_cfg  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
-from ultralytics.utils import LOGGER, SETTINGS  # noqa: E402
+from ultralytics.utils import LOGGER, ROOT, SETTINGS  # noqa: E402
 from ultralytics.utils.nms import non_max_suppression  # noqa: E402
 
 LOGGER.setLevel(logging.WARNING)
@@ -64,7 +66,9 @@ class Yolo(nn.Module):
     def __init__(self, config: Config, size: str) -> None:
         super().__init__()
         self.config = config
-        self.net = DetectionModel(f"yolo11{size}.yaml", ch=1, nc=len(config.categories), verbose=False)
+        # By its full path: a file of that name in the current folder would be taken instead, and run.
+        self.net = DetectionModel(f"{ROOT}/cfg/models/11/yolo11{size}.yaml", ch=1, nc=len(config.categories),
+                                  verbose=False)
         self.net.args = get_cfg(overrides={"box": config.box, "cls": config.cls, "dfl": config.dfl})
         for name, parameter in self.net.named_parameters():
             parameter.requires_grad_(".dfl" not in name)

@@ -1,0 +1,61 @@
+"""What happened in a study, in words, from its folder alone."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from raybone.folder import Folder
+from raybone.hpo.journal import Event, Journal, read_resolved
+from raybone.hpo.lease import Lease
+from raybone.hpo.race import Ladder, ladder_of, name_of
+from raybone.records import WrongInput
+
+WORDS = {"start": "a driver starts, with {slots} run(s) at once", "config": "is new: {params}",
+         "invalid": "the model refuses {params}: {reason}", "rung": "has done {rung}: score {score}",
+         "decision": "{action}: {reason}", "failed": "failed: {reason}", "end": "the search ends: {reason}",
+         "test": "on the test group: {metrics}{reason}"}
+DETAIL = {"work": "goes to {rung}", "epoch": "fold {fold} epoch {epoch}: {metrics} in {seconds} s",
+          "pooled": "over all folds: {metrics}"}
+
+
+def logs(out: str, config_id: str | None = None, follow: bool = False, poll: float = 2.0) -> Iterator[str]:
+    """The journal as lines, oldest first.
+
+    Args:
+        config_id: only this configuration, with its epochs and the traceback of its failure.
+        follow: wait for more until the search ends or has no driver.
+    Raises:
+        WrongInput: no study there, or no such configuration in it.
+    """
+    folder = Folder(out)
+    rungs, journal, last, seen = ladder_of(read_resolved(folder)), Journal(folder), "", {None}
+    words = {**WORDS, **DETAIL} if config_id else WORDS
+    while True:
+        alive = Lease(folder).holder() is not None
+        for event in journal.events():
+            last, told = event["event"], event.get("config_id")
+            seen.add(told)
+            if config_id in (None, told) and last in words:
+                when = datetime.fromtimestamp(event["time"]).astimezone()
+                yield f"{when:%Y-%m-%d %H:%M:%S%z} {told or ''} {_told(words[last], event, rungs)}"
+                if last == "failed" and (trace := folder.read(f"logs/{told}.txt")):
+                    yield trace.decode("utf-8", "replace") if config_id else f"  traceback: raybone logs {out} {told}"
+        if not follow or last == "end" or not alive:
+            break
+        time.sleep(poll)
+    if config_id not in seen:
+        raise WrongInput(f"study {out}: has no configuration {config_id!r}; `raybone leaderboard` lists them")
+
+
+def _told(words: str, event: Event, rungs: Ladder) -> str:
+    facts = {k: ", ".join(f"{n} {_short(v)}" for n, v in value.items()) if isinstance(value, dict) else _short(value)
+             for k, value in event.items()}
+    return words.format_map(defaultdict(str, facts, rung=name_of(rungs, event["rung"]) if "rung" in event else ""))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
