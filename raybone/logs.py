@@ -17,8 +17,8 @@ from raybone.records import WrongInput
 WORDS = {"start": "a driver starts, with {slots} run(s) at once", "config": "is new: {params}",
          "invalid": "the model refuses {params}: {reason}", "rung": "has done {rung}: score {score}",
          "decision": "{action}: {reason}", "again": "a run starts again: {reason}",
-         "slots": "the cluster has room for {slots} run(s)", "failed": "failed: {reason}", "end": "the search ends: {reason}",
-         "test": "on the test group: {metrics}{reason}"}
+         "slots": "the cluster has room for {slots} run(s)", "failed": "failed: {reason}",
+         "end": "the search ends: {reason}", "test": "on the test group: {metrics}{reason}"}
 DETAIL = {"work": "goes to {rung}", "epoch": "fold {fold} epoch {epoch}: {metrics} in {seconds} s",
           "pooled": "over all folds: {metrics}"}
 
