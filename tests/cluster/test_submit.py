@@ -38,12 +38,14 @@ def test_two_studies_run_as_jobs_and_the_token_is_nowhere(head: Head, study: dic
                                                          tmp_path: Path) -> None:
     """By `raybone submit` under a hostile name and by plain `ray job submit` of the checkout, at the same time."""
     out, file = tmp_path / NAME, tmp_path / "s $(x)'.yaml"
-    file.write_text(yaml.safe_dump({**study, "epochs": 2, "search": {**study["search"], "trials": 1}}))
+    file.write_text(yaml.safe_dump({**study, "epochs": 2, "search": {**study["search"], "trials": 1},
+                                    "resources": {"concurrent": 1}}))
     submit = ("submit", file, "--address", head.url, "--out", out, "--follow")
     first = head.raybone(*submit)
     plain = head.command(RAY, "job", "submit", "--address", head.url, "--working-dir", ".", "--", "python",
                          "jobs/search.py", "--study", "jobs/smoke.yaml", "--out", tmp_path / "st", "--set",
-                         f"dataset={dataset}", "epochs=1", "search.trials=1", "fixed.imgsz=64", RAY_AUTH_MODE="token")
+                         f"dataset={dataset}", "epochs=1", "search.trials=1", "fixed.imgsz=64",
+                         "resources.concurrent=1", RAY_AUTH_MODE="token")
     journal = out / "journal" / "000001.jsonl"
     wait_for(lambda: journal.exists() and '"work"' in journal.read_text(), first)
     near = os.path.relpath(out, ROOT)
@@ -55,7 +57,7 @@ def test_two_studies_run_as_jobs_and_the_token_is_nowhere(head: Head, study: dic
     (again, line), (_, logged), (_, watched) = map(ended, asked)
     assert (again, line.count("\n")) == (2, 2)  # the folder's name has one
     assert "one job at a time, and raybone-tiny-" in line
-    assert "a driver starts, with 2 run(s) at once" in logged
+    assert "a driver starts, with 1 run(s) at once" in logged
     assert "1 running" in watched
     code, said = ended(wrong)
     assert code == 2, said
