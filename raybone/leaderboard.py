@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal
 from raybone.hpo.state import Configuration, State
 from raybone.metrics.intervals import bootstrap_interval, bootstrap_p, corrected_interval, corrected_p, corrected_winner
 from raybone.spec import DIRECTIONS, FALSE_POSITIVES, Study
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def leaderboard(study: Study, state: State) -> pd.DataFrame:
@@ -43,6 +45,8 @@ def leaderboard(study: Study, state: State) -> pd.DataFrame:
     for row in rows if len(looks) > 1 else ():
         row["warnings"] = "; ".join(filter(None, [row["warnings"], f"the test group was looked at {len(looks)} times "
                                                                    f"({', '.join(looks)})"]))
+    import pandas as pd  # training processes import this file, and have no table to make
+
     table = pd.DataFrame(rows, columns=_columns(study, state))
     table["rank"] = table["rank"].astype("Int64")
     return table

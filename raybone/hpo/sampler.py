@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-from scipy.stats import qmc
 
 from raybone.hpo.race import score, scores
 from raybone.hpo.space import LONGEST, active, complete, draw, from_unit, grid, identity, rejected
@@ -51,6 +50,8 @@ def _draws(study: Study, state: State, index: int) -> Iterator[dict[str, Any]]:
     if kind == "sobol":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # balance matters for integrals, not for a search
+            from scipy.stats import qmc  # a second to import, in every process of a search
+
             engine = qmc.Sobol(len(space), scramble=True, rng=np.random.default_rng(study.search.seed))
             yield from_unit(space, engine.random(index + 1)[-1].tolist())
     if kind == "tpe":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from scipy import stats
+from scipy import special  # scipy.stats takes a second to import, in every process of a search
 
 from raybone.records import Array
 
@@ -29,7 +29,7 @@ def corrected_interval(folds_K: Array, level: float = 0.95) -> tuple[float, floa
 @lru_cache(maxsize=256)
 def _quantile(level: float, freedom: float) -> float:
     """Of Student's t, two-sided; a table asks for the same ones again and again."""
-    return float(stats.t.ppf((1 + level) / 2, freedom))
+    return float(special.stdtrit(freedom, (1 + level) / 2))
 
 
 def corrected_p(folds_K: Array, best_K: Array) -> float:
@@ -42,7 +42,7 @@ def corrected_p(folds_K: Array, best_K: Array) -> float:
     if sd == 0:
         return 1.0 if float(gap_K.mean()) == 0 else 0.0
     t = float(gap_K.mean()) / (sd * (1 / count + 1 / (count - 1)) ** 0.5)
-    return float(2 * stats.t.sf(abs(t), count - 1))
+    return float(2 * special.stdtr(count - 1, -abs(t)))
 
 
 def patient_draws(fold_P: Array, lesion_P: Array, seed: int | list[int], count: int = REPLICATES) -> Array:
@@ -94,7 +94,7 @@ def bootstrap_interval(value: float, replicates_B: Array, freedom: float, level:
     average, where percentiles held 85 to 94 % and BCa 83 to 93 %. AP of few patients is too high: of AP50 on everybody
     it held 87 to 90 %, as all bootstraps do about, and Nadeau & Bengio's wider interval 94 to 97 %.
     """
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * _spread(replicates_B)
+    half = float(special.stdtrit(freedom, (1 + level) / 2)) * _spread(replicates_B)
     return value - half, value + half
 
 
@@ -103,7 +103,7 @@ def bootstrap_p(delta: float, replicates_B: Array, freedom: float) -> float:
     spread = _spread(replicates_B)
     if spread == 0:
         return 1.0 if delta == 0 else 0.0
-    return float(2 * stats.t.sf(abs(delta) / spread, freedom))
+    return float(2 * special.stdtr(freedom, -abs(delta) / spread))
 
 
 def _spread(replicates_B: Array) -> float:

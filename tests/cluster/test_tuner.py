@@ -68,16 +68,6 @@ def test_a_race_pauses_promotes_and_stops_and_a_crash_in_a_worker_fails_its_conf
     assert actions == {"promote", "stop", "complete"}
 
 
-def test_asha_is_rays_own_on_lockstep_folds(study: Mapping, tmp_path: Path) -> None:
-    asha = {**study, "epochs": 27, "fixed": {**study["fixed"], "batch": 1, "nbs": 1, "imgsz": 64},
-            "space": {"lr0": {"choice": [0.005, 1e-7]}},
-            "search": {"trials": 2, "sampler": "grid", "scheduler": "asha"}, "resources": {"concurrent": 1}}
-    search(parse_study(asha), str(tmp_path / "st"))
-    table = board(tmp_path / "st")
-    assert list(table["state"]) == ["complete", "stopped@3x9"]
-    assert list(table["cfg.lr0"]) == [0.005, 1e-7]
-
-
 @pytest.mark.parametrize("resources", [{"workers": 3}, {"cpus": 64}, {"gpus": 1}])
 def test_more_than_the_cluster_has_is_one_clear_line(study: Mapping, tmp_path: Path, resources: Mapping) -> None:
     with pytest.raises(WrongInput, match=r"resources: a run takes .* room for"):
