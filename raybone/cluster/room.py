@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import ray
@@ -27,10 +28,13 @@ def slots(study: Study, wait: float = 0) -> int:
     Raises:
         WrongInput: not even one fits.
     """
-    began = time.monotonic()
+    began, asked = time.monotonic(), False
     while not (fitting := room(study)):
         if time.monotonic() - began > wait:
             raise WrongInput(f"resources: {no_room(study)}; ask for less, add nodes, or --wait for them")
+        if not asked:
+            logging.getLogger(__name__).warning("waiting up to %g minutes for nodes: %s", wait / 60, no_room(study))
+        asked = True
         request_resources(bundles=[per_worker(study)] * study.resources.workers)
         time.sleep(min(ROOM_SECONDS, wait))
     return fitting
