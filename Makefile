@@ -21,7 +21,7 @@ check: install
 	$(PY) -m mypy
 
 test: check
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 # Long: kills drivers and workers of running studies, and as root cuts a network between two hosts.
 chaos: install
@@ -33,6 +33,7 @@ benchmark: install
 	OMP_NUM_THREADS=1 $(PY) benchmarks/schedulers.py
 	OMP_NUM_THREADS=1 $(PY) benchmarks/scale.py
 	OMP_NUM_THREADS=1 $(PY) benchmarks/coverage.py
+	OMP_NUM_THREADS=1 $(PY) benchmarks/startup.py
 	OMP_NUM_THREADS=1 $(PY) benchmarks/cluster.py
 
 clean:

@@ -12,6 +12,7 @@ import math
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from raybone.records import RunFailed, WrongInput
 from raybone.terminal import bar, progress, show_ranking, tell_end
 
 JSON_HELP = "one JSON document on stdout"
+WAIT: dict[str, Any] = {"type": float, "default": 0, "metavar": "MINUTES",
+                        "help": "wait so long for nodes that an autoscaler adds, while not one run fits (default 0)"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,8 +109,7 @@ def _study_parsers(verbs: Any) -> None:
     _study_arguments(verb)
     verb.add_argument("--out", required=True, metavar="STUDY", help="study folder, or an fsspec URL")
     verb.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else a local one for the run)")
-    verb.add_argument("--wait", type=float, default=0, metavar="MINUTES",
-                      help="wait so long for nodes that an autoscaler adds, while not one run fits (default 0)")
+    verb.add_argument("--wait", **WAIT)
     verb.add_argument("--local", action="store_true", help="in this process, without Ray")
     verb.add_argument("--record", action="store_true",
                       help="train every fold of every configuration in full, and write STUDY/curves.npz for simulate")
@@ -122,6 +124,7 @@ def _study_parsers(verbs: Any) -> None:
     verb.add_argument("--address", required=True, metavar="URL", help="of the cluster's dashboard: http://head:8265")
     verb.add_argument("--out", metavar="STUDY", help="study folder or URL that all nodes reach "
                                                      "(default: runs/<name> beside the dataset)")
+    verb.add_argument("--wait", **WAIT)
     verb.add_argument("--follow", action="store_true", help="show the job's lines; its exit code becomes this one")
     verb.add_argument("--dry-run", action="store_true", help="show what would be sent, as JSON, and ask no cluster")
     verb = _verb(verbs, "simulate", _simulate, "replay schedulers on recorded curves: cost and regret")
@@ -298,7 +301,7 @@ def _submit(options: argparse.Namespace) -> int:
     from raybone.cluster.submit import follow, pack, submit
     from raybone.spec import read_study
 
-    parcel = pack(read_study(options.study, options.overrides), options.out)
+    parcel = pack(read_study(options.study, options.overrides), options.out, options.wait)
     if options.dry_run:
         print(json.dumps({"address": options.address, "token from": use_token(), "entrypoint": parcel.entrypoint,
                           "environment": {}, "dataset": parcel.dataset, "out": parcel.out, "files": parcel.files,
@@ -361,7 +364,7 @@ def _stop(options: argparse.Namespace) -> None:
 
     folder = Folder(options.study)
     read_resolved(folder)
-    folder.write("stop", b"")
+    folder.write("stop", repr(time.time()).encode())
     print(f"{options.study}: will stop when the epochs at work have ended; `raybone search` resumes it")
 
 

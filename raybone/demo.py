@@ -15,12 +15,12 @@ from raybone.spec import Study, parse_study
 PATIENTS, SEED, FOLDS = 24, 7, 3
 STUDY: dict[str, Any] = {
     "name": "demo",
-    "model": "yolo11n",
-    "epochs": 17,
-    "metric": "AP50",
-    "fixed": {"batch": 2, "nbs": 2, "translate": 0.05, "scale": 0.1},
-    "space": {"lr0": {"log_uniform": [0.001, 0.008]}, "imgsz": {"choice": [192, 256, 320]},
-              "mosaic": {"choice": [0.0, 0.5]}},
+    "model": "unet",
+    "epochs": 15,
+    "metric": "dice",
+    "fixed": {"batch": 2, "nbs": 2, "width": 8, "depth": 3},
+    "space": {"lr0": {"log_uniform": [0.0003, 0.03]}, "imgsz": {"choice": [128, 192, 256]},
+              "fliplr": {"choice": [0.0, 0.5]}},
     "search": {"trials": 5, "sampler": "sobol", "scheduler": "fold_race", "seed": 1},
 }
 Progress = Callable[[int, int], None]

@@ -17,6 +17,9 @@ from raybone.records import WrongInput
 # What a network file system or an object store says while it is away; a full disk or a wrong name is not among them.
 AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
         errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EREMOTEIO, errno.ENOLINK}
+# Arrow's errors of S3 have no number.
+S3_AWAY = re.compile("AWS Error (NETWORK_CONNECTION|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|"
+                     "REQUEST_TIMEOUT)|HTTP status 5..")
 OUTAGE = 120.0  # seconds that a storage may be away
 Result = TypeVar("Result")
 
@@ -28,7 +31,8 @@ def patiently(operation: Callable[[], Result]) -> Result:
         try:
             return operation()
         except OSError as error:
-            if error.errno not in AWAY or time.monotonic() - began > OUTAGE:
+            away = error.errno in AWAY or (error.errno is None and S3_AWAY.search(str(error)))
+            if not away or time.monotonic() - began > OUTAGE:
                 raise
         time.sleep(pause)
         pause = min(2 * pause, 10.0)
@@ -44,7 +48,7 @@ class Folder:
                 from fsspec.implementations.arrow import ArrowFSWrapper
                 from pyarrow.fs import FileSystem
 
-                store, self.path = FileSystem.from_uri(self.url)
+                store, self.path = patiently(lambda: FileSystem.from_uri(self.url))  # asks for the bucket's region
                 self.fs = ArrowFSWrapper(store)
             else:
                 self.fs, self.path = fsspec.core.url_to_fs(self.url)

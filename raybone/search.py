@@ -136,6 +136,7 @@ def open_study(study: Study, out: str, connect: Callable[[Study], int] = lambda 
     checked, dataset, model = resolve(study, folder)
     if warm:
         checked = _with_prior(checked, warm_start(checked, warm))
+    earlier = folder.read("stop")
     slots = connect(checked)
     with _writing(out):
         lease = Lease(folder)
@@ -146,7 +147,8 @@ def open_study(study: Study, out: str, connect: Callable[[Study], int] = lambda 
         try:
             checked = _agree(folder, checked)
             folder.write("study.yaml", write_study(checked).encode())
-            folder.delete("stop")
+            if folder.read("stop") == earlier:  # else it was given while the search waited for nodes
+                folder.delete("stop")
             brain = Brain(checked, Journal(folder), checker(checked, model), slots)
             opened = OpenStudy(checked, folder, dataset, model, brain, lease)
             opened.publish()

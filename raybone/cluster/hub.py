@@ -43,6 +43,10 @@ class Hub:
         messages, self._messages = self._messages, []
         return messages
 
+    def halt(self) -> None:
+        """The runs should end after their epoch; nothing is drained any more."""
+        self._stop = True
+
     def assign(self, work: Work) -> None:
         """What a configuration is to do next; its folds are handed out longest first, so that runs end together."""
         self._work[work.config_id] = work
@@ -58,7 +62,7 @@ class Hub:
         return self._groups.pop(config_id, [])
 
     def holds(self, config_id: str, group: str) -> None:
-        """A run of this configuration trains in that placement group."""
+        """A run of this configuration has that placement group."""
         self._groups.setdefault(config_id, []).append(group)
 
     def widen(self, config_id: str, runs: int) -> None:

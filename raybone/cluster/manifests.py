@@ -67,12 +67,16 @@ def manifests(study: Study, out: str | None = None, image: str | None = None) ->
 
 
 def _size(group: dict[str, Any], study: Study) -> None:
-    """A pod for each training worker; one GPU's pod takes all runs that share the GPU."""
+    """A pod for each training worker; one GPU's pod takes all runs that share the GPU.
+
+    KubeRay starts the job when ``replicas`` pods run, so that is room for one run; the driver asks for the others.
+    """
     resources = study.resources
     sharing = int(1 / resources.gpus + 1e-9) if 0 < resources.gpus < 1 else 1
     cpus, gpus = resources.cpus * sharing, math.ceil(resources.gpus)
     pods = math.ceil(_runs(study) * resources.workers / sharing)
-    group.update(groupName="gpu" if gpus else "cpu", replicas=pods, minReplicas=resources.workers, maxReplicas=pods)
+    group.update(groupName="gpu" if gpus else "cpu", replicas=resources.workers, minReplicas=resources.workers,
+                 maxReplicas=pods)
     _ask(group["template"], str(cpus), f"{max(8, 4 * cpus)}Gi", gpus)
     if gpus:
         group["template"]["spec"]["tolerations"] = [

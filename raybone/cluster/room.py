@@ -58,4 +58,9 @@ def room(study: Study) -> int:
 def _places(study: Study) -> int:
     """Workers that fit all living nodes together; what others use of them now is not taken off."""
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    return sum(int(min(node.get(k, 0) / v for k, v in per_worker(study).items()) + 1e-6) for node in nodes)
+    return sum(min(_fit(node.get(k, 0), v) for k, v in per_worker(study).items()) for node in nodes)
+
+
+def _fit(has: float, each: float) -> int:
+    """How often a node's CPUs or GPUs can be given out; a share of a GPU is of one GPU."""
+    return int(has / each + 1e-6) if each >= 1 else int(has + 1e-6) * int(1 / each + 1e-6)

@@ -43,11 +43,12 @@ class Parcel:
     content: bytes = field(repr=False)
 
 
-def pack(study: Study, out: str | None) -> Parcel:
+def pack(study: Study, out: str | None, wait: float = 0) -> Parcel:
     """Make the parcel of a study; relative places become absolute here, and the dataset is not read.
 
     Args:
         out: study folder or URL; None puts it into ``runs`` beside the dataset, a place that the nodes have to reach.
+        wait: minutes that the job waits for nodes.
     """
     dataset = _absolute(study.dataset)
     out = _absolute(out or f"{dataset.rstrip('/').rpartition('/')[0]}/runs/{study.name}")
@@ -58,7 +59,8 @@ def pack(study: Study, out: str | None) -> Parcel:
     with zipfile.ZipFile(content, "w") as archive:
         for name, text in sorted(files.items()):  # with one date, as Ray names a package by its hash
             archive.writestr(zipfile.ZipInfo(name), text, zipfile.ZIP_DEFLATED)
-    words = ["python", "-m", "raybone.cli", "search", "study.yaml", "--out", out, "--address", "auto"]
+    words = ["python", "-m", "raybone.cli", "search", "study.yaml", "--out", out, "--address", "auto",
+             *(["--wait", f"{wait:g}"] if wait else [])]
     return Parcel(f"raybone-{study.name}-{hashlib.sha256(out.encode()).hexdigest()[:8]}", shlex.join(words), dataset,
                   out, tuple(sorted(files)), content.getvalue())
 

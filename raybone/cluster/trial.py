@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 import time
@@ -30,6 +31,7 @@ from raybone.folder import Folder
 from raybone.records import WrongInput
 
 POLL_SECONDS = 1.0
+LOSS_SECONDS = 30.0  # by when Ray's head has noticed the loss of a node
 RETRIES = 2  # of a run that died without an epoch since it last did
 
 
@@ -62,10 +64,11 @@ def _run(job: Job) -> dict[str, Any]:
                 wait(running, timeout=POLL_SECONDS)
         results = [future.result() for future in running]
     except Exception as error:
-        trace = traceback.format_exc()
-        Folder(job.folder).write(f"logs/{job.work.config_id}.txt", trace.encode())
-        reason = _cause(error)[0] if isinstance(error, TrainingFailedError) else f"{type(error).__name__}: {error}"
-        return {"outcome": "failed", "reason": reason, "pooled": None}
+        with contextlib.suppress(OSError):  # the reason is told in any case
+            Folder(job.folder).write(f"logs/{job.work.config_id}.txt", traceback.format_exc().encode())
+        if isinstance(error, TrainingFailedError):
+            return {"outcome": "failed", "reason": _cause(error)[0], "pooled": None}
+        return {"outcome": "halt", "reason": f"{type(error).__name__}: {error}", "pooled": None}
     worst = next((r for o in ("failed", "halt", "interrupted") for r in results if r["outcome"] == o), None)
     pooled = next((r["pooled"] for r in results if r.get("pooled")), None)
     return {"outcome": "done", "reason": "", **(worst or {}), "pooled": pooled}
@@ -79,16 +82,17 @@ def _train(job: Job) -> dict[str, Any]:
         configuration.
     Raises:
         TrainingFailedError: it has died too often without an epoch between; the loss of a node does not count.
+        Exception: of what no worker did.
     """
     job, hub, counted = replace(job, run=f"{job.work.config_id}-{uuid.uuid4().hex[:8]}"), find(job.hub), 0
     while True:
         dead, at = _dead_nodes(), ray.get(hub.heard.remote(job.run))
         try:
             return _fit(job)
-        except TrainingFailedError as error:
+        except (TrainingFailedError, OSError) as error:
             reason, blame = _cause(error)
             counted = 0 if ray.get(hub.heard.remote(job.run)) > at else counted
-            counted += blame != "room" and not (blame == "process" and _dead_nodes() > dead)
+            counted += blame != "room" and not (blame in _of_a_node(job) and _lost_a_node(job, dead))
             if ray.get(hub.stop_wanted.remote()):
                 return {"outcome": "interrupted"}
             if counted > RETRIES and blame == "machine":
@@ -103,8 +107,10 @@ def _fit(job: Job) -> dict[str, Any]:
     """One Ray Train run, under a name never used before: ``last.pt`` is what it resumes from, not Train's storage."""
     resources = job.study.resources
     stall = round(60 * job.study.limits.stall_minutes)
+    hub = find(job.hub)
     trainer = Trainer(
         train_loop, train_loop_config={"job": job},
+        placed=lambda group: ray.get(hub.holds.remote(job.work.config_id, group)),
         # One process has nobody to talk to, and needs no nccl, which takes GPU memory.
         torch_config=RaysNetwork("nccl" if resources.gpus and resources.workers > 1 else "gloo", timeout_s=stall),
         scaling_config=train.ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus > 0,
@@ -125,7 +131,20 @@ def storage(folder: str) -> dict[str, Any]:
     return {"storage_path": there.path, "storage_filesystem": PyFileSystem(FSSpecHandler(there.fs))}
 
 
-def _cause(error: TrainingFailedError) -> tuple[str, Literal["room", "machine", "process", "code"]]:
+def _of_a_node(job: Job) -> tuple[str, ...]:
+    """What the loss of a node looks like: of several workers, those that are left fail as if by their code."""
+    return ("process", "code") if job.study.resources.workers > 1 else ("process",)
+
+
+def _lost_a_node(job: Job, dead: set[str]) -> bool:
+    """Whether another node is dead than those; of several workers, the others may notice it before Ray's head does."""
+    until = time.monotonic() + (LOSS_SECONDS if job.study.resources.workers > 1 else 0)
+    while not (lost := _dead_nodes() > dead) and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+    return lost
+
+
+def _cause(error: TrainingFailedError | OSError) -> tuple[str, Literal["room", "machine", "process", "code"]]:
     """The first worker's own error in one line, out of Train's wrapping, and what is to blame for it."""
     if isinstance(error, PreemptionError):
         return "its node was taken back", "room"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -17,6 +19,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -30,7 +33,7 @@ from raybone.folder import Folder
 from raybone.hpo.brain import Brain, Work
 from raybone.hpo.race import score
 from raybone.models._model import Model
-from raybone.records import Epoch, WrongInput
+from raybone.records import Epoch, RunFailed, WrongInput
 from raybone.search import HALTED, OpenStudy, conclude, open_study
 from raybone.spec import Study
 
@@ -38,6 +41,7 @@ from raybone.spec import Study
 TRIAL = {"node:__internal_head__": 0.0005}
 DRAIN_SECONDS = 0.3
 TRIAL_RETRIES = 3
+ASK_SECONDS = 60.0  # between two asks for the same nodes: a search that ends takes back what all have asked for
 PATIENCE = 600.0  # seconds without room for a run after which a search gives up, at the least
 
 
@@ -56,10 +60,13 @@ def search(study: Study, out: str, address: str | None = None,
         RunFailed: machines or storage failed for too long, too many configurations failed, or the study folder cannot
             be written.
     """
+    if not 0 <= wait < math.inf:
+        raise WrongInput(f"--wait {wait:g}: must be a number of minutes, 0 or more")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # tracebacks of trials that are started again
     with contextlib.ExitStack() as stack:
         def connect(checked: Study) -> int:
             stack.enter_context(connection(address))
+            stack.callback(request_resources, bundles=[])  # else an autoscaler would keep what was asked for, for ever
             return slots(checked, 60 * wait)
 
         opened = stack.enter_context(open_study(study, out, connect, warm))
@@ -69,7 +76,7 @@ def search(study: Study, out: str, address: str | None = None,
         driver.raise_error()
         if not opened.brain.done and not opened.brain.stopping:
             raise KeyboardInterrupt  # Tune ends its loop at Ctrl-C as if all were done
-        reason = conclude(opened, _examine)
+        reason = conclude(opened, functools.partial(_examine, patience=driver.patience))
         tell(opened.brain)
         return reason
 
@@ -136,7 +143,7 @@ class _Driver:
         self._draining = threading.Lock()
         self._over = threading.Event()
         self._looked = self._roomy = time.monotonic()
-        self._asked = 0
+        self._asked, self._asked_at = 0, self._looked
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[_Driver]:
@@ -148,7 +155,6 @@ class _Driver:
         finally:
             self._over.set()
             thread.join()
-            request_resources(bundles=[])
             ray.kill(self.hub)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -167,12 +173,27 @@ class _Driver:
                 for config_id, runs in self.brain.widen(ray.get(self.hub.open.remote())).items():
                     ray.get(self.hub.widen.remote(config_id, runs))
 
-    def begin(self, work: Work) -> None:
-        """Take work up and leave it where the trial finds it."""
-        ray.get(self.hub.assign.remote(self.brain.start(work)))
+    def begin(self, work: Work) -> bool:
+        """Take work up and leave it where the trial finds it; whether that could be recorded."""
+        try:
+            ray.get(self.hub.assign.remote(self.brain.start(work)))
+        except Exception as error:
+            self._fail(error)
+            self.brain.interrupt(work.config_id)
+        return not self._error
 
     def finished_rung(self, config_id: str, result: dict[str, Any]) -> bool:
-        """Take in what a trial reports after a rung; whether that ends the configuration."""
+        """Take in what a trial reports after a rung; whether that ends the configuration's trial."""
+        try:
+            if not self._error:
+                return self._take_in(config_id, result)
+        except Exception as error:
+            self._fail(error)
+        # What the journal cannot be told is nobody's failure, and is found again in last.pt.
+        self.brain.interrupt(config_id)
+        return True
+
+    def _take_in(self, config_id: str, result: dict[str, Any]) -> bool:
         self.drain()
         if result["outcome"] == "failed":
             self.brain.fail(config_id, result["reason"])
@@ -185,9 +206,18 @@ class _Driver:
         return self.brain.rung_done(config_id, result["rung"]) is not None
 
     def raise_error(self) -> None:
-        """Raise what went wrong in the background."""
+        """Raise what went wrong in the background or in one of Tune's callbacks."""
+        if isinstance(self._error, RayError):
+            raise RunFailed(f"driver: {type(self._error).__name__}: {' '.join(str(self._error).split())[:200]}; "
+                            "start the same command again") from self._error
         if self._error:
             raise self._error
+
+    def _fail(self, error: BaseException) -> None:
+        """Nothing more can be recorded: hand out no work, end the runs, and let the main thread say why."""
+        self._error = self._error or error
+        self.brain.stopping = self.brain.stopping or f"driver: {error}"
+        self.hub.halt.remote()
 
     def _follow_the_cluster(self) -> None:
         """Take notice of nodes that came or went, and ask an autoscaler for those that could be used."""
@@ -202,9 +232,9 @@ class _Driver:
         wanted = self.brain.wanted(ray.get(self.hub.open.remote()))
         most = study.resources.concurrent
         wanted = wanted if most == "auto" else min(wanted, most)
-        if wanted != self._asked:
+        if wanted != self._asked or now > self._asked_at + ASK_SECONDS:
             request_resources(bundles=[per_worker(study)] * study.resources.workers * wanted)
-            self._asked = wanted
+            self._asked, self._asked_at = wanted, now
 
     def _loop(self) -> None:
         while not self._over.wait(DRAIN_SECONDS):
@@ -216,9 +246,7 @@ class _Driver:
                 with self.brain.lock:
                     self.tell(self.brain)
             except BaseException as error:
-                # Nothing more can be recorded: hand out no work, and let the main thread say why.
-                self._error = error
-                self.brain.stopping = f"driver: {error}"
+                self._fail(error)
                 return
 
 
@@ -234,9 +262,8 @@ class _FromBrain(Searcher):
         if self.driver.brain.done:
             return Searcher.FINISHED
         work = self.driver.brain.peek()
-        if work is None or work.config_id in self.driver.paused:
+        if work is None or work.config_id in self.driver.paused or not self.driver.begin(work):
             return None
-        self.driver.begin(work)
         return {"config_id": work.config_id}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -263,7 +290,9 @@ class _Race(TrialScheduler):
         """The trial's process died; Tune starts it again unless it did so too often."""
         if trial.should_recover():
             return
-        self.driver.brain.fail(trial.config["config_id"], f"its Tune trial died {TRIAL_RETRIES + 1} times")
+        config_id = trial.config["config_id"]
+        self.driver.brain.interrupt(
+            config_id, f"{HALTED}: the Tune trial of {config_id} died {TRIAL_RETRIES + 1} times")
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
         """Nothing: its last result said all."""
@@ -278,8 +307,7 @@ class _Race(TrialScheduler):
             return TrialScheduler.STOP
         work = self.driver.brain.peek()
         if work and work.config_id == config_id:
-            self.driver.begin(work)
-            return TrialScheduler.CONTINUE
+            return TrialScheduler.CONTINUE if self.driver.begin(work) else TrialScheduler.STOP
         self.driver.paused[config_id] = trial
         return TrialScheduler.PAUSE
 
@@ -292,9 +320,8 @@ class _Race(TrialScheduler):
                 tune_controller.stop_trial(trial)
             return None
         work = self.driver.brain.peek()
-        if work is None or work.config_id not in waiting:
+        if work is None or work.config_id not in waiting or not self.driver.begin(work):
             return None
-        self.driver.begin(work)
         return self.driver.paused.pop(work.config_id)
 
     def debug_string(self) -> str:
@@ -334,8 +361,9 @@ class _Asha(_Race):
             self.asha.on_trial_add(None, self.trials[config_id])
         told = self._told(config_id, result["rung"])
         if self.asha.on_trial_result(tune_controller, self.trials[config_id], told) == TrialScheduler.CONTINUE:
-            self.driver.begin(self.driver.brain.follow(config_id))
-            return TrialScheduler.CONTINUE
+            # What a limit ends here goes on when the search is resumed.
+            on = not self.driver.brain.over_limit() and self.driver.begin(self.driver.brain.follow(config_id))
+            return TrialScheduler.CONTINUE if on else TrialScheduler.STOP
         self._stop(config_id, told)
         return TrialScheduler.STOP
 
@@ -350,11 +378,17 @@ class _Asha(_Race):
 
 
 def _examine(study: Study, folder: Folder, dataset: Dataset, model: Model, config_id: str,  # noqa: ARG001
-             params: dict[str, Any]) -> dict[str, float]:
+             params: dict[str, Any], patience: float) -> dict[str, float]:
     """``search.examine`` where a training worker would run, as the driver may have no GPU."""
     need, place = per_worker(study), os.path.abspath(folder.path) if folder.local else folder.url  # noqa: PTH100
     task = ray.remote(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0))(examine_remotely)
-    return dict(ray.get(task.remote(study, place, config_id, params)))
+    asked, roomy = task.remote(study, place, config_id, params), time.monotonic()
+    while not ray.wait([asked], timeout=ROOM_SECONDS)[0]:
+        roomy = time.monotonic() if room(study) else roomy
+        if time.monotonic() - roomy > patience or folder.read("stop") is not None:
+            ray.cancel(asked)
+            raise TimeoutError(f"it was stopped, or {no_room(study)}")
+    return dict(ray.get(asked))
 
 
 def _scheduler(driver: _Driver) -> TrialScheduler:

@@ -53,9 +53,6 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
         torch.cuda.set_device(ray.train.torch.get_device())
     dataset, model, folder = open_dataset(job.study.dataset), load(job.study.model), Folder(job.folder)
     context, done = ray.train.get_context(), False
-    group = ray.util.get_current_placement_group()
-    if group is not None and context.get_world_rank() == 0:
-        ray.get(find(job.hub).holds.remote(job.work.config_id, group.id.hex()))
     try:
         while segment := _claim(job, context, finished=done):
             timer = _timer(job, segment)

@@ -64,17 +64,7 @@ class Brain:
     def peek(self) -> Work | None:
         """The work that a free slot should take now; None when it should wait, or when nothing is left."""
         with self.lock:
-            if self._over_limit() or sum(self._busy.values()) >= self.slots:
-                return None
-            if self._interrupted:
-                configuration = self.state.configurations[self._interrupted[0]]
-                return self._work(configuration.id, max(configuration.target, configuration.rung + 1))
-            step = self._next_step() if self.study.search.scheduler == "fold_race" else None
-            if step is None and self._new() is not None:
-                return self._new()
-            if step is None and not self._busy and self.study.search.scheduler == "fold_race":
-                step = self.race.last_push()
-            return self._work(step.config_id, step.rung) if step else None
+            return None if self.over_limit() or sum(self._busy.values()) >= self.slots else self._due()
 
     def start(self, work: Work) -> Work:
         """Take this work up, in one run; ``widen`` may give it more."""
@@ -191,18 +181,32 @@ class Brain:
         """
         with self.lock:
             new = 0 if self._exhausted else self.study.search.trials - len(self.state.configurations)
-            return sum(self._busy.values()) + sum(waiting.values()) + new
+            more = self.study.search.scheduler == "fold_race" and self._next_step() is not None
+            return sum(self._busy.values()) + sum(waiting.values()) + len(self._interrupted) + more + new
 
     @property
     def done(self) -> bool:
         """Nothing is at work and nothing is left to do."""
         with self.lock:
-            return not self._busy and self.peek() is None
+            return not self._busy and (bool(self.over_limit()) or self._due() is None)
+
+    def over_limit(self) -> str:
+        """Why no new work is handed out, or nothing."""
+        if self.stopping:
+            return self.stopping
+        limits, resources = self.study.limits, self.study.resources
+        hours = (self._spent_before + time.monotonic() - self._began) / 3600
+        if hours > limits.hours:
+            return f"limits.hours: {hours:.2f} h are over {limits.hours:g}"
+        gpu_hours = self.state.train_seconds / 3600 * resources.gpus * resources.workers
+        if gpu_hours > limits.gpu_hours:
+            return f"limits.gpu_hours: {gpu_hours:.2f} are over {limits.gpu_hours:g}"
+        return self._reached
 
     def finish(self) -> str:
         """Close the search: what waits is stopped. Returns why it ended."""
         with self.lock:
-            reason = self._over_limit() or "complete"
+            reason = self.over_limit() or "complete"
             if reason == "complete":
                 for configuration in self.state.configurations.values():
                     if configuration.status == "paused":
@@ -211,6 +215,18 @@ class Brain:
             self._record("end", reason=reason)
             self.journal.close()
             return reason
+
+    def _due(self) -> Work | None:
+        """What comes next, whether or not there is a slot for it."""
+        if self._interrupted:
+            configuration = self.state.configurations[self._interrupted[0]]
+            return self._work(configuration.id, max(configuration.target, configuration.rung + 1))
+        step = self._next_step() if self.study.search.scheduler == "fold_race" else None
+        if step is None and self._new() is not None:
+            return self._new()
+        if step is None and not self._busy and self.study.search.scheduler == "fold_race":
+            step = self.race.last_push()
+        return self._work(step.config_id, step.rung) if step else None
 
     def _cut_off(self, configuration: Configuration) -> bool:
         """Whether a driver died before this configuration got to the rung it was bound for."""
@@ -291,19 +307,6 @@ class Brain:
             self.race.go(config_id, event["rung"])
         elif kind == "failed" or (kind == "decision" and event["action"] != "promote"):
             self.race.end(config_id, "failed" if kind == "failed" else event["action"])
-
-    def _over_limit(self) -> str:
-        """Why no new work is handed out, or nothing."""
-        if self.stopping:
-            return self.stopping
-        limits, resources = self.study.limits, self.study.resources
-        hours = (self._spent_before + time.monotonic() - self._began) / 3600
-        if hours > limits.hours:
-            return f"limits.hours: {hours:.2f} h are over {limits.hours:g}"
-        gpu_hours = self.state.train_seconds / 3600 * resources.gpus * resources.workers
-        if gpu_hours > limits.gpu_hours:
-            return f"limits.gpu_hours: {gpu_hours:.2f} are over {limits.gpu_hours:g}"
-        return self._reached
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import psutil
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal
@@ -23,7 +25,6 @@ from raybone.hpo.state import State
 
 TIMING = ["train_seconds", "gpu_hours"]
 PATIENCE = 600.0  # seconds for anything that must happen
-WORKER, TRIAL = ("ray::RayTrainWorker",), ("ray::run_trial", "ray::ImplicitFunc")
 
 
 def until(what: Callable[[], object], seconds: float = PATIENCE, wanted: str = "it") -> None:
@@ -37,7 +38,7 @@ def until(what: Callable[[], object], seconds: float = PATIENCE, wanted: str = "
 class Cluster:
     """A head without CPUs and nodes of one CPU each, every one a process group, with a token and ports of its own."""
 
-    def __init__(self, nodes: int = 2, num_gpus: int = 0, **environment: str) -> None:
+    def __init__(self, nodes: int = 2, num_gpus: int = 0, autoscaled: int = 0, **environment: str) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="rbc-", dir="/tmp"))
         self.environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16),
                             "RAY_USAGE_STATS_ENABLED": "0", "RAY_health_check_period_ms": "1000",
@@ -45,7 +46,7 @@ class Cluster:
                             "OMP_NUM_THREADS": "1", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "15"}
         self.environment.pop("RAY_ADDRESS", None)
         self.environment.update(environment)
-        self.count, self.num_gpus = nodes, num_gpus
+        self.count, self.num_gpus, self.autoscaled = nodes, num_gpus, autoscaled
         self.head: subprocess.Popen[bytes] | None = None
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.start()
@@ -56,11 +57,28 @@ class Cluster:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.address = f"127.0.0.1:{port}"
+        autoscaler = [f"--autoscaling-config={self._autoscaler()}"] if self.autoscaled else []
         self.head = self._ray("--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={self.place}",
-                              "--include-dashboard=false")
+                              "--include-dashboard=false", *autoscaler)
         until(lambda: _listens(port), wanted="the head's start")
         for _ in range(self.count):
             self.join()
+
+    def _autoscaler(self) -> Path:
+        """Ray's autoscaler v2 with its provider for tests, whose nodes are processes of this machine."""
+        self.environment.update(RAY_FAKE_CLUSTER="1", AUTOSCALER_UPDATE_INTERVAL_S="1", RAY_enable_autoscaler_v2="1",
+                                RAY_CLOUD_INSTANCE_ID=FAKE_HEAD_NODE_ID,
+                                RAY_OVERRIDE_NODE_ID_FOR_TESTING=FAKE_HEAD_NODE_ID)
+        node = {"resources": {"CPU": 1, "object_store_memory": 100000000}, "node_config": {}, "min_workers": 0,
+                "max_workers": self.autoscaled}
+        path = self.place / "autoscaler.json"
+        path.write_text(json.dumps({
+            "cluster_name": "fake", "max_workers": self.autoscaled, "idle_timeout_minutes": 0.1,
+            "provider": {"type": "fake_multinode", "gcs_address": self.address, "launch_multiple": True,
+                         "head_node_id": FAKE_HEAD_NODE_ID},
+            "head_node_type": "head", "available_node_types": {
+                "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}, "worker": node}}))
+        return path
 
     def complete(self) -> None:
         """As many nodes as there should be: on a busy machine one may give up while it starts."""

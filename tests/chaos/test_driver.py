@@ -12,16 +12,10 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from faults import epochs_of
 
-from raybone.folder import Folder
-from raybone.hpo.journal import Journal
 from raybone.search import search as search_locally
 from raybone.spec import parse_study
-
-
-def epochs_of(out: Path) -> list[tuple[str, int, int]]:
-    """Finished fold epochs in the journal, in order."""
-    return [(e["config_id"], e["fold"], e["epoch"]) for e in Journal(Folder(out)).events() if e["event"] == "epoch"]
 
 
 def test_a_study_killed_and_then_interrupted_equals_an_undisturbed_one(study: dict[str, Any], tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
+from faults import WORKER
 
 from raybone.search import search as search_locally
 from raybone.spec import parse_study
-from tests.chaos.harness import WORKER, Cluster, Driver, events, progress, table, until
+from tests.chaos.harness import Cluster, Driver, events, progress, table, until
 
 
 @pytest.fixture(scope="module")

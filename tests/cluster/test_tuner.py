@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import ray
+import yaml
+from faults import TRIAL, WORKER, Killer, epochs_of
 
+from raybone.cluster.room import slots
 from raybone.cluster.tuner import search
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal
@@ -30,17 +36,29 @@ def free_cpus() -> float:
     return float(ray.available_resources().get("CPU", 0))
 
 
-def test_a_full_study_on_ray_equals_the_one_without(held_out: Path, study: Mapping, tmp_path: Path) -> None:
-    study = {**study, "dataset": str(held_out)}
-    assert search(parse_study(study), str(tmp_path / "ray")) == "complete"
+def test_a_study_on_ray_under_three_faults_equals_the_undisturbed_one_without_ray(held_out: Path, study: Mapping,
+                                                                                   tmp_path: Path) -> None:
+    """Its driver, a worker and a trial are killed; `make chaos` injects more."""
+    study, out = {**study, "dataset": str(held_out), "epochs": 4}, tmp_path / "ray"
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    driver = subprocess.Popen([sys.executable, "-m", "raybone.cli", "search", str(tmp_path / "study.yaml"), "--out",
+                               str(out), "--address", ray.get_runtime_context().gcs_address],
+                              stdout=subprocess.DEVNULL)
     search_locally(parse_study(study), str(tmp_path / "local"))
-    on_ray, local = (board(tmp_path / n).drop(columns=TIMING).set_index("config_id").sort_index()
-                     for n in ("ray", "local"))
+    while driver.poll() is None and not ((out / "journal").exists() and len(epochs_of(out)) >= 3):
+        time.sleep(0.05)
+    driver.kill()
+    assert driver.wait() == -9
+    known = epochs_of(out)
+    killer = Killer(out, (len(known) + 2, WORKER), (len(known) + 7, TRIAL))
+    assert search(parse_study(study), str(out)) == "complete"
+    assert killer.all_killed()
+    on_ray, local = (board(tmp_path / n).drop(columns=TIMING) for n in ("ray", "local"))
     pd.testing.assert_frame_equal(on_ray, local)
     assert on_ray["dice_test"].notna().sum() == 1
-    epochs = [(e["config_id"], e["fold"], e["epoch"]) for e in Journal(Folder(tmp_path / "ray")).events()
-              if e["event"] == "epoch"]
-    assert len(epochs) == len(set(epochs)) == 18
+    epochs = epochs_of(out)
+    assert epochs[: len(known)] == known
+    assert len(epochs) == len(set(epochs)) == 24
 
 
 def test_two_workers_train_one_fold_together(study: Mapping, tmp_path: Path) -> None:
@@ -68,6 +86,21 @@ def test_a_race_pauses_promotes_and_stops_and_a_crash_in_a_worker_fails_its_conf
     assert actions == {"promote", "stop", "complete"}
 
 
+@pytest.mark.parametrize(("gpus", "fitting"), [(0.4, 16), (0.5, 16), (0.6, 8), (1, 8), (3, 2)])
+def test_shares_of_a_gpu_are_of_one_gpu(study: Mapping, monkeypatch: pytest.MonkeyPatch, gpus: float,
+                                        fitting: int) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+                                               {"Alive": True, "Resources": {"CPU": 64.0}},
+                                               {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}])
+    assert slots(parse_study({**study, "resources": {"gpus": gpus}})) == fitting
+
+
+@pytest.mark.parametrize("wait", [math.nan, math.inf, -1.0])
+def test_nobody_waits_for_ever(study: Mapping, tmp_path: Path, wait: float) -> None:
+    with pytest.raises(WrongInput, match=r"--wait .*: must be a number of minutes"):
+        search(parse_study(study), str(tmp_path / "st"), wait=wait)
+
+
 @pytest.mark.parametrize("resources", [{"workers": 3}, {"cpus": 64}, {"gpus": 1}])
 def test_more_than_the_cluster_has_is_one_clear_line(study: Mapping, tmp_path: Path, resources: Mapping) -> None:
     with pytest.raises(WrongInput, match=r"resources: a run takes .* room for"):
@@ -77,8 +110,6 @@ def test_more_than_the_cluster_has_is_one_clear_line(study: Mapping, tmp_path: P
 
 def test_nothing_is_left_behind() -> None:
     """All CPUs are free again and no placement group is left, after all searches above."""
-    import time
-
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and free_cpus() < 2:
         time.sleep(0.2)

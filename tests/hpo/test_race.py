@@ -95,6 +95,29 @@ def test_slots_follow_the_machines_and_their_time_is_accounted_for(tmp_path: Pat
     assert State(events).busy_share == 7 / 15
 
 
+def test_a_search_that_has_lost_all_machines_waits_for_them_unless_nothing_is_left_to_do(tmp_path: Path) -> None:
+    brain = start(make_study(trials=2, scheduler="full", folds=2), tmp_path)
+    play(brain, most=1)
+    brain.resize(0)
+    assert brain.peek() is None
+    assert not brain.done
+    brain.resize(1)
+    play(brain)
+    brain.resize(0)
+    assert brain.done
+
+
+def test_a_resumed_search_asks_for_room_for_all_that_was_cut_off(tmp_path: Path) -> None:
+    study = make_study(trials=3, scheduler="full", folds=2)
+    brain = start(study, tmp_path, slots=3)
+    for _ in range(3):
+        brain.start(brain.peek())
+    brain.journal.close()
+    again = start(study, tmp_path, slots=1)
+    again.start(again.peek())
+    assert again.wanted({}) == 3
+
+
 def test_full_trains_every_fold_of_every_configuration(tmp_path: Path) -> None:
     brain = start(make_study(trials=4, scheduler="full"), tmp_path)
     assert play(brain) == 4 * 5 * 27
