@@ -16,8 +16,8 @@ from typing import Any
 import machine
 import psutil
 
+from raybone.cluster.connection import connection
 from raybone.cluster.trainer import Trainer
-from raybone.cluster.tuner import connection
 
 # After raybone, which sets what Ray reads when it is imported.
 import ray  # isort: skip

@@ -69,7 +69,7 @@ def study(dataset: Path) -> dict[str, object]:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A Ray of this run's own, with two CPUs, that searches in this process join."""
-    from raybone.cluster.tuner import connection
+    from raybone.cluster.connection import connection
 
     with connection(None):
         yield

@@ -8,8 +8,6 @@ import logging
 import math
 import os
 import secrets
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +21,7 @@ from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raybone.cluster.access import check
+from raybone.cluster.connection import connection
 from raybone.cluster.hub import NAMESPACE, Hub
 from raybone.cluster.room import ROOM_SECONDS, no_room, per_worker, room, slots
 from raybone.cluster.trial import run_trial, storage
@@ -90,44 +88,6 @@ def _tuner(driver: _Driver) -> tune.Tuner:
                                     scheduler=_scheduler(driver), reuse_actors=False),
         run_config=tune.RunConfig(name=f"tune-{driver.name}", **storage(folder), verbose=0,
                                   failure_config=tune.FailureConfig(max_failures=TRIAL_RETRIES)))
-
-
-@contextlib.contextmanager
-def connection(address: str | None) -> Iterator[None]:
-    """Connect to a cluster, or start one for the run with a folder, ports and a token of its own.
-
-    Raises:
-        WrongInput: nothing answers at the address.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS")
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": NAMESPACE,
-             "runtime_env": {"env_vars": _environment()}}
-    place = None
-    try:
-        if address:
-            try:
-                check(address)
-                ray.init(address=address, **quiet)
-            except WrongInput:
-                raise
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise WrongInput(f"--address {address}: a Ray cluster must answer there, but: "
-                                 f"{' '.join(str(error).split())[:200]}; check the address") from None
-        else:
-            # With no mode set, Ray turns token authentication on, and takes this token instead of writing one to HOME.
-            if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            place = tempfile.mkdtemp(prefix="raybone-")
-            ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, _temp_dir=place,
-                     object_store_memory=200 * 2**20, **quiet)
-        yield
-    finally:
-        ray.shutdown()
-        if place:
-            shutil.rmtree(place, ignore_errors=True)
 
 
 class _Driver:
@@ -397,9 +357,3 @@ def _scheduler(driver: _Driver) -> TrialScheduler:
 
 def _absolute(opened: OpenStudy) -> str:
     return os.path.abspath(opened.folder.path) if opened.folder.local else opened.folder.url  # noqa: PTH100
-
-
-def _environment() -> dict[str, str]:
-    """Environment of every process of the run: raybone's Ray settings, and threads that do not starve each other."""
-    kinds = ("RAY_TRAIN_", "RAY_USAGE_", "TUNE_")
-    return {**{n: v for n, v in os.environ.items() if n.startswith(kinds)}, "OMP_NUM_THREADS": "1"}

@@ -60,7 +60,7 @@ def test_the_pods_are_as_large_as_a_training_worker(capsys: pytest.CaptureFixtur
     document = render(capsys, SMOKE, "--set", "resources.cpus=4", "resources.gpus=2", "resources.workers=2",
                       "resources.concurrent=3")
     assert {k: group(document)[k] for k in ("groupName", "minReplicas", "replicas", "maxReplicas")} == {
-        "groupName": "gpu", "minReplicas": 2, "replicas": 6, "maxReplicas": 6}
+        "groupName": "gpu", "minReplicas": 2, "replicas": 2, "maxReplicas": 6}
     assert limits(document)["nvidia.com/gpu"] == "2"
     assert limits(document)["cpu"] == "4"
 
@@ -69,7 +69,7 @@ def test_runs_that_share_a_gpu_share_a_pod(capsys: pytest.CaptureFixture[str]) -
     document = render(capsys, SMOKE, "--set", "resources.gpus=0.3", "resources.cpus=2", "resources.concurrent=7")
     assert limits(document)["nvidia.com/gpu"] == "1"
     assert limits(document)["cpu"] == "6"
-    assert [group(document)[k] for k in ("minReplicas", "replicas", "maxReplicas")] == [1, 3, 3]
+    assert [group(document)[k] for k in ("minReplicas", "replicas", "maxReplicas")] == [1, 1, 3]
 
 
 def test_no_more_pods_than_configurations_and_eight_by_default(capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ def build(folder: Path) -> list[Document]:
 
 def spot_of(group: Document) -> Document:
     """The spot component's patch of a group of workers, written a second time."""
-    spot: Document = {**copy.deepcopy(group), "groupName": "spot", "minReplicas": 0, "priority": 10}
+    spot: Document = {**copy.deepcopy(group), "groupName": "spot", "minReplicas": 0, "replicas": 0, "priority": 10}
     pod = spot["template"]["spec"]
     pod["tolerations"] += [{"key": key, "operator": "Exists", "effect": "NoSchedule"}
                            for key in ("cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority")]
