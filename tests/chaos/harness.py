@@ -17,7 +17,11 @@ from pathlib import Path
 
 import pandas as pd
 import psutil
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FAKE_HEAD_NODE_TYPE,
+    FakeMultiNodeProvider,
+)
 
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal
@@ -71,13 +75,17 @@ class Cluster:
                                 RAY_OVERRIDE_NODE_ID_FOR_TESTING=FAKE_HEAD_NODE_ID)
         node = {"resources": {"CPU": 1, "object_store_memory": 100000000}, "node_config": {}, "min_workers": 0,
                 "max_workers": self.autoscaled}
+        # As an external one: Ray's wheels lack the defaults of its own name.
+        provider = {"type": "external", "module": f"{FakeMultiNodeProvider.__module__}.FakeMultiNodeProvider",
+                    "disable_node_updaters": True, "disable_launch_config_check": True, "gcs_address": self.address,
+                    "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID}
+        head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+        unused = ("setup_commands", "head_setup_commands", "worker_setup_commands", "cluster_synced_files")
         path = self.place / "autoscaler.json"
         path.write_text(json.dumps({
-            "cluster_name": "fake", "max_workers": self.autoscaled, "idle_timeout_minutes": 0.1,
-            "provider": {"type": "fake_multinode", "gcs_address": self.address, "launch_multiple": True,
-                         "head_node_id": FAKE_HEAD_NODE_ID},
-            "head_node_type": "head", "available_node_types": {
-                "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}, "worker": node}}))
+            "cluster_name": "fake", "max_workers": self.autoscaled, "idle_timeout_minutes": 0.1, "provider": provider,
+            "head_node_type": FAKE_HEAD_NODE_TYPE, "available_node_types": {FAKE_HEAD_NODE_TYPE: head, "worker": node},
+            **{name: [] for name in unused}}))
         return path
 
     def complete(self) -> None:
