@@ -69,7 +69,14 @@ def search(study: Study, out: str, address: str | None = None,
 
         opened = stack.enter_context(open_study(study, out, connect, warm))
         with _Driver(opened, tell, max(60 * wait, PATIENCE)).at_work() as driver:
-            _tuner(driver).fit()
+            try:
+                _tuner(driver).fit()
+            except Exception:
+                # At the end Tune reads its own records, which a full disk has cut; the journal is what counts.
+                if not opened.brain.done:
+                    driver.raise_error()
+                    raise
+            driver.raise_error()
             driver.drain()
         driver.raise_error()
         if not opened.brain.done and not opened.brain.stopping:
