@@ -162,8 +162,8 @@ def _cause(error: TrainingFailedError | OSError) -> tuple[str, Literal["room", "
         blame = "process"
     lines = [line.strip() for line in str(found).splitlines() if line.strip()]
     named = [line for line in lines if "Error" in line or "Exception" in line]
-    said = (named or lines or ["no message"])[-1]
-    # Ray goes on with guesses at length.
+    # A traceback says at its end what it is; Ray says it first, and goes on with guesses at length.
+    said = (named or (lines[:1] if blame == "process" else lines) or ["no message"])[-1]
     return f"{type(found).__name__}: {said.partition('. ')[0] if blame == 'process' else said}", blame
 
 

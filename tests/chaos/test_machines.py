@@ -114,13 +114,16 @@ def test_a_worker_without_memory_is_tried_again_and_says_why(cluster: Cluster, w
 
 
 def test_a_configuration_that_never_gets_its_memory_fails_with_that_reason(written: Path, tmp_path: Path) -> None:
-    cluster = Cluster(1, RAY_memory_usage_threshold="0.0", RAY_memory_monitor_refresh_ms="250")
+    cluster = Cluster(0)
     try:
+        # The node's raylet, not the head's, takes its memory for full.
+        cluster.environment.update(RAY_memory_usage_threshold="0.0", RAY_memory_monitor_refresh_ms="250")
+        cluster.join()
         driver = Driver(cluster, written, tmp_path / "out", "--set", "search.trials=1", "limits.failed_trials=0")
         assert driver.wait() == 1
         assert "limits.failed_trials" in last_line(driver)
         state = table(tmp_path / "out")
         assert list(state["state"]) == ["failed"]
-        assert "memory" in state["reason"][0].lower()
+        assert "low on memory" in state["reason"][0]
     finally:
         cluster.end()
