@@ -27,7 +27,7 @@ test: check
 chaos: install
 	$(PY) -m pytest tests/chaos -o norecursedirs=
 
-# Side by side with the plain ways; minutes each (cluster.py: an hour), results in benchmarks/results.
+# Side by side with the plain ways; minutes each (cluster.py: half an hour), results in benchmarks/results.
 benchmark: install
 	OMP_NUM_THREADS=1 $(PY) benchmarks/data.py
 	OMP_NUM_THREADS=1 $(PY) benchmarks/schedulers.py
