@@ -7,6 +7,7 @@ Both run inside an actor, as inside a Tune trial, with one worker that returns a
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import uuid
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import machine
-import psutil
 
 from raybone.cluster.connection import connection
 from raybone.cluster.trainer import Trainer
@@ -25,7 +25,7 @@ from ray import train  # isort: skip
 from ray.train.torch import TorchConfig, TorchTrainer  # isort: skip
 
 REPEATS = 7
-TRAINERS = {"raybone": Trainer, "TorchTrainer": TorchTrainer}
+TRAINERS = {"raybone": functools.partial(Trainer, placed=lambda group: None), "TorchTrainer": TorchTrainer}
 
 
 @ray.remote(num_cpus=0)
@@ -41,33 +41,18 @@ class Trial:
         return trainer.fit().return_value
 
 
-def processor_seconds() -> float:
-    """Of all living processes under this one, and their dead children."""
-    spent = 0.0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            spent += sum(process.cpu_times()[:4])
-        except psutil.NoSuchProcess:
-            continue
-    return spent
-
-
 def main() -> None:
     """Measure and keep."""
     with connection(None):
         trials = {name: Trial.remote() for name in TRAINERS}
-        spent: dict[str, list[float]] = {name: [] for name in TRAINERS}
 
         def run(name: str, place: Path) -> None:
-            before = processor_seconds()
             assert ray.get(trials[name].fit.remote(name, str(place))) is not None
-            spent[name].append(processor_seconds() - before)
 
         for name in TRAINERS:  # the first run in a process imports what later ones have
             ray.get(trials[name].fit.remote(name, os.environ.get("TMPDIR", "/tmp")))
         seconds = machine.by_turns({name: lambda place, name=name: run(name, place) for name in TRAINERS}, REPEATS)
-    rows = {name: {"median_seconds": machine.median(s), "seconds": s, "processor_seconds": machine.median(spent[name])}
-            for name, s in seconds.items()}
+    rows = {name: {"median_seconds": machine.median(s), "seconds": s} for name, s in seconds.items()}
     ratio = rows["TorchTrainer"]["median_seconds"] / rows["raybone"]["median_seconds"]
     print(json.dumps({**rows, "ratio": ratio}, indent=1))
     machine.keep("startup", {"repeats": REPEATS, "empty_run": rows, "ratio": ratio})
