@@ -36,10 +36,11 @@ from raybone.hpo.journal import Journal
 from raybone.phantom import phantom
 from raybone.prepare import prepare
 from raybone.spec import parse_study
+from raybone.terminal import progress
 
 NODES = 4
 # Epochs take about 15 s of a core that they have for themselves, or 1 s with --quick.
-SIZES = {"whole": {"patients": 27, "epochs": 6, "trials": 6, "imgsz": 512, "width": 16},
+SIZES = {"whole": {"patients": 27, "epochs": 5, "trials": 4, "imgsz": 512, "width": 16},
          "quick": {"patients": 12, "epochs": 3, "trials": 4, "imgsz": 256, "width": 16}}
 
 
@@ -61,9 +62,10 @@ class Placed:
 
     def __init__(self) -> None:
         self.slot_seconds, self.runs = 0.0, set[str]()
-        self._last = time.monotonic()
+        self._last, self._tell = time.monotonic(), progress()
 
-    def __call__(self, brain: Brain) -> None:  # noqa: ARG002
+    def __call__(self, brain: Brain) -> None:
+        self._tell(brain)
         held = {g["placement_group_id"] for g in placement_group_table().values()
                 if g["state"] == "CREATED" and any("CPU" in bundle for bundle in g["bundles"].values())}
         now = time.monotonic()
@@ -114,7 +116,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         cohort = phantom(Path(folder) / "cohort", patients=chosen["patients"], seed=0)
         prepare(cohort, Path(folder) / "dataset", folds=3, key=cohort / "phantom.key")
-        for name in ("fold_race", "full"):
+        for name in ("full", "fold_race"):
             # A process of its own for each, as a process that has had one Ray cluster remembers it.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 rows[name] = pool.submit(run, Path(folder), name, chosen).result()
