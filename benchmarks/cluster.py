@@ -78,18 +78,13 @@ def shares(out: Path, placed: Placed) -> dict[str, Any]:
     """Where the time of the slots went, from the journal of a study and what was placed."""
     events = pd.DataFrame(Journal(Folder(out)).events())
     work, epochs = events[events["event"] == "work"], events[events["event"] == "epoch"]
-    first, handed_out, end = work["time"].min(), work["time"].max(), events["time"].max()
-    trained = epochs["seconds"].sum()
-    # An epoch is written when it ends; what of it lies before the last hand-out of work counts as busy until then.
-    before = (handed_out - (epochs["time"] - epochs["seconds"])).clip(0, epochs["seconds"]).sum()
+    first, end, trained = work["time"].min(), events["time"].max(), epochs["seconds"].sum()
     return {"configurations": int((events["event"] == "config").sum()), "rungs_run": len(work),
             "training_runs": len(placed.runs), "fold_epochs": len(epochs),
             "epoch_seconds": float(epochs["seconds"].median()), "training_seconds": float(trained),
             "placed_seconds": placed.slot_seconds, "wall_seconds": float(end - first),
-            "wall_with_work_seconds": float(handed_out - first),
             "lost_seconds_a_run": (placed.slot_seconds - float(trained)) / len(placed.runs),
             "orchestration_share": 1 - float(trained) / placed.slot_seconds,
-            "busy_share_with_work": float(before / (NODES * (handed_out - first))),
             "busy_share": float(trained / (NODES * (end - first)))}
 
 
@@ -121,6 +116,6 @@ if __name__ == "__main__":
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 rows[name] = pool.submit(run, Path(folder), name, chosen).result()
             print(name, json.dumps(rows[name]), flush=True)
+            if not quick:
+                machine.keep("cluster", {"nodes": NODES, "size": chosen, "searches": rows})
     shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
-    if not quick:
-        machine.keep("cluster", {"nodes": NODES, "size": chosen, "searches": rows})
