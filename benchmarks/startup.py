@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -49,9 +48,9 @@ def main() -> None:
         def run(name: str, place: Path) -> None:
             assert ray.get(trials[name].fit.remote(name, str(place))) is not None
 
-        for name in TRAINERS:  # the first run in a process imports what later ones have
-            ray.get(trials[name].fit.remote(name, os.environ.get("TMPDIR", "/tmp")))
-        seconds = machine.by_turns({name: lambda place, name=name: run(name, place) for name in TRAINERS}, REPEATS)
+        runs = {name: functools.partial(run, name) for name in TRAINERS}
+        machine.by_turns(runs, 1)  # the first run in a process imports what later ones have
+        seconds = machine.by_turns(runs, REPEATS)
     rows = {name: {"median_seconds": machine.median(s), "seconds": s} for name, s in seconds.items()}
     ratio = rows["TorchTrainer"]["median_seconds"] / rows["raybone"]["median_seconds"]
     print(json.dumps({**rows, "ratio": ratio}, indent=1))
