@@ -20,7 +20,7 @@ import numpy as np
 from machine import keep
 from scipy import stats
 
-from raybone.metrics.boxes import RECALL_R, coco_ap, weighted_ap
+from raybone.metrics.boxes import RECALL_R, box_metrics, weighted_ap
 from raybone.metrics.intervals import bootstrap_interval, corrected_interval, corrected_winner, freedom, patient_draws
 from raybone.metrics.masks import overlap_metrics, pixel_counts, weighted_overlap
 from raybone.records import Array, Prediction
@@ -136,12 +136,12 @@ def winner(people: Population, patients: int, cohorts: int) -> dict[str, Any]:
 
 
 def check_population_ap() -> None:
-    """The population's AP, found without matching, must be coco_ap's."""
+    """The population's AP, found without matching, must be box_metrics's."""
     people = candidate_patients()
     taken_N = np.arange(300)
     model = _fit(people, taken_N, np.arange(FEATURES))
     part = Population(people.features_NMD[taken_N], people.truth_NM[taken_N], people.lesions_N[taken_N])
-    reference = coco_ap(*_boxes(people, taken_N, model), 1)["AP50"]
+    reference = box_metrics(*_boxes(people, taken_N, model), 1)["AP50"]
     assert abs(_population_score("AP50", part, model) - reference) < 1e-9, reference
 
 

@@ -16,13 +16,12 @@ from torch.utils.data import DataLoader
 from raybone.data.annotations import mask_of, rle_of
 from raybone.data.loader import Batch, ScanSamples, class_map
 from raybone.data.preprocess import resize
-from raybone.metrics.boxes import coco_ap, weighted_ap
+from raybone.metrics.boxes import box_metrics, weighted_ap
+from raybone.metrics.lesions import THRESHOLD, patient_metrics
 from raybone.metrics.masks import overlap_metrics, pixel_counts, weighted_overlap
 from raybone.models._model import Model
 from raybone.records import Array, Prediction, Scan, Task
 
-# A pixel counts as lesion, and a box as a finding where findings are counted, from this probability on.
-THRESHOLD = 0.5
 Finding = dict[str, Any]
 
 
@@ -46,7 +45,8 @@ def evaluate(module: nn.Module, samples: ScanSamples, loader: DataLoader[Any], m
             module.eval()
             predictions = cast(list[Prediction], module(batch.image_NCHW))
         for index, prediction in zip(batch.index_N.tolist(), predictions):
-            findings.append({"index": index, **to_finding(samples.scans[index], prediction, samples.size)})
+            for place, part in samples.parts(index, prediction):
+                findings.append({"index": place, **to_finding(samples.scans[place], part, samples.size)})
     if not dist.is_initialized():
         return _metrics(findings, samples, model.task, loss), findings
     gathered: list[Any] = [None] * dist.get_world_size()
@@ -61,14 +61,15 @@ def evaluate(module: nn.Module, samples: ScanSamples, loader: DataLoader[Any], m
 def score(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str], task: Task) -> dict[str, float]:
     """Metrics of findings (as in predictions.json) against the scans' lesions; one finding a scan, any order."""
     ordered = _ordered(findings, scans)
+    patients = _patients(ordered, scans, categories, task)
     if task == "segmentation":
-        return overlap_metrics(np.sum([_pixels(f, s, categories) for f, s in zip(ordered, scans)], axis=0))
-    return coco_ap([_truth(s, categories) for s in scans], [_boxes(f) for f in ordered], len(categories))
+        return overlap_metrics(np.sum([_pixels(f, s, categories) for f, s in zip(ordered, scans)], axis=0)) | patients
+    return box_metrics([_truth(s, categories) for s in scans], [_boxes(f) for f in ordered], len(categories)) | patients
 
 
 def resampled_score(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str], task: Task,
                     weights_BN: Array) -> dict[str, Array]:
-    """``score`` of B samples of the scans at once, each metric of shape (B,).
+    """``score`` of B samples of the scans at once, each of shape (B,): the metrics that a study may be ranked by.
 
     Args:
         weights_BN: how many copies of scan n sample b holds.
@@ -86,13 +87,7 @@ def false_positives(findings: Sequence[Finding], scans: Sequence[Scan], categori
     A finding is a box with a score of at least ``THRESHOLD``, or an 8-connected component of a mask that was cut
     there.
     """
-    free = [f for f, s in zip(_ordered(findings, scans), scans)
-            if not any(le.category in categories for le in s.lesions)]
-    if task == "segmentation":
-        found = [sum(cv2.connectedComponents(mask_of(rle).astype(np.uint8), connectivity=8)[0] - 1
-                     for rle in f["masks"]) for f in free]
-    else:
-        found = [sum(score >= THRESHOLD for score in f["scores"]) for f in free]
+    found = [_count(f, task) for f, s in zip(_ordered(findings, scans), scans) if not _sick(s, categories)]
     return float(np.mean(found)) if found else math.nan
 
 
@@ -126,6 +121,26 @@ def _metrics(findings: list[Finding], samples: ScanSamples, task: Task, loss: An
     findings.sort(key=lambda f: f["index"])
     total, count = (float(v) for v in loss)
     return {**score(findings, samples.scans, samples.categories, task), "val_loss": total / max(count, 1.0)}
+
+
+def _patients(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str],
+              task: Task) -> dict[str, float]:
+    called, sick = ({s.patient_id: False for s in scans} for _ in range(2))
+    for finding, scan in zip(findings, scans):
+        called[scan.patient_id] |= _count(finding, task) > 0
+        sick[scan.patient_id] |= _sick(scan, categories)
+    return patient_metrics(np.array(list(called.values())), np.array(list(sick.values())))
+
+
+def _sick(scan: Scan, categories: list[str]) -> bool:
+    return any(le.category in categories for le in scan.lesions)
+
+
+def _count(finding: Finding, task: Task) -> int:
+    if task == "segmentation":
+        return sum(cv2.connectedComponents(mask_of(rle).astype(np.uint8), connectivity=8)[0] - 1
+                   for rle in finding["masks"])
+    return sum(score >= THRESHOLD for score in finding["scores"])
 
 
 def _to_scan(probability_HW: Array, scan: Scan, size: int) -> Array:

@@ -20,6 +20,7 @@ from raybone.data.loader import Batch, ScanSamples, training_loader, validation_
 from raybone.evaluate import evaluate
 from raybone.folder import Folder
 from raybone.models._model import Model, TrainingConfig
+from raybone.models._weights import start_from, weights_file
 from raybone.records import Epoch, FitFailed, Scan
 from raybone.spec import DIRECTIONS
 
@@ -60,7 +61,8 @@ def evaluate_weights(dataset: Dataset, model: Model, config: TrainingConfig, fol
     device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
     module = model.build(config).to(device)
     module.load_state_dict(torch.load(io.BytesIO(content), map_location=device, weights_only=True)["average"])
-    samples = ScanSamples(dataset, scans, list(config.categories), config.imgsz, model.task == "segmentation")
+    samples = ScanSamples(dataset, scans, list(config.categories), config.imgsz, model.task == "segmentation",
+                          montage=config.montage)
     loader = validation_loader(samples, 4 * config.batch, 0, 1, config.loader_workers)
     return evaluate(module.requires_grad_(False), samples, loader, model, device)[0]
 
@@ -74,8 +76,12 @@ class _Run:
         self.epochs, self.seed = epochs, seed
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+        self.memory = torch.channels_last if config.channels_last else torch.contiguous_format
         torch.manual_seed(_mix(seed, fold, 0))
-        self.net = model.build(config).to(self.device)
+        self.net = model.build(config)
+        if config.weights and folder.read("last.pt") is None:
+            start_from(self.net, weights_file(config.weights, model))
+        self.net.to(self.device).to(memory_format=self.memory)
         self.average = copy.deepcopy(self.net).requires_grad_(False)
         self.wrapped = nn.parallel.DistributedDataParallel(self.net, broadcast_buffers=False) if self.world > 1 \
             else self.net
@@ -90,8 +96,9 @@ class _Run:
     def _load_data(self, dataset: Dataset) -> None:
         config, masks, names = self.config, self.model.task == "segmentation", list(self.config.categories)
         training = ScanSamples(dataset, dataset.training(self.fold), names, config.imgsz, masks, config,
-                               _mix(self.seed, self.fold, 1), self.epochs - config.close_mosaic)
-        self.validation = ScanSamples(dataset, dataset.validation(self.fold), names, config.imgsz, masks)
+                               _mix(self.seed, self.fold, 1), self.epochs - config.close_mosaic, config.montage)
+        self.validation = ScanSamples(dataset, dataset.validation(self.fold), names, config.imgsz, masks,
+                                      montage=config.montage)
         self.loader, self.sampler = training_loader(training, config.batch, self.rank, self.world,
                                                     config.loader_workers)
         # Without gradients four times the images fit.
@@ -134,7 +141,7 @@ class _Run:
         total, waiting = torch.zeros((), device=self.device), 0
         for step, batch in enumerate(self.loader):
             accumulate = self._schedule(number, step)
-            loss = self._loss(batch.to(self.device))
+            loss = self._loss(batch.to(self.device, self.memory))
             scale = self.world if self.model.reduction == "sum" else 1 / accumulate
             (loss * scale).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() / (len(batch.index_N) if self.model.reduction == "sum" else 1)
@@ -150,7 +157,7 @@ class _Run:
         return torch.stack(list(losses.values())).sum()
 
     def _step(self, number: int, step: int) -> None:
-        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip)
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip or math.inf)
         if not torch.isfinite(norm):
             # The norm is the same on every rank, so that all of them leave together.
             raise FitFailed(f"fold {self.fold} epoch {number} step {step + 1}: the gradient must be finite, "
@@ -169,8 +176,7 @@ class _Run:
     def _schedule(self, number: int, step: int) -> int:
         """Set learning rate and momentum for a step (Ultralytics' warm-up and decay); returns the accumulation."""
         config, share = self.config, (number - 1) / self.epochs
-        shape = (1 + math.cos(math.pi * share)) / 2 if config.schedule == "cosine" else max(1 - share, 0)
-        peak = config.lr0 * (shape * (1 - config.lrf) + config.lrf)
+        peak = config.lr0 * _decay(config, share)
         warm = round(min(config.warmup_epochs, self.epochs - 1) * self.steps)
         done = step + self.steps * (number - 1)
         for group in self.optimizer.param_groups:
@@ -217,6 +223,14 @@ def _optimizer(net: nn.Module, config: TrainingConfig, accumulate: int) -> torch
     if config.optimizer == "SGD":
         return torch.optim.SGD(params, lr=config.lr0, momentum=config.momentum, nesterov=config.momentum > 0)
     return torch.optim.AdamW(params, lr=config.lr0, betas=(config.momentum, 0.999))
+
+
+def _decay(config: TrainingConfig, share: float) -> float:
+    """Learning rate as a share of lr0, after this share of the epochs."""
+    if config.schedule == "multistep":
+        return float(config.lr_drop ** sum(share >= m for m in config.milestones))
+    shape = (1 + math.cos(math.pi * share)) / 2 if config.schedule == "cosine" else max(1 - share, 0)
+    return shape * (1 - config.lrf) + config.lrf
 
 
 def _mix(*parts: int) -> int:

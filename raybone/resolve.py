@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from raybone import __version__
@@ -17,10 +18,14 @@ from raybone.hpo.race import ladder
 from raybone.hpo.space import left_by_rules
 from raybone.models import load
 from raybone.models._model import Model, TrainingConfig
+from raybone.models._weights import weights_file
 from raybone.records import InvalidConfig, WrongInput
 from raybone.spec import Resolved, Study, problems_of
 
-METRICS = {"detection": ("AP", "AP50", "val_loss"), "segmentation": ("dice", "precision", "sensitivity", "val_loss")}
+# What a study may be ranked by: the metrics that the bootstrap over patients knows, and the loss.
+METRICS = {"detection": ("AP", "AP50", "AP75", "val_loss"),
+           "segmentation": ("dice", "precision", "sensitivity", "val_loss")}
+SMALL = 10  # per cent of the lesions that are smaller than the smallest anchor
 
 
 def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Model]:
@@ -33,11 +38,14 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
     dataset = _collect(problems, lambda: open_dataset(study.dataset))
     model = _collect(problems, lambda: load(study.model))
     config = None
+    if dataset and study.fixed.get("anchor") == "dataset":
+        study = study.model_copy(update={"fixed": {**study.fixed, "anchor": smallest_anchor(dataset)}})
     if model:
         if study.metric not in METRICS[model.task]:
             problems.append(f"metric: {study.model} is a {model.task} model and is ranked by one of "
                             f"{', '.join(METRICS[model.task])}; got {study.metric}")
         config = _check_space(study, model, problems)
+        problems += _check_weights(study, model)
     if dataset:
         problems += _check_folds(study, dataset)
         if model and config:
@@ -73,6 +81,27 @@ def checker(study: Study, model: Model) -> Callable[[dict[str, Any]], int]:
         return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
     return parameters
+
+
+def smallest_anchor(dataset: Dataset) -> float:
+    """Side of the smallest anchors as a share of the scan's long side, from the lesions' own boxes.
+
+    A tenth of the lesions outside the test group is smaller (geometric mean of the sides); categories are not told
+    apart. One number of all folds: that it knows the size of validation lesions is no leak that could be felt.
+    """
+    sides = [math.sqrt((x2 - x1) * (y2 - y1)) / max(s.height, s.width) for s in dataset.scans
+             if dataset.fold_of[s.patient_id] >= 0 for x1, y1, x2, y2 in (le.box_xyxy for le in s.lesions)]
+    return round(float(np.percentile(sides, SMALL)), 4) if sides else 0.0
+
+
+def _check_weights(study: Study, model: Model) -> list[str]:
+    """Every file of weights that the study may ask for is there, before anything is trained."""
+    problems: list[str] = []
+    searched = study.space["weights"].choice if "weights" in study.space else ()
+    for given in (study.fixed.get("weights"), *(searched or ())):
+        if given and isinstance(given, str):
+            _collect(problems, lambda name=given: weights_file(name, model))  # type: ignore[misc]
+    return problems
 
 
 def _collect(problems: list[str], look_up: Callable[[], Any]) -> Any:
@@ -142,7 +171,9 @@ def _steps(study: Study, dataset: Dataset, config: TrainingConfig) -> int:
     """Optimiser steps of an epoch of the smallest fold at the largest batch of the space."""
     sizes = [p.choice or p.bounds or () for name, p in study.space.items() if name in ("batch", "nbs")]
     largest = max([float(config.batch), float(config.nbs), *(float(str(v)) for values in sizes for v in values)])
-    return min(math.ceil(len(dataset.training(f)) / largest) for f in range(dataset.folds))
+    # Two views that share a canvas are one image of the batch.
+    pairs = 2 if config.montage or ("montage" in study.space and True in (study.space["montage"].choice or ())) else 1
+    return min(math.ceil(len(dataset.training(f)) / pairs / largest) for f in range(dataset.folds))
 
 
 def _ladder(study: Study, folds: int, steps: int) -> tuple[tuple[int, int], ...]:

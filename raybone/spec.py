@@ -15,13 +15,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from raybone.records import WrongInput
 from raybone.rules import holds, problem_of
 
-# The metrics a study may be ranked by, and whether more is better.
+# The metrics there are, and whether more is better; which of them a study may be ranked by depends on its model.
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "AP": "maximize",
     "AP50": "maximize",
+    "AP75": "maximize",
+    "AP_small": "maximize",
+    "AP_medium": "maximize",
+    "AP_large": "maximize",
+    "AR": "maximize",
+    "FROC": "maximize",
     "dice": "maximize",
     "precision": "maximize",
     "sensitivity": "maximize",
+    "patient_precision": "maximize",
+    "patient_sensitivity": "maximize",
     "val_loss": "minimize",
 }
 FALSE_POSITIVES = "false_positives_per_lesion_free_scan"  # of a complete configuration; not one to rank by

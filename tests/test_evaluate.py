@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from raybone.data.annotations import lesion_of_mask, rle_of
 from raybone.evaluate import false_positives, resampled_score, score
 from raybone.records import Lesion, Scan
+from raybone.resolve import METRICS
 
 MASK = np.zeros((8, 8), bool)
 MASK[1:3, 1:3] = MASK[5, 5] = True
@@ -39,5 +41,16 @@ def test_a_sample_of_every_scan_once_has_the_score_itself(task: str) -> None:
                 for n, m in (("b", MASK), ("a", np.roll(MASK, 1, 0)))]
     plain = score(findings, scans, ["malignant"], task)  # type: ignore[arg-type]
     drawn = resampled_score(findings, scans, ["malignant"], task, np.array([[1, 1], [0, 3]]))  # type: ignore[arg-type]
-    assert {m: v[0] for m, v in drawn.items()} == pytest.approx(plain)
+    assert set(METRICS[task]) - {"val_loss"} <= set(drawn)
+    assert {m: v[0] for m, v in drawn.items()} == pytest.approx({m: plain[m] for m in drawn})
     assert all(math.isnan(v[1]) for v in drawn.values())
+
+
+def test_a_patient_is_called_sick_by_one_finding_on_either_view() -> None:
+    lesion = Lesion((0, 0, 2, 2), "malignant")
+    scans = [replace(scan(n, *lesions), patient_id=n[0]) for n, lesions in
+             (("a1", [lesion]), ("a2", []), ("b1", [lesion]), ("c1", []), ("d1", []))]
+    findings = [{"scan_id": n, "boxes": [[4, 4, 6, 6]] * bool(p), "scores": [p] * bool(p), "labels": [0] * bool(p)}
+                for n, p in (("a1", 0.2), ("a2", 0.9), ("b1", 0.4), ("c1", 0.6), ("d1", 0))]
+    scores = score(findings, scans, ["malignant"], "detection")
+    assert (scores["patient_sensitivity"], scores["patient_precision"], scores["sensitivity"]) == (0.5, 0.5, 0.0)

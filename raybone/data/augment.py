@@ -28,6 +28,8 @@ class Augmentation(Strict):
     scale: float = Field(0.3, ge=0, lt=1, description="largest zoom as a share")
     mosaic: float = Field(0.0, ge=0, le=1, description="probability of a four-scan mosaic")
     close_mosaic: int = Field(0, ge=0, description="last epochs without mosaic")
+    montage: bool = Field(False, description="anterior and posterior view of a patient side by side, as one image")
+    count_scale: float = Field(0.0, ge=0, le=3, description="largest change of the count level")
     gamma: float = Field(0.0, ge=0, le=3, description="largest gamma change")
     poisson: float = Field(0.0, ge=0, le=0.95, description="largest share of counts taken away")
 
@@ -128,15 +130,24 @@ def _flip(sample: Sample, width: int) -> Sample:
 
 
 def _intensity(image_HW: Array, hyper: Augmentation, rng: np.random.Generator) -> Array:
-    """Gamma change by up to a factor 1 + gamma either way; fewer counts by thinning to 1 - poisson at the least."""
-    power, thin = rng.uniform(-hyper.gamma, hyper.gamma), 1 - rng.uniform(0, hyper.poisson)
-    if not hyper.poisson and not hyper.gamma:
+    """Counts and gamma changed by up to a factor 1 + x either way; fewer counts by thinning to 1 - poisson at least."""
+    gamma, thin = _factor(rng, hyper.gamma), 1 - rng.uniform(0, hyper.poisson)
+    scale = _factor(rng, hyper.count_scale)
+    if not hyper.poisson and not hyper.gamma and not hyper.count_scale:
         return image_HW
     image_HW = as_float(image_HW)
     if hyper.poisson:
         # The image is sqrt(counts / high); about 200 counts at the top is what whole-body scans have.
         counts_HW = rng.poisson(np.square(image_HW) * 200 * thin)
         image_HW = np.sqrt(counts_HW.astype(np.float32) / np.float32(200 * thin)).clip(0, 1)
+    if hyper.count_scale:
+        image_HW = np.minimum(image_HW * np.float32(math.sqrt(scale)), 1)
     if hyper.gamma:
-        image_HW = image_HW ** np.float32((1 + abs(power)) ** math.copysign(1, power))
+        image_HW = image_HW ** np.float32(gamma)
     return image_HW.astype(np.float32, copy=False)
+
+
+def _factor(rng: np.random.Generator, change: float) -> float:
+    """A factor between 1 / (1 + change) and 1 + change, its logarithm's sign even."""
+    power = rng.uniform(-change, change)
+    return float((1 + abs(power)) ** math.copysign(1, power))

@@ -17,7 +17,7 @@ from raybone.data.augment import Augmentation, Sample, augment
 from raybone.data.cache import Intensities, as_float
 from raybone.data.dataset import Dataset
 from raybone.data.preprocess import canvas_of, pad
-from raybone.records import Array, Scan
+from raybone.records import Array, Prediction, Scan
 
 
 class Batch(NamedTuple):
@@ -32,10 +32,11 @@ class Batch(NamedTuple):
     mask_NHW: Tensor
     index_N: Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
-        return Batch(self.image_NCHW.to(device, non_blocking=True), [b.to(device) for b in self.boxes],
-                     [y.to(device) for y in self.labels], self.mask_NHW.to(device), self.index_N)
+    def to(self, device: torch.device, memory: torch.memory_format = torch.contiguous_format) -> Batch:
+        """The same batch on a device, its images in a memory format."""
+        image_NCHW = self.image_NCHW.to(device, non_blocking=True, memory_format=memory)
+        return Batch(image_NCHW, [b.to(device) for b in self.boxes], [y.to(device) for y in self.labels],
+                     self.mask_NHW.to(device), self.index_N)
 
 
 class ScanSamples(TorchDataset[tuple[int, Sample]]):
@@ -44,48 +45,71 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
     Args:
         categories: the names that count; the place of a name is its label (boxes) or label + 1 (masks).
         size: pixels of the long side; the aspect is the scan's own.
-        canvas: (H, W) that every scan is padded to, or None for each scan's own.
+        hyper: augmentation, None for none; montage: both views of a patient side by side, wherever both exist.
+    Attributes:
+        canvas: (H, W) that every sample is padded to; groups: the places of the scans on it, from left to right.
     """
 
     def __init__(self, dataset: Dataset, scans: list[Scan], categories: list[str], size: int, masks: bool,
-                 hyper: Augmentation | None = None, seed: int = 0, close_at: int | None = None) -> None:
+                 hyper: Augmentation | None = None, seed: int = 0, close_at: int | None = None,
+                 montage: bool = False) -> None:
         self.dataset, self.scans, self.categories, self.size, self.masks = dataset, scans, categories, size, masks
         self.hyper, self.seed, self.close_at = hyper, seed, close_at
         canvases = [canvas_of(s.height, s.width, size) for s in scans]
-        self.canvas = (max(c[0] for c in canvases), max(c[1] for c in canvases))
+        self.view = (max(c[0] for c in canvases), max(c[1] for c in canvases))
+        self.groups = _pairs(scans) if montage else [(i,) for i in range(len(scans))]
+        self.canvas = (self.view[0], self.view[1] * (2 if montage else 1))
         self.intensities = Intensities(dataset, size)
 
     def __len__(self) -> int:
-        return len(self.scans)
+        return len(self.groups)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, Sample]:
         epoch, index = key
-        sample = self._plain(index)
         if self.hyper is None or epoch < 0:
-            return index, self._padded(sample)
+            return index, self._plain(index)
         rng = np.random.default_rng([self.seed, epoch, index])
         closed = self.close_at is not None and epoch > self.close_at
-        return index, augment(self._padded(sample), self.hyper, rng, self.canvas,
-                              lambda i: self._padded(self._plain(i)), len(self.scans), closed)
+        return index, augment(self._plain(index), self.hyper, rng, self.canvas, self._plain, len(self), closed)
+
+    def parts(self, index: int, prediction: Prediction) -> Iterator[tuple[int, Prediction]]:
+        """What a prediction on a sample says of each of its scans, by the scan's place; boxes go with their centre."""
+        width = self.view[1]
+        for part, place in enumerate(self.groups[index]):
+            left, p = part * width, prediction
+            if p.mask_CHW is not None:
+                yield place, Prediction(mask_CHW=p.mask_CHW[:, :, left : left + width])
+                continue
+            inside_N = (p.boxes_N4[:, [0, 2]].mean(1) // width).clip(0, self.canvas[1] // width - 1) == part
+            boxes_N4 = p.boxes_N4[inside_N] - np.array([left, 0, left, 0], np.float32)
+            boxes_N4[:, [0, 2]] = boxes_N4[:, [0, 2]].clip(0, width)
+            yield place, Prediction(boxes_N4, p.scores_N[inside_N], p.labels_N[inside_N])
 
     def _plain(self, index: int) -> Sample:
-        scan = self.scans[index]
+        views = [self._view(place) for place in self.groups[index]]
+        if self.canvas == self.view:
+            return views[0]
+        shifts = [np.array([left, 0, left, 0], np.float32) for left in range(0, self.canvas[1], self.view[1])]
+        masks = [v.mask_HW for v in views if v.mask_HW is not None]
+        return Sample(pad(np.concatenate([v.image_HW for v in views], 1), self.canvas),
+                      np.concatenate([v.boxes_N4 + shift for v, shift in zip(views, shifts)]),
+                      np.concatenate([v.labels_N for v in views]),
+                      pad(np.concatenate(masks, 1), self.canvas) if masks else None)
+
+    def _view(self, place: int) -> Sample:
+        scan = self.scans[place]
         image_HW = self.intensities(scan)
         scale = self.size / max(scan.height, scan.width)
         known = [le for le in scan.lesions if le.category in self.categories]
         boxes_N4 = np.array([le.box_xyxy for le in known], np.float32).reshape(-1, 4) * np.float32(scale)
         labels_N = np.array([self.categories.index(le.category) for le in known], np.int64)
-        mask_HW = self._mask(scan, image_HW.shape) if self.masks else None
-        return Sample(image_HW, boxes_N4, labels_N, mask_HW)
+        mask_HW = pad(self._mask(scan, image_HW.shape), self.view) if self.masks else None
+        return Sample(pad(image_HW, self.view), boxes_N4, labels_N, mask_HW)
 
     def _mask(self, scan: Scan, shape: tuple[int, ...]) -> Array:
         """Class map: 0 background, label + 1 lesion; a box without a mask counts as its rectangle."""
         full_HW = class_map(scan, self.categories)
         return cv2.resize(full_HW, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)
-
-    def _padded(self, sample: Sample) -> Sample:
-        mask_HW = None if sample.mask_HW is None else pad(sample.mask_HW, self.canvas)
-        return Sample(pad(sample.image_HW, self.canvas), sample.boxes_N4, sample.labels_N, mask_HW)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -147,6 +171,20 @@ def collate(items: list[tuple[int, Sample]]) -> Batch:
     mask_NHW = torch.from_numpy(np.stack(masks)).long() if masks else torch.zeros(0, dtype=torch.int64)
     return Batch(torch.from_numpy(image_NCHW), [torch.from_numpy(s.boxes_N4) for _, s in items],
                  [torch.from_numpy(s.labels_N) for _, s in items], mask_NHW, torch.tensor([i for i, _ in items]))
+
+
+def _pairs(scans: list[Scan]) -> list[tuple[int, ...]]:
+    """Places of the views that share a canvas: anterior with posterior of one patient, in order; others stay alone."""
+    backs: dict[str, list[int]] = {}
+    for place, scan in enumerate(scans):
+        if scan.view == "posterior":
+            backs.setdefault(scan.patient_id, []).append(place)
+    groups: list[tuple[int, ...]] = []
+    for place, scan in enumerate(scans):
+        if scan.view != "posterior":
+            mates = backs.get(scan.patient_id, []) if scan.view == "anterior" else []
+            groups.append((place, mates.pop(0)) if mates else (place,))
+    return sorted(groups + [(place,) for mates in backs.values() for place in mates])
 
 
 class _Fixed(Sampler[tuple[int, int]]):

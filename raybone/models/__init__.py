@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # name -> file of this folder; the contract suite checks it against the files.
 MENU = {
     **dict.fromkeys(("yolo11n", "yolo11s", "yolo11m", "yolo11l", "yolo11x"), "yolo"),
+    **{f"{family}_r{depth}": family for family in ("faster_rcnn", "cascade_rcnn", "retinanet") for depth in (50, 101)},
     "unet": "unet",
 }
 

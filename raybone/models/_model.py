@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field
@@ -28,16 +28,21 @@ class TrainingConfig(Augmentation):
     optimizer: Literal["SGD", "AdamW"] = "AdamW"
     lr0: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
     lrf: float = Field(0.01, gt=0, le=1, description="last learning rate as a share of lr0")
-    schedule: Literal["linear", "cosine"] = "linear"
+    schedule: Literal["linear", "cosine", "multistep"] = "linear"
+    milestones: tuple[float, ...] = Field((0.67, 0.92), description="shares of the epochs after which multistep "
+                                          "multiplies the learning rate by lr_drop")
+    lr_drop: float = Field(0.1, gt=0, le=1)
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum or Adam beta1")
     weight_decay: float = Field(5e-4, ge=0, le=1)
     warmup_epochs: float = Field(1.0, ge=0)
     warmup_momentum: float = Field(0.8, ge=0, lt=1)
     warmup_bias_lr: float = Field(0.0, ge=0, le=10)
-    clip: float = Field(10.0, gt=0, description="largest norm of the gradient")
+    clip: float = Field(10.0, ge=0, description="largest norm of the gradient; 0 for any")
     ema: float = Field(0.9999, ge=0, lt=1, description="decay of the moving average of the weights")
     ema_tau: float = Field(2000, gt=0, description="steps over which that decay is reached")
     amp: bool = Field(True, description="bfloat16 autocast on a GPU")
+    channels_last: bool = Field(False, description="keep channels innermost in memory")
+    weights: str = Field("", description="where to start from: a file of weights, or a name that the model knows")
     loader_workers: int = Field(0, ge=0, le=64, description="loader processes of each worker")
 
 
@@ -47,6 +52,7 @@ class Model:
 
     reduction: whether the losses are means over the batch (torchvision) or sums over it (Ultralytics).
     SPACE: a sensible search space; SOURCE: where the architecture comes from.
+    weights: published weights by the name that `weights:` may give, with the address of their file.
     """
 
     name: str
@@ -56,3 +62,4 @@ class Model:
     SPACE: dict[str, Param]
     SOURCE: str
     reduction: Literal["mean", "sum"] = "mean"
+    weights: Mapping[str, str] = field(default_factory=dict)

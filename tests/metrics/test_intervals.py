@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from raybone.metrics.boxes import coco_ap, weighted_ap
+from raybone.metrics.boxes import SIZES, box_metrics, weighted_ap
 from raybone.metrics.intervals import bootstrap_interval, bootstrap_p, corrected_winner, freedom, patient_draws
 from raybone.metrics.masks import pixel_counts, weighted_overlap
 from raybone.records import Prediction
@@ -37,7 +37,7 @@ def cohort(rng: np.random.Generator, scans: int, most: int, levels: int, categor
 
 
 @pytest.mark.parametrize("levels", [1, 3, 20, 10_000])
-def test_weighted_ap_is_coco_ap_of_the_scans_repeated(levels: int) -> None:
+def test_weighted_ap_is_that_of_the_scans_repeated(levels: int) -> None:
     """One level makes all scores ties; small cohorts have draws without lesions and scans without boxes."""
     rng = np.random.default_rng(levels)
     for scans, most in ((1, 4), (3, 0), (4, 6), (12, 8)):
@@ -46,20 +46,21 @@ def test_weighted_ap_is_coco_ap_of_the_scans_repeated(levels: int) -> None:
         weighted = weighted_ap(truth, predictions, 2, draws)
         for sample, weights in enumerate(draws):
             repeated = np.repeat(np.arange(scans), weights)
-            plain = coco_ap([truth[i] for i in repeated], [predictions[i] for i in repeated], 2)
-            for name, value in plain.items():
-                assert weighted[name][sample] == pytest.approx(value, abs=1e-9, nan_ok=True)
+            plain = box_metrics([truth[i] for i in repeated], [predictions[i] for i in repeated], 2)
+            for name, values_B in weighted.items():
+                assert values_B[sample] == pytest.approx(plain[name], abs=1e-9, nan_ok=True)
 
 
-def test_ap_is_pycocotools_own_summary() -> None:
-    """coco_ap leaves out the area ranges that it does not report."""
+@pytest.mark.parametrize("levels", [1, 50])
+def test_ap_and_ar_are_pycocotools_to_the_ninth_digit(levels: int) -> None:
+    """pycocotools itself, told the same limits of size."""
     import contextlib
     import io
 
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    truth, predictions = cohort(np.random.default_rng(5), 20, 30, 50)
+    truth, predictions = cohort(np.random.default_rng(5), 20, 130, levels)
     coco = COCO()
     boxes = [(i, box, label) for i, (boxes, labels) in enumerate(truth) for box, label in zip(boxes, labels)]
     annotations = [{"id": n, "image_id": i, "category_id": int(label), "iscrowd": 0,
@@ -72,10 +73,15 @@ def test_ap_is_pycocotools_own_summary() -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(np.array(rows)), "bbox")
+        evaluation.params.areaRng[1:] = [list(limits) for limits in SIZES.values()]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    assert coco_ap(truth, predictions, 2) == pytest.approx({"AP": evaluation.stats[0], "AP50": evaluation.stats[1]})
+    ours = box_metrics(truth, predictions, 2)
+    names = ["AP", "AP50", "AP75", *SIZES]
+    assert [ours[name] for name in names] == pytest.approx(evaluation.stats[:6], abs=1e-9)
+    assert ours["AR"] == pytest.approx(evaluation.stats[8], abs=1e-9)
+    assert 0 < ours["AP_medium"] < 1
 
 
 def test_weighted_overlap_is_scikit_learns_on_the_scans_repeated() -> None:

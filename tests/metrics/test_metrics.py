@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from raybone.metrics.boxes import coco_ap
+from raybone.metrics.boxes import box_metrics
 from raybone.metrics.intervals import corrected_interval, corrected_p
+from raybone.metrics.lesions import RATES, froc, lesion_metrics, patient_metrics
 from raybone.metrics.masks import overlap_metrics, pixel_counts
 from raybone.records import Prediction
 
@@ -26,33 +27,72 @@ def found(*rows: tuple[float, float, float, float, float]) -> Prediction:
 
 def test_perfect_boxes_have_ap_1_and_none_have_0() -> None:
     images = [truth((0, 0, 10, 20)), truth()]
-    assert coco_ap(images, [found((0, 0, 10, 20, 0.9)), found()], 1) == pytest.approx({"AP": 1.0, "AP50": 1.0})
-    assert coco_ap(images, [found(), found()], 1) == {"AP": 0.0, "AP50": 0.0}
+    perfect, nothing = (box_metrics(images, [p, found()], 1) for p in (found((0, 0, 10, 20, 0.9)), found()))
+    everywhere = set(perfect) - {"AP_small", "AP_large"}  # 200 square pixels is of medium size
+    assert [perfect[name] for name in everywhere] == pytest.approx([1.0] * len(everywhere))
+    assert {nothing[name] for name in everywhere} == {0.0}
+    assert all(math.isnan(m[name]) for m in (perfect, nothing) for name in ("AP_small", "AP_large"))
 
 
 def test_overlap_of_two_thirds_counts_at_the_four_thresholds_up_to_065() -> None:
     """IoU 20x10 in 20x15 = .667: found at .5, .55, .6 and .65 of ten thresholds."""
-    scores = coco_ap([truth((0, 0, 20, 15))], [found((0, 0, 20, 10, 0.5))], 1)
-    assert scores == pytest.approx({"AP": 0.4, "AP50": 1.0})
+    scores = box_metrics([truth((0, 0, 20, 15))], [found((0, 0, 20, 10, 0.5))], 1)
+    assert (scores["AP"], scores["AP50"], scores["AP75"]) == pytest.approx((0.4, 1.0, 0.0))
 
 
 def test_a_false_alarm_before_the_hit_halves_precision_and_one_after_it_costs_nothing() -> None:
     image = [truth((0, 0, 10, 10))]
-    before = coco_ap(image, [found((0, 0, 10, 10, 0.5), (50, 50, 60, 60, 0.9))], 1)
-    after = coco_ap(image, [found((0, 0, 10, 10, 0.9), (50, 50, 60, 60, 0.5))], 1)
+    before = box_metrics(image, [found((0, 0, 10, 10, 0.5), (50, 50, 60, 60, 0.9))], 1)
+    after = box_metrics(image, [found((0, 0, 10, 10, 0.9), (50, 50, 60, 60, 0.5))], 1)
     assert before["AP50"] == pytest.approx(0.5)
     assert after["AP50"] == pytest.approx(1.0)
 
 
 def test_a_lesion_counts_once_and_one_of_two_gives_half_the_recall() -> None:
     image = [truth((0, 0, 10, 10), (30, 30, 40, 40))]
-    twice = coco_ap(image, [found((0, 0, 10, 10, 0.9), (0, 0, 10, 10, 0.8))], 1)
+    twice = box_metrics(image, [found((0, 0, 10, 10, 0.9), (0, 0, 10, 10, 0.8))], 1)
     # 101 recall points, of which 0 .. .50 are reached with precision 1.
     assert twice["AP50"] == pytest.approx(51 / 101)
 
 
-def test_ap_is_undefined_without_lesions() -> None:
-    assert math.isnan(coco_ap([truth()], [found((0, 0, 5, 5, 0.9))], 1)["AP"])
+def test_box_metrics_are_undefined_without_lesions() -> None:
+    assert all(math.isnan(v) for v in box_metrics([truth()], [found((0, 0, 5, 5, 0.9))], 1).values())
+
+
+def test_froc_is_the_best_sensitivity_of_all_thresholds_that_keep_to_the_rate() -> None:
+    """Against the definition, threshold by threshold; few levels of scores make ties."""
+    rng = np.random.default_rng(1)
+    for levels, count in ((4, 60), (1000, 60), (3, 0)):
+        score_D, hit_D = rng.integers(1, levels + 1, count) / levels, rng.random(count) < 0.3
+        expected = [max((hit_D[score_D >= t].sum() / 40 for t in score_D
+                         if (~hit_D[score_D >= t]).sum() <= rate * 5), default=0) for rate in RATES]
+        assert froc(score_D, hit_D, 40, 5) == pytest.approx(expected)
+    assert np.isnan(froc(score_D, hit_D, 0, 5)).all()
+
+
+def test_lesion_metrics_equal_scikit_learns_where_every_detection_is_a_case() -> None:
+    rng = np.random.default_rng(2)
+    score_D, hit_D = rng.random(80), rng.random(80) < 0.4
+    ours = lesion_metrics(score_D, hit_D, int(hit_D.sum()), 10)
+    assert ours["sensitivity"] == pytest.approx(recall_score(hit_D, score_D >= 0.5))
+    assert ours["precision"] == pytest.approx(precision_score(hit_D, score_D >= 0.5))
+
+
+def test_patient_metrics_equal_scikit_learns() -> None:
+    rng = np.random.default_rng(3)
+    called_P, sick_P = rng.random(30) < 0.5, rng.random(30) < 0.3
+    ours = patient_metrics(called_P, sick_P)
+    assert ours == pytest.approx({"patient_sensitivity": recall_score(sick_P, called_P),
+                                  "patient_precision": precision_score(sick_P, called_P)})
+    assert patient_metrics(called_P & False, sick_P) == {"patient_sensitivity": 0.0, "patient_precision": 0.0}
+    assert all(math.isnan(v) for v in patient_metrics(called_P, sick_P & False).values())
+
+
+def test_a_lesion_is_found_once_and_counts_at_any_iou_from_one_half() -> None:
+    image = [truth((0, 0, 10, 10), (30, 30, 40, 40))]
+    scores = box_metrics(image, [found((0, 0, 10, 5.1, 0.9), (0, 0, 10, 10, 0.8), (30, 30, 40, 40, 0.4))], 1)
+    assert (scores["sensitivity"], scores["precision"]) == (0.5, 0.5)
+    assert scores["FROC"] == pytest.approx((0.5 + 0.5 + 4 * 1.0) / 6)
 
 
 def test_overlap_metrics_equal_scikit_learns() -> None:

@@ -1,0 +1,60 @@
+"""Lesion- and patient-level metrics. The two rules by which things are counted stand here, and hold everywhere.
+
+A lesion is found by a detection of its category that overlaps it with an IoU of at least ``FOUND``, matched as COCO
+does: best score first, one detection to one lesion. What has a score or probability of at least ``THRESHOLD`` is a
+finding, where findings are counted rather than ranked.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from raybone.records import Array
+
+FOUND = 0.5
+THRESHOLD = 0.5
+RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+def froc(score_D: Array, hit_D: Array, lesions: int, scans: int) -> Array:
+    """Sensitivity at 1/4, 1/2, 1, 2, 4 and 8 false positives a scan, shape (6,); NaN without lesions.
+
+    Each is that of the lowest threshold with no more false positives; detections of one score are taken together.
+
+    Args:
+        score_D: scores of the detections on all scans; hit_D: whether each found a lesion.
+        lesions, scans: their number.
+    Source: Bunch et al. 1978 (free-response ROC), at the rates of Setio et al. 2017 (arXiv:1612.08012) from 1/4 on.
+    """
+    if not lesions:
+        return np.full(len(RATES), math.nan)
+    order_D = np.argsort(-score_D, kind="stable")
+    last_D = np.append(np.diff(score_D[order_D]) != 0, True)[: len(order_D)]
+    true_T = np.cumsum(hit_D[order_D])[last_D]
+    false_T = np.cumsum(~hit_D[order_D])[last_D]
+    return np.array([true_T[false_T <= rate * scans].max(initial=0) / lesions for rate in RATES])
+
+
+def lesion_metrics(score_D: Array, hit_D: Array, lesions: int, scans: int) -> dict[str, float]:
+    """FROC (mean sensitivity at the six rates), and sensitivity and precision of the findings.
+
+    Each is in [0, 1]; all NaN without lesions, precision 0 without findings.
+    """
+    finding_D = score_D >= THRESHOLD
+    hits = float((hit_D & finding_D).sum())
+    return {"FROC": float(froc(score_D, hit_D, lesions, scans).mean()),
+            "sensitivity": hits / lesions if lesions else math.nan,
+            "precision": hits / max(int(finding_D.sum()), 1) if lesions else math.nan}
+
+
+def patient_metrics(called_P: Array, sick_P: Array) -> dict[str, float]:
+    """Sensitivity and precision (PPV) of calling a patient with any finding sick; NaN without sick patients.
+
+    Args:
+        called_P: whether a scan of the patient has a finding; sick_P: whether one has a lesion.
+    """
+    hits, sick = float((called_P & sick_P).sum()), int(sick_P.sum())
+    return {"patient_sensitivity": hits / sick if sick else math.nan,
+            "patient_precision": hits / max(int(called_P.sum()), 1) if sick else math.nan}
