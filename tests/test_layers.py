@@ -20,7 +20,8 @@ HOME_OF = {
     "nibabel": {"data/formats.py"},
     "torch": {"data/loader.py", "losses", "models", "evaluate.py", "fit.py", "search.py", "preview.py",
               "cluster/worker.py"},
-    "optuna": {"hpo"}, "pycocotools": {"data/annotations.py"}, "faster_coco_eval": {"metrics/boxes.py"}, "torchvision": {"models"},
+    "optuna": {"hpo"}, "pycocotools": {"data/annotations.py"}, "faster_coco_eval": {"metrics/boxes.py"},
+    "torchvision": {"models"},
 }
 
 

@@ -5,6 +5,7 @@ Everything else (data, augmentation, optimiser, evaluation) is raybone's, the sa
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import tempfile
@@ -36,6 +37,7 @@ def _quiet() -> None:
 
 _quiet()
 
+from ultralytics import __version__ as version  # noqa: E402
 from ultralytics.cfg import get_cfg  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
 from ultralytics.utils import LOGGER, ROOT, SETTINGS  # noqa: E402
@@ -115,6 +117,19 @@ class Yolo(nn.Module):
         return Prediction(boxes_N4.numpy(), found_N6[:, 4].numpy(), found_N6[:, 5].long().numpy())
 
 
+def export(module: Yolo, path: Path) -> None:
+    """Write a file that ``ultralytics.YOLO(path)`` opens: half precision, one channel, pixels 0 to 255 as it has them.
+
+    Ultralytics letterboxes to a square and pads with grey unless it is told the scan's own shape: ``imgsz=[H, W]``.
+    """
+    net = copy.deepcopy(module.net).cpu().half().eval()
+    net.names = dict(enumerate(module.config.categories))
+    net.criterion = None
+    arguments = {**dict(net.args), "task": "detect", "imgsz": module.config.imgsz}
+    net.args = arguments
+    torch.save({"model": net, "ema": None, "train_args": arguments, "version": version, "license": "AGPL-3.0"}, path)
+
+
 SPACE = {
     "lr0": Param(log_uniform=(1e-4, 1e-2)),
     "imgsz": Param(choice=(512, 768, 1024)),
@@ -129,5 +144,6 @@ def _build(config: TrainingConfig, size: str) -> nn.Module:
     return Yolo(cast(Config, config), size)
 
 
-MODELS = [Model(f"yolo11{s}", "detection", Config, partial(_build, size=s), SPACE, SOURCE, reduction="sum")
-          for s in "nsmlx"]
+ADDRESS = "https://github.com/ultralytics/assets/releases/download/v8.4.0/yolo11{}.pt"
+MODELS = [Model(f"yolo11{s}", "detection", Config, partial(_build, size=s), SPACE, SOURCE, reduction="sum",
+                weights={"coco": ADDRESS.format(s)}) for s in "nsmlx"]

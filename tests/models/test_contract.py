@@ -22,7 +22,7 @@ FILES = sorted(p.stem for p in Path(raybone.models.__file__).parent.glob("[!_]*.
 SMALL = {stem: next(name for name in MENU if MENU[name] == stem) for stem in FILES}
 _NARROW = {"imgsz": 256, "channels": 32, "anchor": 0.08}
 SMALLER = {"unet": {"width": 8, "depth": 3}, "retinanet_r50": _NARROW,
-           **dict.fromkeys(("faster_rcnn_r50", "cascade_rcnn_r50"), {**_NARROW, "head": 64, "rois": 64})}
+           **{name: {**_NARROW, "head": 64, "rois": 64} for name in ("faster_rcnn_r50", "cascade_rcnn_r50")}}
 # Steps to learn a batch by heart, and the learning rate for that: large networks need few of them, and small ones.
 PACE = dict.fromkeys(("faster_rcnn_r50", "cascade_rcnn_r50", "retinanet_r50"), (30, 3e-4))
 
