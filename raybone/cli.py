@@ -19,7 +19,7 @@ from typing import Any
 
 from raybone import __version__
 from raybone.records import RunFailed, WrongInput
-from raybone.terminal import bar, progress, show_ranking, tell_end
+from raybone.terminal import bar, progress, show_table, tell_end
 
 JSON_HELP = "one JSON document on stdout"
 WAIT: dict[str, Any] = {"type": float, "default": 0, "metavar": "MINUTES",
@@ -147,8 +147,9 @@ def _study_parsers(verbs: Any) -> None:
     verb.add_argument("--follow", action="store_true", help="go on until the search ends")
     verb = _verb(verbs, "stop", _stop, "ask a study to stop after the epoch at work; `search` resumes it")
     verb.add_argument("study", metavar="STUDY")
-    verb = _verb(verbs, "leaderboard", _leaderboard, "rebuild leaderboard.csv from the journal and show it")
-    verb.add_argument("study", metavar="STUDY")
+    verb = _verb(verbs, "leaderboard", _leaderboard,
+                 "rebuild leaderboard.csv from the journal and show it; several studies make one table")
+    verb.add_argument("studies", nargs="+", metavar="STUDY")
     verb.add_argument("--csv", metavar="FILE", help="write the table here as well")
 
 
@@ -370,14 +371,19 @@ def _stop(options: argparse.Namespace) -> None:
 
 def _leaderboard(options: argparse.Namespace) -> None:
     from raybone.folder import Folder
-    from raybone.hpo.journal import read_resolved
-    from raybone.leaderboard import write_leaderboard
+    from raybone.hpo.journal import Journal, read_resolved
+    from raybone.hpo.state import State
+    from raybone.leaderboard import merged_leaderboard, write_leaderboard
 
-    folder = Folder(options.study)
-    table = write_leaderboard(folder, read_resolved(folder))
+    folders = [Folder(study) for study in options.studies]
+    if len(folders) == 1:
+        table = write_leaderboard(folders[0], read_resolved(folders[0]))
+    else:
+        table = merged_leaderboard({place: (read_resolved(f), State(Journal(f).events()))
+                                    for place, f in zip(options.studies, folders)})
     if options.csv:
         table.to_csv(options.csv, index=False)
-    show_ranking(options.study)
+    show_table(table)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from raybone.folder import Folder
 from raybone.hpo.journal import Journal
 from raybone.hpo.state import Configuration, State
 from raybone.metrics.intervals import bootstrap_interval, bootstrap_p, corrected_interval, corrected_p, corrected_winner
+from raybone.records import WrongInput
 from raybone.spec import DIRECTIONS, FALSE_POSITIVES, Study
 
 if TYPE_CHECKING:
@@ -26,7 +28,45 @@ def leaderboard(study: Study, state: State) -> pd.DataFrame:
     no bootstrap: val_loss, folds of one patient, rows that are not complete. No p is corrected for the number of
     configurations. ``corrected`` is the winner's score without the curse of the choice among complete rows.
     """
-    rows = [_row(study, c, bool(state.end)) for c in state.configurations.values()]
+    return _ranked({c.id: (study, c, bool(state.end)) for c in state.configurations.values()}, [study])
+
+
+def merged_leaderboard(boards: Mapping[str, tuple[Study, State]]) -> pd.DataFrame:
+    """The rows of several studies as one leaderboard; a config_id has the study's place before it, as in ``a/c003``.
+
+    Args:
+        boards: study and state by the place that messages and rows name.
+    Raises:
+        WrongInput: the rows would not be comparable: metric, dataset, folds or categories differ, or the losses of
+            different models are compared.
+    """
+    first, *others = boards
+    traits = {place: _traits(study) for place, (study, _) in boards.items()}
+    problems = [f"leaderboard {place}: studies in one leaderboard must agree, but {name} is {value} there and "
+                f"{traits[first][name]} in {first}; leave one out"
+                for place in others for name, value in traits[place].items() if value != traits[first].get(name, value)]
+    if problems:
+        raise WrongInput(*problems)
+    entries = {f"{place}/{c.id}": (study, c, bool(state.end)) for place, (study, state) in boards.items()
+               for c in state.configurations.values()}
+    return _ranked(entries, [study for study, _ in boards.values()])
+
+
+# A row's study and configuration, and whether the study has ended.
+Entry = tuple[Study, Configuration, bool]
+
+
+def _traits(study: Study) -> dict[str, object]:
+    """What must agree for scores to be comparable."""
+    assert study.resolved is not None
+    return {"metric": study.metric, "dataset": study.resolved.dataset_hash, "number of folds": study.resolved.folds,
+            "categories": study.fixed.get("categories", ["malignant"]),
+            **({"model (of a loss)": study.model} if study.metric == "val_loss" else {})}
+
+
+def _ranked(entries: Mapping[str, Entry], studies: Sequence[Study]) -> pd.DataFrame:
+    rows = [{**_row(study, c, ended), "config_id": name} for name, (study, c, ended) in entries.items()]
+    study = studies[0]
     mean = f"{study.metric}_mean"
     worst = -math.inf if study.direction == "maximize" else math.inf
     sign = -1 if study.direction == "maximize" else 1
@@ -37,17 +77,17 @@ def leaderboard(study: Study, state: State) -> pd.DataFrame:
         row["rank"] = rank
         row["delta_to_best"] = row[mean] - complete[0][mean]
         if rank > 1:
-            row |= _against(study, state, row, complete[0])
+            row |= _against(row, complete[0], entries)
     if complete:
         folds_CK = np.array([_folds(study, row) for row in complete])
         complete[0][f"{study.metric}_corrected"] = -sign * corrected_winner(-sign * folds_CK)
-    looks = [c.id for c in state.configurations.values() if c.test]
+    looks = [name for name, (_, c, _) in entries.items() if c.test]
     for row in rows if len(looks) > 1 else ():
         row["warnings"] = "; ".join(filter(None, [row["warnings"], f"the test group was looked at {len(looks)} times "
                                                                    f"({', '.join(looks)})"]))
     import pandas as pd  # training processes import this file, and have no table to make
 
-    table = pd.DataFrame(rows, columns=_columns(study, state))
+    table = pd.DataFrame(rows, columns=_columns(studies, [c for _, c, _ in entries.values()]))
     table["rank"] = table["rank"].astype("Int64")
     return table
 
@@ -106,12 +146,12 @@ def _within(study: Study, limit: float) -> float:
     return limit if study.direction == "minimize" else float(np.clip(limit, 0.0, 1.0))
 
 
-def _against(study: Study, state: State, row: dict[str, Any], best: dict[str, Any]) -> dict[str, float]:
-    """Paired comparison of a complete row with the best."""
-    one, other = (state.configurations[r["config_id"]] for r in (row, best))
+def _against(row: dict[str, Any], best: dict[str, Any], entries: Mapping[str, Entry]) -> dict[str, float]:
+    """Paired comparison of a complete row with the best; studies of other seeds have drawn other patients."""
+    (study, one, _), (_, other, _) = (entries[r["config_id"]] for r in (row, best))
     folds_K, best_K = _folds(study, row), _folds(study, best)
     found = {"p_to_best": corrected_p(folds_K, best_K), "p_to_best_bootstrap": math.nan}
-    if one.replicates and len(one.replicates) == len(other.replicates):
+    if one.replicates and len(one.replicates) == len(other.replicates) and row["seed"] == best["seed"]:
         paired = (row["delta_to_best"], np.array(one.replicates) - np.array(other.replicates),
                   min(one.freedom, other.freedom))
         low, high = bootstrap_interval(*paired)
@@ -138,11 +178,12 @@ def _folds(study: Study, row: dict[str, Any]) -> Any:
     return np.array([row[f"{study.metric}_fold{k}"] for k in range(study.resolved.folds)])
 
 
-def _columns(study: Study, state: State) -> list[str]:
+def _columns(studies: Sequence[Study], configurations: Sequence[Configuration]) -> list[str]:
+    study = studies[0]
     assert study.resolved is not None
     m = study.metric
-    seen = {k for c in state.configurations.values() for run in c.epochs.values() for k in run.metrics}
-    params = list(dict.fromkeys([*study.fixed, *study.space]))
+    seen = {k for c in configurations for run in c.epochs.values() for k in run.metrics}
+    params = list(dict.fromkeys(name for s in studies for name in [*s.fixed, *s.space]))
     return ["rank", "config_id", "model", "state", "folds_done", "epochs_done", f"{m}_mean", f"{m}_sd", f"{m}_ci_low",
             f"{m}_ci_high", f"{m}_pooled", *(f"{m}_fold{k}" for k in range(study.resolved.folds)),
             *(f"{o}_mean" for o in DIRECTIONS if o != m and o in seen), "delta_to_best", "p_to_best", "train_seconds",

@@ -8,20 +8,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from raybone.hpo.brain import Brain
 
 
 def tell_end(reason: str, out: str) -> None:
     """The end of a search on the terminal."""
-    tried, trials = show_ranking(out)
-    if reason == "complete" and tried < trials:
-        print(f"the space is used up: {tried} of search.trials {trials}; search.reject or the model refused the rest, "
-              "if there is one")
-    print(f"{'done' if reason == 'complete' else reason}: {out.rstrip('/')}/leaderboard.csv")
-
-
-def show_ranking(out: str) -> tuple[int, int]:
-    """The ranking as a table of the columns a person reads first; returns the configurations tried and wanted."""
     import io
 
     import pandas as pd
@@ -30,18 +23,26 @@ def show_ranking(out: str) -> tuple[int, int]:
     from raybone.hpo.journal import read_resolved
 
     folder = Folder(out)
-    study = read_resolved(folder)
-    metric = study.metric
     table = pd.read_csv(io.BytesIO(folder.read("leaderboard.csv") or b""))
-    searched = [c for c in table.columns if c.startswith("cfg.") and table[c].nunique(dropna=False) > 1]
+    show_table(table)
+    tried, trials = len(table), read_resolved(folder).search.trials
+    if reason == "complete" and tried < trials:
+        print(f"the space is used up: {tried} of search.trials {trials}; search.reject or the model refused the rest, "
+              "if there is one")
+    print(f"{'done' if reason == 'complete' else reason}: {out.rstrip('/')}/leaderboard.csv")
+
+
+def show_table(table: pd.DataFrame) -> None:
+    """A leaderboard's columns that a person reads first."""
+    metric = next(c for c in table.columns if c.endswith("_ci_low")).removesuffix("_ci_low")
+    searched = [c for c in table.columns if c.startswith("cfg.") and table[c].astype(str).nunique() > 1]
     columns = ["rank", "config_id", "state", "epochs_done", f"{metric}_mean", f"{metric}_ci_low", f"{metric}_ci_high",
                "p_to_best", *searched]
-    table["rank"] = table["rank"].map(lambda r: "" if pd.isna(r) else str(int(r)))
     shown = table[columns].rename(columns=lambda c: c.removeprefix("cfg."))
+    shown["rank"] = [f"{r:.0f}" if r == r else "" for r in shown["rank"].astype(float)]
     print(shown.to_string(index=False, na_rep="", float_format=lambda v: f"{v:.4g}"))
-    for warning in table["warnings"].dropna().unique():
+    for warning in filter(None, table["warnings"].fillna("").unique()):
         print(f"warning: {warning}")
-    return len(table), study.search.trials
 
 
 def progress() -> Callable[[Brain], None]:

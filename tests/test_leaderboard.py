@@ -14,8 +14,9 @@ import pytest
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal
 from raybone.hpo.state import State
-from raybone.leaderboard import leaderboard
+from raybone.leaderboard import leaderboard, merged_leaderboard
 from raybone.metrics.intervals import bootstrap_interval, corrected_interval
+from raybone.records import WrongInput
 from raybone.search import search
 from raybone.spec import Resolved, Study, parse_study
 
@@ -128,3 +129,46 @@ def test_weights_that_are_gone_are_a_warning_in_words(held_out: Path, study: Map
     assert pd.read_csv(out / "leaderboard.csv")["warnings"][0].endswith(
         "test group: c000 was not scored, as weights of its folds are gone")
     assert [e["metrics"] for e in looks_at(out)] == [{}]
+
+
+def test_studies_of_one_dataset_share_a_leaderboard_and_compare_their_rows() -> None:
+    boards = {"runs/x": (made(), State(journal())),
+              "y": (made().model_copy(update={"model": "other", "fixed": {"width": 8}}),
+                    State([e for e in journal() if e["config_id"] == "b"]))}
+    table = merged_leaderboard(boards)
+    alone = leaderboard(made(), State(journal()))
+    assert list(table["config_id"]) == ["runs/x/a", "runs/x/b", "y/b"]
+    assert list(table["rank"]) == [1, 2, 3]
+    assert list(table["model"]) == ["unet", "unet", "other"]
+    assert table["cfg.width"].tolist()[2] == 8
+    for column in ("p_to_best", "p_to_best_bootstrap", "delta_ci_low"):
+        assert table[column].tolist()[1] == pytest.approx(alone[column].tolist()[1])
+
+
+def test_other_seeds_have_drawn_other_patients_so_that_no_bootstrap_is_paired() -> None:
+    study = made()
+    seeded = study.model_copy(update={"search": study.search.model_copy(update={"seed": 1})})
+    table = merged_leaderboard({"x": (study, State(journal())), "y": (seeded, State(journal()))})
+    same, other = (table[table["config_id"] == f"{place}/b"].iloc[0] for place in "xy")
+    assert math.isfinite(same["p_to_best_bootstrap"])
+    assert math.isnan(other["p_to_best_bootstrap"])
+    assert other["p_to_best"] == same["p_to_best"]
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    ({"metric": "precision"}, "metric is precision there and dice in x"), ({"hash": "1"}, "dataset is 1 there"),
+    ({"folds": 4}, "number of folds is 4"), ({"fixed": {"categories": ["benign"]}}, r"categories is \['benign'\]"),
+    ({"metric": "val_loss", "model": "other"}, "metric is val_loss")])
+def test_studies_that_are_not_comparable_are_refused_with_the_difference(change: Mapping, named: str) -> None:
+    study = made()
+    resolved = study.resolved.model_copy(update={k: change.pop(o) for k, o in (("dataset_hash", "hash"),
+                                                                              ("folds", "folds")) if o in change})
+    other = study.model_copy(update={"resolved": resolved, **change})
+    with pytest.raises(WrongInput, match=f"leaderboard y: .*{named}.*leave one out"):
+        merged_leaderboard({"x": (study, State(journal())), "y": (other, State(journal()))})
+
+
+def test_losses_of_different_models_are_not_compared() -> None:
+    boards = {name: (made("val_loss").model_copy(update={"model": name}), State(journal("val_loss"))) for name in "xy"}
+    with pytest.raises(WrongInput, match=r"model \(of a loss\) is y there and x in x"):
+        merged_leaderboard(boards)
