@@ -37,7 +37,7 @@ _NO_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)  # of a loade
 # Aliases let a few lines of YAML stand for more than any memory holds.
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
-Value = float | int | str | bool | list[str] | None
+Value = float | int | str | bool | list[str] | list[float] | None
 
 
 class Strict(BaseModel):
