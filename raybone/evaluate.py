@@ -31,8 +31,9 @@ def evaluate(module: nn.Module, samples: ScanSamples, loader: DataLoader[Any], m
 
     Every rank evaluates its own share and all ranks get the same metrics; findings are complete on rank 0.
     Returns:
-        Metrics with ``val_loss`` (the training loss, mean over images, batch norm in eval mode), and findings in
-        the order of the scans, ready for JSON.
+        Metrics with ``val_loss`` (the training loss, mean over images, batch norm in eval mode; detectors divide by
+        the positives of a batch, so that it depends on which scans share one), and findings in the order of the
+        scans, ready for JSON.
     """
     findings: list[Finding] = []
     loss = torch.zeros(2, dtype=torch.float64)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import distributed as dist
 
 from raybone.data.annotations import lesion_of_mask, rle_of
-from raybone.evaluate import false_positives, resampled_score, score
+from raybone.data.dataset import open_dataset
+from raybone.data.loader import ScanSamples, validation_loader
+from raybone.evaluate import evaluate, false_positives, resampled_score, score
+from raybone.models import load
 from raybone.records import Lesion, Scan
 from raybone.resolve import METRICS
 
@@ -54,3 +61,32 @@ def test_a_patient_is_called_sick_by_one_finding_on_either_view() -> None:
                 for n, p in (("a1", 0.2), ("a2", 0.9), ("b1", 0.4), ("c1", 0.6), ("d1", 0))]
     scores = score(findings, scans, ["malignant"], "detection")
     assert (scores["patient_sensitivity"], scores["patient_precision"], scores["sensitivity"]) == (0.5, 0.5, 0.0)
+
+
+def shared(rank: int, world: int, place: str) -> None:
+    """Evaluate one yolo on this rank's share; every rank writes what it was told."""
+    if world > 1:
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", f"file://{place}/meet", rank=rank, world_size=world)
+    dataset, model = open_dataset(f"{place}/ds"), load("yolo11n")
+    config = model.Config(imgsz=128, conf=0.0)
+    torch.manual_seed(0)
+    samples = ScanSamples(dataset, dataset.training(0)[:7], ["malignant"], 128, False)
+    metrics, findings = evaluate(model.build(config), samples, validation_loader(samples, 2, rank, world, 0), model,
+                                 torch.device("cpu"))
+    Path(place, f"{world}-{rank}.json").write_text(json.dumps([metrics, findings]))
+
+
+def test_metrics_of_uneven_shares_are_those_of_one_process(dataset: Path, tmp_path: Path) -> None:
+    """Seven scans on two ranks: four and three, none seen twice."""
+    (tmp_path / "ds").symlink_to(dataset)
+    shared(0, 1, str(tmp_path))
+    torch.multiprocessing.spawn(shared, (2, str(tmp_path)), 2)
+    (one, found), (first, both), (second, _) = (json.loads((tmp_path / f"{name}.json").read_text())
+                                                for name in ("1-0", "2-0", "2-1"))
+    assert len(found) == len(both) == 7
+    assert [f["scan_id"] for f in both] == [f["scan_id"] for f in found]
+    assert str(first) == str(second)
+    assert {k: v for k, v in first.items() if k != "val_loss"} == pytest.approx(
+        {k: v for k, v in one.items() if k != "val_loss"}, abs=1e-12, nan_ok=True)
+    assert one["AR"] > 0

@@ -94,3 +94,43 @@ def test_best_weights_are_those_of_the_best_epoch(dataset: Path, tmp_path: Path)
     losses = [e.metrics["val_loss"] for e in epochs]
     assert losses[best - 1] == min(losses)
     assert not any(math.isnan(v) for v in losses)
+
+
+@pytest.mark.parametrize("schedule", ["multistep", "cosine", "linear"])
+def test_the_learning_rate_falls_as_in_torchs_own_schedulers(schedule: str, dataset: Path, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    plain = torch.optim.SGD.step
+
+    def step(self: torch.optim.SGD, *_: Any) -> None:
+        seen.append(self.param_groups[0]["lr"])
+        plain(self)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    run(dataset, tmp_path, optimizer="SGD", schedule=schedule, warmup_epochs=0, lr0=0.1, lrf=0.1, batch=16,
+        milestones=[0.25, 0.75])
+    (weight,) = [torch.zeros(1, requires_grad=True)]
+    optimizer = torch.optim.AdamW([weight], lr=0.1)
+    theirs = {"multistep": lambda: torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 3], 0.1),
+              "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4, 0.01),
+              "linear": lambda: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, 4)}[schedule]()
+    expected = []
+    for _ in range(4):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    assert seen == pytest.approx(expected)
+
+
+def test_a_montage_trains_and_is_scored_scan_by_scan(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path, "yolo11n", stop=1, montage=True, mosaic=0)
+    content = json.loads((tmp_path / "predictions.json").read_text())
+    scans = open_dataset(dataset).validation(0)
+    assert [f["scan_id"] for f in content["findings"]] == [s.scan_id for s in scans]
+    for finding, scan in zip(content["findings"], scans):
+        assert all(0 <= x1 <= x2 <= scan.width for x1, _, x2, _ in finding["boxes"])
+
+
+def test_channels_last_changes_no_more_than_rounding(dataset: Path, tmp_path: Path) -> None:
+    plain, last = (run(dataset, tmp_path / str(f), "yolo11n", stop=1, channels_last=f) for f in (False, True))
+    assert last[0].metrics["val_loss"] == pytest.approx(plain[0].metrics["val_loss"], rel=1e-3)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from raybone.cli import main
+from raybone.resolve import configure, resolve
 from raybone.spec import read_study
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
@@ -38,3 +40,20 @@ def test_a_detector_of_bs80k_runs_from_its_file(name: str, bs80k: Path, tmp_path
     assert row["state"] == "complete"
     assert 0 <= row["AP_mean"] <= row["AP50_mean"] <= 1
     assert row["model"].startswith(name)
+
+
+def test_anchors_come_from_the_lesions_of_the_dataset_outside_the_test_group(held_out: Path) -> None:
+    study = read_study(JOBS / "bs80k_retinanet.yaml", [
+        f"dataset={held_out}", "search.folds=3", "fixed.anchor=dataset", "space={lr0: {uniform: [0.001, 0.01]}}"])
+    resolved, dataset, model = resolve(study)
+    sides = [math.sqrt((b[2] - b[0]) * (b[3] - b[1])) / s.height for fold in range(3)
+             for s in dataset.validation(fold) for b in (le.box_xyxy for le in s.lesions)]
+    anchor = resolved.fixed["anchor"]
+    assert isinstance(anchor, float)
+    assert sum(side < anchor for side in sides) / len(sides) == pytest.approx(0.1, abs=0.05)
+    config = configure(resolved, model, {"imgsz": 512, "channels": 16})
+    sizes = model.build(config).net.anchor_generator.sizes
+    assert sizes[0][0] == pytest.approx(anchor * 512)
+    assert [level[0] / sizes[0][0] for level in sizes] == pytest.approx([1, 2, 4, 8, 16])
+    stock = model.build(configure(resolved, model, {"channels": 16}).model_copy(update={"anchor": 0.0}))
+    assert stock.net.anchor_generator.sizes[0][0] == 32  # torchvision's own

@@ -42,14 +42,14 @@ def start_from(module: nn.Module, file: Path) -> tuple[int, int]:
     file knows nothing of the detector around it. Three input channels become one by their sum, which is what a grey
     picture gives; a head for other categories keeps its own first weights.
     Raises:
-        WrongInput: it holds no weights, or those of another architecture: under half of the tensors fit.
+        WrongInput: it holds no weights, or those of another architecture: no more than half of the tensors fit.
     """
     theirs, own = _read(file), dict(module.state_dict())
     prefixes = {name[:place + 1] for name in own for place, letter in enumerate(name) if letter == "."} | {""}
     fits = max(({p + n: grey for n, value in theirs.items()
                  if p + n in own and (grey := _grey(value, own[p + n])).shape == own[p + n].shape} for p in prefixes),
                key=len)
-    if 2 * len(fits) < len(theirs):
+    if 2 * len(fits) <= len(theirs):
         raise WrongInput(f"weights {file}: must be of this architecture, but {len(fits)} of its {len(theirs)} tensors "
                          "fit; give the file of the same model or backbone")
     module.load_state_dict({**own, **fits})

@@ -60,3 +60,12 @@ def test_intensity_changes_stay_in_range_and_poisson_keeps_the_mean() -> None:
                        lambda i: bright, 1, False)
         assert 0 <= done.image_HW.min() <= done.image_HW.max() <= 1
         assert abs(float(np.mean(done.image_HW**2)) - 0.49) < 0.02
+
+
+def test_count_scaling_multiplies_the_counts_within_its_factor_and_gamma_keeps_black_and_white() -> None:
+    dim = Sample(np.full(CANVAS, 0.4, np.float32), np.zeros((0, 4), np.float32), np.zeros(0, np.int64), None)
+    factors = [float(np.mean(augment(dim, OFF.model_copy(update={"count_scale": 1.0}), np.random.default_rng(seed),
+                                     CANVAS, lambda i: dim, 1, False).image_HW ** 2)) / 0.16 for seed in range(200)]
+    assert 0.5 <= min(factors) < 0.6 < 1.8 < max(factors) <= 2
+    done = run(OFF.model_copy(update={"gamma": 2.0}), 1)
+    np.testing.assert_array_equal(done.image_HW, sample().image_HW)

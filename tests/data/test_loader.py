@@ -16,6 +16,7 @@ from raybone.data.cache import Intensities, as_float
 from raybone.data.dataset import open_dataset
 from raybone.data.loader import EpochSampler, ScanSamples, training_loader, validation_loader
 from raybone.data.preprocess import resize, to_intensity
+from raybone.records import Prediction
 
 
 @pytest.fixture
@@ -84,3 +85,42 @@ def test_a_cache_changes_nothing_whatever_the_order_of_rows(dataset: Path, tmp_p
     full = Intensities(opened, 64)
     assert full.files == {}
     assert full(opened.scans[0]).shape == (64, 16)
+
+
+def test_a_montage_puts_both_views_of_a_patient_side_by_side_and_takes_them_apart_again(dataset: Path) -> None:
+    opened = open_dataset(dataset)
+    scans = opened.training(0)[:-1]  # one view stays alone
+    single = ScanSamples(opened, scans, ["malignant"], 128, True)
+    pairs = ScanSamples(opened, scans, ["malignant"], 128, True, montage=True)
+    assert pairs.canvas == (128, 64)
+    assert sorted(i for group in pairs.groups for i in group) == list(range(len(scans)))
+    assert sorted(len(group) for group in pairs.groups) == [1, 2, 2, 2, 2, 2]
+    for index, group in enumerate(pairs.groups):
+        assert [scans[i].view for i in group] in (["anterior", "posterior"], ["anterior"], ["posterior"])
+        assert len({scans[i].patient_id for i in group}) == 1
+        sample = pairs[(-1, index)][1]
+        as_found = Prediction(sample.boxes_N4, np.ones(len(sample.boxes_N4), np.float32), sample.labels_N)
+        as_mask = Prediction(mask_CHW=sample.mask_HW[None].astype(np.float32))
+        for (place, boxes), (_, mask) in zip(pairs.parts(index, as_found), pairs.parts(index, as_mask)):
+            alone = single[(-1, place)][1]
+            np.testing.assert_allclose(boxes.boxes_N4, alone.boxes_N4, atol=1e-4)
+            np.testing.assert_array_equal(mask.mask_CHW[0], alone.mask_HW)
+
+
+def test_a_box_across_the_middle_of_a_montage_goes_with_its_centre_and_stays_inside(dataset: Path) -> None:
+    opened = open_dataset(dataset)
+    pairs = ScanSamples(opened, opened.training(0), ["malignant"], 128, False, montage=True)
+    across = Prediction(np.array([[28, 5, 38, 15], [26, 5, 36, 15]], np.float32), np.array([0.9, 0.8], np.float32),
+                        np.zeros(2, np.int64))
+    left, right = (part for _, part in pairs.parts(0, across))
+    np.testing.assert_array_equal(left.boxes_N4, [[26, 5, 32, 15]])
+    np.testing.assert_array_equal(right.boxes_N4, [[0, 5, 6, 15]])
+
+
+def test_a_montage_is_augmented_as_one_image_and_a_mosaic_is_of_four(dataset: Path) -> None:
+    opened = open_dataset(dataset)
+    pairs = ScanSamples(opened, opened.training(0), ["malignant"], 128, False, Augmentation(mosaic=1.0), 1,
+                        montage=True)
+    sample = pairs[(1, 0)][1]
+    assert sample.image_HW.shape == (128, 64)
+    assert (sample.boxes_N4[:, [0, 2]] <= 64).all()

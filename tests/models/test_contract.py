@@ -24,7 +24,7 @@ _NARROW = {"imgsz": 128, "channels": 32, "anchor": 0.125}
 SMALLER = {"unet": {"width": 8, "depth": 3}, "retinanet_r50": _NARROW,
            **{name: {**_NARROW, "head": 64, "rois": 64} for name in ("faster_rcnn_r50", "cascade_rcnn_r50")}}
 # Steps to learn a batch by heart, and the learning rate for that: large networks need few of them, and small ones.
-PACE = dict.fromkeys(("faster_rcnn_r50", "cascade_rcnn_r50", "retinanet_r50"), (30, 3e-4))
+PACE = dict.fromkeys(("faster_rcnn_r50", "cascade_rcnn_r50", "retinanet_r50"), (24, 4e-4))
 
 
 def build(name: str) -> tuple[Model, torch.nn.Module]:

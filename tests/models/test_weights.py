@@ -1,0 +1,98 @@
+"""Starting from weights: whose files fit, what is said of those that do not, and that nothing in them is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet50
+
+from raybone.cli import main
+from raybone.models import load
+from raybone.models._weights import start_from, weights_file
+from raybone.models.yolo import export
+from raybone.records import WrongInput
+
+
+def test_an_imagenet_file_fills_the_backbone_and_its_colours_become_grey(tmp_path: Path) -> None:
+    theirs = resnet50(weights=None)
+    torch.save(theirs.state_dict(), tmp_path / "resnet50.pth")
+    module = load("faster_rcnn_r50").build(load("faster_rcnn_r50").Config(channels=16, head=16))
+    head = module.net.roi_heads.box_predictor.cls_score.weight.clone()
+    taken, _ = start_from(module, tmp_path / "resnet50.pth")
+    body = module.net.backbone.body
+    assert taken == len(theirs.state_dict()) - 2  # all but the classifier
+    assert torch.equal(body.layer4[2].conv3.weight, theirs.layer4[2].conv3.weight)
+    grey = torch.rand(1, 1, 32, 32)
+    torch.testing.assert_close(body.conv1(grey), theirs.conv1(grey.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-4)
+    assert torch.equal(module.net.roi_heads.box_predictor.cls_score.weight, head)
+
+
+def test_a_file_of_ultralytics_and_one_of_raybone_give_the_same_network(tmp_path: Path) -> None:
+    model = load("yolo11n")
+    torch.manual_seed(1)
+    trained, first, second = (model.build(model.Config()) for _ in range(3))
+    export(trained, tmp_path / "theirs.pt")
+    torch.save({"average": trained.state_dict(), "epoch": 3}, tmp_path / "best.pt")
+    assert start_from(first, tmp_path / "best.pt")[0] == len(trained.state_dict())
+    assert start_from(second, tmp_path / "theirs.pt")[0] == len(trained.state_dict())
+    for name, value in trained.state_dict().items():
+        assert torch.equal(first.state_dict()[name], value)
+        torch.testing.assert_close(second.state_dict()[name], value, atol=1e-3, rtol=1e-3)
+
+
+def test_weights_of_other_categories_keep_all_but_the_last_layer(tmp_path: Path) -> None:
+    model = load("yolo11n")
+    torch.save(model.build(model.Config(categories=("a", "b", "c"))).state_dict(), tmp_path / "three.pth")
+    module = model.build(model.Config())
+    taken, there = start_from(module, tmp_path / "three.pth")
+    assert 0.9 * there < taken < there
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    torch.save(nn.Conv2d(1, 7, 3).state_dict(), tmp_path / "conv.pth")
+    with pytest.raises(WrongInput, match=r"conv.pth: must be of this architecture, but 0 of its 2 tensors fit"):
+        start_from(load("unet").build(load("unet").Config(width=4)), tmp_path / "conv.pth")
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("ran"),))
+
+
+@pytest.mark.parametrize("content", [Evil(), {"model": Evil()}, b"no torch file", {"epoch": 3}])
+def test_a_file_with_code_or_without_tensors_is_one_line_and_nothing_runs(content: Any, tmp_path: Path,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "x.pt"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content, file)
+    module = load("yolo11n").build(load("yolo11n").Config())
+    with pytest.raises(WrongInput, match=r"weights .*x.pt: must (be|hold)") as caught:
+        start_from(module, file)
+    assert len(caught.value.problems) == 1
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_known_name_is_never_downloaded_but_its_file_and_place_are_named(tmp_path: Path, dataset: Path,
+                                                                         monkeypatch: pytest.MonkeyPatch,
+                                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RAYBONE_WEIGHTS", str(tmp_path / "weights"))
+    job = Path(__file__).resolve().parents[2] / "jobs" / "bs80k_yolo11.yaml"
+    given = ["search", str(job), "--out", str(tmp_path / "st"), "--local", "--set", f"dataset={dataset}",
+             "search.folds=3", "resources={}", "fixed.weights=coco"]
+    assert main(given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "yolo11n.pt, which raybone does not download; get it from https://" in line
+    assert line.endswith(f"place it in {tmp_path / 'weights'}")
+    assert not (tmp_path / "st").exists()
+    assert main([*given[:-1], "fixed.weights=nowhere.pt"]) == 2
+    assert "must be a file, or one of coco, got 'nowhere.pt'" in capsys.readouterr().err
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "yolo11n.pt").touch()
+    assert weights_file("coco", load("yolo11n")) == tmp_path / "weights" / "yolo11n.pt"
