@@ -57,8 +57,9 @@ def read_source(source: Source, folder: Path, modality: str | None, aliases: Map
     try:
         if source.aside:
             raise NotTaken(source.aside)
-        frames, lesions, remarks = _scans(source, content, modality, aliases)
-    except NotTaken as reason:
+        frames = _frames(source, labelme_image(content) if _lone(source) else content, modality)
+        lesions, remarks = _annotations(source, [counts_HW.shape for counts_HW, _ in frames], aliases)
+    except ValueError as reason:  # the readers' own, NotTaken among them, which quote nothing of the file
         remarks = Remarks()
         if str(reason) == DICOMDIR:
             try:
@@ -78,19 +79,6 @@ def read_source(source: Source, folder: Path, modality: str | None, aliases: Map
 def _lone(source: Source) -> bool:
     """Whether the input is an annotation that no scan goes with."""
     return any(path == source.path for path, _ in source.beside)
-
-
-def _scans(source: Source, content: bytes, modality: str | None, aliases: Mapping[str, str]) -> tuple[
-        list[tuple[Array, Facts]], list[tuple[Lesion, ...] | None], Remarks]:
-    """Counts and facts of each frame, the lesions of each, and remarks."""
-    try:
-        pixels = labelme_image(content) if _lone(source) else content
-        frames = _frames(source, pixels, modality)
-        return frames, *_annotations(source, [counts_HW.shape for counts_HW, _ in frames], aliases)
-    except NotTaken:
-        raise
-    except ValueError as error:  # the readers' own, which quote nothing of the file
-        raise NotTaken(str(error)) from None
 
 
 def _frames(source: Source, content: bytes, modality: str | None) -> list[tuple[Array, Facts]]:
