@@ -88,7 +88,7 @@ def test_simulate_decides_what_the_brain_decides(kind: str, tmp_path: Path) -> N
     complete = {c.params["place"] for c in brain.state.configurations.values() if c.status == "complete"}
     assert complete == set(out.scores)
     assert spent == out.fold_epochs
-    assert all(d["reason"] and (d["evidence"] or d["action"] == "complete") for d in brain.state.decisions)
+    assert all(d["reason"] and (d["evidence"] or d["action"] == "complete") for d in brain.state.news)
 
 
 def test_noise_free_summaries_are_what_arithmetic_says() -> None:

@@ -13,6 +13,7 @@ from raybone.hpo.journal import Event
 from raybone.hpo.space import identity
 
 Status = Literal["running", "paused", "stopped", "complete", "failed"]
+NEWS = ("decision", "again", "slots", "failed")  # events that a person wants to hear of
 
 
 class Run:
@@ -86,14 +87,15 @@ class State:
         self.configurations: dict[str, Configuration] = {}
         # Order in which configurations finished each rung.
         self.arrivals: dict[int, list[str]] = {}
-        self.decisions: list[Event] = []
+        # What there is to tell, and how much of it is of earlier drivers.
+        self.news: list[Event] = []
+        self.old_news = 0
         # Hyper-parameters that are tried, or that the model refused.
         self.taken: set[str] = set()
         self.fold_epochs = 0
         self.train_seconds = 0.0
         self.slots = 1
         self.slot_seconds = 0.0
-        self.again: list[Event] = []
         self.end = ""
         self._handlers = {n.removeprefix("_on_"): getattr(self, n) for n in dir(self) if n.startswith("_on_")}
         self._earlier = self._up = 0.0
@@ -104,6 +106,8 @@ class State:
         """Take in one event; kinds not known here are passed over."""
         if event["event"] != "start":
             self.slot_seconds += self.slots * max(event.get("up", 0.0) - self._up, 0.0)
+        if event["event"] in NEWS:
+            self.news.append(event)
         if handle := self._handlers.get(event["event"]):
             handle(event)
         self._up = max(event.get("up", 0.0), self._up)
@@ -134,7 +138,7 @@ class State:
 
     def _on_start(self, event: Event) -> None:
         self.slots = event.get("slots", 1)
-        self.end = ""
+        self.end, self.old_news = "", len(self.news)
         # The time between two drivers is nobody's.
         self._earlier, self._up = self.seconds, 0.0
         for configuration in self.running:
@@ -142,9 +146,6 @@ class State:
 
     def _on_slots(self, event: Event) -> None:
         self.slots = event["slots"]
-
-    def _on_again(self, event: Event) -> None:
-        self.again.append(event)
 
     def _on_end(self, event: Event) -> None:
         self.end = event["reason"]
@@ -186,7 +187,6 @@ class State:
         configuration.test, configuration.untested = event["metrics"], event.get("reason", "")
 
     def _on_decision(self, event: Event) -> None:
-        self.decisions.append(event)
         status: dict[str, Status] = {"stop": "stopped", "complete": "complete"}
         configuration = self.configurations[event["config_id"]]
         configuration.status = status.get(event["action"], configuration.status)
