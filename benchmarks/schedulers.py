@@ -30,8 +30,7 @@ MOST_REGRET, LEAST_TOP = 0.3, 0.94
 def part(curves: Curves, first: int) -> Curves:
     """Every second configuration."""
     rows = slice(first, None, 2)
-    return Curves(curves.name, curves.T_CSKE[rows], curves.seconds_C[rows], curves.F_CD[rows], curves.names,
-                  curves.steps)
+    return Curves(curves.name, curves.T_CSKE[rows], curves.seconds_C[rows], curves.steps)
 
 
 def race(factor: float, slack: float) -> Scheduler:
@@ -91,7 +90,7 @@ def survival(curves: Sequence[Curves], repeats: int = 20) -> dict[str, dict[str,
         for c, repeat in itertools.product(curves, range(repeats)):
             noise = np.random.default_rng(repeat)
             order = noise.permutation(len(c.T_CSKE))[:trials].tolist()
-            clock = Clock(c, RACES[0], order, range(folds), 0, WORKERS, 0.0, "random")
+            clock = Clock(c, RACES[0], order, range(folds), 0, WORKERS, 0.0)
             clock.run()
             race, counts = clock.race, [len(r.ranked) for r in clock.race.rungs]
             haste += [(after - before / race.rule.factor) / before**0.5
@@ -113,8 +112,7 @@ def curse(repeats: int = 60) -> list[dict[str, float]]:
             quality_C = noise.normal(0.7, spread, 200)
             folds_CK = quality_C[:, None] + noise.normal(0, 0.02, folds) + noise.normal(0, 0.02, (200, folds))
             T_CSKE = (folds_CK[:, :, None] * (1 - np.exp(-np.arange(1, 28) / 4)))[:, None]
-            out = replay(Curves("made-up", T_CSKE, np.ones(200), quality_C[:, None]), scheduler, range(200),
-                         range(folds))
+            out = replay(Curves("made-up", T_CSKE, np.ones(200)), scheduler, range(200), range(folds))
             complete = sorted(out.scores)
             # Effects of folds are known here; what is left above the quality is luck.
             level, final_CK = T_CSKE[:, 0, :, -1].mean(0) - 0.7, T_CSKE[complete, 0, :, -1]

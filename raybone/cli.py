@@ -135,7 +135,6 @@ def _study_parsers(verbs: Any) -> None:
     verb.add_argument("--workers", type=int, default=8, metavar="W", help="runs at once (default %(default)s)")
     verb.add_argument("--startup", type=float, default=0, metavar="SECONDS", help="cost of starting a run")
     verb.add_argument("--schedulers", nargs="+", default=[], metavar="NAME", help="default: all that are known")
-    verb.add_argument("--sampler", choices=["random", "tpe"], default="random")
     verb.add_argument("--plot", metavar="FILE.png", help="draw regret against cost")
     verb.add_argument("--json", action="store_true", help=JSON_HELP)
     verb = _verb(verbs, "watch", _watch, "what a study is doing, wherever it runs")
@@ -323,7 +322,7 @@ def _simulate(options: argparse.Namespace) -> None:
     if options.plot and Path(options.plot).suffix.lower() not in (".png", ".pdf", ".svg"):
         raise WrongInput(f"--plot {options.plot}: must end in .png, .pdf or .svg; choose one")
     rows = simulate(options.curves, options.folds, options.repeats, options.trials, options.workers, options.startup,
-                    options.schedulers, options.sampler, bar("simulate"))
+                    options.schedulers, bar("simulate"))
     if options.plot:
         plot(rows, options.plot)
     if options.json:

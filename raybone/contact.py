@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from raybone.data.dataset import Dataset, open_dataset
-from raybone.data.preprocess import resize, to_intensity
-from raybone.records import Array, Scan, WrongInput
+from raybone.data.preprocess import to_intensity
+from raybone.records import Scan, WrongInput
 
-LONG_SIDE, CAPTION, COLUMNS, MARGIN = 384, 34, 12, 8
-COLOURS = {"malignant": (40, 40, 220), "benign": (200, 120, 0)}  # blue, green, red
+COLUMNS = 12
+LONG_SIDE, WORDS, CAPTION, MARGIN = 3.8, 1.0, 0.4, 0.2  # inches, of a hundred pixels
+COLOURS = {"malignant": "tab:red", "benign": "tab:blue"}
 
 
 def contact_sheet(dataset: Path | str, out: Path | str, found: dict[str, Any], most: int = 60) -> int:
@@ -34,18 +36,15 @@ def contact_sheet(dataset: Path | str, out: Path | str, found: dict[str, Any], m
     shown = (first + rest[::step])[:most]
     if not shown:
         raise WrongInput("inspect: --png needs a scan that can be read, and there is none; see the problems")
-    tiles = [_tile(opened, scan, scan.scan_id in looked) for scan in shown]
-    width, height = (max(t.shape[axis] for t in tiles) for axis in (1, 0))
-    rows = -(-len(tiles) // COLUMNS)
-    sheet = np.full((rows * (height + MARGIN) + MARGIN, min(COLUMNS, len(tiles)) * (width + MARGIN) + MARGIN, 3), 255,
-                    np.uint8)
-    for place, tile in enumerate(tiles):
-        y, x = (MARGIN + n * (side + MARGIN) for n, side in zip(divmod(place, COLUMNS), (height, width)))
-        sheet[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
-    done, png = cv2.imencode(".png", sheet)
-    if not done or Path(out).is_dir():
+    if Path(out).is_dir():
         raise WrongInput(f"inspect: {out} must be a file name for the PNG; choose another")
-    Path(out).write_bytes(png.tobytes())
+    shapes = [(s.height, s.width) for s in shown]
+    height, width = (LONG_SIDE * max(shape[axis] / max(shape) for shape in shapes) for axis in (0, 1))
+    rows, columns = -(-len(shown) // COLUMNS), min(COLUMNS, len(shown))
+    figure = Figure((columns * (max(width, WORDS) + MARGIN), rows * (height + CAPTION)), layout="constrained")
+    for place, scan in enumerate(shown, 1):
+        _tile(figure.add_subplot(rows, columns, place), opened, scan, scan.scan_id in looked)
+    figure.savefig(out, format="png")
     return len(shown)
 
 
@@ -56,19 +55,13 @@ def _worth_looking(scans: list[Scan], found: dict[str, Any]) -> set[str]:
     return ids | {s.scan_id for s in scans if s.patient_id in patients or flagged & set(s.flags)}
 
 
-def _tile(dataset: Dataset, scan: Scan, framed: bool) -> Array:
-    image_HW, scale = resize(to_intensity(dataset.counts(scan), scan.high), LONG_SIDE)
-    grey_HW = np.rint(255 * (1 - image_HW)).astype(np.uint8)
-    tile = cv2.cvtColor(grey_HW, cv2.COLOR_GRAY2BGR)
+def _tile(axes: Axes, dataset: Dataset, scan: Scan, framed: bool) -> None:
+    axes.imshow(to_intensity(dataset.counts(scan), scan.high), cmap="gray_r", vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
     for lesion in scan.lesions:
-        x1, y1, x2, y2 = (round(v * scale) for v in lesion.box_xyxy)
-        cv2.rectangle(tile, (x1 - 1, y1 - 1), (x2, y2), COLOURS.get(lesion.category, (60, 160, 60)), 1)
-    border = (0, 140, 255) if framed else (210, 210, 210)
-    wide = np.full((tile.shape[0] + CAPTION + 2, max(tile.shape[1] + 2, 116), 3), 255, np.uint8)
-    wide[1 : tile.shape[0] + 1, 1 : tile.shape[1] + 1] = tile
-    cv2.rectangle(wide, (0, 0), (tile.shape[1] + 1, tile.shape[0] + 1), border, 1)
+        x1, y1, x2, y2 = lesion.box_xyxy
+        axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, linewidth=0.7,
+                                 edgecolor=COLOURS.get(lesion.category, "tab:green")))
+    axes.spines[:].set_color("darkorange" if framed else "lightgrey")
     fold = dataset.fold_of[scan.patient_id]
-    for line, text in enumerate((scan.scan_id, f"{scan.view[:4]} {'test' if fold < 0 else f'fold {fold}'}")):
-        cv2.putText(wide, text, (1, tile.shape[0] + 14 + 14 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1,
-                    cv2.LINE_AA)
-    return wide
+    axes.set_xlabel(f"{scan.scan_id}\n{scan.view[:4]} {'test' if fold < 0 else f'fold {fold}'}", fontsize=8, loc="left")

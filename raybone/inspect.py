@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from raybone.data.dataset import Dataset, digest_of, open_dataset
 from raybone.data.folds import TEST
@@ -22,7 +23,7 @@ USUAL = 0.25
 
 def inspect(dataset: Path | str,
             progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-    """Counts, problems, warnings, near_duplicates [[patient, patient, distance]], repeats, suspects and fingerprint.
+    """Hash, counts, fingerprint, problems, warnings, near_duplicates [[patient, patient, distance]], repeats, suspects.
 
     repeats: groups of scan_ids that have the same pixels or are the same object. suspects: [scan_id, why] of views
     that may be swapped or mirrored; someone should look at them.
@@ -44,25 +45,14 @@ def inspect(dataset: Path | str,
     suspects = _suspects(opened)
     if suspects:
         warnings.append(f"{len(suspects)} scans may have their view or their sides swapped")
-    return {"counts": counts, "problems": problems, "warnings": warnings, "near_duplicates": near, "repeats": repeats,
-            "suspects": suspects, "fingerprint": _fingerprint(opened), "hash": opened.hash}
+    return {"hash": opened.hash, "counts": counts, "fingerprint": _fingerprint(opened), "problems": problems,
+            "warnings": warnings, "near_duplicates": near, "repeats": repeats, "suspects": suspects}
 
 
 def inspection_lines(found: dict[str, Any]) -> list[str]:
-    """The findings as lines for people."""
-    counts = found["counts"]
-    lines = [f"{counts['scans']} scans of {counts['patients']} patients, {counts['lesions']} lesions "
-             f"({', '.join(f'{n} {c}' for c, n in counts['categories'].items()) or 'none'}); hash {found['hash']}"]
-    lines += [f"{'test group' if k == str(TEST) else f'fold {k}'}: {v['patients']} patients, {v['scans']} scans, "
-              f"{v['lesions']} lesions" for k, v in counts["per_fold"].items()]
-    lines += [f"{name}: {', '.join(f'{n} x {value}' for value, n in values.items())}"
-              for name, values in {"views": counts["views"], "sites": counts["sites"], **counts["labels"]}.items()]
-    lines += [f"{key}: {value}" for key, value in found["fingerprint"].items()]
-    lines += [f"problem: {p}" for p in found["problems"]] + [f"warning: {w}" for w in found["warnings"]]
-    lines += [f"near-duplicates: {a} and {b}, distance {d:.4f}" for a, b, d in found["near_duplicates"]]
-    lines += [f"repeated: {', '.join(group)}" for group in found["repeats"]]
-    lines += [f"suspect: {scan_id} {why}" for scan_id, why in found["suspects"]]
-    return lines if found["problems"] else [*lines, "no problems found"]
+    """The findings as lines for people, in YAML."""
+    text: str = yaml.safe_dump(found, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    return text.splitlines()
 
 
 def _counts(dataset: Dataset) -> dict[str, Any]:
@@ -160,8 +150,9 @@ def _suspects(dataset: Dataset) -> list[list[str]]:
 
 
 def _per_fold(dataset: Dataset) -> dict[str, dict[str, int]]:
-    return {str(k): {"patients": sum(f == k for f in dataset.fold_of.values()), "scans": len(dataset.validation(k)),
-                     "lesions": sum(len(s.lesions) for s in dataset.validation(k))}
+    return {"test" if k == TEST else str(k): {
+                "patients": sum(f == k for f in dataset.fold_of.values()), "scans": len(dataset.validation(k)),
+                "lesions": sum(len(s.lesions) for s in dataset.validation(k))}
             for k in sorted(set(dataset.fold_of.values()), key=lambda k: (k == TEST, k))}
 
 

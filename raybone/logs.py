@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -42,7 +42,7 @@ def logs(out: str, config_id: str | None = None, follow: bool = False, poll: flo
             seen.add(told)
             if config_id in (None, told) and last in words:
                 when = datetime.fromtimestamp(event["time"]).astimezone()
-                yield f"{when:%Y-%m-%d %H:%M:%S%z} {told or ''} {_told(words[last], event, rungs)}"
+                yield f"{when:%Y-%m-%d %H:%M:%S%z} {in_words(event, rungs, words)}"
                 if last == "failed" and (trace := folder.read(f"logs/{told}.txt")):
                     yield trace.decode("utf-8", "replace") if config_id else f"  traceback: raybone logs {out} {told}"
         if not follow or last == "end" or not alive:
@@ -52,10 +52,12 @@ def logs(out: str, config_id: str | None = None, follow: bool = False, poll: flo
         raise WrongInput(f"study {out}: has no configuration {config_id!r}; `raybone leaderboard` lists them")
 
 
-def _told(words: str, event: Event, rungs: Ladder) -> str:
+def in_words(event: Event, rungs: Ladder, words: Mapping[str, str] = WORDS) -> str:
+    """What happened, and to which configuration, such as ``c003 failed: out of memory``."""
     facts = {k: ", ".join(f"{n} {_short(v)}" for n, v in value.items()) if isinstance(value, dict) else _short(value)
              for k, value in event.items()}
-    return words.format_map(defaultdict(str, facts, rung=name_of(rungs, event["rung"]) if "rung" in event else ""))
+    facts["rung"] = name_of(rungs, event["rung"]) if "rung" in event else ""
+    return f"{facts.get('config_id', '')} {words[event['event']].format_map(defaultdict(str, facts))}".lstrip()
 
 
 def _short(value: Any) -> str:

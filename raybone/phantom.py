@@ -7,17 +7,21 @@ detectors that are good on it need not be good on patients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
+import yaml
 
 from raybone.data.annotations import lesion_of_mask
 from raybone.data.export import LAYOUTS, write_coco, write_labels, write_view
 from raybone.records import Array, Lesion, Scan, WrongInput
+from raybone.spec import Strict
 
 HEIGHT, WIDTH, PIXEL_MM = 1024, 256, 2.26
 PSF_SIGMA = 1.9  # pixels: about 10 mm FWHM of a low-energy collimator at body distance
@@ -49,6 +53,19 @@ class Patient:
     kidneys: float
     injection: float
     hard: bool
+
+
+class Shape(Strict):
+    """A part of the body, in pixels about the midline: an ellipse (x, y, half axes), or points.
+
+    ``width`` is that of a stroke along the points; with none they are the corners of an area. ``uptake`` is what is
+    seen of it from the front and from behind.
+    """
+
+    uptake: tuple[float, float]
+    ellipse: tuple[float, float, float, float] | None = None
+    points: tuple[tuple[float, float], ...] = ()
+    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -177,10 +194,15 @@ def _pose(patient: Patient, view: View) -> Array:
 
 def _body(patient: Patient, view: View) -> Array:
     """Activity of a healthy body, about 1 in soft tissue, float32 (HEIGHT, WIDTH)."""
-    soft_HW, bone_HW, organ_HW = (np.zeros((HEIGHT, WIDTH), np.float32) for _ in range(3))
-    _soft_tissue(soft_HW)
-    _skeleton(bone_HW, view)
-    _organs(organ_HW, patient, view)
+    anatomy = _anatomy()
+    soft_HW = _drawn(view, anatomy["soft"], anatomy["soft, each side"])
+    bone_HW = _drawn(view, anatomy["bone"], [*_ribs(view), *anatomy["bone, each side"]])
+    # The rim of the skull stands over what is there.
+    cv2.ellipse(bone_HW, _at(0, 120), (32 * 16, 36 * 16), 0, 180, 360, 1.4, 4, cv2.LINE_AA, 4)
+    bladder = Shape(ellipse=(0, 436, 15, 12), uptake=(patient.bladder, patient.bladder * 0.6))
+    kidney = Shape(ellipse=(32, 340, 9, 15), uptake=(patient.kidneys * 0.25, patient.kidneys))
+    injection = Shape(ellipse=(100, 352, 4, 6), uptake=(patient.injection, patient.injection))
+    organ_HW = _drawn(view, [bladder, injection], [kidney])
     soft_HW = cv2.GaussianBlur(soft_HW, (0, 0), 5)
     bone_HW = cv2.GaussianBlur(bone_HW, (0, 0), 1.2)
     whole_HW = soft_HW + patient.bone * bone_HW + organ_HW
@@ -188,119 +210,42 @@ def _body(patient: Patient, view: View) -> Array:
     return np.asarray(posed_HW + 0.02, np.float32)
 
 
-def _soft_tissue(image: Array) -> None:
-    trunk = [(-18, 168), (-30, 182), (-72, 194), (-84, 216), (-70, 300), (-70, 360), (-72, 420), (-62, 470), (62, 470),
-             (72, 420), (70, 360), (70, 300), (84, 216), (72, 194), (30, 182), (18, 168)]
-    _polygon(image, trunk, 1.0)
-    _ellipse(image, 0, 128, 36, 46, 0.9)
-    for side in (-1, 1):
-        _line(image, [(side * 84, 212), (side * 98, 290), (side * 104, 360), (side * 106, 430), (side * 108, 478)], 26,
-              0.8)
-        _line(image, [(side * 38, 450), (side * 42, 560), (side * 40, 620)], 58, 0.9)
-        _line(image, [(side * 40, 610), (side * 34, 700), (side * 28, 790)], 40, 0.8)
-        _line(image, [(side * 28, 790), (side * 36, 838)], 30, 0.7)
+@cache
+def _anatomy() -> dict[str, list[Shape]]:
+    content = yaml.safe_load(files("raybone").joinpath("anatomy.yaml").read_text(encoding="utf-8"))
+    return {name: [Shape.model_validate(shape) for shape in shapes] for name, shapes in content.items()}
 
 
-def _skeleton(image: Array, view: View) -> None:
-    front = view == "anterior"
-    _skull(image, front)
-    for number in range(7):
-        _ellipse(image, 0, 170 + number * 6, 8, 3, 1.1)
-    for number in range(12):  # thoracic spine
-        _ellipse(image, 0, 212 + number * 11, 8, 5, 0.8 if front else 1.7)
-    for number in range(5):  # lumbar spine
-        _ellipse(image, 0, 346 + number * 13, 10, 6, 1.1 if front else 1.8)
-    if front:
-        _line(image, [(0, 214), (0, 284)], 9, 1.3)  # sternum
-        _ellipse(image, 0, 214, 11, 8, 0.8)
-    for side in (-1, 1):
-        _ribs(image, side, front)
-        _limbs(image, side, front)
-        _line(image, [(side * 6, 210), (side * 40, 200), (side * 70, 204)], 6, 0.9 if front else 0.5)  # clavicle
-        if not front:  # scapula
-            _polygon(image, [(side * 40, 218), (side * 68, 212), (side * 58, 270), (side * 46, 268)], 0.7)
-        _ellipse(image, side * 71, 211, 10, 10, 1.3)  # shoulder
-        _pelvis(image, side, front)
-
-
-def _skull(image: Array, front: bool) -> None:
-    _ellipse(image, 0, 124, 34, 40, 0.7)
-    cv2.ellipse(image, _at(0, 120), (32 * 16, 36 * 16), 0, 180, 360, 1.4, 4, cv2.LINE_AA, 4)
-    if front:
-        for side in (-1, 1):
-            _ellipse(image, side * 12, 130, 8, 7, 0.25)
-        _ellipse(image, 0, 146, 9, 12, 2.0)
-        _line(image, [(-18, 158), (-12, 172), (12, 172), (18, 158)], 5, 1.2)
-
-
-def _ribs(image: Array, side: int, front: bool) -> None:
-    """Twelve ribs: down and out from the spine behind, up and in to the sternum in front."""
-    for number in range(12):
+def _ribs(view: View) -> Iterator[Shape]:
+    """Ribs of a side: twelve down and out from the spine behind, ten of them up and in to the sternum in front."""
+    front, turn_T = view == "anterior", np.linspace(0, 1, 9)
+    for number in range(10 if front else 12):
         top = 212 + number * 10.5
         reach = 50 + 14 * np.sin(np.pi * (number + 1) / 13)
-        turn_T = np.linspace(0, 1, 9)
         if front:
-            xs = side * (12 + (reach - 12) * np.sin(turn_T * np.pi / 2))
+            xs = 12 + (reach - 12) * np.sin(turn_T * np.pi / 2)
             ys = top + 8 + 30 * turn_T**2 * (1 - number / 18)
         else:
-            xs = side * (8 + (reach - 8) * np.sin(turn_T * np.pi / 2))
+            xs = 8 + (reach - 8) * np.sin(turn_T * np.pi / 2)
             ys = top - 2 + 26 * turn_T**1.5
-        if not (front and number > 9):
-            _line(image, list(zip(xs.tolist(), ys.tolist())), 3, 0.75 if front else 0.9)
+        yield Shape(points=tuple(zip(xs.tolist(), ys.tolist())), width=3, uptake=(0.75, 0.9))
 
 
-def _pelvis(image: Array, side: int, front: bool) -> None:
-    _line(image, [(side * 14, 412), (side * 34, 384), (side * 54, 388), (side * 58, 404)], 6, 1.3)  # iliac crest
-    _polygon(image, [(side * 12, 414), (side * 36, 386), (side * 56, 396), (side * 44, 436), (side * 24, 440)], 0.5)
-    _line(image, [(side * 10, 456), (side * 26, 448), (side * 40, 452)], 7, 0.8)
-    _line(image, [(side * 10, 458), (side * 20, 478), (side * 30, 468)], 6, 0.8)
-    _ellipse(image, side * 46, 446, 10, 10, 1.2)  # hip
-    _line(image, [(side * 11, 396), (side * 17, 424)], 6, 0.7 if front else 1.9)  # sacroiliac joint
-    _polygon(image, [(0, 392), (side * 13, 396), (side * 6, 432), (0, 440)], 0.5 if front else 1.2)  # sacrum
-
-
-def _limbs(image: Array, side: int, front: bool) -> None:
-    _line(image, [(side * 78, 216), (side * 88, 276), (side * 96, 332)], 9, 0.7)  # humerus
-    _line(image, [(side * 97, 338), (side * 102, 392), (side * 106, 428)], 9, 0.5)  # radius and ulna
-    _ellipse(image, side * 97, 336, 7, 6, 0.7)
-    _ellipse(image, side * 107, 446, 8, 16, 0.5)
-    _line(image, [(side * 46, 448), (side * 55, 464), (side * 50, 500), (side * 42, 592)], 12, 0.8)  # femur
-    _ellipse(image, side * 40, 604, 15, 13, 0.8 if not front else 1.0)
-    if front:
-        _ellipse(image, side * 40, 598, 7, 7, 0.5)  # patella
-    _line(image, [(side * 38, 618), (side * 34, 700), (side * 29, 780)], 11, 0.7)  # tibia
-    _line(image, [(side * 47, 622), (side * 40, 776)], 3, 0.3)  # fibula
-    _ellipse(image, side * 29, 788, 11, 8, 0.9)
-    _line(image, [(side * 29, 796), (side * 36, 832)], 14, 0.7)
-
-
-def _organs(image: Array, patient: Patient, view: View) -> None:
-    _ellipse(image, 0, 436, 15, 12, patient.bladder * (1.0 if view == "anterior" else 0.6))
-    for side in (-1, 1):
-        _ellipse(image, side * 32, 340, 9, 15, patient.kidneys * (0.25 if view == "anterior" else 1.0))
-    if patient.injection:
-        _ellipse(image, 100, 352, 4, 6, patient.injection)
-
-
-def _line(image: Array, points: Sequence[tuple[float, float]], thickness: int, value: float) -> None:
-    """Add a stroke of a value along points given about the midline."""
-    layer = np.zeros_like(image)
-    fixed = np.array([_at(x, y) for x, y in points], np.int32)
-    cv2.polylines(layer, [fixed[:, None]], False, value, thickness, cv2.LINE_AA, 4)
-    image += layer
-
-
-def _polygon(image: Array, points: Sequence[tuple[float, float]], value: float) -> None:
-    layer = np.zeros_like(image)
-    cv2.fillPoly(layer, [np.array([_at(x, y) for x, y in points], np.int32)], value, cv2.LINE_AA, 4)
-    image += layer
-
-
-def _ellipse(image: Array, x: float, y: float, half_width: float, half_height: float, value: float) -> None:
-    layer = np.zeros_like(image)
-    axes = (round(half_width * 16), round(half_height * 16))
-    cv2.ellipse(layer, _at(x, y), axes, 0, 0, 360, value, -1, cv2.LINE_AA, 4)
-    image += layer
+def _drawn(view: View, middle: Sequence[Shape], each_side: Sequence[Shape]) -> Array:
+    """The sum of shapes, float32 (HEIGHT, WIDTH); those of each side are given for the right of the image."""
+    image_HW = np.zeros((HEIGHT, WIDTH), np.float32)
+    for side, shape in [*((1, s) for s in middle), *((side, s) for side in (-1, 1) for s in each_side)]:
+        layer_HW, value = np.zeros_like(image_HW), shape.uptake[VIEWS.index(view)]
+        points_N2 = np.array([_at(side * x, y) for x, y in shape.points], np.int32)
+        if shape.ellipse:
+            x, y, *axes = shape.ellipse
+            cv2.ellipse(layer_HW, _at(side * x, y), [round(a * 16) for a in axes], 0, 0, 360, value, -1, cv2.LINE_AA, 4)
+        elif shape.width:
+            cv2.polylines(layer_HW, [points_N2], False, value, shape.width, cv2.LINE_AA, 4)
+        else:
+            cv2.fillPoly(layer_HW, [points_N2], value, cv2.LINE_AA, 4)
+        image_HW += layer_HW
+    return image_HW
 
 
 def _at(x: float, y: float) -> tuple[int, int]:

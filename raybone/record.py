@@ -11,15 +11,14 @@ from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.state import Configuration, State
 from raybone.records import Array, WrongInput
-from raybone.spec import Param, Study
+from raybone.spec import Study
 
 
 def record(url: str) -> tuple[int, int]:
     """Write STUDY/curves.npz: every configuration that ran all folds in full, for `raybone simulate`.
 
-    T (configurations, 1, folds, epochs) scores as in the journal, cost seconds of a fold epoch (median), F and feats
-    the searched hyper-parameters as numbers (logarithms where the space is logarithmic, places of choices), direction
-    of the metric, and steps, the optimiser steps of an epoch.
+    T (configurations, 1, folds, epochs) scores as in the journal, cost seconds of a fold epoch (median), direction of
+    the metric, and steps, the optimiser steps of an epoch.
 
     Returns:
         Configurations in the table, and in the study.
@@ -38,9 +37,7 @@ def record(url: str) -> tuple[int, int]:
     np.savez_compressed(
         content, T=np.stack([T_KE for _, T_KE in curves])[:, None].astype(np.float32),
         cost=np.array([float(np.median(np.concatenate([r.seconds for r in c.epochs.values()]))) for c, _ in curves]),
-        F=np.array([[_number(p, c.params.get(n)) for n, p in study.space.items()] for c, _ in curves], float),
-        feats=np.array(list(study.space), dtype=str), direction=np.array(study.direction),
-        steps=np.array(resolved.steps if resolved and resolved.steps else math.inf))
+        direction=np.array(study.direction), steps=np.array((resolved and resolved.steps) or math.inf))
     folder.write("curves.npz", content.getvalue())
     return len(curves), len(state.configurations)
 
@@ -55,13 +52,3 @@ def _curves(study: Study, configuration: Configuration) -> Array | None:
     T_KE = np.array(columns, float)
     worst = np.nanmin(T_KE) if study.direction == "maximize" else np.nanmax(T_KE)
     return np.where(np.isfinite(T_KE), T_KE, worst)
-
-
-def _number(param: Param, value: object) -> float:
-    """A hyper-parameter as a number; -1 for one that its condition left out."""
-    if value is None and param.when:
-        return -1.0
-    if param.choice is not None:
-        return float(param.choice.index(value))  # type: ignore[arg-type]
-    number = float(str(value))
-    return math.log10(number) if param.log_uniform else number

@@ -8,7 +8,6 @@ from __future__ import annotations
 import heapq
 import math
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from raybone.hpo.race import SMOOTH, Ladder, Race, Rule, ladder
-from raybone.hpo.sampler import propose
-from raybone.hpo.state import State
 from raybone.records import Array, WrongInput
-from raybone.spec import Param, Resolved, Search, Study
 
 TOP = 0.05  # share of the configurations that counts as a good pick
 # Settings (grace as a share of E, reduction factor) of lockstep ASHA, which are the frontier to beat.
@@ -30,15 +26,12 @@ LOCKSTEP = ((0.0, 4), (0.0, 3), (0.0, 2), (1 / 9, 4), (1 / 9, 3), (1 / 9, 2), (1
 class Curves:
     """Recorded scores of every configuration, more is better.
 
-    T_CSKE: scores; seconds_C: of one fold epoch; F_CD: hyper-parameters as numbers, named by ``names``;
-    steps: optimiser steps an epoch, inf when not known.
+    T_CSKE: scores; seconds_C: of one fold epoch; steps: optimiser steps an epoch, inf when not known.
     """
 
     name: str
     T_CSKE: Array
     seconds_C: Array
-    F_CD: Array
-    names: tuple[str, ...] = ()
     steps: float = math.inf
 
 
@@ -88,7 +81,7 @@ SCHEDULERS = {s.name: s for s in (FULL, *RACES, *LOCKSTEPS)}
 
 
 def read_curves(path: Path | str) -> Curves:
-    """Read recorded curves: an npz with T (configurations, seeds, folds, epochs), cost, F and feats.
+    """Read recorded curves: an npz with T (configurations, seeds, folds, epochs) and cost.
 
     Raises:
         WrongInput: not such a file.
@@ -101,22 +94,20 @@ def read_curves(path: Path | str) -> Curves:
                          "`raybone search --record` writes one") from None
     shapes = {k: (found[k].ndim, len(found[k]) if found[k].ndim else 0) for k in found}
     count = shapes.get("T", (0, 0))[1]
-    if [shapes.get(k) for k in ("T", "cost", "F")] != [(4, count), (1, count), (2, count)] or "feats" not in found \
-            or min(found["T"].shape) < 1:
-        raise WrongInput(f"--curves {path}: must hold T (configurations, seeds, folds, epochs), cost, F and feats, got "
+    if [shapes.get(k) for k in ("T", "cost")] != [(4, count), (1, count)] or min(found["T"].shape) < 1:
+        raise WrongInput(f"--curves {path}: must hold T (configurations, seeds, folds, epochs) and cost, got "
                          f"{({k: v.shape for k, v in found.items()})}; `raybone search --record` writes such a file")
-    for name in ("T", "cost", "F"):
+    for name in ("T", "cost"):
         if found[name].dtype.kind not in "fiu" or not np.isfinite(found[name]).all():
             raise WrongInput(f"--curves {path}: {name} must be finite numbers, but is not; put the worst score in the "
                              "place of a missing one")
     sign = -1 if str(found.get("direction", "maximize")) == "minimize" else 1
     return Curves(Path(path).stem, sign * found["T"].astype(float), found["cost"].astype(float),
-                  found["F"].astype(float), tuple(str(f) for f in found["feats"]),
                   float(found.get("steps", math.inf)))
 
 
 def simulate(paths: Sequence[Path | str], folds: int = 5, repeats: int = 100, trials: int = 200, workers: int = 8,
-             startup: float = 0.0, schedulers: Sequence[str] = (), sampler: str = "random",
+             startup: float = 0.0, schedulers: Sequence[str] = (),
              progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, dict[str, float]]:
     """Replay schedulers on tables of recorded curves and pool what they cost and find.
 
@@ -144,7 +135,7 @@ def simulate(paths: Sequence[Path | str], folds: int = 5, repeats: int = 100, tr
         def tell(done: int, total: int, before: int = number * repeats) -> None:
             progress(before + done, len(tables) * total)
 
-        rows.append(measure(table, wanted, folds, repeats, trials, workers, startup, sampler, tell))
+        rows.append(measure(table, wanted, folds, repeats, trials, workers, startup, tell))
     return summary(rows)
 
 
@@ -208,7 +199,7 @@ def plot(rows: Mapping[str, Mapping[str, float]], path: Path | str) -> None:
 
 
 def measure(curves: Curves, schedulers: Sequence[Scheduler], folds: int, repeats: int, trials: int = 200,
-            workers: int = 8, startup: float = 0.0, sampler: str = "random",
+            workers: int = 8, startup: float = 0.0,
             progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Array]:
     """Replay searches with other configurations, orders, folds and seeds in each repeat, the same for all schedulers.
 
@@ -232,7 +223,7 @@ def measure(curves: Curves, schedulers: Sequence[Scheduler], folds: int, repeats
                 busy = float(curves.seconds_C[order].sum()) * folds * epochs / workers + startup * trials / workers
                 rows.setdefault("full", []).append((float(trials * folds * epochs), 0.0, 1.0, busy))
                 continue
-            out = replay(curves, scheduler, order.tolist(), chosen.tolist(), seed, workers, startup, sampler)
+            out = replay(curves, scheduler, order.tolist(), chosen.tolist(), seed, workers, startup)
             excess = float(truth_C[ranked[0]] - truth_C[out.pick]) / scale
             rows.setdefault(scheduler.name, []).append((out.fold_epochs, excess, out.pick in top, out.seconds))
         progress(repeat + 1, repeats)
@@ -240,15 +231,13 @@ def measure(curves: Curves, schedulers: Sequence[Scheduler], folds: int, repeats
 
 
 def replay(curves: Curves, scheduler: Scheduler, order: Sequence[int], folds: Sequence[int], seed: int = 0,
-           workers: int = 8, startup: float = 0.0, sampler: str = "random") -> Replay:
+           workers: int = 8, startup: float = 0.0) -> Replay:
     """One search over these configurations and folds, in these orders, by W workers.
-
-    Sampler ``tpe`` takes the configuration next to its proposal instead of the next one in order.
 
     A free worker takes the promotion that is due, else a new configuration, else a fold that waits in a run at work.
     A run trains one fold after the other; each start of a run costs ``startup`` seconds.
     """
-    return Clock(curves, scheduler, order, folds, seed, workers, startup, sampler).run()
+    return Clock(curves, scheduler, order, folds, seed, workers, startup).run()
 
 
 def _frontier(points: Sequence[tuple[float, float]], excess: float) -> float:
@@ -269,7 +258,7 @@ class Clock:
     """The discrete events of one search; ``replay`` is the way in."""
 
     def __init__(self, curves: Curves, scheduler: Scheduler, order: Sequence[int], folds: Sequence[int], seed: int,
-                 workers: int, startup: float, sampler: str) -> None:
+                 workers: int, startup: float) -> None:
         T_CKE = curves.T_CSKE[:, seed][:, list(folds)]
         epochs = T_CKE.shape[2]
         self.race = Race(scheduler.rungs(len(folds), epochs, curves.steps), scheduler.rule)
@@ -280,7 +269,6 @@ class Clock:
                                    for e in ends])
         self.final_C = T_CKE[:, :, -1].mean(1)
         self.seconds_C, self.order, self.startup, self.whole = curves.seconds_C, list(order), startup, scheduler.whole
-        self.tpe = _Tpe(curves, order, T_CKE, self.race.ladder) if sampler == "tpe" else None
         self.free, self.taken, self.now = workers, 0, 0.0
         self.known: dict[int, list[int]] = {}
         self.pending: dict[int, list[tuple[int, int]]] = {}
@@ -303,7 +291,7 @@ class Clock:
         step = self.race.next_step(self.free if self.taken == len(self.order) else 0)
         if step is None and self.taken < len(self.order):
             self.taken += 1
-            self._begin(self.tpe.pick() if self.tpe else self.order[self.taken - 1], 0)
+            self._begin(self.order[self.taken - 1], 0)
         elif step is None and not self.running and (step := self.race.last_push()) is None:
             return False
         elif step is not None:
@@ -343,8 +331,6 @@ class Clock:
 
     def _arrive(self, c: int, rung: int) -> None:
         name, count = str(c), self.race.ladder[rung][0]
-        if self.tpe:
-            self.tpe.tell(c, rung)
         self.race.arrive(name, rung, self.score_RCK[rung, c, :count].tolist())
         decision = self.race.judge(name, rung)
         if decision:
@@ -353,37 +339,3 @@ class Clock:
         if decision and decision.action == "complete":
             self.out.scores[c] = float(self.final_C[c])
             self.out.pick = max(self.out.scores, key=self.out.scores.__getitem__)
-
-
-class _Tpe:
-    """The study's own TPE on a table: it proposes a point, the nearest configuration not yet taken stands for it."""
-
-    def __init__(self, curves: Curves, order: Sequence[int], T_CKE: Array, rungs: Ladder) -> None:
-        spread_D = np.ptp(curves.F_CD, axis=0)
-        self.points_CD = (curves.F_CD - curves.F_CD.min(0)) / np.where(spread_D > 0, spread_D, 1)
-        self.left, self.T_CKE, self.state, self.known = list(order), T_CKE, State(), Counter[tuple[int, int]]()
-        names = [f"x{i}" for i in range(self.points_CD.shape[1])]
-        resolved = Resolved(dataset_hash="", code_version="", folds=T_CKE.shape[1], ladder=rungs)
-        self.study = Study(name="table", dataset="table", model="table", epochs=T_CKE.shape[2], metric="AP",
-                           space={n: Param.model_validate({"uniform": (0, 1)}) for n in names},
-                           search=Search(trials=len(order), seed=order[0]), resolved=resolved)
-
-    def pick(self) -> int:
-        """The next configuration."""
-        wanted = propose(self.study, self.state, len(self.state.configurations)) or {}
-        point_D = np.array(list(wanted.values()))
-        best = min(self.left, key=lambda c: float(((self.points_CD[c] - point_D) ** 2).sum()))
-        self.left.remove(best)
-        self.state.apply({"event": "config", "config_id": str(best), "params": dict(zip(wanted, self.points_CD[best]))})
-        self.state.apply({"event": "work", "config_id": str(best), "rung": 0})
-        return best
-
-    def tell(self, c: int, rung: int) -> None:
-        """What the configuration has shown up to a rung."""
-        folds, epochs = self.study.resolved.ladder[rung] if self.study.resolved else (0, 0)
-        for k in range(folds):
-            for e in range(self.known[c, k], epochs):
-                self.state.apply({"event": "epoch", "config_id": str(c), "fold": k, "epoch": e + 1, "seconds": 1.0,
-                                  "metrics": {"AP": float(self.T_CKE[c, k, e])}})
-            self.known[c, k] = max(self.known[c, k], epochs)
-        self.state.apply({"event": "rung", "config_id": str(c), "rung": rung})

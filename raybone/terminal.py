@@ -46,39 +46,30 @@ def show_table(table: pd.DataFrame) -> None:
 
 
 def progress() -> Callable[[Brain], None]:
-    """Lines on what happens: decisions and failures at once, the running folds every few seconds."""
+    """Lines on what happens: news at once, the running folds every few seconds."""
+    from raybone.hpo.race import ladder_of
+    from raybone.logs import in_words
     from raybone.watch import best_line, busy_line, clock, running_line, time_left
 
-    told = {"decisions": -1, "again": 0, "slots": 0, "time": 0.0, "version": -1}
-    failed: set[str] = set()
+    told = {"news": -1, "time": 0.0, "version": -1}
     began = time.monotonic()
     every = 2.0 if sys.stdout.isatty() else 10.0
 
     def tell(brain: Brain) -> None:
         study, state = brain.study, brain.state
-        now = clock(time.monotonic() - began)
-        if told["decisions"] < 0:
-            told.update(decisions=len(state.decisions), again=len(state.again), slots=brain.slots)
-            rungs = study.resolved.ladder if study.resolved else ()
+        now, rungs = clock(time.monotonic() - began), ladder_of(study)
+        if told["news"] < 0:
+            told["news"] = state.old_news
             print(f"{study.name}: {study.search.trials} configurations of {study.model}, {brain.slots} run(s) at once, "
                   f"rungs (folds x epochs): {', '.join(f'{k}x{e}' for k, e in rungs)}", flush=True)
             if study.resolved and (prior := study.resolved.prior):
                 print(f"warm start: {len(prior.observations)} rows to propose from, {len(prior.points)} tried first, "
                       f"{prior.left_out} left out as outside the space", flush=True)
-        for decision in state.decisions[int(told["decisions"]):]:
-            print(f"[{now}] {decision['config_id']} {decision['action']}: {decision['reason']}", flush=True)
-        for event in state.again[int(told["again"]):]:
-            print(f"[{now}] {event['config_id']} again: {event['reason']}", flush=True)
-        if brain.slots != told["slots"]:
-            print(f"[{now}] the cluster has room for {brain.slots} run(s) now", flush=True)
-        told.update(decisions=len(state.decisions), again=len(state.again), slots=brain.slots)
+        for event in state.news[int(told["news"]):]:
+            print(f"[{now}] {in_words(event, rungs)}", flush=True)
+            told["news"] += 1
         if state.end and state.fold_epochs:
             print(f"[{now}] {busy_line(study, state)}", flush=True)
-        if state.failed > len(failed):
-            for c in state.configurations.values():
-                if c.status == "failed" and c.id not in failed:
-                    print(f"[{now}] {c.id} failed: {c.reason}", flush=True)
-                    failed.add(c.id)
         if brain.version != told["version"] and time.monotonic() - told["time"] >= every:
             told["time"], told["version"] = time.monotonic(), brain.version
             running = " | ".join(running_line(study, c) for c in list(state.running))

@@ -12,6 +12,7 @@ from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.lease import Lease
 from raybone.hpo.race import START_UP, expected, ladder_of, name_of
 from raybone.hpo.state import Configuration, State
+from raybone.logs import in_words
 from raybone.spec import Study
 
 
@@ -54,16 +55,16 @@ def status_lines(study: Study, state: State) -> list[str]:
               f"{sum(n for k, n in reached.items() if k >= r)} done" for r in range(len(ladder))]
     lines += [best_line(study, state), *([busy_line(study, state)] if state.fold_epochs else [])]
     lines += ["  " + running_line(study, c) for c in state.running]
-    lines += [f"  {d['config_id']} {d['action']}: {d['reason']}" for d in state.decisions[-5:]]
-    lines += [f"  {a['config_id']} again: {a['reason']}" for a in state.again[-3:]]
-    lines += [f"  {c.id} failed: {c.reason}" for c in state.configurations.values() if c.status == "failed"][-3:]
+    for kind, most in (("decision", 5), ("again", 3), ("failed", 3)):
+        lines += ["  " + in_words(e, ladder) for e in [e for e in state.news if e["event"] == kind][-most:]]
     return lines
 
 
 def busy_line(study: Study, state: State) -> str:
     """How much of the machines' time went into epochs."""
     what = "GPU time" if study.resources.gpus else "time of the training slots"
-    starts = f", {len(state.again)} runs were started again" if state.again else ""
+    again = sum(e["event"] == "again" for e in state.news)
+    starts = f", {again} runs were started again" if again else ""
     return f"{state.busy_share:.0%} of the {what} went into epochs{starts}"
 
 

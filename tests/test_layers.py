@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1] / "raybone"
 ORDER = [
     {"records"}, {"rules", "folder"}, {"spec"}, {"data", "losses", "metrics", "hpo"}, {"models"},
     {"phantom", "prepare", "inspect", "contact", "evaluate", "resolve"}, {"fit"},
-    {"leaderboard", "warm", "preview", "demo", "simulate", "record"}, {"search"}, {"watch", "logs"},
+    {"leaderboard", "warm", "preview", "demo", "simulate", "record"}, {"search"}, {"logs"}, {"watch"},
     {"cluster", "terminal"}, {"cli"},
 ]
 HOME_OF = {

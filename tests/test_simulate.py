@@ -26,11 +26,11 @@ def made_up(configurations: int = 40, seeds: int = 1, folds: int = 5, epochs: in
     rise_E = 1 - np.exp(-np.arange(1, epochs + 1) / 6)
     T_CSKE = quality_C[:, None, None, None] * rise_E + noise.normal(0, 0.02, folds)[:, None] \
         + noise.normal(0, 0.01, (configurations, seeds, folds, epochs))
-    return Curves("made-up", T_CSKE, noise.uniform(1, 3, configurations), quality_C[:, None], ("quality",))
+    return Curves("made-up", T_CSKE, noise.uniform(1, 3, configurations))
 
 
 def save(path: Path, curves: Curves, **more: Any) -> Path:
-    np.savez(path, T=curves.T_CSKE, cost=curves.seconds_C, F=curves.F_CD, feats=np.array(curves.names), **more)
+    np.savez(path, T=curves.T_CSKE, cost=curves.seconds_C, **more)
     return path
 
 
@@ -88,7 +88,7 @@ def test_simulate_decides_what_the_brain_decides(kind: str, tmp_path: Path) -> N
     complete = {c.params["place"] for c in brain.state.configurations.values() if c.status == "complete"}
     assert complete == set(out.scores)
     assert spent == out.fold_epochs
-    assert all(d["reason"] and (d["evidence"] or d["action"] == "complete") for d in brain.state.decisions)
+    assert all(d["reason"] and (d["evidence"] or d["action"] == "complete") for d in brain.state.news)
 
 
 def test_noise_free_summaries_are_what_arithmetic_says() -> None:
@@ -122,17 +122,17 @@ def test_the_command_line_pools_files_and_draws(tmp_path: Path, capsys: pytest.C
     assert "fold_race_stopping" not in capsys.readouterr().out
 
 
-def test_tpe_on_a_table_takes_every_configuration_once() -> None:
-    curves = made_up(12, epochs=6)
-    out = replay(curves, FULL, range(12), range(5), sampler="tpe")
-    assert set(out.scores) == set(range(12))
-
-
 def test_a_metric_to_minimise_is_turned_over(tmp_path: Path) -> None:
     curves = made_up(10)
-    path = save(tmp_path / "loss.npz", Curves("x", -curves.T_CSKE, curves.seconds_C, curves.F_CD, ("q",)),
-                direction="minimize")
+    path = save(tmp_path / "loss.npz", Curves("x", -curves.T_CSKE, curves.seconds_C), direction="minimize")
     assert np.allclose(read_curves(path).T_CSKE, curves.T_CSKE)
+
+
+def test_what_else_a_table_holds_is_passed_over(tmp_path: Path) -> None:
+    curves = made_up(10)
+    path = save(tmp_path / "more.npz", curves, F=np.ones((10, 1)), feats=np.array(["lr0"]), steps=np.array(12.0))
+    assert np.array_equal(read_curves(path).T_CSKE, curves.T_CSKE)
+    assert read_curves(path).steps == 12
 
 
 @pytest.mark.parametrize(("content", "says"), [
@@ -140,15 +140,12 @@ def test_a_metric_to_minimise_is_turned_over(tmp_path: Path) -> None:
     (b"", "must be an npz"),
     (b"PK\x03\x04broken", "must be an npz"),
     ({"T": np.zeros((3, 5, 4))}, "must hold T"),
-    ({"T": np.full((3, 1, 5, 4), np.nan), "cost": np.ones(3), "F": np.ones((3, 1)), "feats": np.array(["a"])},
-     "T must be finite numbers"),
-    ({"T": np.full((3, 1, 5, 4), "a"), "cost": np.ones(3), "F": np.ones((3, 1)), "feats": np.array(["a"])},
-     "T must be finite numbers"),
-    ({"T": np.ones((3, 1, 5, 4)), "cost": np.ones((3, 1)), "F": np.ones((3, 1)), "feats": np.array(["a"])},
-     "must hold T"),
-    ({"T": np.ones((3, 1, 5, 4)), "cost": np.ones(3), "F": np.ones((2, 1)), "feats": np.array(["a"])}, "must hold T"),
+    ({"T": np.full((3, 1, 5, 4), np.nan), "cost": np.ones(3)}, "T must be finite numbers"),
+    ({"T": np.full((3, 1, 5, 4), "a"), "cost": np.ones(3)}, "T must be finite numbers"),
+    ({"T": np.ones((3, 1, 5, 4)), "cost": np.ones((3, 1))}, "must hold T"),
+    ({"T": np.ones((3, 1, 5, 4)), "cost": np.ones(2)}, "must hold T"),
     (np.ones(3), "must be an npz"),
-], ids=["missing", "empty", "broken", "shape", "nan", "text", "cost", "features", "npy"])
+], ids=["missing", "empty", "broken", "shape", "nan", "text", "cost", "count", "npy"])
 def test_what_is_no_table_is_one_clear_line(content: Any, says: str, tmp_path: Path) -> None:
     path = tmp_path / "a b'.npz"
     if isinstance(content, bytes):

@@ -32,9 +32,6 @@ LEAST_FRACTIONS = 10.0  # below it, rounded fractions are no image any more
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
-DICOMDIR = "is a DICOMDIR, an index of files that are read themselves"
-
-
 class NotTaken(ValueError):
     """An input that is not a scan; the message is its reason and holds nothing from the file's identity."""
 
@@ -98,14 +95,6 @@ def read_frames(content: bytes, file_name: str, modality: str | None = "NM") -> 
             raise
         except Exception as error:  # elements are converted when first read, and may hold what their type cannot
             raise NotTaken(f"DICOM header holds a value that cannot be read ({type(error).__name__})") from None
-
-
-def files_named(content: bytes) -> list[str]:
-    """The files that a DICOMDIR names, as paths below its folder (PS3.10 8.5)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        records = pydicom.dcmread(BytesIO(content)).get("DirectoryRecordSequence") or []
-        return ["/".join(numbers(r.get("ReferencedFileID"), str)) for r in records if r.get("ReferencedFileID")]
 
 
 def shows_text(counts_HW: Array) -> bool:
@@ -175,7 +164,7 @@ def _header(content: bytes) -> Dataset:
         raise NotTaken("is not a DICOM file")
     header = pydicom.dcmread(BytesIO(content), force=True)
     if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-        raise NotTaken(DICOMDIR)
+        raise NotTaken("is a DICOMDIR, an index of files that are read themselves")
     if "TransferSyntaxUID" not in header.file_meta:
         header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     return header

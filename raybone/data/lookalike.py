@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import cv2
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 
 from raybone.data.preprocess import to_intensity
 from raybone.records import Array, Scan
@@ -61,15 +62,8 @@ def lookalikes(scans: Sequence[Scan], counts_of: Callable[[Scan], Array],
 
 
 def joined(names: Iterable[str], pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The first name, in order, of the group of each name, where pairs join groups."""
-    head = {name: name for name in names}
-
-    def top(name: str) -> str:
-        while head[name] != name:
-            name = head[name]
-        return name
-
+    """For each name the one that stands for its group, where pairs join groups."""
+    groups = DisjointSet(names)
     for a, b in pairs:
-        first, second = sorted((top(a), top(b)))
-        head[second] = first
-    return {name: top(name) for name in head}
+        groups.merge(a, b)
+    return {name: groups[name] for name in groups}

@@ -14,7 +14,7 @@ from PIL import Image
 
 from raybone.data.annotations import NO_SCAN, Remarks, fitted
 from raybone.data.dataset import Stored, store
-from raybone.data.dicom import DICOMDIR, Facts, NotTaken, counts_of, files_named, read_frames, shows_text
+from raybone.data.dicom import Facts, NotTaken, counts_of, read_frames, shows_text
 from raybone.data.formats import READERS, Annotated, labelme_image, read_mask
 from raybone.data.layouts import Source, split_suffix
 from raybone.data.preprocess import STRIDE
@@ -57,18 +57,11 @@ def read_source(source: Source, folder: Path, modality: str | None, aliases: Map
     try:
         if source.aside:
             raise NotTaken(source.aside)
-        frames, lesions, remarks = _scans(source, content, modality, aliases)
-    except NotTaken as reason:
-        remarks = Remarks()
-        if str(reason) == DICOMDIR:
-            try:
-                missing = [n for n in files_named(content) if not (source.path.parent / n).exists()]
-                remarks["file named by a DICOMDIR that is not there"] += len(missing)
-            except Exception:  # as with any header; the files it names are read in any case
-                remarks["DICOMDIR whose records cannot be read"] += 1
-        if source.beside and not _lone(source):
-            remarks[NO_SCAN] += len(source.beside)
-        return replace(found, reason=str(reason), remarks=+remarks)
+        frames = _frames(source, labelme_image(content) if _lone(source) else content, modality)
+        lesions, remarks = _annotations(source, [counts_HW.shape for counts_HW, _ in frames], aliases)
+    except ValueError as reason:  # the readers' own, NotTaken among them, which quote nothing of the file
+        unread = 0 if _lone(source) else len(source.beside)
+        return replace(found, reason=str(reason), remarks=+Remarks({NO_SCAN: unread}))
     except MemoryError:
         return replace(found, reason="is too large for the memory")
     taken = (Taken(facts, store(folder, counts_HW), le) for (counts_HW, facts), le in zip(frames, lesions))
@@ -78,19 +71,6 @@ def read_source(source: Source, folder: Path, modality: str | None, aliases: Map
 def _lone(source: Source) -> bool:
     """Whether the input is an annotation that no scan goes with."""
     return any(path == source.path for path, _ in source.beside)
-
-
-def _scans(source: Source, content: bytes, modality: str | None, aliases: Mapping[str, str]) -> tuple[
-        list[tuple[Array, Facts]], list[tuple[Lesion, ...] | None], Remarks]:
-    """Counts and facts of each frame, the lesions of each, and remarks."""
-    try:
-        pixels = labelme_image(content) if _lone(source) else content
-        frames = _frames(source, pixels, modality)
-        return frames, *_annotations(source, [counts_HW.shape for counts_HW, _ in frames], aliases)
-    except NotTaken:
-        raise
-    except ValueError as error:  # the readers' own, which quote nothing of the file
-        raise NotTaken(str(error)) from None
 
 
 def _frames(source: Source, content: bytes, modality: str | None) -> list[tuple[Array, Facts]]:

@@ -151,8 +151,9 @@ class Brain:
         with self.lock:
             self._busy.pop(config_id, None)
             self._record("failed", config_id=config_id, reason=" ".join(reason.split())[:500])
-            if self.state.failed > self.study.limits.failed_trials:
-                self.stopping = f"limits.failed_trials: {self.state.failed} configurations failed, more than " \
+            failed = self.state.counts["failed"]
+            if failed > self.study.limits.failed_trials:
+                self.stopping = f"limits.failed_trials: {failed} configurations failed, more than " \
                                 f"{self.study.limits.failed_trials}"
 
     def again(self, config_id: str, reason: str) -> None:

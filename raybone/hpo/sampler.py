@@ -73,12 +73,8 @@ def _tpe(study: Study, state: State, index: int) -> Iterator[dict[str, Any]]:
             params=params, distributions={k: spread[k] for k in params}, value=value,
             state=optuna.trial.TrialState.RUNNING if value is None else optuna.trial.TrialState.COMPLETE))
     for _ in range(ASKS):
-        trial = memory.ask()
-        values: dict[str, Any] = {}
-        for name in sorted(study.space, key=lambda n: study.space[n].when is not None):
-            if active(study.space, {**values, name: None}).keys() >= {name}:
-                values[name] = _suggest(trial, name, study.space[name])
-        yield {name: values[name] for name in study.space if name in values}
+        trial = memory.ask(spread)
+        yield active(study.space, {name: trial.params[name] for name in study.space})
 
 
 def observations(study: Study, state: State) -> list[tuple[dict[str, Any], float | None]]:
@@ -103,15 +99,6 @@ def _standing(study: Study, configuration: Configuration) -> tuple[float, ...]:
         return -1, 0.0, 0.0
     tie = scores(study, configuration, configuration.rung)[1]
     return configuration.rung, score(study, configuration, configuration.rung), tie
-
-
-def _suggest(trial: optuna.Trial, name: str, param: Param) -> Any:
-    if param.choice is not None:
-        return trial.suggest_categorical(name, param.choice)
-    if param.int_uniform is not None:
-        return trial.suggest_int(name, *param.int_uniform)
-    low, high = param.bounds or (0.0, 1.0)
-    return trial.suggest_float(name, low, high, log=param.log_uniform is not None)
 
 
 def distributions(space: Mapping[str, Param]) -> dict[str, optuna.distributions.BaseDistribution]:

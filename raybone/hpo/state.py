@@ -13,6 +13,7 @@ from raybone.hpo.journal import Event
 from raybone.hpo.space import identity
 
 Status = Literal["running", "paused", "stopped", "complete", "failed"]
+NEWS = ("decision", "again", "slots", "failed")  # events that a person wants to hear of
 
 
 class Run:
@@ -86,17 +87,16 @@ class State:
         self.configurations: dict[str, Configuration] = {}
         # Order in which configurations finished each rung.
         self.arrivals: dict[int, list[str]] = {}
-        self.decisions: list[Event] = []
-        self.counts: Counter[Status] = Counter()
+        # What there is to tell, and how much of it is of earlier drivers.
+        self.news: list[Event] = []
+        self.old_news = 0
         # Hyper-parameters that are tried, or that the model refused.
         self.taken: set[str] = set()
         self.fold_epochs = 0
         self.train_seconds = 0.0
         self.slots = 1
         self.slot_seconds = 0.0
-        self.again: list[Event] = []
         self.end = ""
-        self._at_work: dict[str, None] = {}
         self._handlers = {n.removeprefix("_on_"): getattr(self, n) for n in dir(self) if n.startswith("_on_")}
         self._earlier = self._up = 0.0
         for event in events:
@@ -106,6 +106,8 @@ class State:
         """Take in one event; kinds not known here are passed over."""
         if event["event"] != "start":
             self.slot_seconds += self.slots * max(event.get("up", 0.0) - self._up, 0.0)
+        if event["event"] in NEWS:
+            self.news.append(event)
         if handle := self._handlers.get(event["event"]):
             handle(event)
         self._up = max(event.get("up", 0.0), self._up)
@@ -125,37 +127,25 @@ class State:
         return self.train_seconds / self.slot_seconds if self.slot_seconds else math.nan
 
     @property
-    def running(self) -> list[Configuration]:
-        """Configurations at work."""
-        return [self.configurations[c] for c in self._at_work]
+    def counts(self) -> Counter[Status]:
+        """How many configurations are in each status."""
+        return Counter(c.status for c in self.configurations.values())
 
     @property
-    def failed(self) -> int:
-        """How many configurations failed."""
-        return self.counts["failed"]
-
-    def _set(self, configuration: Configuration, status: Status) -> None:
-        self.counts[configuration.status] -= 1
-        self.counts[status] += 1
-        configuration.status = status
-        if status == "running":
-            self._at_work[configuration.id] = None
-        else:
-            self._at_work.pop(configuration.id, None)
+    def running(self) -> list[Configuration]:
+        """Configurations at work."""
+        return [c for c in self.configurations.values() if c.status == "running"]
 
     def _on_start(self, event: Event) -> None:
         self.slots = event.get("slots", 1)
-        self.end = ""
+        self.end, self.old_news = "", len(self.news)
         # The time between two drivers is nobody's.
         self._earlier, self._up = self.seconds, 0.0
         for configuration in self.running:
-            self._set(configuration, "paused")
+            configuration.status = "paused"
 
     def _on_slots(self, event: Event) -> None:
         self.slots = event["slots"]
-
-    def _on_again(self, event: Event) -> None:
-        self.again.append(event)
 
     def _on_end(self, event: Event) -> None:
         self.end = event["reason"]
@@ -164,15 +154,13 @@ class State:
         self.configurations[event["config_id"]] = Configuration(event["config_id"], event["params"],
                                                                 event.get("parameters", 0))
         self.taken.add(identity(event["params"]))
-        self.counts["paused"] += 1
 
     def _on_invalid(self, event: Event) -> None:
         self.taken.add(identity(event["params"]))
 
     def _on_work(self, event: Event) -> None:
         configuration = self.configurations[event["config_id"]]
-        configuration.target = event["rung"]
-        self._set(configuration, "running")
+        configuration.target, configuration.status = event["rung"], "running"
 
     def _on_epoch(self, event: Event) -> None:
         runs = self.configurations[event["config_id"]].epochs
@@ -186,8 +174,7 @@ class State:
 
     def _on_rung(self, event: Event) -> None:
         configuration = self.configurations[event["config_id"]]
-        configuration.rung = event["rung"]
-        self._set(configuration, "paused")
+        configuration.rung, configuration.status = event["rung"], "paused"
         self.arrivals.setdefault(event["rung"], []).append(event["config_id"])
 
     def _on_pooled(self, event: Event) -> None:
@@ -200,13 +187,11 @@ class State:
         configuration.test, configuration.untested = event["metrics"], event.get("reason", "")
 
     def _on_decision(self, event: Event) -> None:
-        self.decisions.append(event)
         status: dict[str, Status] = {"stop": "stopped", "complete": "complete"}
         configuration = self.configurations[event["config_id"]]
-        self._set(configuration, status.get(event["action"], configuration.status))
+        configuration.status = status.get(event["action"], configuration.status)
         configuration.reason = event["reason"]
 
     def _on_failed(self, event: Event) -> None:
         configuration = self.configurations[event["config_id"]]
-        configuration.reason = event["reason"]
-        self._set(configuration, "failed")
+        configuration.reason, configuration.status = event["reason"], "failed"

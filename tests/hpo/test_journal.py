@@ -26,7 +26,7 @@ def picture(brain: Brain) -> dict[str, Any]:
     state, race = brain.state, brain.race
     return {"configurations": {c.id: (c.params, c.status, c.rung, c.target, c.reason, {k: (list(r.seconds), {
         m: list(v) for m, v in r.metrics.items()}) for k, r in c.epochs.items()})
-        for c in state.configurations.values()}, "arrivals": state.arrivals, "decisions": state.decisions,
+        for c in state.configurations.values()}, "arrivals": state.arrivals, "news": state.news,
         "counts": +state.counts, "epochs": (state.fold_epochs, state.train_seconds), "failed": race.failed,
         "rungs": [(r.ranked, r.waiting) for r in race.rungs], "contenders": race.contenders,
         "variance": race.residual_variance(), "next": race.next_step()}

@@ -86,7 +86,7 @@ def test_slots_follow_the_machines_and_their_time_is_accounted_for(tmp_path: Pat
     assert brain.peek() is None
     brain.again(first.config_id, "its node\nis gone")
     state = State(Journal(Folder(tmp_path)).events())
-    assert (state.slots, [e["reason"] for e in state.again]) == (0, ["its node is gone"])
+    assert (state.slots, [e["reason"] for e in state.news if e["event"] == "again"]) == (0, ["its node is gone"])
     events = [{"event": "start", "slots": 2, "up": 0.0}, {"event": "config", "config_id": "c", "params": {}, "up": 1.0},
               {"event": "slots", "slots": 4, "up": 3.0},
               {"event": "epoch", "config_id": "c", "fold": 0, "epoch": 1, "metrics": {}, "seconds": 7.0, "up": 5.0},
@@ -135,7 +135,7 @@ def test_decisions_are_the_same_given_the_journal(tmp_path: Path) -> None:
     play(again)
 
     def story(state: State) -> list[tuple[Any, ...]]:
-        return [(d["config_id"], d["action"], d["rung"], d["reason"]) for d in state.decisions]
+        return [(d["config_id"], d["action"], d["rung"], d["reason"]) for d in state.news]
 
     assert story(again.state) == story(whole.state)
     assert [c.params for c in again.state.configurations.values()] == \
