@@ -1,5 +1,5 @@
 #!/bin/sh
-# Five detectors on a phantom cohort, and their common leaderboard; about an hour and a half on two cores.
+# Five detectors on a phantom cohort, and their common leaderboard; about an hour on two cores.
 #   jobs/phantom_detectors.sh [OUT]        resumes what is there
 set -e
 out=${1:-runs/detectors}

@@ -158,7 +158,7 @@ def validation_loader(samples: ScanSamples, batch: int, rank: int, world: int,
                       processes: int) -> DataLoader[tuple[int, Sample]]:
     """Loader of this rank's share, without padding: every scan is seen exactly once over all ranks."""
     places = [(-1, i) for i in range(rank, len(samples), world)]
-    return DataLoader(samples, batch, sampler=_Fixed(places), num_workers=processes, collate_fn=collate,
+    return DataLoader(samples, batch, sampler=places, num_workers=processes, collate_fn=collate,
                       persistent_workers=processes > 0)
 
 
@@ -185,14 +185,3 @@ def _pairs(scans: list[Scan]) -> list[tuple[int, ...]]:
             mates = backs.get(scan.patient_id, []) if scan.view == "anterior" else []
             groups.append((place, mates.pop(0)) if mates else (place,))
     return sorted(groups + [(place,) for mates in backs.values() for place in mates])
-
-
-class _Fixed(Sampler[tuple[int, int]]):
-    def __init__(self, places: list[tuple[int, int]]) -> None:
-        self.places = places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(self.places)
