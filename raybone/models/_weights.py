@@ -46,14 +46,18 @@ def start_from(module: nn.Module, file: Path) -> tuple[int, int]:
     """
     theirs, own = _read(file), dict(module.state_dict())
     prefixes = {name[:place + 1] for name in own for place, letter in enumerate(name) if letter == "."} | {""}
-    fits = max(({p + n: grey for n, value in theirs.items()
-                 if p + n in own and (grey := _grey(value, own[p + n])).shape == own[p + n].shape} for p in prefixes),
-               key=len)
-    if 2 * len(fits) <= len(theirs):
-        raise WrongInput(f"weights {file}: must be of this architecture, but {len(fits)} of its {len(theirs)} tensors "
+    prefix = max(sorted(prefixes), key=lambda p: sum(p + name in own for name in theirs))
+    named = {prefix + n: _grey(value, own[prefix + n]) if prefix + n in own else value for n, value in theirs.items()}
+    # Names that the module lacks may be older ones of torchvision, which its own loading knows.
+    fits = {n: value for n, value in named.items() if n not in own or value.shape == own[n].shape}
+    try:
+        taken = len(fits) - len(module.load_state_dict(fits, strict=False).unexpected_keys)
+    except RuntimeError:  # an older name, of another size
+        taken = 0
+    if 2 * taken <= len(theirs):
+        raise WrongInput(f"weights {file}: must be of this architecture, but {taken} of its {len(theirs)} tensors "
                          "fit; give the file of the same model or backbone")
-    module.load_state_dict({**own, **fits})
-    return len(fits), len(own)
+    return taken, len(own)
 
 
 def _grey(value: Tensor, like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models import resnet50
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from raybone.cli import main
 from raybone.models import load
@@ -29,6 +31,24 @@ def test_an_imagenet_file_fills_the_backbone_and_its_colours_become_grey(tmp_pat
     grey = torch.rand(1, 1, 32, 32)
     torch.testing.assert_close(body.conv1(grey), theirs.conv1(grey.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-4)
     assert torch.equal(module.net.roi_heads.box_predictor.cls_score.weight, head)
+
+
+def test_a_detector_of_torchvision_loads_whole_also_under_the_names_of_its_published_files(tmp_path: Path) -> None:
+    """The files of 2019 name the pyramid and the proposals as torchvision did then."""
+    theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
+    old = {re.sub(r"(fpn\.\w+_blocks\.\d|rpn\.head\.conv)(\.0)+\.", r"\1.", k): v
+           for k, v in theirs.state_dict().items()}
+    assert "rpn.head.conv.weight" in old
+    torch.save(old, tmp_path / "coco.pth")
+    module = load("faster_rcnn_r50").build(load("faster_rcnn_r50").Config())
+    taken, there = start_from(module, tmp_path / "coco.pth")
+    assert there - taken == 4  # the last layer, of other categories
+    for part in ("backbone.fpn.inner_blocks.2.0", "rpn.head.conv.0.0", "roi_heads.box_head.fc7"):
+        assert torch.equal(module.net.get_submodule(part).weight, theirs.get_submodule(part).weight)
+    torch.save({k: v for k, v in old.items() if "fpn" in k}, tmp_path / "fpn.pth")
+    other = load("retinanet_r50").build(load("retinanet_r50").Config(p2=False))
+    with pytest.raises(WrongInput, match=r"fpn\.pth: must be of this architecture"):
+        start_from(other, tmp_path / "fpn.pth")
 
 
 def test_a_file_of_ultralytics_and_one_of_raybone_give_the_same_network(tmp_path: Path) -> None:
