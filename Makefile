@@ -23,11 +23,12 @@ check: install
 test: check
 	$(PY) -m pytest -n 2 --dist loadfile
 
-# Long: kills drivers and workers of running studies, and as root cuts a network between two hosts.
+# Long: kills drivers and workers of running studies, as root cuts a network between two hosts, and trains a YOLO until
+# it finds lesions, by our loop and by Ultralytics' trainer.
 chaos: install
 	$(PY) -m pytest tests/chaos -o norecursedirs=
 
-# Side by side with the plain ways; minutes each (cluster.py: half an hour), results in benchmarks/results.
+# Side by side with the plain ways; minutes each (cluster.py and detectors.py: half an hour), results in benchmarks/results.
 benchmark: install
 	OMP_NUM_THREADS=1 $(PY) benchmarks/data.py
 	OMP_NUM_THREADS=1 $(PY) benchmarks/schedulers.py
@@ -35,6 +36,7 @@ benchmark: install
 	OMP_NUM_THREADS=1 $(PY) benchmarks/coverage.py
 	OMP_NUM_THREADS=1 $(PY) benchmarks/startup.py
 	OMP_NUM_THREADS=1 $(PY) benchmarks/cluster.py
+	OMP_NUM_THREADS=2 $(PY) benchmarks/detectors.py
 
 clean:
 	rm -rf runs .mypy_cache .ruff_cache

@@ -92,7 +92,7 @@ def test_overfits_one_batch(name: str) -> None:
     """The loss falls, and it is these lesions that were learned: those of other images fit worse."""
     _, net = build(name)
     batch = batch_of(2, 128, 64) if name in PACE else batch_of()
-    losses = train(net, batch, *PACE.get(name, (60, 3e-3)))
+    losses = train(net, batch, *PACE.get(name, (45, 3e-3)))
     assert losses[-1] < 0.5 * losses[0]
     swapped = batch._replace(boxes=batch.boxes[::-1], mask_NHW=batch.mask_NHW.flip(0))
     with torch.no_grad():
