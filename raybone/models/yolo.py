@@ -137,7 +137,7 @@ SPACE = {
     "fliplr": Param(uniform=(0.0, 0.5)),
     "gamma": Param(uniform=(0.0, 0.5)),
 }
-SOURCE = "Ultralytics YOLO11 (Jocher & Qiu 2024), AGPL-3.0; from scratch, one channel"
+SOURCE = "Ultralytics YOLO11 (Jocher & Qiu 2024), AGPL-3.0; one channel"
 
 
 def _build(config: TrainingConfig, size: str) -> nn.Module:
