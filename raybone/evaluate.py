@@ -41,7 +41,9 @@ def evaluate(module: nn.Module, samples: ScanSamples, loader: DataLoader[Any], m
         batch = cast(Batch, batch).to(device)
         with torch.no_grad():
             images = len(batch.index_N)
-            total = _loss(module, batch) * (images if model.reduction == "mean" else 1)
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(0)  # R-CNNs draw the boxes that their loss is of
+                total = _loss(module, batch) * (images if model.reduction == "mean" else 1)
             loss += torch.tensor([total, images], dtype=torch.float64)
             module.eval()
             predictions = cast(list[Prediction], module(batch.image_NCHW))

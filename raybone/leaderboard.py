@@ -70,7 +70,8 @@ def _ranked(entries: Mapping[str, Entry], studies: Sequence[Study]) -> pd.DataFr
     mean = f"{study.metric}_mean"
     worst = -math.inf if study.direction == "maximize" else math.inf
     sign = -1 if study.direction == "maximize" else 1
-    rows.sort(key=lambda r: (r["state"] != "complete", -r["folds_done"], -r["epochs_done"],
+    # A complete row is as good as its score, however long its study trains; the others stand in order of progress.
+    rows.sort(key=lambda r: (r["state"] != "complete", *_progress(r),
                              sign * (r[mean] if math.isfinite(r[mean]) else worst), r["config_id"]))
     complete = [r for r in rows if r["state"] == "complete"]
     for rank, row in enumerate(complete, 1):
@@ -104,6 +105,10 @@ def write_leaderboard(folder: Folder, study: Study, state: State | None = None) 
     table = leaderboard(study, state or State(Journal(folder).events()))
     folder.write("leaderboard.csv", table.to_csv(index=False).encode())
     return table
+
+
+def _progress(row: dict[str, Any]) -> tuple[int, int]:
+    return (0, 0) if row["state"] == "complete" else (-row["folds_done"], -row["epochs_done"])
 
 
 def _row(study: Study, configuration: Configuration, ended: bool) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from raybone.hpo.race import ladder
 from raybone.hpo.space import left_by_rules
 from raybone.models import load
 from raybone.models._model import Model, TrainingConfig
-from raybone.models._weights import weights_file
+from raybone.models._weights import start_from, weights_file
 from raybone.records import InvalidConfig, WrongInput
 from raybone.spec import Resolved, Study, problems_of
 
@@ -38,6 +38,7 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
     dataset = _collect(problems, lambda: open_dataset(study.dataset))
     model = _collect(problems, lambda: load(study.model))
     config = None
+    started: tuple[str, ...] = ()
     if dataset and study.fixed.get("anchor") == "dataset":
         study = study.model_copy(update={"fixed": {**study.fixed, "anchor": smallest_anchor(dataset)}})
     if model:
@@ -45,7 +46,8 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
             problems.append(f"metric: {study.model} is a {model.task} model and is ranked by one of "
                             f"{', '.join(METRICS[model.task])}; got {study.metric}")
         config = _check_space(study, model, problems)
-        problems += _check_weights(study, model)
+        if config:
+            study, started = _with_weights(study, model, config, problems)
     if dataset:
         problems += _check_folds(study, dataset)
         if model and config:
@@ -55,7 +57,7 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
     steps = _steps(study, dataset, config)
     resolved = Resolved(dataset_hash=dataset.hash, code_version=__version__, folds=dataset.folds, steps=steps,
                         ladder=_ladder(study, dataset.folds, steps),
-                        warnings=tuple(dataset.meta.get("fold_warnings", ())))
+                        warnings=(*dataset.meta.get("fold_warnings", ()), *started))
     if out is not None and out.local:
         _check_disk(study, model, config, Path(out.path), dataset.folds)
     absolute = study.dataset if "://" in study.dataset else str(Path(study.dataset).resolve())
@@ -94,14 +96,27 @@ def smallest_anchor(dataset: Dataset) -> float:
     return round(float(np.percentile(sides, SMALL)), 4) if sides else 0.0
 
 
-def _check_weights(study: Study, model: Model) -> list[str]:
-    """Every file of weights that the study may ask for is there, before anything is trained."""
-    problems: list[str] = []
-    searched = study.space["weights"].choice if "weights" in study.space else ()
-    for given in (study.fixed.get("weights"), *(searched or ())):
-        if given and isinstance(given, str):
-            _collect(problems, lambda name=given: weights_file(name, model))  # type: ignore[misc]
-    return problems
+def _with_weights(study: Study, model: Model, config: TrainingConfig,
+                  problems: list[str]) -> tuple[Study, tuple[str, ...]]:
+    """The study with the full path of every file of weights it may ask for, each tried once, and what they hold."""
+    told: dict[str, str] = {}
+
+    def path_of(given: Any) -> Any:
+        if not given or not isinstance(given, str):
+            return given
+        file = _collect(problems, lambda: weights_file(given, model))
+        counts = _collect(problems, lambda: start_from(model.build(config), file)) if file else None
+        if counts:
+            told[str(file)] = (f"started from {counts[0]} of {counts[1]} tensors of {file.name}; whether it has seen "
+                               "patients of this dataset is not known")
+        return str(file or given)
+
+    if "weights" in study.fixed:
+        study = study.model_copy(update={"fixed": {**study.fixed, "weights": path_of(study.fixed["weights"])}})
+    if "weights" in study.space and (choice := study.space["weights"].choice):
+        param = study.space["weights"].model_copy(update={"choice": tuple(path_of(v) for v in choice)})
+        study = study.model_copy(update={"space": {**study.space, "weights": param}})
+    return study, tuple(told.values())
 
 
 def _collect(problems: list[str], look_up: Callable[[], Any]) -> Any:

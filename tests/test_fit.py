@@ -123,14 +123,18 @@ def test_the_learning_rate_falls_as_in_torchs_own_schedulers(schedule: str, data
 
 
 def test_a_montage_trains_and_is_scored_scan_by_scan(dataset: Path, tmp_path: Path) -> None:
-    run(dataset, tmp_path, "yolo11n", stop=1, montage=True, mosaic=0)
+    run(dataset, tmp_path, "yolo11n", stop=1, montage=True, mosaic=0, conf=0.0)
     content = json.loads((tmp_path / "predictions.json").read_text())
     scans = open_dataset(dataset).validation(0)
     assert [f["scan_id"] for f in content["findings"]] == [s.scan_id for s in scans]
     for finding, scan in zip(content["findings"], scans):
+        assert finding["boxes"]
         assert all(0 <= x1 <= x2 <= scan.width for x1, _, x2, _ in finding["boxes"])
 
 
 def test_channels_last_changes_no_more_than_rounding(dataset: Path, tmp_path: Path) -> None:
     plain, last = (run(dataset, tmp_path / str(f), "yolo11n", stop=1, channels_last=f) for f in (False, True))
     assert last[0].metrics["val_loss"] == pytest.approx(plain[0].metrics["val_loss"], rel=1e-3)
+    for name, channels in (("False", False), ("True", True)):
+        weights = torch.load(tmp_path / name / "last.pt", weights_only=True)["net"]["net.model.1.conv.weight"]
+        assert weights.is_contiguous(memory_format=torch.channels_last) is channels

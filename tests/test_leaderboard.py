@@ -145,6 +145,17 @@ def test_studies_of_one_dataset_share_a_leaderboard_and_compare_their_rows() -> 
         assert table[column].tolist()[1] == pytest.approx(alone[column].tolist()[1])
 
 
+def test_a_longer_study_does_not_rank_before_a_better_one() -> None:
+    long = made().model_copy(update={"epochs": 2})
+    events = [{**e, "metrics": {"dice": 0.3}} if e["event"] == "epoch" else e for e in journal()]
+    later = [{**e, "epoch": 2} for e in events if e["event"] == "epoch"]
+    long_state = State(sorted([*events, *later], key=lambda e: (e["event"] != "config", e["event"] != "epoch",
+                                                                 e.get("epoch", 0))))
+    table = merged_leaderboard({"x": (long, long_state), "y": (made(), State(journal()))})
+    assert table["config_id"].tolist()[0] == "y/a"
+    assert table["dice_mean"].dropna().is_monotonic_decreasing
+
+
 def test_other_seeds_have_drawn_other_patients_so_that_no_bootstrap_is_paired() -> None:
     study = made()
     seeded = study.model_copy(update={"search": study.search.model_copy(update={"seed": 1})})

@@ -174,14 +174,16 @@ def collate(items: list[tuple[int, Sample]]) -> Batch:
 
 
 def _pairs(scans: list[Scan]) -> list[tuple[int, ...]]:
-    """Places of the views that share a canvas: anterior with posterior of one patient, in order; others stay alone."""
-    backs: dict[str, list[int]] = {}
+    """Places of the views that share a canvas: the anterior and the posterior one of a patient who has one of each.
+
+    Of several studies of a patient a dataset does not say which views belong together: they stay alone.
+    """
+    views: dict[str, dict[str, list[int]]] = {}
     for place, scan in enumerate(scans):
-        if scan.view == "posterior":
-            backs.setdefault(scan.patient_id, []).append(place)
+        views.setdefault(scan.patient_id, {}).setdefault(scan.view, []).append(place)
     groups: list[tuple[int, ...]] = []
-    for place, scan in enumerate(scans):
-        if scan.view != "posterior":
-            mates = backs.get(scan.patient_id, []) if scan.view == "anterior" else []
-            groups.append((place, mates.pop(0)) if mates else (place,))
-    return sorted(groups + [(place,) for mates in backs.values() for place in mates])
+    for places in views.values():
+        front, back = places.get("anterior", []), places.get("posterior", [])
+        paired = (front[0], back[0]) if len(front) == len(back) == 1 else ()
+        groups += [paired] * bool(paired) + [(p,) for many in places.values() for p in many if p not in paired]
+    return sorted(groups)

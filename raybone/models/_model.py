@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from raybone.data.augment import Augmentation
 from raybone.records import Task
@@ -29,8 +30,8 @@ class TrainingConfig(Augmentation):
     lr0: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
     lrf: float = Field(0.01, gt=0, le=1, description="last learning rate as a share of lr0")
     schedule: Literal["linear", "cosine", "multistep"] = "linear"
-    milestones: tuple[float, ...] = Field((0.67, 0.92), description="shares of the epochs after which multistep "
-                                          "multiplies the learning rate by lr_drop")
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.66, 0.91), description="shares of the epochs after which multistep multiplies the learning rate by lr_drop")
     lr_drop: float = Field(0.1, gt=0, le=1)
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum or Adam beta1")
     weight_decay: float = Field(5e-4, ge=0, le=1)
@@ -44,6 +45,16 @@ class TrainingConfig(Augmentation):
     channels_last: bool = Field(False, description="keep channels innermost in memory")
     weights: str = Field("", description="where to start from: a file of weights, or a name that the model knows")
     loader_workers: int = Field(0, ge=0, le=64, description="loader processes of each worker")
+
+
+def in_full_precision(*modules: nn.Module) -> None:
+    """Let these modules give float32 under autocast: in bfloat16 pixels beyond 512 are 4 apart, and boxes collapse."""
+    for module in modules:
+        module.register_forward_hook(_full)
+
+
+def _full(_: nn.Module, __: Any, output: Any) -> Any:
+    return tree_map(lambda v: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v, output)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,19 @@ from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, resnet50, resnet101
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from raybone.data.loader import Batch
-from raybone.models._model import TrainingConfig
-from raybone.records import Prediction
+from raybone.models._model import TrainingConfig, in_full_precision
+from raybone.records import InvalidConfig, Prediction
 from raybone.spec import Param
 
 DEPTHS = (50, 101)
+SMALLEST = 4.0  # pixels
 # Known names of `weights:`, with torchvision's address of the file.
 IMAGENET = {depth: {"imagenet": known.IMAGENET1K_V2.url}
             for depth, known in zip(DEPTHS, (ResNet50_Weights, ResNet101_Weights))}
@@ -52,6 +56,9 @@ class Detector(nn.Module):
         super().__init__()
         self.net, self.first = net, first
         self.net.transform = _AsItIs(0, 0, [0.0], [1.0])
+        # torchvision computes anchors and boxes in the precision of the features.
+        in_full_precision(*(m for m in net.modules() if isinstance(
+            m, BackboneWithFPN | RPNHead | RetinaNetHead | FastRCNNPredictor)))
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor] | list[Prediction]:
         """Losses, means over the batch, of a Batch in train mode; a Prediction an image in eval mode."""
@@ -85,9 +92,15 @@ def backbone(depth: int, channels: int, first: int = 1, extra: ExtraFPNBlock | N
 
 
 def anchors(config: DetectorConfig, levels: int = 5) -> AnchorGenerator | None:
-    """Anchors of three aspects whose sides double from level to level, or None for torchvision's own."""
+    """Anchors of three aspects whose sides double from level to level, or None for torchvision's own.
+
+    Raises:
+        InvalidConfig: the smallest are under 4 pixels: torchvision rounds half their sides, and they become one.
+    """
     if not config.anchor:
         return None
+    if config.anchor * config.imgsz < SMALLEST:
+        raise InvalidConfig(f"anchor {config.anchor:g} at imgsz {config.imgsz} is under {SMALLEST:g} pixels")
     steps = [2 ** (i / config.octaves) for i in range(config.octaves)]
     sizes = tuple(tuple(config.anchor * config.imgsz * 2**level * step for step in steps) for level in range(levels))
     return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * levels)
@@ -108,7 +121,7 @@ class _AsItIs(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision ha
 SPACE = {
     "lr0": Param(log_uniform=(1e-3, 3e-2)),
     "imgsz": Param(choice=(512, 768, 1024)),
-    "anchor": Param(choice=(0.0, 0.004, 0.008, 0.016)),
+    "anchor": Param(choice=(0.0, 0.008, 0.016)),
     "mosaic": Param(choice=(0.0, 0.5)),
     "fliplr": Param(uniform=(0.0, 0.5)),
     "gamma": Param(uniform=(0.0, 0.5)),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
+import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,25 +39,21 @@ def start_from(module: nn.Module, file: Path) -> tuple[int, int]:
     """Copy what fits of a file of weights into the module; returns how many tensors did, and how many it has.
 
     The file may be raybone's own, torchvision's or Ultralytics'. Names are compared from their ends, as a backbone's
-    file knows nothing of the detector around it. Three input channels become one by their sum, which is what a grey
-    picture gives; a head for other categories keeps its own first weights.
+    file knows nothing of the detector around it. Three input channels become one by their sum, as for a grey
+    picture, though without ImageNet's mean and spread; a head for other categories keeps its own first weights.
     Raises:
         WrongInput: it holds no weights, or those of another architecture: no more than half of the tensors fit.
     """
     theirs, own = _read(file), dict(module.state_dict())
     prefixes = {name[:place + 1] for name in own for place, letter in enumerate(name) if letter == "."} | {""}
     prefix = max(sorted(prefixes), key=lambda p: sum(p + name in own for name in theirs))
-    named = {prefix + n: _grey(value, own[prefix + n]) if prefix + n in own else value for n, value in theirs.items()}
-    # Names that the module lacks may be older ones of torchvision, which its own loading knows.
-    fits = {n: value for n, value in named.items() if n not in own or value.shape == own[n].shape}
-    try:
-        taken = len(fits) - len(module.load_state_dict(fits, strict=False).unexpected_keys)
-    except RuntimeError:  # an older name, of another size
-        taken = 0
-    if 2 * taken <= len(theirs):
-        raise WrongInput(f"weights {file}: must be of this architecture, but {taken} of its {len(theirs)} tensors "
+    named = {prefix + n: _grey(value, own[prefix + n]) for n, value in theirs.items() if prefix + n in own}
+    fits = {n: value for n, value in named.items() if value.shape == own[n].shape}
+    if 2 * len(fits) <= len(theirs):
+        raise WrongInput(f"weights {file}: must be of this architecture, but {len(fits)} of its {len(theirs)} tensors "
                          "fit; give the file of the same model or backbone")
-    return taken, len(own)
+    module.load_state_dict({**own, **fits})
+    return len(fits), len(own)
 
 
 def _grey(value: Tensor, like: Tensor) -> Tensor:
@@ -66,12 +62,10 @@ def _grey(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name; of a whole Ultralytics model only its layers are admitted."""
-    classes = [c for name, module in list(sys.modules.items()) for c in vars(module).values()
-               if name.startswith(("ultralytics.nn.", "torch.nn.modules.")) and isinstance(c, type)
-               and issubclass(c, nn.Module)] if "ultralytics" in sys.modules else []
+    """The tensors of a file by name, and nothing else: whatever classes it names, _Inert stands for them."""
     try:
-        with torch.serialization.safe_globals(cast(Any, list(dict.fromkeys(classes)))):
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        with torch.serialization.safe_globals([(_Inert, name) for name in named]):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the bytes lead it to
         raise WrongInput(f"weights {file}: must be a file of tensors, but {type(error).__name__}: "
@@ -81,5 +75,25 @@ def _read(file: Path) -> dict[str, Tensor]:
     tensors = content.state_dict() if isinstance(content, nn.Module) else content
     if not isinstance(tensors, dict) or not any(isinstance(v, Tensor) for v in tensors.values()):
         raise WrongInput(f"weights {file}: must hold tensors by name, got {type(content).__name__}")
-    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()
+    return {_renamed(name): value.float() if value.is_floating_point() else value for name, value in tensors.items()
             if isinstance(value, Tensor)}
+
+
+class _Inert(nn.Module):
+    """Stands for any class that a file names: it takes every argument and does nothing, but keeps its tensors."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        super().__init__()
+        if isinstance(state, dict):
+            self.__dict__.update({k: v for k, v in state.items() if k in ("_parameters", "_buffers", "_modules")})
+
+
+def _renamed(name: str) -> str:
+    """torchvision's names of today for those in its files of 2019 and 2020: convolutions are blocks now."""
+    name = re.sub(r"(fpn\.\w+_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2", name)
+    name = re.sub(r"(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2", name)
+    return re.sub(r"(head\.\w+_head\.conv)\.(\d)\.(weight|bias)$",
+                  lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}", name)

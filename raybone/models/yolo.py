@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raybone.data.loader import Batch
-from raybone.models._model import Model, TrainingConfig
+from raybone.models._model import Model, TrainingConfig, in_full_precision
 from raybone.records import Prediction
 from raybone.spec import Param
 
@@ -75,6 +75,7 @@ class Yolo(nn.Module):
         for name, parameter in self.net.named_parameters():
             parameter.requires_grad_(".dfl" not in name)
         self._set_reach(config.reach)
+        in_full_precision(self.net.model[-1])
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor] | list[Prediction]:
         """Losses, summed over the batch, of a Batch in train mode; a Prediction an image in eval mode."""
@@ -83,8 +84,8 @@ class Yolo(nn.Module):
         image_NCHW = cast(Tensor, batch)
         output = self.net(image_NCHW)
         raw = output[0] if isinstance(output, tuple) else output
-        found = non_max_suppression(raw.float(), self.config.conf, self.config.iou, max_det=self.config.max_det,
-                                    max_time_img=10.0)
+        found = non_max_suppression(raw.float(), self.config.conf, self.config.iou, multi_label=True,
+                                    max_det=self.config.max_det, max_time_img=10.0)
         return [self._prediction(f, image_NCHW.shape) for f in found]
 
     def _set_reach(self, reach: float) -> None:
@@ -125,6 +126,7 @@ def export(module: Yolo, path: Path) -> None:
     net = copy.deepcopy(module.net).cpu().half().eval()
     net.names = dict(enumerate(module.config.categories))
     net.criterion = None
+    net.model[-1]._forward_hooks.clear()  # they are raybone's, which the file must do without
     arguments = {**dict(net.args), "task": "detect", "imgsz": module.config.imgsz}
     net.args = arguments
     torch.save({"model": net, "ema": None, "train_args": arguments, "version": version, "license": "AGPL-3.0"}, path)

@@ -15,7 +15,7 @@ import raybone.models
 from raybone.data.loader import Batch
 from raybone.models import MENU, load
 from raybone.models._model import Model
-from raybone.records import Prediction, WrongInput
+from raybone.records import InvalidConfig, Prediction, WrongInput
 
 FILES = sorted(p.stem for p in Path(raybone.models.__file__).parent.glob("[!_]*.py"))
 # The smallest model of each file.
@@ -164,3 +164,41 @@ def test_training_goes_on_exactly_from_a_copy(name: str) -> None:
 def test_every_part_moves_with_the_module(name: str) -> None:
     _, net = build(name)
     assert all(t.device.type == "meta" for t in [*net.to("meta").parameters(), *net.buffers()])
+
+
+DETECTORS = [name for name in SMALL.values() if load(name).task == "detection"]
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_boxes_keep_their_precision_under_bfloat16(name: str) -> None:
+    """Beyond 512 pixels bfloat16 knows multiples of 4 alone: a small lesion there would be lost."""
+    model = load(name)
+    torch.manual_seed(0)
+    net = model.build(model.Config(**{**SMALLER.get(name, {}), "imgsz": 1024,
+                                      **({"anchor": 0.008} if name in PACE else {})})).train()
+    batch = batch_of(1, 1024, 64)
+    batch.boxes[0] = torch.tensor([[40, 702.5, 46, 705], [20, 900, 29, 911]])
+    batch.labels[0] = torch.zeros(2, dtype=torch.int64)
+    told = []
+    for half in (False, True):
+        torch.manual_seed(1)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            told.append({k: float(v) for k, v in net(batch).items()})
+    assert all(np.isfinite(v) for v in told[1].values())
+    boxes = [k for k in told[0] if "rpn" in k or "box" in k or "regression" in k]
+    # The second stage is trained with other proposals when the first scores a little differently.
+    exact = [k for k in boxes if k in ("loss_rpn_box_reg", "bbox_regression", "box_loss")]
+    assert exact
+    assert {k: told[1][k] for k in exact} == pytest.approx({k: told[0][k] for k in exact}, rel=0.03)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_anchors_that_would_fall_together_are_refused(name: str) -> None:
+    model = load(name)
+    if "anchor" in model.Config.model_fields:
+        with pytest.raises(InvalidConfig, match=r"anchor 0.004 at imgsz 512 is under 4 pixels"):
+            model.build(model.Config(anchor=0.004, imgsz=512))
+        cells = model.build(model.Config(imgsz=512, channels=16)).net
+        generator = getattr(cells, "anchor_generator", None) or cells.rpn.anchor_generator
+        for level in generator.cell_anchors:
+            assert len({tuple(a.tolist()) for a in level}) >= len(level) - 1  # two of nine round alike at 4 pixels

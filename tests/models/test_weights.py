@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torchvision.models import resnet50
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn
 
 from raybone.cli import main
 from raybone.models import load
-from raybone.models._weights import start_from, weights_file
+from raybone.models._weights import start_from
 from raybone.models.yolo import export
 from raybone.records import WrongInput
+from raybone.resolve import resolve
+from raybone.spec import read_study
 
 
 def test_an_imagenet_file_fills_the_backbone_and_its_colours_become_grey(tmp_path: Path) -> None:
@@ -45,10 +49,21 @@ def test_a_detector_of_torchvision_loads_whole_also_under_the_names_of_its_publi
     assert there - taken == 4  # the last layer, of other categories
     for part in ("backbone.fpn.inner_blocks.2.0", "rpn.head.conv.0.0", "roi_heads.box_head.fc7"):
         assert torch.equal(module.net.get_submodule(part).weight, theirs.get_submodule(part).weight)
-    torch.save({k: v for k, v in old.items() if "fpn" in k}, tmp_path / "fpn.pth")
-    other = load("retinanet_r50").build(load("retinanet_r50").Config(p2=False))
-    with pytest.raises(WrongInput, match=r"fpn\.pth: must be of this architecture"):
-        start_from(other, tmp_path / "fpn.pth")
+
+
+@pytest.mark.parametrize("p2", [False, True])
+def test_a_published_retinanet_fills_ours_but_for_its_last_layer_and_a_pyramid_that_begins_elsewhere(
+        p2: bool, tmp_path: Path) -> None:
+    theirs = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
+    names = {k: re.sub(r"(fpn\.\w+_blocks\.\d)\.0\.", r"\1.", k) for k in theirs.state_dict()}
+    names = {k: re.sub(r"(_head\.conv)\.(\d)\.0\.", lambda m: f"{m[1]}.{2 * int(m[2])}.", n) for k, n in names.items()}
+    assert "head.regression_head.conv.6.weight" in names.values()
+    torch.save({names[k]: v for k, v in theirs.state_dict().items()}, tmp_path / "coco.pth")
+    module = load("retinanet_r50").build(load("retinanet_r50").Config(p2=p2))
+    taken, there = start_from(module, tmp_path / "coco.pth")
+    assert there - taken == (2 if not p2 else 9)
+    for part in ("backbone.body.layer3.2.conv1", "head.regression_head.conv.3.0"):
+        assert torch.equal(module.net.get_submodule(part).weight, theirs.get_submodule(part).weight)
 
 
 def test_a_file_of_ultralytics_and_one_of_raybone_give_the_same_network(tmp_path: Path) -> None:
@@ -62,6 +77,17 @@ def test_a_file_of_ultralytics_and_one_of_raybone_give_the_same_network(tmp_path
     for name, value in trained.state_dict().items():
         assert torch.equal(first.state_dict()[name], value)
         torch.testing.assert_close(second.state_dict()[name], value, atol=1e-3, rtol=1e-3)
+
+
+def test_what_official_files_hold_beside_tensors_is_passed_over(tmp_path: Path) -> None:
+    model = load("yolo11n")
+    trained, ours = model.build(model.Config()), model.build(model.Config())
+    export(trained, tmp_path / "theirs.pt")
+    content = torch.load(tmp_path / "theirs.pt", weights_only=False)
+    content |= {"best_fitness": np.float64(0.5), "date": datetime(2024, 9, 30), "path": Path("x")}
+    content["model"].bound = content["model"].forward
+    torch.save(content, tmp_path / "official.pt")
+    assert start_from(ours, tmp_path / "official.pt")[0] == len(trained.state_dict())
 
 
 def test_weights_of_other_categories_keep_all_but_the_last_layer(tmp_path: Path) -> None:
@@ -83,7 +109,16 @@ class Evil:
         return (Path.touch, (Path("ran"),))
 
 
-@pytest.mark.parametrize("content", [Evil(), {"model": Evil()}, b"no torch file", {"epoch": 3}])
+class Activation:
+    """Ultralytics evaluates the activation of a network's description."""
+
+    def __reduce__(self) -> Any:
+        from ultralytics.nn.tasks import DetectionModel
+        return (DetectionModel, ({"nc": 1, "backbone": [], "head": [], "activation": "open('ran', 'w')"}, 1))
+
+
+@pytest.mark.parametrize("content", [Evil(), {"model": Evil()}, {"model": Activation()}, b"no torch file",
+                                     {"epoch": 3}])
 def test_a_file_with_code_or_without_tensors_is_one_line_and_nothing_runs(content: Any, tmp_path: Path,
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -114,5 +149,8 @@ def test_a_known_name_is_never_downloaded_but_its_file_and_place_are_named(tmp_p
     assert main([*given[:-1], "fixed.weights=nowhere.pt"]) == 2
     assert "must be a file, or one of coco, got 'nowhere.pt'" in capsys.readouterr().err
     (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "yolo11n.pt").touch()
-    assert weights_file("coco", load("yolo11n")) == tmp_path / "weights" / "yolo11n.pt"
+    export(load("yolo11n").build(load("yolo11n").Config()), tmp_path / "weights" / "yolo11n.pt")
+    resolved, _, _ = resolve(read_study(job, [f"dataset={dataset}", "search.folds=3", "fixed.weights=coco"]))
+    assert resolved.fixed["weights"] == str(tmp_path / "weights" / "yolo11n.pt")  # workers may stand elsewhere
+    assert resolved.resolved.warnings[-1].startswith("started from 499 of 499 tensors of yolo11n.pt; whether it has")
+    assert resolve(resolved)[0].fixed == resolved.fixed
