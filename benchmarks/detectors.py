@@ -6,8 +6,8 @@
 Stock is Ultralytics' own trainer, which letterboxes a scan to a square, and torchvision's factories as they come, which
 resize it to 800 pixels across or 1333 along and have anchors from 32 pixels on. Both start from random weights, as
 raybone's do. Every row of the first table is a process of its own; a step is clipping, optimiser and average as well,
-but not the waiting for its batch. In the second table torchvision's anchors are tried on raybone's canvas and loop, without
-torchvision's resizing, which would take 6.8 times the pixels. One seed, one fold.
+but not the waiting for its batch. In the second table torchvision's anchors are tried on raybone's canvas and loop,
+without torchvision's resizing, which would take 6.8 times the pixels. One seed, one fold.
 """
 
 from __future__ import annotations
@@ -170,10 +170,10 @@ def stepped(net: Callable[..., Any], given: Iterator[Batch], steps: int, who: st
                 [{"boxes": b, "labels": y + 1} for b, y in zip(batch.boxes, batch.labels)])
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-        if average:  # what raybone's loop does as well, as Ultralytics' does
+        if average is not None:  # what raybone's loop does as well, as Ultralytics' does
             nn.utils.clip_grad_norm_(module.parameters(), 10.0)
         optimizer.step()
-        if average:
+        if average is not None:
             with torch.no_grad():
                 for mean, value in zip(average.state_dict().values(), module.state_dict().values()):
                     mean.lerp_(value, 0.01) if mean.is_floating_point() else mean.copy_(value)

@@ -48,6 +48,7 @@ def test_yolo_trains_as_in_ultralytics_own_trainer(optimizer: str, dataset: Path
         module.load_state_dict(state)
         with torch.no_grad():
             found.append(module(image_NCHW))
+    assert all(len(one.scores_N) for one in found[0])
     for one, other in zip(*found):
         np.testing.assert_allclose(one.boxes_N4, other.boxes_N4, atol=1e-2)
         np.testing.assert_allclose(one.scores_N, other.scores_N, atol=1e-4)
