@@ -105,7 +105,8 @@ def _with_weights(study: Study, model: Model, config: TrainingConfig,
         if not given or not isinstance(given, str):
             return given
         file = _collect(problems, lambda: weights_file(given, model))
-        counts = _collect(problems, lambda: start_from(model.build(config), file)) if file else None
+        module = _built(model, config)
+        counts = _collect(problems, lambda: start_from(module, file)) if file and module else None
         if counts:
             told[str(file)] = (f"started from {counts[0]} of {counts[1]} tensors of {file.name}; whether it has seen "
                                "patients of this dataset is not known")
@@ -117,6 +118,14 @@ def _with_weights(study: Study, model: Model, config: TrainingConfig,
         param = study.space["weights"].model_copy(update={"choice": tuple(path_of(v) for v in choice)})
         study = study.model_copy(update={"space": {**study.space, "weights": param}})
     return study, tuple(told.values())
+
+
+def _built(model: Model, config: TrainingConfig) -> Any:
+    """The network of the fixed values, or None where they need a searched one to go together."""
+    try:
+        return model.build(config)
+    except InvalidConfig:
+        return None
 
 
 def _collect(problems: list[str], look_up: Callable[[], Any]) -> Any:
@@ -208,7 +217,10 @@ def _check_disk(study: Study, model: Model, config: TrainingConfig, out: Path, f
     parent = out
     while not parent.exists():
         parent = parent.parent
-    weights = 4 * sum(p.numel() for p in model.build(config).parameters())
+    module = _built(model, config)
+    if module is None:
+        return
+    weights = 4 * sum(p.numel() for p in module.parameters())
     need = folds * weights * (3 * study.keep + 8)
     free = shutil.disk_usage(parent).free
     if free < need:

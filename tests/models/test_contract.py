@@ -192,13 +192,12 @@ def test_boxes_keep_their_precision_under_bfloat16(name: str) -> None:
     assert {k: told[1][k] for k in exact} == pytest.approx({k: told[0][k] for k in exact}, rel=0.03)
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", PACE)
 def test_anchors_that_would_fall_together_are_refused(name: str) -> None:
     model = load(name)
-    if "anchor" in model.Config.model_fields:
-        with pytest.raises(InvalidConfig, match=r"anchor 0.004 at imgsz 512 is under 4 pixels"):
-            model.build(model.Config(anchor=0.004, imgsz=512))
-        cells = model.build(model.Config(imgsz=512, channels=16)).net
-        generator = getattr(cells, "anchor_generator", None) or cells.rpn.anchor_generator
-        for level in generator.cell_anchors:
-            assert len({tuple(a.tolist()) for a in level}) >= len(level) - 1  # two of nine round alike at 4 pixels
+    with pytest.raises(InvalidConfig, match=r"anchor 0.004 at imgsz 512 is under 4 pixels"):
+        model.build(model.Config(anchor=0.004, imgsz=512))
+    cells = model.build(model.Config(imgsz=512, channels=16)).net
+    generator = getattr(cells, "anchor_generator", None) or cells.rpn.anchor_generator
+    for level in generator.cell_anchors:
+        assert len({tuple(a.tolist()) for a in level}) >= len(level) - 1  # two of nine round alike at 4 pixels
