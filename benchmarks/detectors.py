@@ -192,10 +192,10 @@ def flops(net: nn.Module, shape: tuple[int, ...]) -> float:
     return round(counter.get_total_flops() / 1e9, 1)
 
 
-def stock_yolo(name: str, dataset: Dataset, size: int, batch: int, steps: int, place: Path,
+def stock_yolo(model: str, dataset: Dataset, size: int, batch: int, steps: int, place: Path,
                **more: Any) -> tuple[list[float], list[float], nn.Module, tuple[int, ...]]:
     """Steps of Ultralytics' own trainer on the training scans of fold 0 as image files, letterboxed to a square."""
-    load(name)  # sets Ultralytics' environment before its first import
+    load(model)  # sets Ultralytics' environment before its first import
     from ultralytics.models.yolo.detect import DetectionTrainer
 
     if not place.exists():
@@ -213,7 +213,7 @@ def stock_yolo(name: str, dataset: Dataset, size: int, batch: int, steps: int, p
         return note
 
     trainer = DetectionTrainer(overrides={
-        "model": f"{name}.yaml", "pretrained": False, "data": str(place / "data.yaml"), "imgsz": size, "batch": batch,
+        "model": f"{model}.yaml", "pretrained": False, "data": str(place / "data.yaml"), "imgsz": size, "batch": batch,
         "nbs": batch, "epochs": 100, "optimizer": "SGD", "device": 0 if GPU else "cpu", "amp": "bf16" if GPU else False,
         "workers": 8 if GPU else 0, "plots": False, "val": False, "project": str(place / "runs"), "exist_ok": True,
         **more})
