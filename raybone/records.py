@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-Task = Literal["detection", "segmentation"]
+Task = Literal["detection", "segmentation", "classification"]
 
 
 class WrongInput(ValueError):
@@ -79,7 +79,7 @@ class Prediction:
     """What a model says about one image, in pixels of that image.
 
     boxes_N4 float32 xyxy; scores_N float32 in [0, 1], best first; labels_N int64, 0-based category;
-    mask_CHW float32 probabilities in [0, 1], or None for a detector.
+    mask_CHW float32 probabilities in [0, 1], or None for a detector. A classifier has one score and no box.
     """
 
     boxes_N4: Array = field(default_factory=lambda: np.zeros((0, 4), np.float32))

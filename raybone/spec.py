@@ -26,6 +26,19 @@ DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "AR": "maximize",
     "FROC": "maximize",
     "dice": "maximize",
+    "iou": "maximize",
+    "scan_dice": "maximize",
+    "scan_iou": "maximize",
+    "scan_precision": "maximize",
+    "scan_sensitivity": "maximize",
+    "lesion_precision": "maximize",
+    "lesion_sensitivity": "maximize",
+    "hd95_mm": "minimize",
+    "AUC": "maximize",
+    "accuracy": "maximize",
+    "specificity": "maximize",
+    "PPV": "maximize",
+    "NPV": "maximize",
     "precision": "maximize",
     "sensitivity": "maximize",
     "patient_precision": "maximize",
@@ -91,6 +104,8 @@ class Search(Strict):
                                                    "at a rung for its promotion, or is judged once as it arrives")
     folds: int | None = Field(None, ge=2, description="the dataset's number of folds; another number is refused")
     seed: int = Field(0, ge=0, lt=2**31)
+    test_fold: bool = Field(False, description="keep the next fold out of each fold's training and score it once, at "
+                                               "the end: 8:1:1 with 10 folds")
     points: tuple[dict[str, Value], ...] = Field((), description="tried first, in order; what one leaves out is drawn")
     reject: tuple[str, ...] = Field((), description="expressions over parameters; a proposal that one is true of is "
                                                     "drawn again")

@@ -10,18 +10,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "raybone"
 # Rooms and files from left to right; those of one entry do not depend on order, but never on what is right of them.
 ORDER = [
-    {"records"}, {"rules", "folder"}, {"spec"}, {"data", "losses", "metrics", "hpo"}, {"models"},
-    {"phantom", "prepare", "inspect", "contact", "evaluate", "resolve"}, {"fit"},
-    {"leaderboard", "warm", "preview", "demo", "simulate", "record"}, {"search"}, {"logs"}, {"watch"},
+    {"records"}, {"rules", "folder", "arguments"}, {"spec"}, {"data", "losses", "metrics", "hpo"}, {"models"},
+    {"earlier"}, {"samples"}, {"phantom", "prepare", "inspect", "contact", "evaluate"}, {"resolve"}, {"fit"},
+    {"leaderboard", "warm", "preview", "demo", "simulate", "record"}, {"search", "compare"}, {"logs"}, {"watch"},
     {"cluster", "terminal"}, {"cli"},
 ]
 HOME_OF = {
     "ray": {"cluster"}, "ultralytics": {"models/yolo.py"}, "pydicom": {"data/dicom.py", "data/header.py"},
     "nibabel": {"data/formats.py"},
-    "torch": {"data/loader.py", "losses", "models", "evaluate.py", "fit.py", "search.py", "preview.py",
+    "torch": {"data/loader.py", "losses", "models", "evaluate.py", "earlier.py", "fit.py", "search.py", "preview.py",
               "cluster/worker.py"},
     "optuna": {"hpo"}, "pycocotools": {"data/annotations.py"}, "faster_coco_eval": {"metrics/boxes.py"},
-    "torchvision": {"models"},
+    "torchvision": {"models"}, "monai": {"models"},
 }
 
 

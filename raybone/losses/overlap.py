@@ -21,6 +21,27 @@ def dice_loss(probability_NCHW: Tensor, target_NCHW: Tensor, smooth: float = 1.0
     return (1 - (2 * both_C + smooth) / (all_C + smooth)).mean()
 
 
+def focal_tversky_loss(probability_NCHW: Tensor, target_NCHW: Tensor, alpha: float = 0.3, beta: float = 0.7,
+                       gamma: float = 0.75, smooth: float = 1.0) -> Tensor:
+    """Focal Tversky loss, (1 - (|PT| + s) / (|PT| + alpha FP + beta FN + s)) ** gamma, mean over categories.
+
+    Sums are pooled over the batch; alpha weighs false positives and beta false negatives, as in the study of
+    whole-body scans that these values are of (Abraham & Khan 2019 have them the other way round).
+
+    Args:
+        probability_NCHW: in [0, 1].
+        target_NCHW: 0 or 1, same shape.
+    Source: Abraham & Khan 2019 (arXiv:1810.07842).
+    """
+    axes = (0, 2, 3)
+    both_C = (probability_NCHW * target_NCHW).sum(axes)
+    false_C = (probability_NCHW * (1 - target_NCHW)).sum(axes)
+    missed_C = ((1 - probability_NCHW) * target_NCHW).sum(axes)
+    tversky_C = (both_C + smooth) / (both_C + alpha * false_C + beta * missed_C + smooth)
+    # A perfect category has an infinite slope.
+    return ((1 - tversky_C).clamp(min=1e-7) ** gamma).mean()
+
+
 def one_hot(mask_NHW: Tensor, categories: int) -> Tensor:
     """Class map (0 background, label + 1) to a float target (N, C, H, W) without the background."""
     labels_C = torch.arange(1, categories + 1, device=mask_NHW.device)

@@ -44,6 +44,10 @@ class TrainingConfig(Augmentation):
     amp: bool = Field(True, description="bfloat16 autocast on a GPU")
     channels_last: bool = Field(False, description="keep channels innermost in memory")
     weights: str = Field("", description="where to start from: a file of weights, or a name that the model knows")
+    init_from: str = Field("", description="another study: each fold starts from the winner's fold model; refused "
+                                           "where a validation patient may have trained it")
+    negatives: bool = Field(True, description="train as well on the patients that are in no fold's validation part "
+                                              "(`prepare --negatives training`)")
     loader_workers: int = Field(0, ge=0, le=64, description="loader processes of each worker")
 
 

@@ -36,29 +36,43 @@ def weights_file(given: str, model: Model) -> Path:
 
 
 def start_from(module: nn.Module, file: Path) -> tuple[int, int]:
-    """Copy what fits of a file of weights into the module; returns how many tensors did, and how many it has.
+    """``copy_into`` for a file of weights: raybone's own, torchvision's or Ultralytics'.
 
-    The file may be raybone's own, torchvision's or Ultralytics'. Names are compared from their ends, as a backbone's
-    file knows nothing of the detector around it. Three input channels become one by their sum, as for a grey
-    picture, though without ImageNet's mean and spread; a head for other categories keeps its own first weights.
     Raises:
-        WrongInput: it holds no weights, or those of another architecture: no more than half of the tensors fit.
+        WrongInput: it holds no tensors, or those of another architecture.
     """
-    theirs, own = _read(file), dict(module.state_dict())
+    return copy_into(module, _read(file), f"weights {file}", colours=True)
+
+
+def copy_into(module: nn.Module, theirs: dict[str, Tensor], where: str, colours: bool = False) -> tuple[int, int]:
+    """Copy what fits of some tensors into the module; returns how many tensors did, and how many it has.
+
+    Names are compared from their ends, as a backbone's file knows nothing of the detector around it; a head for other
+    categories keeps its own first weights.
+
+    Args:
+        where: what they are of, for messages.
+        colours: three input channels become one by their sum, as for a grey picture, though without ImageNet's mean
+            and spread, or two of half of it.
+    Raises:
+        WrongInput: they are of another architecture: no more than half of the tensors fit.
+    """
+    own = dict(module.state_dict())
     prefixes = {name[:place + 1] for name in own for place, letter in enumerate(name) if letter == "."} | {""}
     prefix = max(sorted(prefixes), key=lambda p: sum(p + name in own for name in theirs))
-    named = {prefix + n: _grey(value, own[prefix + n]) for n, value in theirs.items() if prefix + n in own}
+    named = {prefix + n: _grey(value, own[prefix + n]) if colours else value for n, value in theirs.items()
+             if prefix + n in own}
     fits = {n: value for n, value in named.items() if value.shape == own[n].shape}
     if 2 * len(fits) <= len(theirs):
-        raise WrongInput(f"weights {file}: must be of this architecture, but {len(fits)} of its {len(theirs)} tensors "
+        raise WrongInput(f"{where}: must be of this architecture, but {len(fits)} of its {len(theirs)} tensors "
                          "fit; give the file of the same model or backbone")
     module.load_state_dict({**own, **fits})
     return len(fits), len(own)
 
 
 def _grey(value: Tensor, like: Tensor) -> Tensor:
-    one = value.ndim == 4 and like.ndim == 4 and value.shape[1] == 3 and like.shape[1] == 1
-    return value.sum(1, keepdim=True) if one else value
+    grey = value.ndim == 4 and like.ndim == 4 and value.shape[1] == 3 and like.shape[1] in (1, 2)
+    return (value.sum(1, keepdim=True) / like.shape[1]).expand(-1, like.shape[1], -1, -1) if grey else value
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -94,6 +108,7 @@ class _Inert(nn.Module):
 def _renamed(name: str) -> str:
     """torchvision's names of today for those in its files of 2019 and 2020: convolutions are blocks now."""
     name = re.sub(r"(fpn\.\w+_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2", name)
+    name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2", name)
     name = re.sub(r"(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2", name)
     return re.sub(r"(head\.\w+_head\.conv)\.(\d)\.(weight|bias)$",
                   lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}", name)

@@ -21,10 +21,14 @@ FILES = sorted(p.stem for p in Path(raybone.models.__file__).parent.glob("[!_]*.
 # The smallest model of each file.
 SMALL = {stem: next(name for name in MENU if MENU[name] == stem) for stem in FILES}
 _NARROW = {"imgsz": 128, "channels": 32, "anchor": 0.125}
-SMALLER = {"unet": {"width": 8, "depth": 3}, "retinanet_r50": _NARROW,
+SMALLER = {"unet": {"width": 8, "depth": 3}, "msma_unet": {"width": 8}, "unet_plus_plus": {"width": 4},
+           "double_unet": {"width": 16},
+           "retinanet_r50": _NARROW,
            **{name: {**_NARROW, "head": 64, "rois": 64} for name in ("faster_rcnn_r50", "cascade_rcnn_r50")}}
 # Steps to learn a batch by heart, and the learning rate for that: large networks need few of them, and small ones.
-PACE = dict.fromkeys(("faster_rcnn_r50", "cascade_rcnn_r50", "retinanet_r50"), (24, 4e-4))
+R50 = ("faster_rcnn_r50", "cascade_rcnn_r50", "retinanet_r50")
+PACE = {**dict.fromkeys(R50, (24, 4e-4)), "lesion_resnet50": (12, 4e-4), "double_unet": (24, 1e-2),
+        "msma_unet": (30, 3e-3)}
 
 
 def build(name: str) -> tuple[Model, torch.nn.Module]:
@@ -34,8 +38,8 @@ def build(name: str) -> tuple[Model, torch.nn.Module]:
     return model, model.build(model.Config(**SMALLER.get(name, {})))
 
 
-def batch_of(count: int = 4, height: int = 256, width: int = 64, empty: bool = False) -> Batch:
-    """Scans of noise with one bright square each, or none."""
+def batch_of(count: int = 4, height: int = 256, width: int = 64, empty: bool = False, stacked: bool = False) -> Batch:
+    """Scans of noise with one bright square each, or none; stacked with their masks, every other one is positive."""
     rng = np.random.default_rng(0)
     image_NCHW = rng.random((count, 1, height, width), np.float32) * 0.2
     mask_NHW = np.zeros((count, height, width), np.int64)
@@ -46,8 +50,17 @@ def batch_of(count: int = 4, height: int = 256, width: int = 64, empty: bool = F
             image_NCHW[i, 0, y:y + 24, x:x + 24] = 1
             mask_NHW[i, y:y + 24, x:x + 24] = 1
         boxes.append(torch.tensor([[x, y, x + 24, y + 24]] if not empty else [], dtype=torch.float32).reshape(-1, 4))
+    if stacked:
+        labels = [torch.tensor([int(not empty and i % 2 == 0)]) for i in range(count)]
+        return Batch(torch.from_numpy(np.concatenate([image_NCHW, mask_NHW[:, None].astype(np.float32)], 1)), boxes,
+                     labels, torch.from_numpy(mask_NHW), torch.arange(count))
     return Batch(torch.from_numpy(image_NCHW), boxes, [torch.zeros(len(b), dtype=torch.int64) for b in boxes],
                  torch.from_numpy(mask_NHW), torch.arange(count))
+
+
+def stacked(model: Model) -> bool:
+    """Whether its images have the lesion's mask as a second channel."""
+    return model.task == "classification"
 
 
 def train(net: torch.nn.Module, batch: Batch, steps: int, rate: float = 3e-3) -> list[float]:
@@ -90,11 +103,11 @@ def test_every_model_builds_with_defaults_and_has_a_source_and_a_sound_space(nam
 @pytest.mark.parametrize("name", SMALL.values())
 def test_overfits_one_batch(name: str) -> None:
     """The loss falls, and it is these lesions that were learned: those of other images fit worse."""
-    _, net = build(name)
-    batch = batch_of(2, 128, 64) if name in PACE else batch_of()
+    model, net = build(name)
+    batch = batch_of(2, 128, 64, stacked=stacked(model)) if name in PACE else batch_of()
     losses = train(net, batch, *PACE.get(name, (45, 3e-3)))
     assert losses[-1] < 0.5 * losses[0]
-    swapped = batch._replace(boxes=batch.boxes[::-1], mask_NHW=batch.mask_NHW.flip(0))
+    swapped = batch._replace(boxes=batch.boxes[::-1], labels=batch.labels[::-1], mask_NHW=batch.mask_NHW.flip(0))
     with torch.no_grad():
         right, wrong = (float(torch.stack(list(net(b).values())).sum()) for b in (batch, swapped))
     assert right < 0.7 * wrong
@@ -106,7 +119,7 @@ def test_predicts_inside_images_of_any_shape(name: str, height: int, width: int)
     model, net = build(name)
     net.eval()
     with torch.no_grad():
-        predictions = net(torch.rand(2, 1, height, width))
+        predictions = net(torch.rand(2, 1 + stacked(model), height, width))
     assert len(predictions) == 2
     for p in predictions:
         assert isinstance(p, Prediction)
@@ -116,6 +129,9 @@ def test_predicts_inside_images_of_any_shape(name: str, height: int, width: int)
             assert (p.boxes_N4[:, 1::2] <= height).all()
             assert (p.boxes_N4 >= 0).all()
             assert (np.diff(p.scores_N) <= 0).all()
+        elif model.task == "classification":
+            assert p.scores_N.shape == (1,)
+            assert 0 <= p.scores_N[0] <= 1
         else:
             assert p.mask_CHW.shape == (1, height, width)
             assert 0 <= p.mask_CHW.min() <= p.mask_CHW.max() <= 1
@@ -123,8 +139,8 @@ def test_predicts_inside_images_of_any_shape(name: str, height: int, width: int)
 
 @pytest.mark.parametrize("name", SMALL.values())
 def test_a_batch_without_any_lesion_gives_finite_losses_and_gradients(name: str) -> None:
-    _, net = build(name)
-    losses = net.train()(batch_of(empty=True))
+    model, net = build(name)
+    losses = net.train()(batch_of(empty=True, stacked=stacked(model)))
     torch.stack(list(losses.values())).sum().backward()
     grads = [p.grad for p in net.parameters() if p.grad is not None]
     assert grads
@@ -134,23 +150,24 @@ def test_a_batch_without_any_lesion_gives_finite_losses_and_gradients(name: str)
 @pytest.mark.parametrize("name", SMALL.values())
 def test_saved_and_loaded_it_predicts_the_same(name: str) -> None:
     model, net = build(name)
-    train(net, batch_of(), 2)
+    train(net, batch_of(2, stacked=stacked(model)), 2)
     buffer = io.BytesIO()
     torch.save(net.state_dict(), buffer)
     buffer.seek(0)
     other = model.build(model.Config(**SMALLER.get(name, {})))
     other.load_state_dict(torch.load(buffer, weights_only=True))
-    image_NCHW = torch.rand(1, 1, 256, 64)
+    image_NCHW = torch.rand(1, 1 + stacked(model), 256, 64)
     with torch.no_grad():
         first, second = net.eval()(image_NCHW)[0], other.eval()(image_NCHW)[0]
     np.testing.assert_array_equal(first.boxes_N4, second.boxes_N4)
+    np.testing.assert_array_equal(first.scores_N, second.scores_N)
     np.testing.assert_array_equal(first.mask_CHW, second.mask_CHW)
 
 
 @pytest.mark.parametrize("name", SMALL.values())
 def test_training_goes_on_exactly_from_a_copy(name: str) -> None:
-    _, net = build(name)
-    batch = batch_of(2)
+    model, net = build(name)
+    batch = batch_of(2, stacked=stacked(model))
     train(net, batch, 1)
     other = copy.deepcopy(net)
     runs = []
@@ -175,7 +192,7 @@ def test_boxes_keep_their_precision_under_bfloat16(name: str) -> None:
     model = load(name)
     torch.manual_seed(0)
     net = model.build(model.Config(**{**SMALLER.get(name, {}), "imgsz": 1024,
-                                      **({"anchor": 0.008} if name in PACE else {})})).train()
+                                      **({"anchor": 0.008} if name in R50 else {})})).train()
     batch = batch_of(1, 1024, 64)
     batch.boxes[0] = torch.tensor([[40, 702.5, 46, 705], [20, 900, 29, 911]])
     batch.labels[0] = torch.zeros(2, dtype=torch.int64)
@@ -192,7 +209,7 @@ def test_boxes_keep_their_precision_under_bfloat16(name: str) -> None:
     assert {k: told[1][k] for k in exact} == pytest.approx({k: told[0][k] for k in exact}, rel=0.03)
 
 
-@pytest.mark.parametrize("name", PACE)
+@pytest.mark.parametrize("name", R50)
 def test_anchors_that_would_fall_together_are_refused(name: str) -> None:
     model = load(name)
     with pytest.raises(InvalidConfig, match=r"anchor 0.004 at imgsz 512 is under 4 pixels"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet50
+from torchvision.models import densenet169, resnet50, vgg19, vgg19_bn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn
 
 from raybone.cli import main
@@ -35,6 +35,36 @@ def test_an_imagenet_file_fills_the_backbone_and_its_colours_become_grey(tmp_pat
     grey = torch.rand(1, 1, 32, 32)
     torch.testing.assert_close(body.conv1(grey), theirs.conv1(grey.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-4)
     assert torch.equal(module.net.roi_heads.box_predictor.cls_score.weight, head)
+
+
+def test_a_classifier_gives_both_channels_half_of_what_colours_had(tmp_path: Path) -> None:
+    """A scan and a mask that are alike then look as a grey picture does."""
+    theirs = resnet50(weights=None)
+    torch.save(theirs.state_dict(), tmp_path / "resnet50.pth")
+    module = load("lesion_resnet50").build(load("lesion_resnet50").Config())
+    assert start_from(module, tmp_path / "resnet50.pth")[0] == len(theirs.state_dict()) - 2
+    grey = torch.rand(1, 1, 32, 32)
+    torch.testing.assert_close(module.net.conv1(grey.expand(-1, 2, -1, -1)), theirs.conv1(grey.expand(-1, 3, -1, -1)),
+                               atol=1e-5, rtol=1e-4)
+
+
+def test_a_densenet_is_read_under_the_names_of_its_published_file(tmp_path: Path) -> None:
+    theirs = densenet169(weights=None)
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", k): v for k, v in theirs.state_dict().items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "densenet169.pth")
+    module = load("lesion_densenet169").build(load("lesion_densenet169").Config())
+    assert start_from(module, tmp_path / "densenet169.pth")[0] == len(old) - 2
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_double_unet_takes_its_first_encoder_from_vgg19(norm: bool, tmp_path: Path) -> None:
+    theirs = (vgg19_bn if norm else vgg19)(weights=None, init_weights=False)
+    theirs.classifier = nn.Sequential(nn.Linear(8, 8))  # 120 million numbers that are not taken
+    torch.save(theirs.state_dict(), tmp_path / "vgg.pth")
+    module = load("double_unet").build(load("double_unet").Config(norm=norm))
+    assert start_from(module, tmp_path / "vgg.pth")[0] == len(theirs.features.state_dict())
+    assert torch.equal(module.net.features[-2 - norm].weight, theirs.features[-3 - norm].weight)
 
 
 def test_a_detector_of_torchvision_loads_whole_also_under_the_names_of_its_published_files(tmp_path: Path) -> None:

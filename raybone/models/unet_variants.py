@@ -1,0 +1,54 @@
+"""The general comparators of the multi-attention U-Net study (doi 10.21037/qims-24-1246), from MONAI.
+
+U-Net++ (Zhou et al. 2018, arXiv:1807.10165), Attention U-Net (Oktay et al. 2018, arXiv:1804.03999), and a U-Net of
+residual units (Zhang et al. 2018, arXiv:1711.10684).
+"""
+
+from __future__ import annotations
+
+from monai.networks.nets import AttentionUnet, BasicUNetPlusPlus, UNet
+from pydantic import Field
+from torch import nn
+
+from raybone.models._model import Model
+from raybone.models._segmenter import SPACE, SegmenterConfig, builder, rare
+
+LEVELS = 5
+
+
+class Config(SegmenterConfig):
+    """The comparators' own hyper-parameter."""
+
+    width: int = Field(32, ge=4, le=128, description="channels of the first level; each level below doubles them")
+
+
+def _plus_plus(config: Config) -> nn.Module:
+    net = BasicUNetPlusPlus(2, 1, config.channels, (*_widths(config), config.width), norm="batch")
+    for depth in range(1, LEVELS - 1):  # heads of the shallower nets, which are not trained here
+        setattr(net, f"final_conv_0_{depth}", nn.Identity())
+    return _rare(net)
+
+
+def _attention(config: Config) -> nn.Module:
+    return _rare(AttentionUnet(2, 1, config.channels, _widths(config), [2] * (LEVELS - 1)))
+
+
+def _residual(config: Config) -> nn.Module:
+    return _rare(UNet(2, 1, config.channels, _widths(config), [2] * (LEVELS - 1), num_res_units=2, norm="batch"))
+
+
+def _widths(config: Config) -> list[int]:
+    return [config.width * 2**level for level in range(LEVELS)]
+
+
+def _rare(net: nn.Module) -> nn.Module:
+    rare([m for m in net.modules() if isinstance(m, nn.Conv2d)][-1])
+    return net
+
+
+MODELS = [Model("unet_plus_plus", "segmentation", Config, builder(_plus_plus), SPACE, "Zhou et al. 2018, "
+                "arXiv:1807.10165; MONAI"),
+          Model("attention_unet", "segmentation", Config, builder(_attention), SPACE, "Oktay et al. 2018, "
+                "arXiv:1804.03999; MONAI"),
+          Model("res_unet", "segmentation", Config, builder(_residual), SPACE, "Zhang et al. 2018, "
+                "arXiv:1711.10684; MONAI")]
