@@ -58,3 +58,42 @@ def patient_metrics(called_P: Array, sick_P: Array) -> dict[str, float]:
     hits, sick = float((called_P & sick_P).sum()), int(sick_P.sum())
     return {"patient_sensitivity": hits / sick if sick else math.nan,
             "patient_precision": hits / max(int(called_P.sum()), 1) if sick else math.nan}
+
+
+def classification_metrics(score_N: Array, truth_N: Array) -> dict[str, float]:
+    """``weighted_classification`` of each sample once."""
+    found = weighted_classification(score_N, truth_N, np.ones((1, len(score_N))))
+    return {name: value_B.item() for name, value_B in found.items()}
+
+
+def weighted_classification(score_N: Array, truth_N: Array, weights_BN: Array) -> dict[str, Array]:
+    """AUC, accuracy, sensitivity, specificity, PPV and NPV of B weighted samples at once, each of shape (B,).
+
+    Positive is called what has a probability of at least ``THRESHOLD``. All are in [0, 1], or NaN where there is
+    nothing to divide by: AUC without positives or negatives, PPV when nothing is called positive.
+
+    Args:
+        score_N: probability of being positive; truth_N: whether it is.
+        weights_BN: how many copies of n sample b holds.
+    """
+    called_N, positive_BN, negative_BN = score_N >= THRESHOLD, weights_BN * truth_N, weights_BN * ~truth_N
+    hit_B, false_B = (positive_BN * called_N).sum(1), (negative_BN * called_N).sum(1)
+    sick_B, well_B = (np.where(total_B > 0, total_B, math.nan) for total_B in (positive_BN.sum(1), negative_BN.sum(1)))
+    right_B = hit_B + negative_BN.sum(1) - false_B
+    called_B = hit_B + false_B
+    cleared_B = weights_BN.sum(1) - called_B
+    return {"AUC": _auc(score_N, positive_BN, negative_BN) / (sick_B * well_B),
+            "accuracy": right_B / np.where(called_B + cleared_B > 0, called_B + cleared_B, math.nan),
+            "sensitivity": hit_B / sick_B, "specificity": 1 - false_B / well_B,
+            "PPV": hit_B / np.where(called_B > 0, called_B, math.nan),
+            "NPV": (right_B - hit_B) / np.where(cleared_B > 0, cleared_B, math.nan)}
+
+
+def _auc(score_N: Array, positive_BN: Array, negative_BN: Array) -> Array:
+    """Weight of the pairs in which the positive scores higher, ties by half (Mann & Whitney 1947), shape (B,)."""
+    if not len(score_N):
+        return np.zeros(len(positive_BN))
+    order_N = np.argsort(score_N, kind="stable")
+    starts_L = np.flatnonzero(np.append(True, np.diff(score_N[order_N]) != 0))
+    positive_BL, negative_BL = (np.add.reduceat(w[:, order_N], starts_L, axis=1) for w in (positive_BN, negative_BN))
+    return (positive_BL * (np.cumsum(negative_BL, 1) - negative_BL / 2)).sum(1)

@@ -1,12 +1,76 @@
-"""Pixel-level metrics of segmentation, pooled over all scans as the papers do."""
+"""Metrics of segmentation: pixels pooled over all scans as the papers do and scan by scan, lesions, and distances."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import cv2
 import numpy as np
+from scipy.spatial import KDTree
 
+from raybone.metrics.lesions import FOUND
 from raybone.records import Array
+
+
+@dataclass(frozen=True)
+class MaskScore:
+    """What is counted on one scan.
+
+    pixels_3: true positive, false positive and false negative pixels.
+    found, lesions: lesions that were found, of how many; hits, findings: components that found one, of how many.
+    hd95_mm: 95th percentile Hausdorff distance, NaN where truth or prediction is empty or the pixel's size unknown.
+    """
+
+    pixels_3: Array
+    found: int
+    lesions: int
+    hits: int
+    findings: int
+    hd95_mm: float
+
+
+def mask_score(truth_HW: Array, lesions: Sequence[Array], predicted_HW: Array, pixel_mm: float | None) -> MaskScore:
+    """Compare one category of one scan.
+
+    A finding is an 8-connected component of the prediction; a lesion is found by one that overlaps its own mask with an
+    IoU of at least ``FOUND``.
+
+    Args:
+        truth_HW, predicted_HW: boolean masks of the category.
+        lesions: boolean mask (H, W) of each lesion of it.
+    """
+    count, labels_HW = cv2.connectedComponents(predicted_HW.astype(np.uint8), connectivity=8)
+    area_C = np.bincount(labels_HW.ravel(), minlength=count)
+    found, hit_C = 0, np.zeros(count, bool)
+    for mask_HW in lesions:
+        both_C = np.bincount(labels_HW[mask_HW], minlength=count)
+        hits_C = both_C >= FOUND * (area_C + int(mask_HW.sum()) - both_C)
+        hits_C[0] = False
+        found += bool(hits_C.any())
+        hit_C |= hits_C
+    distance = hausdorff95(truth_HW, predicted_HW) * (pixel_mm or math.nan)
+    return MaskScore(pixel_counts(truth_HW, predicted_HW), found, len(lesions), int(hit_C.sum()), count - 1, distance)
+
+
+def mask_metrics(scores: Sequence[MaskScore]) -> dict[str, float]:
+    """Metrics of the masks of all scans (and categories).
+
+    dice (= F1), iou, precision, sensitivity: of the pixels pooled over all scans. scan_*: of one scan, mean over scans
+    with a lesion. lesion_sensitivity and lesion_precision: detection rate of the lesions, and share of the findings
+    that are one. hd95_mm: mean over the scans that have it. NaN where there is no lesion to find.
+    """
+    pixels_N3 = np.array([s.pixels_3 for s in scores])
+    sick_N = pixels_N3[:, 0] + pixels_N3[:, 2] > 0
+    each = weighted_overlap(pixels_N3[sick_N], np.eye(int(sick_N.sum())))
+    lesions, findings = sum(s.lesions for s in scores), sum(s.findings for s in scores)
+    distances = [s.hd95_mm for s in scores if math.isfinite(s.hd95_mm)]
+    return {**overlap_metrics(pixels_N3.sum(0)),
+            **{f"scan_{name}": float(value_N.mean()) if len(value_N) else math.nan for name, value_N in each.items()},
+            "lesion_sensitivity": sum(s.found for s in scores) / lesions if lesions else math.nan,
+            "lesion_precision": sum(s.hits for s in scores) / max(findings, 1) if lesions else math.nan,
+            "hd95_mm": float(np.mean(distances)) if distances else math.nan}
 
 
 def pixel_counts(truth_HW: Array, predicted_HW: Array) -> Array:
@@ -16,9 +80,9 @@ def pixel_counts(truth_HW: Array, predicted_HW: Array) -> Array:
 
 
 def overlap_metrics(counts_3: Array) -> dict[str, float]:
-    """Dice (= F1), precision and sensitivity from pooled pixel counts.
+    """Dice (= F1), IoU, precision and sensitivity from pooled pixel counts.
 
-    Each is in [0, 1]; NaN where it is undefined: Dice and sensitivity without any lesion pixel in the truth.
+    Each is in [0, 1]; NaN where it is undefined: all but precision without any lesion pixel in the truth.
     Precision is 0 when nothing was predicted although there was something to find.
     """
     return {name: value.item() for name, value in weighted_overlap(counts_3[None], np.ones((1, 1))).items()}
@@ -33,5 +97,23 @@ def weighted_overlap(counts_N3: Array, weights_BN: Array) -> dict[str, Array]:
     """
     hit_B, false_B, missed_B = (weights_BN @ counts_N3).astype(float).T
     hit_B = np.where(hit_B + missed_B > 0, hit_B, math.nan)
-    return {"dice": 2 * hit_B / (2 * hit_B + false_B + missed_B), "precision": hit_B / np.maximum(hit_B + false_B, 1),
-            "sensitivity": hit_B / (hit_B + missed_B)}
+    return {"dice": 2 * hit_B / (2 * hit_B + false_B + missed_B), "iou": hit_B / (hit_B + false_B + missed_B),
+            "precision": hit_B / np.maximum(hit_B + false_B, 1), "sensitivity": hit_B / (hit_B + missed_B)}
+
+
+def hausdorff95(truth_HW: Array, predicted_HW: Array) -> float:
+    """The larger 95th percentile of distances from one outline to the other, in pixels; NaN for an empty mask.
+
+    Outlines are the pixels of a mask with one of the four neighbours outside it.
+    Source: Huttenlocher et al. 1993 (IEEE TPAMI 15:850), with percentiles as in Maier-Hein et al. 2024.
+    """
+    if not truth_HW.any() or not predicted_HW.any():
+        return math.nan
+    outlines = [np.argwhere(mask_HW & ~_eroded(mask_HW)) for mask_HW in (truth_HW, predicted_HW)]
+    ways = (outlines, outlines[::-1])
+    return max(float(np.percentile(KDTree(to_P2).query(from_P2)[0], 95)) for from_P2, to_P2 in ways)
+
+
+def _eroded(mask_HW: Array) -> Array:
+    padded_HW = np.pad(mask_HW, 1)
+    return (padded_HW[:-2, 1:-1] & padded_HW[2:, 1:-1] & padded_HW[1:-1, :-2] & padded_HW[1:-1, 2:] & mask_HW)

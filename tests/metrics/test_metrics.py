@@ -107,7 +107,7 @@ def test_overlap_metrics_equal_scikit_learns() -> None:
 
 def test_overlap_without_lesion_is_undefined_and_without_prediction_is_zero() -> None:
     assert math.isnan(overlap_metrics(np.array([0, 5, 0]))["dice"])
-    assert overlap_metrics(np.array([0, 0, 5])) == {"dice": 0.0, "precision": 0.0, "sensitivity": 0.0}
+    assert overlap_metrics(np.array([0, 0, 5])) == dict.fromkeys(("dice", "iou", "precision", "sensitivity"), 0.0)
 
 
 def test_the_corrected_interval_is_wider_than_the_plain_one_by_the_known_factor() -> None:
