@@ -15,23 +15,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from raybone import __version__
+from raybone.arguments import parser
 from raybone.records import RunFailed, WrongInput
 from raybone.terminal import bar, progress, show_table, tell_end
-
-JSON_HELP = "one JSON document on stdout"
-WAIT: dict[str, Any] = {"type": float, "default": 0, "metavar": "MINUTES",
-                        "help": "wait so long for nodes that an autoscaler adds, while not one run fits (default 0)"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    parser = _parser()
     try:
-        options = parser.parse_args(arguments)
-        return options.run(options) or 0
+        options = parser().parse_args(arguments)
+        return VERBS[options.verb](options) or 0
     except WrongInput as error:
         for problem in error.problems:
             print(f"raybone: {problem}", file=sys.stderr)
@@ -49,127 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("raybone: interrupted; the same command resumes a study", file=sys.stderr)
         return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _OneLine(prog="raybone", description="Cross-validated hyper-parameter search for bone-metastasis models.")
-    parser.add_argument("--version", action="version", version=f"raybone {__version__}")
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB", parser_class=_OneLine)
-    _demo_parser(verbs)
-    _data_parsers(verbs)
-    _study_parsers(verbs)
-    return parser
-
-
-def _demo_parser(verbs: Any) -> None:
-    verb = _verb(verbs, "demo", _demo, "phantom -> prepare -> search on a local Ray -> leaderboard")
-    verb.add_argument("--out", default="runs/demo", metavar="DIR", help="study folder (default %(default)s)")
-
-
-def _data_parsers(verbs: Any) -> None:
-    verb = _verb(verbs, "phantom", _phantom, "a synthetic cohort: DICOM and annotations with known truth")
-    verb.add_argument("out", metavar="OUT")
-    verb.add_argument("--patients", type=int, default=24)
-    verb.add_argument("--seed", type=int, default=0)
-    verb.add_argument("--layout", default="dicom", help="dicom, coco, labelme, bs80k or masks (default %(default)s)")
-    verb.add_argument("--height", type=int, default=1024, help="rows of a scan, columns are a quarter (default 1024)")
-    verb = _verb(verbs, "prepare", _prepare, "raw scans and annotations -> dataset folder")
-    verb.add_argument("source", metavar="SOURCE")
-    verb.add_argument("dataset", metavar="DATASET")
-    verb.add_argument("--layout", default="auto", help="auto, dicom, coco, labelme, bs80k or masks")
-    verb.add_argument("--modality", default="NM", help="DICOM Modality to take, or 'any' (default %(default)s)")
-    verb.add_argument("--folds", default="5", metavar="K", help="number of folds, or site: leave one site out")
-    verb.add_argument("--seed", type=int, default=0, help="another order of patients of equal burden")
-    verb.add_argument("--key", metavar="FILE", help="key of the pseudonyms (default: in your config folder)")
-    verb.add_argument("--holdout", type=float, default=0, metavar="SHARE",
-                      help="share or number of patients for a test group that no search sees")
-    verb.add_argument("--split", metavar="FILE", help="CSV of patient_id and fold (or test) to take the folds from")
-    verb.add_argument("--categories", nargs="+", default=[], metavar="NAME=CATEGORY",
-                      help="further names of annotations, such as mets=malignant fracture=fracture")
-    verb.add_argument("--steps", nargs="+", default=[], metavar="STEP",
-                      help="preprocessing of the papers, in order: body_range, brightness, knee_cut, montage, ...")
-    verb.add_argument("--show-paths", action="store_true", help="name source files on the terminal")
-    verb = _verb(verbs, "inspect", _inspect, "integrity, leakage, near-duplicates and fingerprint of a dataset")
-    verb.add_argument("dataset", metavar="DATASET")
-    verb.add_argument("--json", action="store_true", help=JSON_HELP)
-    verb.add_argument("--png", metavar="FILE", help="write a contact sheet: scans to look at first, then a selection")
-    verb = _verb(verbs, "models", _models, "the menu")
-    verb.add_argument("--json", action="store_true", help=JSON_HELP)
-
-
-def _study_parsers(verbs: Any) -> None:
-    verb = _verb(verbs, "preview", _preview, "trials x rungs, expected fold epochs and hours, before spending them")
-    _study_arguments(verb)
-    verb.add_argument("--epochs-from", nargs="+", default=[], metavar="STUDY",
-                      help="take what an epoch takes from earlier studies of the same model")
-    verb.add_argument("--epoch-seconds", type=float, metavar="S", help="or from here; without both it is timed")
-    verb.add_argument("--slots", type=int, default=1, metavar="W", help="training runs at once (default %(default)s)")
-    verb.add_argument("--json", action="store_true", help=JSON_HELP)
-    verb = _verb(verbs, "search", _search, "start or resume a study: the same command")
-    _study_arguments(verb)
-    verb.add_argument("--out", required=True, metavar="STUDY", help="study folder, or an fsspec URL")
-    verb.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else a local one for the run)")
-    verb.add_argument("--wait", **WAIT)
-    verb.add_argument("--local", action="store_true", help="in this process, without Ray")
-    verb.add_argument("--record", action="store_true",
-                      help="train every fold of every configuration in full, and write STUDY/curves.npz for simulate")
-    verb.add_argument("--warm-start", nargs="+", action="extend", default=[], metavar="LEADERBOARD",
-                      help="leaderboards or study folders whose rows steer what is proposed; never ranked with it")
-    verb = _verb(verbs, "manifests", _manifests, "a RayJob for KubeRay that searches the study, as YAML on stdout")
-    _study_arguments(verb)
-    verb.add_argument("--out", metavar="STUDY", help="study folder in the cluster: below /raybone, or s3://BUCKET/FOLDER")
-    verb.add_argument("--image", metavar="IMAGE:TAG", help="default: what k8s/image/Dockerfile is tagged with")
-    verb = _verb(verbs, "submit", _submit, "run or resume a study as a job of a Ray cluster elsewhere")
-    _study_arguments(verb)
-    verb.add_argument("--address", required=True, metavar="URL", help="of the cluster's dashboard: http://head:8265")
-    verb.add_argument("--out", metavar="STUDY", help="study folder or URL that all nodes reach "
-                                                     "(default: runs/<name> beside the dataset)")
-    verb.add_argument("--wait", **WAIT)
-    verb.add_argument("--follow", action="store_true", help="show the job's lines; its exit code becomes this one")
-    verb.add_argument("--dry-run", action="store_true", help="show what would be sent, as JSON, and ask no cluster")
-    verb = _verb(verbs, "simulate", _simulate, "replay schedulers on recorded curves: cost and regret")
-    verb.add_argument("--curves", nargs="+", required=True, metavar="FILE.npz", help="of `raybone search --record`")
-    verb.add_argument("--folds", type=int, default=5, metavar="K")
-    verb.add_argument("--repeats", type=int, default=100, help="other orders, folds and seeds (default %(default)s)")
-    verb.add_argument("--trials", type=int, default=200, help="configurations a search (default: up to 200)")
-    verb.add_argument("--workers", type=int, default=8, metavar="W", help="runs at once (default %(default)s)")
-    verb.add_argument("--startup", type=float, default=0, metavar="SECONDS", help="cost of starting a run")
-    verb.add_argument("--schedulers", nargs="+", default=[], metavar="NAME", help="default: all that are known")
-    verb.add_argument("--plot", metavar="FILE.png", help="draw regret against cost")
-    verb.add_argument("--json", action="store_true", help=JSON_HELP)
-    verb = _verb(verbs, "watch", _watch, "what a study is doing, wherever it runs")
-    verb.add_argument("study", metavar="STUDY")
-    verb.add_argument("--once", action="store_true", help="show it once and leave")
-    verb = _verb(verbs, "logs", _logs, "what happened in a study, in words")
-    verb.add_argument("study", metavar="STUDY")
-    verb.add_argument("config", nargs="?", metavar="CONFIG", help="one configuration, with its epochs and traceback")
-    verb.add_argument("--follow", action="store_true", help="go on until the search ends")
-    verb = _verb(verbs, "stop", _stop, "ask a study to stop after the epoch at work; `search` resumes it")
-    verb.add_argument("study", metavar="STUDY")
-    verb = _verb(verbs, "leaderboard", _leaderboard,
-                 "rebuild leaderboard.csv from the journal and show it; several studies make one table")
-    verb.add_argument("studies", nargs="+", metavar="STUDY")
-    verb.add_argument("--csv", metavar="FILE", help="write the table here as well")
-
-
-def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
-    verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
-    verb.set_defaults(run=run)
-    return verb
-
-
-def _study_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("study", metavar="STUDY.yaml")
-    verb.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value", dest="overrides",
-                      help="override a key of the study, dotted, such as search.trials=8")
-
-
-class _OneLine(argparse.ArgumentParser):
-    """Wrong arguments are wrong input: one line, exit code 2."""
-
-    def error(self, message: str) -> Any:
-        """Instead of argparse's usage text."""
-        raise WrongInput(f"{self.prog}: {message}; see `{self.prog} --help`")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -194,10 +67,11 @@ def _prepare(options: argparse.Namespace) -> None:
     folds = int(options.folds) if options.folds.lstrip("-").isdecimal() else options.folds
     made = prepare(options.source, options.dataset, options.layout, modality, folds, options.key, options.seed,
                    bar("prepare"), holdout=options.holdout, split=options.split, steps=options.steps,
-                   categories=_pairs("--categories", options.categories))
+                   categories=_pairs("--categories", options.categories), negatives=options.negatives)
     counts = made.meta["counts"]
+    apart = f", {counts['training_patients']} patients in training alone" if counts["training_patients"] else ""
     print(f"{made.path}: {counts['scans']} scans of {counts['patients']} patients with {counts['lesions']} lesions in "
-          f"{counts['folds']} folds; {counts['rejected']} inputs not taken; hash {made.meta['hash']}")
+          f"{counts['folds']} folds{apart}; {counts['rejected']} inputs not taken; hash {made.meta['hash']}")
     for warning in made.meta["warnings"]:
         print(f"warning: {warning}")
     if options.show_paths:
@@ -383,6 +257,22 @@ def _leaderboard(options: argparse.Namespace) -> None:
     if options.csv:
         table.to_csv(options.csv, index=False)
     show_table(table)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    import orjson  # writes NaN as null
+
+    from raybone.compare import compare, comparison_lines
+
+    found = [compare(study) for study in options.studies]
+    print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() if options.json else
+          "\n\n".join("\n".join(comparison_lines(f)) for f in found))
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    "demo": _demo, "phantom": _phantom, "prepare": _prepare, "inspect": _inspect, "models": _models,
+    "preview": _preview, "search": _search, "manifests": _manifests, "submit": _submit, "simulate": _simulate,
+    "watch": _watch, "logs": _logs, "stop": _stop, "leaderboard": _leaderboard, "compare": _compare}
 
 
 if __name__ == "__main__":

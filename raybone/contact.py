@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from raybone.data.dataset import Dataset, open_dataset
+from raybone.data.folds import SPECIAL
 from raybone.data.preprocess import to_intensity
 from raybone.records import Scan, WrongInput
 
@@ -64,4 +65,4 @@ def _tile(axes: Axes, dataset: Dataset, scan: Scan, framed: bool) -> None:
                                  edgecolor=COLOURS.get(lesion.category, "tab:green")))
     axes.spines[:].set_color("darkorange" if framed else "lightgrey")
     fold = dataset.fold_of[scan.patient_id]
-    axes.set_xlabel(f"{scan.scan_id}\n{scan.view[:4]} {'test' if fold < 0 else f'fold {fold}'}", fontsize=8, loc="left")
+    axes.set_xlabel(f"{scan.scan_id}\n{scan.view[:4]} {SPECIAL.get(fold, f'fold {fold}')}", fontsize=8, loc="left")

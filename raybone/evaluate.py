@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader
 
 from raybone.data.annotations import mask_of, rle_of
 from raybone.data.loader import Batch, ScanSamples, class_map
+from raybone.data.parts import TargetSamples
 from raybone.data.preprocess import resize
 from raybone.metrics.boxes import box_metrics, weighted_ap
-from raybone.metrics.lesions import THRESHOLD, patient_metrics
-from raybone.metrics.masks import overlap_metrics, pixel_counts, weighted_overlap
+from raybone.metrics.lesions import THRESHOLD, classification_metrics, patient_metrics, weighted_classification
+from raybone.metrics.masks import MaskScore, mask_metrics, mask_score, pixel_counts, weighted_overlap
 from raybone.models._model import Model
 from raybone.records import Array, Prediction, Scan, Task
 
@@ -48,8 +49,7 @@ def evaluate(module: nn.Module, samples: ScanSamples, loader: DataLoader[Any], m
             module.eval()
             predictions = cast(list[Prediction], module(batch.image_NCHW))
         for index, prediction in zip(batch.index_N.tolist(), predictions):
-            for place, part in samples.parts(index, prediction):
-                findings.append({"index": place, **to_finding(samples.scans[place], part, samples.size)})
+            findings += _findings(samples, index, prediction)
     if not dist.is_initialized():
         return _metrics(findings, samples, model.task, loss), findings
     gathered: list[Any] = [None] * dist.get_world_size()
@@ -62,11 +62,16 @@ def evaluate(module: nn.Module, samples: ScanSamples, loader: DataLoader[Any], m
 
 
 def score(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str], task: Task) -> dict[str, float]:
-    """Metrics of findings (as in predictions.json) against the scans' lesions; one finding a scan, any order."""
+    """Metrics of findings (as in predictions.json) against the scans' lesions, in any order.
+
+    There is one finding a scan, or one for each that was classified.
+    """
+    if task == "classification":
+        return classification_metrics(*_judged(findings))
     ordered = _ordered(findings, scans)
     patients = _patients(ordered, scans, categories, task)
     if task == "segmentation":
-        return overlap_metrics(np.sum([_pixels(f, s, categories) for f, s in zip(ordered, scans)], axis=0)) | patients
+        return mask_metrics([m for f, s in zip(ordered, scans) for m in _masks(f, s, categories)]) | patients
     return box_metrics([_truth(s, categories) for s in scans], [_boxes(f) for f in ordered], len(categories)) | patients
 
 
@@ -77,6 +82,10 @@ def resampled_score(findings: Sequence[Finding], scans: Sequence[Scan], categori
     Args:
         weights_BN: how many copies of scan n sample b holds.
     """
+    if task == "classification":
+        place_of = {s.scan_id: n for n, s in enumerate(scans)}
+        own = [f for f in findings if f["scan_id"] in place_of]
+        return weighted_classification(*_judged(own), weights_BN[:, [place_of[f["scan_id"]] for f in own]])
     ordered = _ordered(findings, scans)
     if task == "segmentation":
         return weighted_overlap(np.array([_pixels(f, s, categories) for f, s in zip(ordered, scans)]), weights_BN)
@@ -85,11 +94,14 @@ def resampled_score(findings: Sequence[Finding], scans: Sequence[Scan], categori
 
 
 def false_positives(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str], task: Task) -> float:
-    """Mean number of findings on a scan without lesions of the categories; NaN when every scan has one.
+    """Mean number of findings on a scan without lesions of the categories; NaN when every scan has one, and
+    for classifiers.
 
     A finding is a box with a score of at least ``THRESHOLD``, or an 8-connected component of a mask that was cut
     there.
     """
+    if task == "classification":
+        return math.nan
     found = [_count(f, task) for f, s in zip(_ordered(findings, scans), scans) if not _sick(s, categories)]
     return float(np.mean(found)) if found else math.nan
 
@@ -106,11 +118,26 @@ def to_finding(scan: Scan, prediction: Prediction, size: int) -> Finding:
             "scores": [round(float(s), 5) for s in prediction.scores_N], "labels": prediction.labels_N.tolist()}
 
 
+def _findings(samples: ScanSamples, index: int, prediction: Prediction) -> list[Finding]:
+    """What a prediction on a sample says of its scans, with the order that findings are brought into."""
+    if isinstance(samples, TargetSamples):
+        place, lesion, positive = samples.items[index]
+        return [{"index": index, "scan_id": samples.scans[place].scan_id, "lesion": lesion, "positive": positive,
+                 "score": round(float(prediction.scores_N[0]), 5)}]
+    return [{"index": place, **to_finding(samples.scans[place], part, samples.size)}
+            for place, part in samples.parts(index, prediction)]
+
+
+def _judged(findings: Sequence[Finding]) -> tuple[Array, Array]:
+    """Scores and truth of what was classified."""
+    return np.array([f["score"] for f in findings], float), np.array([f["positive"] for f in findings], bool)
+
+
 def _loss(module: nn.Module, batch: Batch) -> float:
     """The training loss without training: statistics of batch norm stay as they are."""
     module.train()
     for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
+        if isinstance(part, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd | nn.MultiheadAttention):
             part.eval()
     return float(sum(module(batch).values()))
 
@@ -151,6 +178,14 @@ def _to_scan(probability_HW: Array, scan: Scan, size: int) -> Array:
     shape = resize(np.zeros((scan.height, scan.width), np.float32), size)[0].shape
     inside_HW = probability_HW[: shape[0], : shape[1]]
     return np.asarray(cv2.resize(inside_HW, (scan.width, scan.height), interpolation=cv2.INTER_LINEAR))
+
+
+def _masks(finding: Finding, scan: Scan, categories: list[str]) -> list[MaskScore]:
+    truth_HW, scores = class_map(scan, categories), []
+    for label, (category, rle) in enumerate(zip(categories, finding["masks"]), 1):
+        lesions = [mask_of(le.rle) for le in scan.lesions if le.category == category and le.rle]
+        scores.append(mask_score(truth_HW == label, lesions, mask_of(rle), scan.pixel_mm))
+    return scores
 
 
 def _pixels(finding: Finding, scan: Scan, categories: list[str]) -> Array:

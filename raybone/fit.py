@@ -16,12 +16,16 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from raybone.data.dataset import Dataset
-from raybone.data.loader import Batch, ScanSamples, training_loader, validation_loader
+from raybone.data.loader import Batch, training_loader, validation_loader
+from raybone.data.parts import Mined
+from raybone.earlier import earlier_fold
 from raybone.evaluate import evaluate
 from raybone.folder import Folder
+from raybone.models import load
 from raybone.models._model import Model, TrainingConfig
-from raybone.models._weights import start_from, weights_file
+from raybone.models._weights import copy_into, start_from, weights_file
 from raybone.records import Epoch, FitFailed, Scan
+from raybone.samples import Masks, scored_samples, training_samples, wants_mining
 from raybone.spec import DIRECTIONS
 
 
@@ -55,16 +59,49 @@ def evaluate_weights(dataset: Dataset, model: Model, config: TrainingConfig, fol
     Args:
         folder: where the fold's ``last.pt`` lives.
     """
+    state = _state(folder)
+    return _applied(dataset, model, config, state, scans, _device(gpu))[0] if state else None
+
+
+def mined_masks(dataset: Dataset, place: str, fold: int, scans: list[Scan], device: torch.device) -> Mined:
+    """What the model of this fold of an earlier configuration finds on scans, for negative mining.
+
+    That model knows the training patients of this fold and nobody else, so that its findings may be trained on.
+
+    Args:
+        place: folder of the configuration.
+    """
+    state = earlier_fold(place, fold)
+    model = load(state["model"])
+    config = model.Config.model_validate(state["config"])
+    findings = _applied(dataset, model, config, state, scans, device)[1]
+    return Mined({f["scan_id"]: f["masks"] for f in findings})
+
+
+def _state(folder: Folder) -> dict[str, Any] | None:
     content = folder.read("last.pt")
-    if content is None:
-        return None
-    device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
-    module = model.build(config).to(device)
-    module.load_state_dict(torch.load(io.BytesIO(content), map_location=device, weights_only=True)["average"])
-    samples = ScanSamples(dataset, scans, list(config.categories), config.imgsz, model.task == "segmentation",
-                          montage=config.montage)
-    loader = validation_loader(samples, 4 * config.batch, 0, 1, config.loader_workers)
-    return evaluate(module.requires_grad_(False), samples, loader, model, device)[0]
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True) if content else None
+
+
+def _applied(dataset: Dataset, model: Model, config: TrainingConfig, state: dict[str, Any], scans: list[Scan],
+             device: torch.device, mined: Masks | None = None) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Metrics and findings of a fold's averaged weights on scans, over all ranks."""
+    module = model.build(config)
+    module.load_state_dict(state["average"])
+    if mined is None and wants_mining(config):
+        mined = Mined({s.scan_id: [] for s in scans})  # for the loss, which nobody reads then
+    samples = scored_samples(dataset, scans, model, config, mined)
+    rank, world = _rank()
+    loader = validation_loader(samples, 4 * config.batch, rank, world, config.loader_workers)
+    return evaluate(module.to(device).requires_grad_(False), samples, loader, model, device)
+
+
+def _device(gpu: bool) -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+
+
+def _rank() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class _Run:
@@ -73,19 +110,22 @@ class _Run:
     def __init__(self, dataset: Dataset, model: Model, config: TrainingConfig, fold: int, folder: Folder, metric: str,
                  epochs: int, seed: int, gpu: bool) -> None:
         self.model, self.config, self.fold, self.folder, self.metric = model, config, fold, folder, metric
-        self.epochs, self.seed = epochs, seed
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+        self.epochs, self.seed, self.dataset = epochs, seed, dataset
+        self.rank, self.world = _rank()
+        self.device = _device(gpu)
         self.memory = torch.channels_last if config.channels_last else torch.contiguous_format
         torch.manual_seed(_mix(seed, fold, 0))
         self.net = model.build(config)
-        if config.weights and folder.read("last.pt") is None:
-            start_from(self.net, weights_file(config.weights, model))
+        if folder.read("last.pt") is None:
+            if config.weights:
+                start_from(self.net, weights_file(config.weights, model))
+            if config.init_from:
+                copy_into(self.net, earlier_fold(config.init_from, fold)["average"], f"init_from {config.init_from}")
         self.net.to(self.device).to(memory_format=self.memory)
         self.average = copy.deepcopy(self.net).requires_grad_(False)
         self.wrapped = nn.parallel.DistributedDataParallel(self.net, broadcast_buffers=False) if self.world > 1 \
             else self.net
-        self._load_data(dataset)
+        self._load_data()
         self.steps = len(self.loader)
         self.accumulate = max(round(config.nbs / config.batch), 1)
         self.optimizer = _optimizer(self.net, config, self.accumulate)
@@ -93,12 +133,15 @@ class _Run:
         self.history: list[Epoch] = []
         self._resume()
 
-    def _load_data(self, dataset: Dataset) -> None:
-        config, masks, names = self.config, self.model.task == "segmentation", list(self.config.categories)
-        training = ScanSamples(dataset, dataset.training(self.fold), names, config.imgsz, masks, config,
-                               _mix(self.seed, self.fold, 1), self.epochs - config.close_mosaic, config.montage)
-        self.validation = ScanSamples(dataset, dataset.validation(self.fold), names, config.imgsz, masks,
-                                      montage=config.montage)
+    def _load_data(self) -> None:
+        config, dataset = self.config, self.dataset
+        self.mined: Masks | None = None
+        if place := wants_mining(config):
+            known = [*dataset.training(self.fold), *dataset.validation(self.fold), *dataset.reported(self.fold)]
+            self.mined = mined_masks(dataset, place, self.fold, known, self.device)
+        training = training_samples(dataset, self.model, config, self.fold, _mix(self.seed, self.fold, 1), self.epochs,
+                                    self.mined)
+        self.validation = scored_samples(dataset, dataset.validation(self.fold), self.model, config, self.mined)
         self.loader, self.sampler = training_loader(training, config.batch, self.rank, self.world,
                                                     config.loader_workers)
         # Without gradients four times the images fit.
@@ -125,6 +168,10 @@ class _Run:
             for buffer in self.average.buffers():
                 dist.broadcast(buffer, 0)
         metrics, findings = evaluate(self.average, self.validation, self.valid_loader, self.model, self.device)
+        if len(self.history) + 1 == self.epochs and (reported := self.dataset.reported(self.fold)):
+            state = {"average": self.average.state_dict()}
+            tested = _applied(self.dataset, self.model, self.config, state, reported, self.device, self.mined)[0]
+            metrics |= {f"test_{name}": value for name, value in tested.items()}
         record = Epoch(self.fold, number, {**metrics, "train_loss": train_loss}, round(time.monotonic() - started, 3))
         self.history.append(record)
         if self.rank == 0:
@@ -135,11 +182,12 @@ class _Run:
 
     def _train(self, number: int) -> float:
         self.sampler.epoch = number
+        batches = iter(self.loader)  # draws a number of its own, unless its processes are there already
         torch.manual_seed(_mix(self.seed, self.fold, number + 1))
         self.wrapped.train()
         self.optimizer.zero_grad()
         total, waiting = torch.zeros((), device=self.device), 0
-        for step, batch in enumerate(self.loader):
+        for step, batch in enumerate(batches):
             accumulate = self._schedule(number, step)
             loss = self._loss(batch.to(self.device, self.memory))
             scale = self.world if self.model.reduction == "sum" else 1 / accumulate
@@ -201,7 +249,8 @@ class _Run:
         self._write("last.pt", {
             "net": self.net.state_dict(), "average": self.average.state_dict(), "updates": self.updates,
             "optimizer": self.optimizer.state_dict() if len(self.history) < self.epochs else None,
-            "history": [vars(e) for e in self.history]})
+            "history": [vars(e) for e in self.history], "model": self.model.name,
+            "config": self.config.model_dump(mode="json")})
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()

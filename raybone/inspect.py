@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from raybone.data.dataset import Dataset, digest_of, open_dataset
-from raybone.data.folds import TEST
+from raybone.data.folds import SPECIAL
 from raybone.data.lookalike import lookalikes, thumbnail
 from raybone.records import Array, Scan
 
@@ -150,10 +150,10 @@ def _suspects(dataset: Dataset) -> list[list[str]]:
 
 
 def _per_fold(dataset: Dataset) -> dict[str, dict[str, int]]:
-    return {"test" if k == TEST else str(k): {
+    return {SPECIAL.get(k, str(k)): {
                 "patients": sum(f == k for f in dataset.fold_of.values()), "scans": len(dataset.validation(k)),
                 "lesions": sum(len(s.lesions) for s in dataset.validation(k))}
-            for k in sorted(set(dataset.fold_of.values()), key=lambda k: (k == TEST, k))}
+            for k in sorted(set(dataset.fold_of.values()), key=lambda k: (k < 0, k))}
 
 
 def _fingerprint(dataset: Dataset) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def _traits(study: Study) -> dict[str, object]:
     """What must agree for scores to be comparable."""
     assert study.resolved is not None
     return {"metric": study.metric, "dataset": study.resolved.dataset_hash, "number of folds": study.resolved.folds,
-            "categories": study.fixed.get("categories", ["malignant"]),
+            "categories": study.fixed.get("categories", ["malignant"]), "target": study.fixed.get("target", ""),
+            "test_fold": study.search.test_fold,
             **({"model (of a loss)": study.model} if study.metric == "val_loss" else {})}
 
 
@@ -142,6 +143,7 @@ def _row(study: Study, configuration: Configuration, ended: bool) -> dict[str, A
         "warnings": "; ".join(filter(None, [*study.resolved.warnings, configuration.untested])),
         f"{metric}_nb_low": _within(study, nb_low), f"{metric}_nb_high": _within(study, nb_high),
         f"{metric}_test": configuration.test.get(metric, math.nan),
+        f"{metric}_test_folds": float(np.mean([_final(configuration, k, f"test_{metric}") for k in range(folds)])),
         FALSE_POSITIVES: configuration.pooled.get(FALSE_POSITIVES, math.nan),
     }
 
@@ -194,4 +196,4 @@ def _columns(studies: Sequence[Study], configurations: Sequence[Configuration]) 
             *(f"{o}_mean" for o in DIRECTIONS if o != m and o in seen), "delta_to_best", "p_to_best", "train_seconds",
             "gpu_hours", "parameters", *(f"cfg.{p}" for p in params), "seed", "dataset_hash", "code_version", "reason",
             "warnings", f"{m}_nb_low", f"{m}_nb_high", "delta_ci_low", "delta_ci_high", "p_to_best_bootstrap",
-            f"{m}_corrected", f"{m}_test", FALSE_POSITIVES]
+            f"{m}_corrected", f"{m}_test", FALSE_POSITIVES, *([f"{m}_test_folds"] if study.search.test_fold else [])]

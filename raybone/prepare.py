@@ -15,8 +15,8 @@ from typing import Any, Literal
 from raybone.data.annotations import spelled
 from raybone.data.archive import unpacked
 from raybone.data.dataset import DatasetWriter
-from raybone.data.folds import TEST, assign_folds, folds_by_site, stratum_label
-from raybone.data.identity import key_path, read_key, write_map
+from raybone.data.folds import TEST, TRAINING, assign_folds, folds_by_site, stratum_label
+from raybone.data.identity import key_path, pseudonym, read_key, write_map
 from raybone.data.intake import Intake
 from raybone.data.layouts import LAYOUTS, Layout, Source, sources_of
 from raybone.data.lookalike import joined, lookalikes
@@ -24,7 +24,7 @@ from raybone.data.parallel import Died, cores, spread
 from raybone.data.reading import Read, read_source
 from raybone.data.steps import STEPS, unit
 from raybone.data.tables import read_labels, read_split
-from raybone.records import WrongInput
+from raybone.records import Scan, WrongInput
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
             folds: int | Literal["site"] = 5, key: Path | str | None = None, seed: int = 0,
             progress: Callable[[int, int], None] = lambda done, total: None, *, holdout: float = 0.0,
             split: Path | str | None = None, categories: Mapping[str, str] | None = None,
-            steps: Sequence[str] = ()) -> Prepared:
+            steps: Sequence[str] = (), negatives: Literal["folds", "training"] = "folds") -> Prepared:
     """Read every scan under ``source`` and write the dataset folder, whole or not at all.
 
     Args:
@@ -63,12 +63,14 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
         holdout: share (below 1) or number of the patients for the test group, which no search sees.
         split: CSV of patient_id and fold (or ``test``) to take the folds from.
         categories: further names of annotations -> categories of the dataset.
+        negatives: whether patients without a malignant lesion are dealt out to the folds as all are, or are in the
+            training part of every fold.
         steps: preprocessing, names of ``raybone.data.steps.STEPS`` in order.
     Raises:
         WrongInput: no such folder, nothing to take, an impossible option, a leaking split, or the dataset exists.
     """
     source, dataset, key_file = Path(source), Path(dataset), key_path(key)
-    _check(source, dataset, key_file, layout, folds, holdout, split, steps)
+    _check(source, dataset, key_file, layout, folds, holdout, split, steps, negatives)
     given = read_split(Path(split)) if split else None
     intake = Intake(read_key(key_file), source)
     dataset.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +87,7 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
             why = "; ".join(f"{n} x {r}" for r, n in Counter(r for _, _, r in intake.rejected).most_common(3))
             raise WrongInput(f"prepare: no scan was taken from {len(inputs)} inputs "
                              f"({why or 'the folder holds none'}); see --layout and --modality")
-        content = _finish(intake, writer, found, steps, *_folds(intake, writer, folds, seed, holdout, given))
+        content = _finish(intake, writer, found, steps, *_folds(intake, writer, folds, seed, holdout, given, negatives))
         write_map(key_file, content["hash"], intake.sources())
         writer.path.rename(dataset)
     finally:
@@ -94,7 +96,7 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
 
 
 def _check(source: Path, dataset: Path, key_file: Path, layout: str, folds: int | str, holdout: float,
-           split: Path | str | None, steps: Sequence[str]) -> None:
+           split: Path | str | None, steps: Sequence[str], negatives: str) -> None:
     problems = []
     if layout not in LAYOUTS:
         problems.append(f"--layout: must be one of {', '.join(LAYOUTS)}; got {layout}")
@@ -112,6 +114,11 @@ def _check(source: Path, dataset: Path, key_file: Path, layout: str, folds: int 
         problems.append("--holdout: cannot go with --folds site, which leaves each site out in turn; leave one out")
     if split and (holdout or folds == "site"):
         problems.append("--split: gives all folds and the test group; leave --holdout and --folds site out")
+    if negatives not in ("folds", "training"):
+        problems.append(f"--negatives: must be folds or training, got {negatives}")
+    if negatives == "training" and (split or folds == "site"):
+        problems.append("--negatives: training cannot go with --split, which names such patients itself, or --folds "
+                        "site; leave one out")
     if {"max_min", "brightness"} <= set(steps):
         problems.append("--steps: max_min and brightness undo each other; take one of them")
     unknown = [s for s in steps if s not in STEPS]
@@ -151,7 +158,7 @@ def _read(inputs: Sequence[Source], work: Callable[[Source], Read], intake: Inta
 
 
 def _folds(intake: Intake, writer: DatasetWriter, folds: int | Literal["site"], seed: int, holdout: float,
-           given: Mapping[str, int] | None) -> tuple[dict[str, int], list[str]]:
+           given: Mapping[str, int] | None, negatives: str) -> tuple[dict[str, int], list[str]]:
     """Fold of each patient, and warnings on what folds cannot rule out."""
     scans, warnings = writer.scans, list[str]()
     content, groups = writer.patient_content(), _groups(intake, writer, warnings)
@@ -163,8 +170,13 @@ def _folds(intake: Intake, writer: DatasetWriter, folds: int | Literal["site"], 
                              "folds under two patient ids, which leaks; `raybone inspect` of a dataset made without it "
                              "names them: put these patients into one fold, or leave one out")
     elif isinstance(folds, int):
-        fold_of = assign_folds(scans, content, folds, seed, holdout=holdout, together=groups)
-        made = len(set(fold_of.values()) - {TEST})
+        spare = _without_metastasis(scans, groups) if negatives == "training" else set()
+        if spare == patients:
+            raise WrongInput("--negatives: training needs patients with malignant lesions to score by, and there is "
+                             "none; leave it out")
+        fold_of = assign_folds([s for s in scans if s.patient_id not in spare], content, folds, seed, holdout=holdout,
+                               together=groups) | dict.fromkeys(sorted(spare), TRAINING)
+        made = len({f for f in fold_of.values() if f >= 0})
         if made < folds:
             warnings.append(f"patients are too few for {folds} folds{' and a test group' if holdout else ''}: "
                             f"folds = {made}")
@@ -174,6 +186,13 @@ def _folds(intake: Intake, writer: DatasetWriter, folds: int | Literal["site"], 
     if len(patients) > 1 and most > 20 and most > len(scans) / 2:
         warnings.append(f"{most} of {len(scans)} scans have one patient id: is it a placeholder?")
     return fold_of, warnings
+
+
+def _without_metastasis(scans: Sequence[Scan], groups: Mapping[str, str]) -> set[str]:
+    """Patients who are known to have no metastasis, and share a group with nobody who has or may have one."""
+    sick = {groups[s.patient_id] for s in scans if "unannotated" in s.flags
+            or any(le.category == "malignant" for le in s.lesions)}
+    return {s.patient_id for s in scans if groups[s.patient_id] not in sick}
 
 
 def _groups(intake: Intake, writer: DatasetWriter, warnings: list[str]) -> dict[str, str]:
@@ -200,7 +219,7 @@ def _given(intake: Intake, patients: set[str], given: Mapping[str, int], warning
     missing = len(patients) - len(fold_of)
     if missing:
         raise WrongInput(f"--split: every patient needs a fold, {missing} of {len(patients)} have none; add them")
-    if len(set(fold_of.values()) - {TEST}) != len(set(given.values()) - {TEST}):
+    if {f for f in fold_of.values() if f >= 0} != {f for f in given.values() if f >= 0}:
         raise WrongInput("--split: a fold has none of the patients taken; look at rejected inputs, or split again")
     return fold_of
 
@@ -216,14 +235,16 @@ def _finish(intake: Intake, writer: DatasetWriter, layout: str, steps: Sequence[
                 for rule, names in intake.remarks.items() if names]
     categories = sorted({le.category for s in scans for le in s.lesions}, key=lambda c: (c != "malignant", c))
     meta = {
-        "layout": layout, "patients_known": not intake.unknown, "categories": categories,
+        "layout": layout, "patients_known": not intake.unknown,
+        "pseudonyms": pseudonym(intake.secret, "dataset", ""), "categories": categories,
         "stratified_by": stratum_label(scans),
         "preprocessing": {"values": "modality values, negatives clipped to 0", "steps": list(steps),
                           "unit": unit(steps), "high": "65535" if "max_min" in steps else
                           "median of the scans' 99.9 percentiles" if "brightness" in steps else "99.9 percentile"},
         "counts": {"scans": len(scans), "patients": len(fold_of), "lesions": sum(len(s.lesions) for s in scans),
-                   "rejected": len(intake.rejected), "folds": len(set(fold_of.values()) - {TEST}),
-                   "test_patients": sum(f == TEST for f in fold_of.values())},
+                   "rejected": len(intake.rejected), "folds": len({f for f in fold_of.values() if f >= 0}),
+                   "test_patients": sum(f == TEST for f in fold_of.values()),
+                   "training_patients": sum(f == TRAINING for f in fold_of.values())},
         "warnings": remarked + warnings, "fold_warnings": warnings, "remarks": remarks,
     }
     return writer.finish(fold_of, categories, meta, intake.rejected)

@@ -11,7 +11,8 @@ from statistics import median
 import torch
 
 from raybone.data.dataset import Dataset
-from raybone.data.loader import Batch, ScanSamples, training_loader
+from raybone.data.loader import Batch, training_loader
+from raybone.data.parts import Mined
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.race import START_UP, expected, ladder_of, name_of
@@ -20,6 +21,7 @@ from raybone.hpo.state import State
 from raybone.models._model import Model, TrainingConfig
 from raybone.records import InvalidConfig, WrongInput
 from raybone.resolve import configure, resolve
+from raybone.samples import training_samples
 from raybone.spec import Study
 
 STEPS = 3  # timed training steps, after one that warms up
@@ -100,8 +102,8 @@ def _time_here(study: Study, dataset: Dataset, model: Model) -> tuple[float, str
     config = _first(study, model)
     device = torch.device("cuda" if study.resources.gpus and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(study.resources.cpus)
-    samples = ScanSamples(dataset, dataset.training(0), list(config.categories), config.imgsz,
-                          model.task == "segmentation", config)
+    nothing = Mined({s.scan_id: [] for s in dataset.scans})  # stands for what an earlier study found
+    samples = training_samples(dataset, model, config, 0, 0, study.epochs, nothing)
     loader, _ = training_loader(samples, config.batch, 0, 1, 0)
     net = model.build(config).to(device).train()
     seconds = []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,22 @@ from pydantic import ValidationError
 
 from raybone import __version__
 from raybone.data.dataset import Dataset, open_dataset
+from raybone.data.parts import targets
+from raybone.earlier import OTSU, earlier_fold, winner_of
 from raybone.folder import Folder
 from raybone.hpo.race import ladder
 from raybone.hpo.space import left_by_rules
 from raybone.models import load
+from raybone.models._classifier import ClassifierConfig
 from raybone.models._model import Model, TrainingConfig
-from raybone.models._weights import start_from, weights_file
+from raybone.models._weights import copy_into, start_from, weights_file
 from raybone.records import InvalidConfig, WrongInput
 from raybone.spec import Resolved, Study, problems_of
 
 # What a study may be ranked by: the metrics that the bootstrap over patients knows, and the loss.
 METRICS = {"detection": ("AP", "AP50", "AP75", "val_loss"),
-           "segmentation": ("dice", "precision", "sensitivity", "val_loss")}
+           "segmentation": ("dice", "iou", "precision", "sensitivity", "val_loss"),
+           "classification": ("AUC", "accuracy", "sensitivity", "specificity", "PPV", "NPV", "val_loss")}
 SMALL = 10  # per cent of the lesions that are smaller than the smallest anchor
 
 
@@ -35,7 +41,7 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
         WrongInput: all problems, one line each.
     """
     problems = [line] if (line := left_by_rules(study)) else []
-    dataset = _collect(problems, lambda: open_dataset(study.dataset))
+    dataset = _collect(problems, lambda: open_dataset(study.dataset, study.search.test_fold))
     model = _collect(problems, lambda: load(study.model))
     config = None
     started: tuple[str, ...] = ()
@@ -47,7 +53,7 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
                             f"{', '.join(METRICS[model.task])}; got {study.metric}")
         config = _check_space(study, model, problems)
         if config:
-            study, started = _with_weights(study, model, config, problems)
+            study, started = _with_places(study, model, config, dataset, problems)
     if dataset:
         problems += _check_folds(study, dataset)
         if model and config:
@@ -96,9 +102,9 @@ def smallest_anchor(dataset: Dataset) -> float:
     return round(float(np.percentile(sides, SMALL)), 4) if sides else 0.0
 
 
-def _with_weights(study: Study, model: Model, config: TrainingConfig,
-                  problems: list[str]) -> tuple[Study, tuple[str, ...]]:
-    """The study with the full path of every file of weights it may ask for, each tried once, and what they hold."""
+def _with_places(study: Study, model: Model, config: TrainingConfig, dataset: Dataset | None,
+                 problems: list[str]) -> tuple[Study, tuple[str, ...]]:
+    """The study with the full path of every file and earlier study it may start from, and what these are."""
     told: dict[str, str] = {}
 
     def path_of(given: Any) -> Any:
@@ -112,12 +118,34 @@ def _with_weights(study: Study, model: Model, config: TrainingConfig,
                                "patients of this dataset is not known")
         return str(file or given)
 
-    if "weights" in study.fixed:
-        study = study.model_copy(update={"fixed": {**study.fixed, "weights": path_of(study.fixed["weights"])}})
-    if "weights" in study.space and (choice := study.space["weights"].choice):
-        param = study.space["weights"].model_copy(update={"choice": tuple(path_of(v) for v in choice)})
-        study = study.model_copy(update={"space": {**study.space, "weights": param}})
+    def winner(key: str, given: Any) -> Any:
+        if given == "" or (given, key) == (OTSU, "nm") or not isinstance(given, str) or dataset is None:
+            return given
+        found = _collect(problems, lambda: winner_of(given, study, dataset, key))
+        module = _built(model, config)
+        if not found or (key == "init_from" and module and not _collect(problems, lambda: copy_into(
+                module, earlier_fold(found[0], 0)["average"], f"{key} {given}"))):
+            return given
+        told.update([found])
+        return found[0]
+
+    look_ups: dict[str, Callable[[Any], Any]] = {"weights": path_of, "init_from": partial(winner, "init_from"),
+                                                 "nm": partial(winner, "nm")}
+    for key, look_up in look_ups.items():
+        if key in study.fixed:
+            study = study.model_copy(update={"fixed": {**study.fixed, key: look_up(study.fixed[key])}})
+        if key in study.space and (choice := study.space[key].choice):
+            study = _renamed(study, key, {v: look_up(v) for v in choice})
     return study, tuple(told.values())
+
+
+def _renamed(study: Study, key: str, names: dict[Any, Any]) -> Study:
+    """The study with other values of a searched choice, wherever they stand but in rules."""
+    space = {name: p.model_copy(update={"when": {k: names.get(v, v) if k == key else v for k, v in p.when.items()}})
+             if p.when else p for name, p in study.space.items()}
+    space[key] = space[key].model_copy(update={"choice": tuple(names.values())})
+    points = tuple({**p, key: names.get(p[key], p[key])} if key in p else p for p in study.search.points)
+    return study.model_copy(update={"space": space, "search": study.search.model_copy(update={"points": points})})
 
 
 def _built(model: Model, config: TrainingConfig) -> Any:
@@ -168,12 +196,16 @@ def _check_folds(study: Study, dataset: Dataset) -> list[str]:
     if study.search.folds not in (None, dataset.folds):
         return [f"search.folds: must be the dataset's {dataset.folds}, got {study.search.folds}; "
                 f"prepare the dataset with --folds {study.search.folds}"]
+    if study.search.test_fold and dataset.folds < 3:
+        return [f"search.test_fold: needs at least 3 folds, one to train on, got {dataset.folds}; prepare the dataset "
+                "with more --folds"]
     return []
 
 
 def _check_lesions(dataset: Dataset, model: Model, config: TrainingConfig) -> list[str]:
+    by_label = isinstance(config, ClassifierConfig) and config.target
     missing = [c for c in config.categories if c not in dataset.categories]
-    if missing:
+    if missing and not by_label:
         return [f"categories: the dataset has {', '.join(dataset.categories) or 'none'}, not {', '.join(missing)}; "
                 "set fixed: {categories: [...]}"]
     problems = []
@@ -184,11 +216,25 @@ def _check_lesions(dataset: Dataset, model: Model, config: TrainingConfig) -> li
         if boxes:
             problems.append(f"model: {model.name} needs lesion masks, but {boxes} of {len(counted)} lesions have a box "
                             "alone; use a detector or annotate masks")
+    if isinstance(config, ClassifierConfig):
+        return problems + _check_targets(dataset, config)
     for fold in range(dataset.folds):
         if not any(f == fold for f, _ in counted):
             problems.append(f"dataset {dataset.path}: every fold needs a lesion to be scored by, fold {fold} has none "
                             f"of {', '.join(config.categories)}; prepare it with fewer --folds")
     return problems
+
+
+def _check_targets(dataset: Dataset, config: ClassifierConfig) -> list[str]:
+    """Every fold needs positives and negatives to be scored by."""
+    what = f"label {config.target} 0 and 1" if config.target else \
+        f"lesions of {', '.join(config.categories)} and others"
+    counts = [Counter(positive for s in dataset.validation(fold)
+                      for _, positive in targets(s, list(config.categories), config.target))
+              for fold in range(dataset.folds)]
+    return [f"dataset {dataset.path}: every fold needs {what} to be scored by, fold {fold} has {count[True]} positive "
+            f"and {count[False]} negative; prepare it with fewer --folds, or classify something else"
+            for fold, count in enumerate(counts) if not (count[True] and count[False])]
 
 
 def _steps(study: Study, dataset: Dataset, config: TrainingConfig) -> int:
@@ -197,7 +243,15 @@ def _steps(study: Study, dataset: Dataset, config: TrainingConfig) -> int:
     largest = max([float(config.batch), float(config.nbs), *(float(str(v)) for values in sizes for v in values)])
     # Two views that share a canvas are one image of the batch.
     pairs = 2 if config.montage or ("montage" in study.space and True in (study.space["montage"].choice or ())) else 1
-    return min(math.ceil(len(dataset.training(f)) / pairs / largest) for f in range(dataset.folds))
+    return min(math.ceil(_samples(dataset, config, f) / pairs / largest) for f in range(dataset.folds))
+
+
+def _samples(dataset: Dataset, config: TrainingConfig, fold: int) -> int:
+    """Samples of a fold's training part; tiles are counted as if their scans went in whole."""
+    scans = dataset.training(fold, config.negatives)
+    if isinstance(config, ClassifierConfig):
+        return sum(len(targets(s, list(config.categories), config.target)) for s in scans)
+    return len(scans)
 
 
 def _ladder(study: Study, folds: int, steps: int) -> tuple[tuple[int, int], ...]:

@@ -268,7 +268,9 @@ def _bootstrap(study: Study, dataset: Dataset, model: Model, findings: list[Find
     patients_K = np.bincount(fold_P)
     if study.metric == "val_loss" or patients_K.min() < 2:
         return (), math.nan
-    sick = {s.patient_id for scans in scans_of for s in scans if any(le.category in categories for le in s.lesions)}
+    positive = {f["scan_id"] for f in findings if f.get("positive")}
+    sick = {s.patient_id for scans in scans_of for s in scans if s.scan_id in positive or (
+        model.task != "classification" and any(le.category in categories for le in s.lesions))}
     draws_BP = patient_draws(fold_P, np.array([p in sick for p in patients]),
                              [int(dataset.hash, 16), study.search.seed])
     places = {patient: place for place, patient in enumerate(patients)}

@@ -51,7 +51,8 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
             raise OSError(errno.ENODEV, f"Ray gives GPU {ray.get_gpu_ids()}, but torch finds none; mend the driver or "
                                         "the image of this machine", ray.util.get_node_ip_address())
         torch.cuda.set_device(ray.train.torch.get_device())
-    dataset, model, folder = open_dataset(job.study.dataset), load(job.study.model), Folder(job.folder)
+    dataset = open_dataset(job.study.dataset, job.study.search.test_fold)
+    model, folder = load(job.study.model), Folder(job.folder)
     context, done = ray.train.get_context(), False
     try:
         while segment := _claim(job, context, finished=done):
@@ -72,7 +73,8 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
 def examine_remotely(study: Study, folder: str, config_id: str, params: dict[str, Any]) -> dict[str, float]:
     """``search.examine`` as a Ray task with the resources of a training worker."""
     torch.set_num_threads(study.resources.cpus)
-    return examine(study, Folder(folder), open_dataset(study.dataset), load(study.model), config_id, params)
+    dataset = open_dataset(study.dataset, study.search.test_fold)
+    return examine(study, Folder(folder), dataset, load(study.model), config_id, params)
 
 
 def _timer(job: Job, segment: Segment) -> threading.Timer:

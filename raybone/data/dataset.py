@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from raybone.data.annotations import read_coco, to_coco
-from raybone.data.folds import TEST
+from raybone.data.folds import TEST, TRAINING
 from raybone.data.remote import local_copy
 from raybone.records import Array, Scan, WrongInput
 
@@ -30,12 +30,16 @@ HEADER = 128  # bytes before the data of a .npy file: numpy pads the header, so 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A checked dataset: its scans with lesions, and the fold of each patient."""
+    """A checked dataset: its scans with lesions, and the fold of each patient.
+
+    test_fold: whether each fold leaves the next one (after the last the first) out of its training, to be reported on.
+    """
 
     path: Path
     meta: dict[str, Any]
     scans: tuple[Scan, ...]
     fold_of: dict[str, int]
+    test_fold: bool = False
 
     @property
     def hash(self) -> str:
@@ -52,18 +56,26 @@ class Dataset:
         """Category names in annotation order."""
         return list(self.meta["categories"])
 
-    def training(self, fold: int) -> list[Scan]:
-        """Scans of the patients of all folds but this one."""
-        return [s for s in self.scans if self.fold_of[s.patient_id] not in (fold, TEST)]
+    def training(self, fold: int, negatives: bool = True) -> list[Scan]:
+        """Scans of the patients of all folds but this one, and of those who are in training alone if wanted."""
+        out = {fold, TEST, *(() if negatives else (TRAINING,)), *((self._next(fold),) if self.test_fold else ())}
+        return [s for s in self.scans if self.fold_of[s.patient_id] not in out]
 
     def validation(self, fold: int) -> list[Scan]:
         """Scans of the patients of this fold."""
         return [s for s in self.scans if self.fold_of[s.patient_id] == fold]
 
+    def reported(self, fold: int) -> list[Scan]:
+        """Scans of the fold that is neither trained on nor validates here; none without ``test_fold``."""
+        return self.validation(self._next(fold)) if self.test_fold else []
+
     @property
     def test(self) -> list[Scan]:
         """Scans of the patients of the test group, which no fold holds; often none."""
         return self.validation(TEST)
+
+    def _next(self, fold: int) -> int:
+        return (fold + 1) % self.folds
 
     def counts(self, scan: Scan) -> Array:
         """The scan's counts, uint16, shape (H, W), as a read-only view of the memory map."""
@@ -72,7 +84,7 @@ class Dataset:
         return _pixels(path, made.st_ino, made.st_mtime_ns)[scan.row]
 
 
-def open_dataset(path: Path | str) -> Dataset:
+def open_dataset(path: Path | str, test_fold: bool = False) -> Dataset:
     """Open a dataset folder, or the copy on this machine of one at an fsspec URL.
 
     Raises:
@@ -100,7 +112,7 @@ def open_dataset(path: Path | str) -> Dataset:
     if missing:
         raise WrongInput(f"dataset {path}: every patient needs a fold in folds.csv, {len(missing)} have none "
                          f"(first {min(missing)}); prepare it again")
-    return Dataset(path, meta, scans, fold_of)
+    return Dataset(path, meta, scans, fold_of, test_fold)
 
 
 @dataclass(frozen=True)

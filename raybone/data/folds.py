@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from raybone.records import Scan, WrongInput
 
 TEST = -1  # the fold of the test group, which no search sees
+TRAINING = -2  # of patients who are trained on in every fold and validate none
+SPECIAL = {TEST: "test", TRAINING: "training"}  # what they are called in a split and to people
 
 
 def assign_folds(scans: Sequence[Scan], content: Mapping[str, str], folds: int, seed: int = 0, *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import cv2
@@ -46,23 +46,34 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
         categories: the names that count; the place of a name is its label (boxes) or label + 1 (masks).
         size: pixels of the long side; the aspect is the scan's own.
         hyper: augmentation, None for none; montage: both views of a patient side by side, wherever both exist.
+        non_metastasis: gives the boolean mask, of a scan's own size, of the class after the last category; lesions of
+            the categories are cut out of it.
     Attributes:
-        canvas: (H, W) that every sample is padded to; groups: the places of the scans on it, from left to right.
+        canvas: (H, W) that every sample is padded to; groups: the places of the scans on it, from left to right;
+        stacked: whether the masks are a second channel of the images.
     """
 
     def __init__(self, dataset: Dataset, scans: list[Scan], categories: list[str], size: int, masks: bool,
                  hyper: Augmentation | None = None, seed: int = 0, close_at: int | None = None,
-                 montage: bool = False) -> None:
+                 montage: bool = False, non_metastasis: Callable[[Scan], Array] | None = None) -> None:
         self.dataset, self.scans, self.categories, self.size, self.masks = dataset, scans, categories, size, masks
-        self.hyper, self.seed, self.close_at = hyper, seed, close_at
+        self.hyper, self.seed, self.close_at, self.non_metastasis = hyper, seed, close_at, non_metastasis
         canvases = [canvas_of(s.height, s.width, size) for s in scans]
         self.view = (max(c[0] for c in canvases), max(c[1] for c in canvases))
         self.groups = _pairs(scans) if montage else [(i,) for i in range(len(scans))]
         self.canvas = (self.view[0], self.view[1] * (2 if montage else 1))
         self.intensities = Intensities(dataset, size)
+        self.stacked = False
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    def collate(self, items: list[tuple[int, Sample]]) -> Batch:
+        """Stack samples into a batch."""
+        batch = _collate(items)
+        if not self.stacked:
+            return batch
+        return batch._replace(image_NCHW=torch.cat([batch.image_NCHW, batch.mask_NHW[:, None].float()], 1))
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, Sample]:
         epoch, index = key
@@ -107,8 +118,10 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
         return Sample(pad(image_HW, self.view), boxes_N4, labels_N, mask_HW)
 
     def _mask(self, scan: Scan, shape: tuple[int, ...]) -> Array:
-        """Class map: 0 background, label + 1 lesion; a box without a mask counts as its rectangle."""
+        """Class map: 0 background, label + 1 lesion, then non-metastasis; a box without a mask is its rectangle."""
         full_HW = class_map(scan, self.categories)
+        if self.non_metastasis is not None:
+            full_HW[(full_HW == 0) & self.non_metastasis(scan)] = len(self.categories) + 1
         return cv2.resize(full_HW, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
@@ -149,7 +162,7 @@ def training_loader(samples: ScanSamples, batch: int, rank: int, world: int,
     """Loader of this rank's share of each batch, and the sampler that is told the epoch."""
     sampler = EpochSampler(len(samples), samples.seed, rank, world)
     share = max(1, batch // world)
-    loader = DataLoader(samples, share, sampler=sampler, num_workers=processes, collate_fn=collate,
+    loader = DataLoader(samples, share, sampler=sampler, num_workers=processes, collate_fn=samples.collate,
                         persistent_workers=processes > 0, pin_memory=torch.cuda.is_available())
     return loader, sampler
 
@@ -158,11 +171,11 @@ def validation_loader(samples: ScanSamples, batch: int, rank: int, world: int,
                       processes: int) -> DataLoader[tuple[int, Sample]]:
     """Loader of this rank's share, without padding: every scan is seen exactly once over all ranks."""
     places = [(-1, i) for i in range(rank, len(samples), world)]
-    return DataLoader(samples, batch, sampler=places, num_workers=processes, collate_fn=collate,
+    return DataLoader(samples, batch, sampler=places, num_workers=processes, collate_fn=samples.collate,
                       persistent_workers=processes > 0)
 
 
-def collate(items: list[tuple[int, Sample]]) -> Batch:
+def _collate(items: list[tuple[int, Sample]]) -> Batch:
     """Stack samples of one canvas into a batch."""
     image_NCHW = np.empty((len(items), 1, *items[0][1].image_HW.shape), np.float32)
     for place, (_, sample) in enumerate(items):

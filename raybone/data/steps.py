@@ -112,16 +112,6 @@ def tiles(shape: tuple[int, int], size: int = TILE, stride: int = STRIDE) -> lis
     return [(y, x) for y in starts(shape[0]) for x in starts(shape[1])]
 
 
-def untile(values: Sequence[Array], places: Sequence[tuple[int, int]], shape: tuple[int, int]) -> Array:
-    """The image, float32 of ``shape``, that tiles are of; where they overlap, their mean."""
-    total_HW, times_HW = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for tile_HW, (y, x) in zip(values, places):
-        part = (slice(y, min(y + tile_HW.shape[0], shape[0])), slice(x, min(x + tile_HW.shape[1], shape[1])))
-        total_HW[part] += tile_HW[: part[0].stop - y, : part[1].stop - x]
-        times_HW[part] += 1
-    return total_HW / np.maximum(times_HW, 1)
-
-
 def unit(names: Sequence[str]) -> int:
     """Stored value of 1.0: so that steps which leave whole counts keep enough digits."""
     return 65535 if "max_min" in names else 16 if "brightness" in names else 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raybone.data.dataset import COLUMNS
+from raybone.data.folds import SPECIAL
 from raybone.data.layouts import positive
 from raybone.records import WrongInput
 
@@ -62,7 +63,9 @@ def read_labels(path: Path) -> Labels:
 
 
 def read_split(path: Path) -> dict[str, int]:
-    """Fold of each patient of a given split: columns ``patient_id`` and ``fold`` (0, 1, ... or ``test``, as -1).
+    """Fold of each patient of a given split: columns ``patient_id`` and ``fold``.
+
+    Folds are 0, 1 ..., ``test`` (given as -1) and ``training`` (-2).
 
     Raises:
         WrongInput: a patient is in two folds, a fold is no number, or folds are not 0 .. K-1 with K at least 2.
@@ -70,17 +73,18 @@ def read_split(path: Path) -> dict[str, int]:
     header, rows = _rows(path, "--split")
     if "patient_id" not in header or "fold" not in header:
         raise WrongInput("--split: needs the columns patient_id and fold; its first line names the columns")
+    special = {name: fold for fold, name in SPECIAL.items()}
     folds: dict[str, set[int]] = defaultdict(set)
     for line, row in enumerate(rows, 2):
         value = row["fold"]
-        if value != "test" and not value.isdecimal():
-            raise WrongInput(f"--split: line {line}: fold must be 0, 1, 2 ... or test; correct it")
-        folds[row["patient_id"]].add(-1 if value == "test" else int(value))
+        if value not in special and not value.isdecimal():
+            raise WrongInput(f"--split: line {line}: fold must be 0, 1, 2 ... or test or training; correct it")
+        folds[row["patient_id"]].add(special[value] if value in special else int(value))
     leaks = sum(len(f) > 1 for f in folds.values())
     if leaks:
         raise WrongInput(f"--split: a patient must be in one fold, {leaks} are in several; such a split leaks: "
                          "keep one line a patient")
-    used = sorted({f for many in folds.values() for f in many} - {-1})
+    used = sorted({f for many in folds.values() for f in many if f >= 0})
     if used != list(range(len(used))) or len(used) < 2:
         raise WrongInput(f"--split: folds must be 0, 1 ... without a gap and at least 2, got {used}; renumber them")
     return {patient: min(many) for patient, many in folds.items()}

@@ -1,0 +1,110 @@
+"""The winner of a study beside the figures that the papers published, which are of other data."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import Counter
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from raybone.data.dataset import open_dataset
+from raybone.folder import Folder
+from raybone.hpo.journal import Journal, read_resolved
+from raybone.hpo.state import Configuration, State
+from raybone.leaderboard import winner
+from raybone.metrics.intervals import corrected_interval
+from raybone.metrics.subgroups import confusion, group_of_count, roc, subgroup_table
+from raybone.models import load
+from raybone.records import WrongInput
+from raybone.spec import DIRECTIONS, Study
+
+# What papers call metrics -> what they are called here.
+CALLED = {"F1": "dice", "DSC": "dice", "recall": "sensitivity"}
+OTHER = "published figures are of other patients, scanners and readers: they say what to expect, not who is better"
+
+
+def compare(place: str) -> dict[str, Any]:
+    """The winner of a study folder beside what is published of its system, and a classifier's subgroups.
+
+    Returns:
+        study, config_id, dataset_hash, note; rows: metric, mean over folds, low and high of Nadeau & Bengio's interval,
+        test (mean over test folds, NaN without), and ``published``, a list of {system, variant, table, value}, empty
+        where the paper has none; subgroups, confusion and roc of a classifier's out-of-fold predictions.
+    Raises:
+        WrongInput: it has no complete configuration.
+    """
+    folder = Folder(place)
+    study = read_resolved(folder)
+    best = winner(study, State(Journal(folder).events()))
+    if best is None:
+        raise WrongInput(f"compare {place}: needs a complete configuration, but has none; let the search end")
+    assert study.resolved is not None
+    published = figures(study.name)
+    measured = [m for m in DIRECTIONS if any(m in run.metrics for run in best.epochs.values()) and m != "val_loss"]
+    wanted = dict.fromkeys([study.metric, *(f["metric"] for f in published)])
+    rows = [_row(best, study.resolved.folds, metric, published) for metric in wanted if metric in measured]
+    found = {"study": study.name, "config_id": best.id, "dataset_hash": study.resolved.dataset_hash, "note": OTHER,
+             "rows": rows}
+    return found | (_classified(folder, study, best) if load(study.model).task == "classification" else {})
+
+
+def figures(study: str) -> list[dict[str, Any]]:
+    """The published figures of the system that a study of this name repeats; none for other names."""
+    text = files("raybone").joinpath("published.csv").read_text(encoding="utf-8")
+    return [{**row, "metric": CALLED.get(row["metric"], row["metric"]), "value": float(row["value"])}
+            for row in csv.DictReader(text.splitlines()) if row["study"] == study]
+
+
+def _row(best: Configuration, folds: int, metric: str, published: list[dict[str, Any]]) -> dict[str, Any]:
+    values_K, tests_K = (np.array([best.epochs[k].last(name) for k in range(folds)]) for name in (
+        metric, f"test_{metric}"))
+    low, high = corrected_interval(values_K)
+    return {"metric": metric, "mean": float(values_K.mean()), "low": max(low, 0.0), "high": min(high, 1.0),
+            "test": float(tests_K.mean()), "published": [{k: f[k] for k in ("system", "variant", "table", "value")}
+                                                         for f in published if f["metric"] == metric]}
+
+
+def _classified(folder: Folder, study: Study, best: Configuration) -> dict[str, Any]:
+    """Subgroup tables, confusion and ROC from the predictions on each fold's validation patients."""
+    assert study.resolved is not None
+    dataset = open_dataset(study.dataset)
+    contents = [folder.child(f"runs/{best.id}/fold{k}").read("predictions.json") for k in range(study.resolved.folds)]
+    if dataset.hash != study.resolved.dataset_hash or None in contents:
+        raise WrongInput(f"compare {folder.url}: subgroups need the dataset of the study and the predictions of all "
+                         f"folds of {best.id}, but one has changed or is gone; put it back")
+    scans = {s.scan_id: s for s in dataset.scans}
+    findings = [f for content in contents for f in json.loads(content or b"")["findings"]]
+    score_N = np.array([f["score"] for f in findings], float)
+    truth_N = np.array([f["positive"] for f in findings], bool)
+    on_scan = Counter(f["scan_id"] for f in findings)
+    labels = dict.fromkeys(name for f in findings for name, _ in scans[f["scan_id"]].labels)
+    groups = {"lesions on the scan": [group_of_count(on_scan[f["scan_id"]]) for f in findings],
+              **{name: [dict(scans[f["scan_id"]].labels).get(name, "unknown") for f in findings] for name in labels}}
+    return {"subgroups": {name: subgroup_table(score_N, truth_N, group_N) for name, group_N in groups.items()
+                          if 1 < len(set(group_N)) <= 10},
+            "confusion": confusion(score_N, truth_N), "roc": roc(score_N, truth_N)}
+
+
+def comparison_lines(found: dict[str, Any]) -> list[str]:
+    """What ``compare`` found, for a person."""
+    lines = [f"{found['study']}: {found['config_id']} on dataset {found['dataset_hash']}; {found['note']}",
+             f"{'metric':<12} {'ours':<26} {'test folds':<11} published"]
+    for row in found["rows"]:
+        ours = f"{row['mean']:.4f} ({row['low']:.4f} to {row['high']:.4f})"
+        test = f"{row['test']:.4f}" if math.isfinite(row["test"]) else ""
+        said = [f"{p['value']:.4f} {', '.join(filter(None, (p['system'], p['variant'])))} ({p['table']})"
+                for p in row["published"]] or ["none"]
+        lines += [f"{row['metric']:<12} {ours:<26} {test:<11} {said[0]}", *(f"{'':<52}{more}" for more in said[1:])]
+    names = ("sensitivity", "specificity", "accuracy", "PPV", "NPV")
+    for name, table in found.get("subgroups", {}).items():
+        lines += ["", f"{name:<22}{'count':>7}" + "".join(f"{m:>13}" for m in (*names, "AUC"))]
+        lines += [f"{group:<22}{v['count']:>7}" + "".join(f"{v[m]:>13.4f}" for m in (*names, "AUC"))
+                  for group, v in table["groups"].items()]
+        lines.append(f"{'p (chi-square)':<29}" + "".join(f"{table['chi_square'][m]['p']:>13.2g}" for m in names))
+    if "confusion" in found:
+        lines += ["", "confusion: " + ", ".join(f"{k} {v}" for k, v in found["confusion"].items())]
+    return lines

@@ -1,0 +1,138 @@
+"""Earlier studies that a study builds on: whose winner its folds start from, or whose findings it learns to leave."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raybone.data.dataset import Dataset, open_dataset
+from raybone.folder import Folder
+from raybone.hpo.journal import read_resolved
+from raybone.models import load
+from raybone.records import FitFailed, WrongInput
+from raybone.spec import Study
+
+KEYS = ("init_from", "nm")  # hyper-parameters that name an earlier study
+OTSU = "otsu"  # nm's other value
+
+
+def winner_of(given: str, study: Study, dataset: Dataset, key: str) -> tuple[str, str]:
+    """The folder of the winner's fold models, and a line on what that means.
+
+    Fold k of a study builds on fold k of an earlier one on the same dataset and folds, so that no model is trained,
+    at any step, on a patient by whom it is judged; that the same folds chose the earlier winner remains. Of another
+    dataset, and of those that its study was built on, no patient may be in this one, by pseudonym or by pixels.
+
+    Args:
+        given: a study folder, or one complete configuration of it as STUDY/runs/ID.
+        key: the hyper-parameter that asks, one of KEYS.
+    Raises:
+        WrongInput: there is no winner with its weights, it is of another kind, or a patient may leak.
+    """
+    folder, wanted = _opened(given)
+    earlier = _read(folder, given, key)
+    config_id = _complete(folder, wanted)
+    assert earlier.resolved is not None
+    if not config_id or not all("last.pt" in folder.names(f"runs/{config_id}/fold{k}")
+                                for k in range(earlier.resolved.folds)):
+        raise WrongInput(f"{key}: study {given} must have a complete configuration with the weights of all folds, but "
+                         "has none; let it end first, with keep at least 1")
+    if key == "init_from" and earlier.model != study.model:
+        raise WrongInput(f"{key}: study {given} must be of {study.model}, but is of {earlier.model}; give another one")
+    if key == "nm" and load(earlier.model).task != "segmentation":
+        raise WrongInput(f"{key}: study {given} must be of a segmenter, but is of {earlier.model}; give another one")
+    place = f"{folder.url}/runs/{config_id}"
+    if "config" not in earlier_fold(place, 0):
+        raise WrongInput(f"{key}: study {given} was trained before its weights said how; train it again")
+    whom = _seen(given, earlier, dataset, key)
+    return place, f"{key}: built on {config_id} of study {earlier.name}, trained on {whom}"
+
+
+def earlier_fold(place: str, fold: int) -> dict[str, Any]:
+    """``last.pt`` of this fold of an earlier configuration, or of its first where it has fewer folds.
+
+    Args:
+        place: folder of the configuration.
+    Raises:
+        FitFailed: its weights are gone.
+    """
+    folder = Folder(place)
+    number = fold if f"fold{fold}" in folder.names() else 0
+    content = folder.child(f"fold{number}").read("last.pt")
+    if content is None:
+        raise FitFailed(f"{place}/fold{number}: must have the weights of an earlier study, but last.pt is gone; train "
+                        "that again, with a larger keep")
+    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state
+
+
+def _opened(given: str) -> tuple[Folder, str]:
+    """The study folder, and the configuration where one is named."""
+    folder = Folder(given if "://" in given else Path(given).resolve())
+    place, runs, config_id = folder.url.rpartition("/runs/")
+    named = runs and folder.read("study.yaml") is None and Folder(place).read("study.yaml") is not None
+    return (Folder(place), config_id) if named else (folder, "")
+
+
+def _read(folder: Folder, given: str, key: str) -> Study:
+    try:
+        return read_resolved(folder)
+    except WrongInput as error:
+        raise WrongInput(*(f"{key} {given}: {problem}" for problem in error.problems)) from None
+
+
+def _complete(folder: Folder, wanted: str) -> str:
+    """The configuration of that name when it is complete; without a name the first of the leaderboard."""
+    rows = csv.DictReader(io.StringIO((folder.read("leaderboard.csv") or b"").decode()))
+    return next((row["config_id"] for row in rows if row["state"] == "complete" and wanted in ("", row["config_id"])),
+                "")
+
+
+def _seen(given: str, earlier: Study, dataset: Dataset, key: str) -> str:
+    """Whom the earlier models have seen, in words."""
+    assert earlier.resolved is not None
+    if earlier.resolved.dataset_hash == dataset.hash:
+        if dataset.test_fold and not earlier.search.test_fold:
+            raise WrongInput(f"{key}: the folds of study {given} were trained on this study's test folds, which leaks; "
+                             "run it with search.test_fold: true as well")
+        return "the same folds, which chose it too"
+    try:
+        other = open_dataset(earlier.dataset)
+    except WrongInput as error:
+        raise WrongInput(f"{key}: whom study {given} was trained on cannot be known ({error.problems[0]}); put its "
+                         "dataset back") from None
+    if other.hash != earlier.resolved.dataset_hash:
+        raise WrongInput(f"{key}: dataset {earlier.dataset} has changed since study {given} was trained on it; put the "
+                         "old one back")
+    patients, pixels = set(other.fold_of), {s.scan_id.partition("-")[0] for s in other.scans}
+    common = {s.patient_id for s in dataset.scans
+              if s.patient_id in patients or s.scan_id.partition("-")[0] in pixels}
+    if common:
+        raise WrongInput(f"{key}: study {given} was trained on {len(common)} patients of this dataset (first "
+                         f"{min(common)}) under other folds, which leaks; give a study of other patients, or of this "
+                         "very dataset")
+    words = f"{len(patients)} other patients"
+    keys = {d.meta.get("pseudonyms", d.path) for d in (dataset, other)}
+    if len(keys) > 1 or not (dataset.meta["patients_known"] and other.meta["patients_known"]):
+        words += " (unless known by other pseudonyms and other pixels: prepare both with one --key)"
+    return "; ".join([words, *_before(given, earlier, dataset, key), *earlier.resolved.warnings])
+
+
+def _before(given: str, earlier: Study, dataset: Dataset, key: str) -> list[str]:
+    """Whom the studies that a study of other patients was built on have seen, in words."""
+    words = []
+    places = {value for name in KEYS for value in (
+        earlier.fixed.get(name), *((earlier.space[name].choice or ()) if name in earlier.space else ()))}
+    for place in sorted(p for p in places if isinstance(p, str) and p not in ("", OTSU)):
+        folder, _ = _opened(place)
+        first = _read(folder, place, key)
+        assert first.resolved is not None
+        if first.resolved.dataset_hash == dataset.hash:
+            raise WrongInput(f"{key}: study {given} was built on study {first.name}, which was trained on this dataset "
+                             "under folds that do not match; give another one")
+        words.append(f"before that {_seen(place, first, dataset, key)}")
+    return words

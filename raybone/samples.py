@@ -1,0 +1,57 @@
+"""Which samples a model trains on and is scored on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from raybone.data.dataset import Dataset
+from raybone.data.loader import ScanSamples
+from raybone.data.parts import Otsu, TargetSamples, TileSamples
+from raybone.earlier import OTSU
+from raybone.models._classifier import ClassifierConfig
+from raybone.models._model import Model, TrainingConfig
+from raybone.models._segmenter import SegmenterConfig
+from raybone.records import Array, Scan
+
+Masks = Callable[[Scan], Array]
+
+
+def training_samples(dataset: Dataset, model: Model, config: TrainingConfig, fold: int, seed: int, epochs: int,
+                     mined: Masks | None = None) -> ScanSamples:
+    """What a fold is trained on, with augmentation.
+
+    Args:
+        epochs: length of the full run.
+        mined: non-metastasis as an earlier study's model of this fold found it, where the configuration asks for that.
+    """
+    scans, names = dataset.training(fold, config.negatives), list(config.categories)
+    close_at = epochs - config.close_mosaic
+    if isinstance(config, ClassifierConfig):
+        return TargetSamples(dataset, scans, names, config.imgsz, config.target, config, seed)
+    third = _third(dataset, config, mined)
+    if isinstance(config, SegmenterConfig) and config.tile:
+        return TileSamples(dataset, scans, names, config.imgsz, config.tile, config.tiles == "lesions", config, seed,
+                           close_at, non_metastasis=third)
+    return ScanSamples(dataset, scans, names, config.imgsz, model.task == "segmentation", config, seed, close_at,
+                       config.montage, third)
+
+
+def scored_samples(dataset: Dataset, scans: list[Scan], model: Model, config: TrainingConfig,
+                   mined: Masks | None = None) -> ScanSamples:
+    """What a model is scored on: these scans as they are."""
+    names = list(config.categories)
+    if isinstance(config, ClassifierConfig):
+        return TargetSamples(dataset, scans, names, config.imgsz, config.target)
+    return ScanSamples(dataset, scans, names, config.imgsz, model.task == "segmentation", montage=config.montage,
+                       non_metastasis=_third(dataset, config, mined))
+
+
+def wants_mining(config: TrainingConfig) -> str:
+    """The configuration folder of the earlier study whose findings are non-metastasis; empty for none."""
+    nm = config.nm if isinstance(config, SegmenterConfig) else ""
+    return "" if nm == OTSU else nm
+
+
+def _third(dataset: Dataset, config: TrainingConfig, mined: Masks | None) -> Masks | None:
+    return Otsu(dataset) if cast(str, getattr(config, "nm", "")) == OTSU else mined
