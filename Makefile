@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := raybone jobs tests benchmarks
 
-.PHONY: install demo test chaos benchmark check clean
+.PHONY: install demo test chaos benchmark papers check clean
 
 install: .venv/.installed
 
@@ -37,6 +37,11 @@ benchmark: install
 	OMP_NUM_THREADS=1 $(PY) benchmarks/startup.py
 	OMP_NUM_THREADS=1 $(PY) benchmarks/cluster.py
 	OMP_NUM_THREADS=2 $(PY) benchmarks/detectors.py
+	OMP_NUM_THREADS=2 $(PY) benchmarks/segmenters.py
+
+# The studies of the papers on a phantom, beside the published figures; about half an hour.
+papers: install
+	for paper in wbbs spect lesions bs80k; do PATH="$$PWD/.venv/bin:$$PATH" jobs/paper.sh $$paper || exit 1; done
 
 clean:
 	rm -rf runs .mypy_cache .ruff_cache

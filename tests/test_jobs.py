@@ -43,6 +43,39 @@ def test_a_detector_of_bs80k_runs_from_its_file(name: str, bs80k: Path, tmp_path
     assert row["model"].startswith(name)
 
 
+SEGMENTERS = {"wbbs_double_unet": [], "wbbs_double_unet_otsu": [], "wbbs_double_unet_mining": ["fixed.nm=otsu"],
+              "wbbs_transfer": ["fixed.init_from=''"], "spect_msma_unet": ["fixed.tile=32"], "bmseg_unet": []}
+CLASSIFIERS = [f"lesion_{name}" for name in ("resnet50", "inception_v3", "vgg16", "densenet169")]
+
+
+@pytest.mark.parametrize("name", [*SEGMENTERS, *CLASSIFIERS])
+def test_a_study_of_the_papers_is_sound_and_begins_with_their_settings(name: str, dataset: Path) -> None:
+    """The jobs run whole in `make papers`; what they name of earlier studies is left out here."""
+    study = read_study(JOBS / f"{name}.yaml")
+    assert study.model == {"wbbs_transfer": "double_unet", "bmseg_unet": "unet", "spect_msma_unet": "msma_unet"}.get(
+        name, "double_unet" if name.startswith("wbbs") else name)
+    if name.startswith("wbbs"):
+        assert (study.search.folds, study.search.test_fold) == (10, True)
+        assert [p["lr0"] for p in study.search.points] == [1e-4, 1e-4]
+    if name != "bmseg_unet":  # no augmentation but what is searched, Adam at a constant rate
+        assert {k: study.fixed[k] for k in ("scale", "translate", "ema", "lrf")} == {
+            "scale": 0, "translate": 0, "ema": 0, "lrf": 1}
+    small = [f"dataset={dataset}", "search.folds=3", "fixed.imgsz=64", *SEGMENTERS.get(name, [])]
+    resolved, _, model = resolve(read_study(JOBS / f"{name}.yaml", small if name != "bmseg_unet" else small[:2]))
+    for point in study.search.points:
+        configure(resolved, model, dict(point))
+
+
+def test_three_classes_by_otsu_run_from_their_file(dataset: Path, tmp_path: Path) -> None:
+    settings = [s for s in SMALL if not s.startswith(("space", "search.folds"))]
+    assert main(["search", str(JOBS / "wbbs_double_unet_otsu.yaml"), "--out", str(tmp_path / "study"), "--local",
+                 "--set", f"dataset={dataset}", "search.folds=3", *settings, "fixed.imgsz=64", "fixed.width=8",
+                 "search.points=[]"]) == 0
+    (row,) = pd.read_csv(tmp_path / "study" / "leaderboard.csv").to_dict("records")
+    assert row["state"] == "complete"
+    assert 0 <= row["dice_test_folds"] <= 1
+
+
 def test_anchors_come_from_the_lesions_of_the_dataset_outside_the_test_group(held_out: Path) -> None:
     study = read_study(JOBS / "bs80k_retinanet.yaml", [
         f"dataset={held_out}", "search.folds=3", "fixed.anchor=dataset", "space={lr0: {uniform: [0.001, 0.01]}}"])

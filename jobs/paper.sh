@@ -1,0 +1,82 @@
+#!/bin/sh
+# The rows of one paper's tables, beside its figures, on a phantom: other data, a narrower network, fewer epochs and a
+# higher learning rate, so that the figures show that the protocol runs and not what it is worth. A quarter of an hour
+# on two cores; resumes what is there.
+#   jobs/paper.sh wbbs|spect|lesions|bs80k [OUT]
+# EPOCHS and PATIENTS make it longer. On your data, run jobs/*.yaml as their first lines say, then `raybone compare`.
+set -e
+paper=${1:-}
+out=${2:-runs/paper-$paper}
+case $paper in
+wbbs) folds=5 epochs=${EPOCHS:-16} patients=${PATIENTS:-36} ;;
+spect) folds=3 epochs=${EPOCHS:-16} patients=${PATIENTS:-36} ;;
+*) folds=3 epochs=${EPOCHS:-6} patients=${PATIENTS:-24} ;;
+esac
+
+cohort() { # NAME SEED LAYOUT PREPARE-OPTIONS...
+    name=$1 seed=$2 layout=$3
+    shift 3
+    test -d "$out/$name-raw" ||
+        raybone phantom "$out/$name-raw" --patients "$patients" --seed "$seed" --height 256 --layout "$layout"
+    # A key of its own: phantoms have the same names whatever their seed, and would count as the same patients.
+    test -d "$out/$name" || raybone prepare "$out/$name-raw" "$out/$name" --folds $folds --key "$out/$name.key" "$@"
+}
+
+study() { # JOB NAME SETTINGS...
+    job=$1 name=$2
+    shift 2
+    raybone search "jobs/$job.yaml" --out "$out/$name" --local --set name="$name" epochs="$epochs" search.folds=$folds \
+        search.scheduler=full search.sampler=random limits={} "resources={cpus: 2}" "$@"
+    done="$done $out/$name"
+}
+
+case $paper in
+wbbs)
+    steps="--steps body_range brightness knee_cut montage"
+    cohort breast 1 dicom --negatives training $steps
+    cohort prostate 2 dicom --negatives training $steps
+    dice='search.points=[{"lr0":0.003,"dice":1.0,"focal_tversky":0.0,"fliplr":0.5,"gamma":0.0}]'
+    small="dataset=$out/breast search.trials=1 fixed.imgsz=160 fixed.width=16 space.lr0.log_uniform=[0.0001,0.01] $dice"
+    study wbbs_double_unet wbbs-double-unet $small
+    study wbbs_double_unet_otsu wbbs-double-unet-otsu $small
+    study wbbs_double_unet_otsu wbbs-double-unet-otsu-negatives $small fixed.negatives=true
+    study wbbs_double_unet_mining wbbs-double-unet-mining $small fixed.nm="$out/wbbs-double-unet"
+    study wbbs_double_unet_mining wbbs-double-unet-mining-negatives $small fixed.nm="$out/wbbs-double-unet" \
+        fixed.negatives=true
+    tables=$done
+    study wbbs_double_unet_otsu wbbs-prostate $small dataset="$out/prostate" fixed.negatives=true
+    study wbbs_transfer wbbs-transfer $small fixed.init_from="$out/wbbs-prostate"
+    done="$tables $out/wbbs-transfer"
+    ;;
+spect)
+    cohort spect 3 dicom --steps max_min bladder
+    small="dataset=$out/spect fixed.imgsz=256 fixed.tile=64 fixed.batch=8 fixed.nbs=8 fixed.width=16 search.trials=1"
+    parts='"multi_pooling":true,"non_local":true,"multi_scale":true,"vit":true'
+    study spect_msma_unet spect-msma-unet $small "search.points=[{\"lr0\":0.001,$parts,\"fliplr\":0.5}]"
+    for model in unet unet_plus_plus attention_unet res_unet; do
+        study spect_msma_unet "spect-$model" $small model=$model search.points=[] \
+            "space={lr0: {choice: [0.001]}, fliplr: {choice: [0.5]}}"
+    done
+    ;;
+lesions)
+    cohort lesions 4 dicom
+    for model in resnet50 inception_v3 vgg16 densenet169; do
+        study "lesion_$model" "lesion-$(echo $model | tr _ -)" dataset="$out/lesions" search.trials=1 fixed.imgsz=128 \
+            fixed.batch=16 fixed.nbs=16 'search.points=[{"lr0":0.0003,"weight_decay":0.0,"fliplr":0.5,"count_scale":0.0}]'
+    done
+    ;;
+bs80k)
+    cohort bs80k 5 bs80k --layout bs80k
+    small="dataset=$out/bs80k fixed.batch=2 fixed.nbs=2 search.trials=1 space.imgsz.choice=[256]"
+    study bs80k_yolo11 bs80k-yolo11 $small
+    narrow="fixed.channels=16 space.anchor.choice=[0.0625]"
+    study bs80k_retinanet bs80k-retinanet-r50 $small $narrow
+    study bs80k_faster_rcnn bs80k-faster-rcnn-r50 $small $narrow fixed.head=64 fixed.rois=32
+    study bs80k_cascade_rcnn bs80k-cascade-rcnn-r50 $small $narrow fixed.head=64 fixed.rois=32
+    ;;
+*)
+    echo "jobs/paper.sh: needs wbbs, spect, lesions or bs80k, got '$paper'" >&2
+    exit 2
+    ;;
+esac
+raybone compare $done
