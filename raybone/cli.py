@@ -118,7 +118,7 @@ def _models(options: argparse.Namespace) -> None:
         print(json.dumps([dict(zip(("name", "task", "parameters", "source"), row)) for row in rows], indent=1))
     else:
         for name, task, parameters, source in rows:
-            print(f"{name:<17} {task:<14} {parameters / 1e6:6.1f} M  {source}")
+            print(f"{name:<19} {task:<14} {parameters / 1e6:6.1f} M  {source}")
 
 
 def _preview(options: argparse.Namespace) -> None:

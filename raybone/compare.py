@@ -94,7 +94,8 @@ def comparison_lines(found: dict[str, Any]) -> list[str]:
     lines = [f"{found['study']}: {found['config_id']} on dataset {found['dataset_hash']}; {found['note']}",
              f"{'metric':<12} {'ours':<26} {'test folds':<11} published"]
     for row in found["rows"]:
-        ours = f"{row['mean']:.4f} ({row['low']:.4f} to {row['high']:.4f})"
+        known = math.isfinite(row["mean"])
+        ours = f"{row['mean']:.4f} ({row['low']:.4f} to {row['high']:.4f})" if known else "undefined in a fold"
         test = f"{row['test']:.4f}" if math.isfinite(row["test"]) else ""
         said = [f"{p['value']:.4f} {', '.join(filter(None, (p['system'], p['variant'])))} ({p['table']})"
                 for p in row["published"]] or ["none"]

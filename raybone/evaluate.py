@@ -123,7 +123,7 @@ def _findings(samples: ScanSamples, index: int, prediction: Prediction) -> list[
     if isinstance(samples, TargetSamples):
         place, lesion, positive = samples.items[index]
         return [{"index": index, "scan_id": samples.scans[place].scan_id, "lesion": lesion, "positive": positive,
-                 "score": round(float(prediction.scores_N[0]), 5)}]
+                 "score": round(float(prediction.scores_N[0]), 7)}]  # ties would cost AUC
     return [{"index": place, **to_finding(samples.scans[place], part, samples.size)}
             for place, part in samples.parts(index, prediction)]
 
