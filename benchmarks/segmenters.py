@@ -6,8 +6,9 @@
 The recipes are those of the study of Double U-Nets on whole-body scans, on a small U-Net and a phantom: other data and
 another network, so that a difference may come out otherwise than there; nothing was tuned until it agreed. Intervals
 are Nadeau & Bengio's, of the paired differences over folds; the paper has none. Of the other cohort's patients those
-without metastases are dealt out to its folds, where the paper trains on all of them. The plain loop is MONAI's: dictionary
-transforms, CacheDataset, DataLoader, its network and DiceCELoss, on the same scans, canvas, batch and optimiser.
+without metastases are dealt out to its folds, where the paper trains on all of them. The plain loop is MONAI's:
+dictionary transforms, CacheDataset, DataLoader, its network and DiceCELoss, on the same scans, canvas, batch and
+optimiser.
 """
 
 from __future__ import annotations
