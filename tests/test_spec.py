@@ -41,7 +41,7 @@ def test_a_study_survives_writing_and_reading(tmp_path: Path) -> None:
 
 def test_all_problems_come_at_once_one_line_each(tmp_path: Path) -> None:
     text = GOOD.replace("trials: 64", "trails: 64").replace("[0.6, 0.98]", "[0.98, 0.6]") \
-        .replace("workers: 1", "workers: 0").replace("metric: ap50", "metric: accuracy")
+        .replace("workers: 1", "workers: 0").replace("metric: ap50", "metric: beauty")
     with pytest.raises(WrongInput) as caught:
         read_study(write(tmp_path, text))
     problems = caught.value.problems
@@ -49,7 +49,7 @@ def test_all_problems_come_at_once_one_line_each(tmp_path: Path) -> None:
     assert any("search.trails: unknown key; did you mean 'trials'?" in p for p in problems)
     assert any("space.momentum" in p and "low < high" in p for p in problems)
     assert any("resources.workers" in p and "got 0" in p for p in problems)
-    assert any("metric" in p and "AP50" in p and "'accuracy'" in p for p in problems)
+    assert any("metric" in p and "AP50" in p and "'beauty'" in p for p in problems)
     assert all("\n" not in p for p in problems)
 
 
