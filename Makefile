@@ -21,7 +21,7 @@ check: install
 	$(PY) -m mypy
 
 test: check
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # the files of Ray, few tests that take long, come first
+	$(PY) -m pytest -n 2 --dist loadfile
 
 # Long: kills drivers and workers of running studies, as root cuts a network between two hosts, and trains a YOLO until
 # it finds lesions, by our loop and by Ultralytics' trainer.
