@@ -39,7 +39,7 @@ benchmark: install
 	OMP_NUM_THREADS=2 $(PY) benchmarks/detectors.py
 	OMP_NUM_THREADS=2 $(PY) benchmarks/segmenters.py
 
-# The studies of the papers on a phantom, beside the published figures; about half an hour.
+# The studies of the papers on a phantom, beside the published figures; half an hour each.
 papers: install
 	for paper in wbbs spect lesions bs80k; do PATH="$$PWD/.venv/bin:$$PATH" jobs/paper.sh $$paper || exit 1; done
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The rows of one paper's tables, beside its figures, on a phantom: other data, a narrower network, fewer epochs and a
-# higher learning rate, so that the figures show that the protocol runs and not what it is worth. A quarter of an hour
+# higher learning rate, so that the figures show that the protocol runs and not what it is worth. Half an hour a paper
 # on two cores; resumes what is there.
 #   jobs/paper.sh wbbs|spect|lesions|bs80k [OUT]
 # EPOCHS and PATIENTS make it longer. On your data, run jobs/*.yaml as their first lines say, then `raybone compare`.
