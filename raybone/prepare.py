@@ -17,7 +17,7 @@ from raybone.data.archive import unpacked
 from raybone.data.dataset import DatasetWriter
 from raybone.data.folds import TEST, TRAINING, assign_folds, folds_by_site, stratum_label
 from raybone.data.identity import key_path, pseudonym, read_key, write_map
-from raybone.data.intake import Intake
+from raybone.data.intake import Intake, Origin
 from raybone.data.layouts import LAYOUTS, Layout, Source, sources_of
 from raybone.data.lookalike import joined, lookalikes
 from raybone.data.parallel import Died, cores, spread
@@ -31,13 +31,15 @@ from raybone.records import Scan, WrongInput
 class Prepared:
     """What ``prepare`` made: the content of dataset.json, the inputs that were not taken, and where inputs lie.
 
-    rejected: (input_id, bytes, reason). sources: (input_id, scan_id, path), for the person at the terminal alone.
+    rejected: (input_id, bytes, reason). sources: (input_id, scan_id, path), for the person at the terminal alone, and
+    origins: the frames of inputs that scans are made of.
     """
 
     path: Path
     meta: dict[str, Any]
     rejected: tuple[tuple[str, int, str], ...]
     sources: tuple[tuple[str, str, str], ...]
+    origins: tuple[Origin, ...] = ()
 
 
 def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", modality: str | None = "NM",
@@ -92,7 +94,7 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
         writer.path.rename(dataset)
     finally:
         shutil.rmtree(half, ignore_errors=True)
-    return Prepared(dataset, content, tuple(intake.rejected), tuple(intake.sources()))
+    return Prepared(dataset, content, tuple(intake.rejected), tuple(intake.sources()), tuple(intake.origins))
 
 
 def _check(source: Path, dataset: Path, key_file: Path, layout: str, folds: int | str, holdout: float,

@@ -22,7 +22,8 @@ HOME_OF = {
     "torch": {"data/loader.py", "losses", "models", "evaluate.py", "earlier.py", "fit.py", "search.py", "preview.py",
               "cluster/worker.py", "bundle.py", "refit.py", "predict.py"},
     "altair": {"charts.py"}, "vl_convert": {"charts.py"}, "jinja2": {"report.py"}, "safetensors": {"bundle.py"},
-    "rich": {"live.py", "cli.py"}, "optuna": {"hpo", "charts.py"}, "pycocotools": {"data/annotations.py"}, "faster_coco_eval": {"metrics/boxes.py"},
+    "rich": {"live.py", "cli.py"}, "optuna": {"hpo", "charts.py"}, "pycocotools": {"data/annotations.py"},
+    "faster_coco_eval": {"metrics/boxes.py"},
     "torchvision": {"models"}, "monai": {"models"},
 }
 

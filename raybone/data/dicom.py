@@ -42,7 +42,7 @@ class Facts:
 
     ``patient``, ``study``, ``instance``, ``site`` and ``scanner`` are as the source has them, to be replaced by
     pseudonyms; ``make`` is a known maker's name. ``flags`` are of burned-in-text, lossy, not-square,
-    turned-over and other-windows.
+    turned-over and other-windows. ``frame`` is its place in the object, from 0.
     """
 
     patient: str = ""
@@ -54,6 +54,7 @@ class Facts:
     scanner: str = ""
     make: str = "scanner"
     flags: tuple[str, ...] = ()
+    frame: int = 0
 
 
 def read_frames(content: bytes, file_name: str, modality: str | None = "NM") -> list[tuple[Array, Facts]]:
@@ -88,7 +89,7 @@ def read_frames(content: bytes, file_name: str, modality: str | None = "NM") -> 
                     continue
                 turned = _turned(header, counts_HW)
                 facts = Facts(patient_of(header), view, pixel_mm, study, instance, site, scanner, make,
-                              tuple(known + ["turned-over"] * turned))
+                              tuple(known + ["turned-over"] * turned), number)
                 found.append((counts_HW.max() + counts_HW.min() - counts_HW if turned else counts_HW, facts))
             return found
         except NotTaken:

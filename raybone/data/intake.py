@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from raybone.data.dataset import DatasetWriter, Stored, store
 from raybone.data.identity import pseudonym
 from raybone.data.layouts import Source, positive
 from raybone.data.reading import Read, Taken
-from raybone.data.steps import View, apply_steps, unit
+from raybone.data.steps import Part, View, apply_steps, unit
 from raybone.data.tables import Labels
 from raybone.records import Scan
 
@@ -25,6 +26,30 @@ REMARK_OF_FLAG = {
     "not-square": "pixels are not square: pixel_mm is their height",
     "unannotated": "scan without annotation: counts as a scan without lesion"}
 LEFT_OUT = "is left out by the steps: montage needs both views of a study, and tiles without counts are not kept"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a part of a scan of the dataset comes from: a frame (0-based) of an input, of shape (height, width).
+
+    name: the input, below SOURCE. y, x: row and column of the scan at which the frame's first pixel lies.
+    """
+
+    scan_id: str
+    name: str
+    frame: int
+    height: int
+    width: int
+    y: int
+    x: int
+
+
+class _Known(NamedTuple):
+    name: str
+    frame: int
+    study: str
+    stored: Stored
+    scan: Scan
 
 
 @dataclass
@@ -43,7 +68,8 @@ class Intake:
     remarks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     unknown: set[str] = field(default_factory=set)
     name_of_patient: dict[str, str] = field(default_factory=dict)
-    _taken: list[tuple[str, str, Stored, Scan]] = field(default_factory=list)  # name, study, ...
+    origins: list[Origin] = field(default_factory=list)
+    _taken: list[_Known] = field(default_factory=list)
     _id_of: dict[str, str] = field(default_factory=dict)
     _scans_of: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
@@ -60,19 +86,19 @@ class Intake:
     def settle(self, raw: DatasetWriter, folder: Path, steps: Sequence[str]) -> DatasetWriter:
         """The scans in order of input, after the steps; in the folder they were read into, or in another."""
         if not steps:
-            for name, _, stored, scan in self._taken:
-                self._scans_of[name].append(raw.add(stored, scan).scan_id)
+            for known in self._taken:
+                self._note(raw.add(known.stored, known.scan), known, Part(""))
             raw.scans.sort(key=lambda s: s.scan_id)  # the order of the source's names says something of them
             return raw
-        writer, studies, name_of = DatasetWriter(folder), defaultdict[str, list[Scan]](list), dict[str, str]()
-        for name, study, stored, scan in self._taken:
-            known = raw.add(stored, scan)
-            studies[study].append(known)
-            name_of[known.scan_id] = name
+        writer, studies, known_of = DatasetWriter(folder), defaultdict[str, list[Scan]](list), dict[str, _Known]()
+        for known in self._taken:
+            scan = raw.add(known.stored, known.scan)
+            studies[known.study].append(scan)
+            known_of[scan.scan_id] = known
         for scans in studies.values():
-            views = apply_steps([View(raw.counts(s).astype(np.float32), s, (s.scan_id,)) for s in scans], steps)
-            used = self._stored(writer, views, unit(steps), name_of)
-            for name in (name_of[s.scan_id] for s in scans if s.scan_id not in used):
+            views = apply_steps([View(raw.counts(s).astype(np.float32), s, (Part(s.scan_id),)) for s in scans], steps)
+            used = self._stored(writer, views, unit(steps), known_of)
+            for name in (known_of[s.scan_id].name for s in scans if s.scan_id not in used):
                 if self._scans_of.get(name):  # of several frames, some are in
                     self.remarks["frame that " + LEFT_OUT].append(name)
                 else:
@@ -97,7 +123,7 @@ class Intake:
         return [(input_id, scan_id, str(self.root / name)) for name, input_id in self._id_of.items()
                 for scan_id in self._scans_of.get(name) or [""]]
 
-    def _scan(self, item: Source, found: Taken) -> tuple[str, str, Stored, Scan]:
+    def _scan(self, item: Source, found: Taken) -> _Known:
         facts, secret = found.facts, self.secret
         patient = self.labels.by_file.get(item.name, {}).get("patient_id", "") or facts.patient
         bare = patient if patient in self.labels.by_patient else patient.rpartition(":")[2]  # without its issuer
@@ -117,20 +143,27 @@ class Intake:
         view, pixel_mm = labels.pop("view", ""), labels.pop("pixel_mm", "")
         view = (view if view in ("anterior", "posterior") else "") or item.view or facts.view or "unknown"
         spacing = positive(pixel_mm) or facts.pixel_mm
-        return item.name, study, found.stored, Scan(
+        return _Known(item.name, facts.frame, study, found.stored, Scan(
             "", patient_id, view, 0, 0, spacing, 0, 0.0, site, scanner, instance, flags,
-            tuple({**dict(item.labels), **labels}.items()), found.lesions or ())
+            tuple({**dict(item.labels), **labels}.items()), found.lesions or ()))
 
-    def _stored(self, writer: DatasetWriter, views: Sequence[View], scale: int, name_of: dict[str, str]) -> set[str]:
+    def _note(self, scan: Scan, known: _Known, part: Part) -> None:
+        """Remember what a scan of the dataset comes from."""
+        self._scans_of[known.name].append(scan.scan_id)
+        self.origins.append(Origin(scan.scan_id, known.name, known.frame, known.stored.height, known.stored.width,
+                                   part.y, part.x))
+
+    def _stored(self, writer: DatasetWriter, views: Sequence[View], scale: int,
+                known_of: Mapping[str, _Known]) -> set[str]:
         """Store what the steps made; returns the scans that are in it."""
-        used = set()
+        used = set[str]()
         for view in views:
             counts_HW = np.rint(np.clip(view.values_HW * scale, 0, 65535)).astype(np.uint16)
             if counts_HW.any():
                 scan = writer.add(store(writer.path, counts_HW), view.scan)
-                used |= set(view.made_of)
                 for part in view.made_of:
-                    self._scans_of[name_of[part]].append(scan.scan_id)
+                    used.add(part.scan_id)
+                    self._note(scan, known_of[part.scan_id], part)
         return used
 
 

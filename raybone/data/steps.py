@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -22,16 +23,24 @@ MEAN_RANGE = (7.0, 14.0)
 TILE, STRIDE = 256, 128
 
 
+class Part(NamedTuple):
+    """A scan as it was read, and the row and column of a view at which its first pixel lies."""
+
+    scan_id: str
+    y: int = 0
+    x: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """Values, float32 (H, W), of one image of a study, with its scan (lesions in pixels of these values).
 
-    made_of: ids of the scans as they were read that are in it.
+    made_of: the scans as they were read that are in it.
     """
 
     values_HW: Array
     scan: Scan
-    made_of: tuple[str, ...]
+    made_of: tuple[Part, ...]
 
 
 def apply_steps(views: Sequence[View], names: Sequence[str]) -> list[View]:
@@ -145,7 +154,7 @@ def _montage(views: list[View]) -> list[View]:
         left, right = _window(front, 0, 0, rows, 2 * columns), _window(back, 0, -columns, rows, 2 * columns)
         merged.append(View(left.values_HW + right.values_HW, replace(
             left.scan, view="anterior|posterior", lesions=left.scan.lesions + right.scan.lesions,
-            flags=tuple(sorted({*left.scan.flags, *right.scan.flags}))), front.made_of + back.made_of))
+            flags=tuple(sorted({*left.scan.flags, *right.scan.flags}))), left.made_of + right.made_of))
     return merged
 
 
@@ -167,11 +176,13 @@ STEPS: dict[str, Callable[[list[View]], list[View]]] = {
 
 def _window(view: View, y: int, x: int, rows: int, columns: int) -> View:
     """The part of a view that starts at (y, x), zeros where it reaches beyond; lesions move along and are cut."""
-    return View(_part(view.values_HW, y, x, rows, columns),
-                replace(view.scan, lesions=tuple(_moved(view.scan.lesions, y, x, rows, columns))), view.made_of)
+    return View(part_of(view.values_HW, y, x, rows, columns),
+                replace(view.scan, lesions=tuple(_moved(view.scan.lesions, y, x, rows, columns))),
+                tuple(Part(p.scan_id, p.y - y, p.x - x) for p in view.made_of))
 
 
-def _part(values_HW: Array, y: int, x: int, rows: int, columns: int) -> Array:
+def part_of(values_HW: Array, y: int, x: int, rows: int, columns: int) -> Array:
+    """The rows and columns from (y, x) on, zeros where they reach beyond."""
     out_HW = np.zeros((rows, columns), values_HW.dtype)
     source_HW = values_HW[max(y, 0) : max(y + rows, 0), max(x, 0) : max(x + columns, 0)]
     top, left = max(-y, 0), max(-x, 0)
@@ -185,7 +196,7 @@ def _moved(lesions: Sequence[Lesion], y: int, x: int, rows: int, columns: int) -
         box = (max(x1 - x, 0.0), max(y1 - y, 0.0), min(x2 - x, float(columns)), min(y2 - y, float(rows)))
         rle = None
         if lesion.rle:
-            mask_HW = _part(mask_of(lesion.rle), y, x, rows, columns)
+            mask_HW = part_of(mask_of(lesion.rle), y, x, rows, columns)
             if not mask_HW.any():
                 continue
             if box[2] - box[0] < x2 - x1 or box[3] - box[1] < y2 - y1:  # what is left may be smaller than the cut box

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raybone.data.annotations import mask_of, rle_of
-from raybone.data.steps import View, apply_steps, body_mask, body_range, brightness, max_min, tiles
+from raybone.data.steps import (
+    Part,
+    View,
+    apply_steps,
+    body_mask,
+    body_range,
+    brightness,
+    max_min,
+    part_of,
+    tiles,
+)
 from raybone.data.steps import without_bladder as cleared
 from raybone.phantom import _foci, _patient, render
 from raybone.records import Lesion, Scan
@@ -24,7 +34,7 @@ def views() -> list[View]:
     for side in ("anterior", "posterior"):
         counts_HW, lesions = render(patient, foci, side, rng)
         made.append(View(counts_HW.astype(np.float32), Scan("", "p", side, 1024, 256, 2.26, 0, 1.0, lesions=lesions),
-                         (side,)))
+                         (Part(side),)))
     return made
 
 
@@ -51,7 +61,7 @@ def test_max_min_spans_the_unit_interval() -> None:
 def test_the_papers_chain_gives_640_by_512_with_every_lesion_where_it_was(views: list[View]) -> None:
     (joined,) = apply_steps(views, ["body_range", "brightness", "knee_cut", "montage"])
     assert joined.values_HW.shape == (640, 512)
-    assert joined.made_of == ("anterior", "posterior")
+    assert [p.scan_id for p in joined.made_of] == ["anterior", "posterior"]
     assert joined.values_HW.mean() > 7 * 0.8
     cut = apply_steps(views, ["body_range", "knee_cut"])
     assert len(joined.scan.lesions) == sum(len(v.scan.lesions) for v in cut) > 4
@@ -62,6 +72,15 @@ def test_the_papers_chain_gives_640_by_512_with_every_lesion_where_it_was(views:
         assert y1 <= rows.min() <= rows.max() < y2
 
 
+def test_what_is_found_after_the_steps_goes_back_to_where_it_was_before_them(views: list[View]) -> None:
+    (joined,) = apply_steps(views, ["body_range", "knee_cut", "montage"])
+    for part, before in zip(joined.made_of, views):
+        back_HW = part_of(joined.values_HW, part.y, part.x, *before.values_HW.shape)
+        rows = slice(max(-part.y, 0), 640 - part.y)
+        np.testing.assert_array_equal(back_HW[rows], before.values_HW[rows])
+        assert not back_HW[rows.stop:].any()
+
+
 def test_steps_move_mask_and_counts_together() -> None:
     values_HW = np.zeros((1024, 256), np.float32)
     values_HW[300:900] = 1
@@ -69,7 +88,7 @@ def test_steps_move_mask_and_counts_together() -> None:
     mask_HW[400:410, 100:120] = True
     values_HW[mask_HW] = 50
     view = View(values_HW, Scan("", "p", "anterior", 1024, 256, None, 0, 1.0, lesions=(
-        Lesion((100, 400, 120, 410), "malignant", rle_of(mask_HW)),)), ("a",))
+        Lesion((100, 400, 120, 410), "malignant", rle_of(mask_HW)),)), (Part("a"),))
     for names in (["body_range"], ["body_range", "knee_cut"], ["tile"]):
         for made in apply_steps([view], names):
             for lesion in made.scan.lesions:
