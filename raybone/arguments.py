@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     _demo_parser(verbs)
     _data_parsers(verbs)
     _study_parsers(verbs)
+    _result_parsers(verbs)
     return top
 
 
@@ -117,6 +118,33 @@ def _study_parsers(verbs: Any) -> None:
     verb.add_argument("--csv", metavar="FILE", help="write the table here as well")
     verb = _verb(verbs, "compare", "the winner beside what papers published of its system; a classifier's subgroups")
     verb.add_argument("studies", nargs="+", metavar="STUDY")
+    verb.add_argument("--json", action="store_true", help=JSON_HELP)
+
+
+def _result_parsers(verbs: Any) -> None:
+    verb = _verb(verbs, "refit", "the winner, or another rank, as a model bundle")
+    verb.add_argument("study", metavar="STUDY")
+    verb.add_argument("--out", required=True, metavar="BUNDLE", help="folder to make")
+    verb.add_argument("--rank", type=int, default=1, metavar="N", help="of the leaderboard (default %(default)s)")
+    verb.add_argument("--all-patients", action="store_true",
+                      help="train one model on all patients but the test group, instead of the fold models together")
+    verb.add_argument("--address", help="for --all-patients: a Ray cluster (default: RAY_ADDRESS, else its own)")
+    verb.add_argument("--local", action="store_true", help="for --all-patients: in this process, without Ray")
+    verb.add_argument("--onnx", action="store_true", help="write ONNX files as well, checked against torch")
+    verb = _verb(verbs, "predict", "findings of a bundle on scans: JSON, CSV, overlays, DICOM Segmentation")
+    verb.add_argument("bundle", metavar="BUNDLE")
+    verb.add_argument("scans", nargs="+", metavar="SCANS", help="files, folders or archives, as `prepare` reads them")
+    verb.add_argument("--out", required=True, metavar="DIR", help="folder to make; it names the scans' files")
+    verb.add_argument("--modality", default="NM", help="DICOM Modality to take, or 'any' (default %(default)s)")
+    verb.add_argument("--least", type=float, default=0.1, metavar="SCORE", help="lowest score of a detector's boxes "
+                      "(default %(default)s)")
+    verb = _verb(verbs, "forget", "delete patients from a dataset, and name what was trained on them")
+    verb.add_argument("dataset", metavar="DATASET")
+    verb.add_argument("patients", nargs="+", metavar="PATIENT",
+                      help="a patient_id of folds.csv, or the source's own id")
+    verb.add_argument("--key", metavar="FILE", help="key of the pseudonyms (default: in your config folder)")
+    verb.add_argument("--among", nargs="+", default=["."], metavar="FOLDER",
+                      help="folders below which bundles and studies are looked for (default: the current one)")
     verb.add_argument("--json", action="store_true", help=JSON_HELP)
 
 

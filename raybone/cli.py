@@ -18,7 +18,7 @@ from pathlib import Path
 
 from raybone.arguments import parser
 from raybone.records import RunFailed, WrongInput
-from raybone.terminal import bar, progress, show_table, tell_end
+from raybone.terminal import bar, epoch_line, progress, show_table, tell_end
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -269,10 +269,54 @@ def _compare(options: argparse.Namespace) -> None:
           "\n\n".join("\n".join(comparison_lines(f)) for f in found))
 
 
+def _refit(options: argparse.Namespace) -> None:
+    from functools import partial
+
+    from raybone.refit import refit, train_here
+
+    if (options.address or options.local) and not options.all_patients:
+        raise WrongInput("refit: --address and --local say where to train, but fold models are trained already; leave "
+                         "them out, or add --all-patients")
+    train = None
+    if options.all_patients and options.local:
+        train = partial(train_here, tell=epoch_line)
+    elif options.all_patients:
+        from raybone.cluster.refit import train_on_ray
+
+        train = partial(train_on_ray, address=options.address, tell=epoch_line)
+    made = refit(options.study, options.out, options.rank, train, options.onnx, bar("refit"))
+    print(f"{options.out}: {made.meta['kind']} of {made.model.name}, {made.meta['study']['config_id']} of study "
+          f"{made.meta['study']['name']}, trained on {len(made.meta['patients'])} patients; read its README.md")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from raybone.predict import predict
+
+    modality = None if options.modality.lower() == "any" else options.modality
+    done = predict(options.bundle, options.scans, options.out, modality, options.least, bar("predict"))
+    found, odd = sum(len(f.findings) for f in done.frames), [f for f in done.frames if f.oddities]
+    rate = len(done.frames) / max(done.predicting, 1e-9)
+    print(f"{options.out}: {len(done.frames)} scans, {found} findings; read in {done.reading:.1f} s, predicted in "
+          f"{done.predicting:.1f} s, {rate:.1f} scans a second")
+    for frame in odd:
+        print(f"warning: {frame.source}: unlike the training scans: {'; '.join(frame.oddities)}")
+    for source, reason in done.rejected:
+        print(f"warning: {source}: not taken: {reason}")
+
+
+def _forget(options: argparse.Namespace) -> None:
+    from raybone.forget import as_json, forget, forgotten_lines
+
+    done = forget(options.dataset, options.patients, options.key, options.among)
+    print(json.dumps(as_json(done), indent=1) if options.json else
+          "\n".join(forgotten_lines(options.dataset, done)))
+
+
 VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "demo": _demo, "phantom": _phantom, "prepare": _prepare, "inspect": _inspect, "models": _models,
     "preview": _preview, "search": _search, "manifests": _manifests, "submit": _submit, "simulate": _simulate,
-    "watch": _watch, "logs": _logs, "stop": _stop, "leaderboard": _leaderboard, "compare": _compare}
+    "watch": _watch, "logs": _logs, "stop": _stop, "leaderboard": _leaderboard, "compare": _compare,
+    "refit": _refit, "predict": _predict, "forget": _forget}
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from raybone.data.dataset import Dataset, open_dataset
+from raybone.data.folds import TEST
 from raybone.folder import Folder
 from raybone.hpo.journal import read_resolved
 from raybone.models import load
@@ -70,6 +72,28 @@ def earlier_fold(place: str, fold: int) -> dict[str, Any]:
     return state
 
 
+def trained_before(places: Iterable[object]) -> set[str]:
+    """Patients that earlier studies were trained on, and the ones before them: what their weights have seen.
+
+    Args:
+        places: values of the hyper-parameters KEYS; what names no study is passed over.
+    Raises:
+        WrongInput: a study or its dataset is gone.
+    """
+    seen = set[str]()
+    for place in (p for p in places if isinstance(p, str) and p not in ("", OTSU)):
+        study = _read(_opened(place)[0], place, "refit")
+        seen |= {p for p, fold in open_dataset(study.dataset).fold_of.items() if fold != TEST}
+        seen |= trained_before(_places(study))
+    return seen
+
+
+def _places(study: Study) -> set[object]:
+    """What a study's hyper-parameters KEYS may be."""
+    return {value for name in KEYS for value in (
+        study.fixed.get(name), *((study.space[name].choice or ()) if name in study.space else ()))}
+
+
 def _opened(given: str) -> tuple[Folder, str]:
     """The study folder, and the configuration where one is named."""
     folder = Folder(given if "://" in given else Path(given).resolve())
@@ -125,9 +149,7 @@ def _seen(given: str, earlier: Study, dataset: Dataset, key: str) -> str:
 def _before(given: str, earlier: Study, dataset: Dataset, key: str) -> list[str]:
     """Whom the studies that a study of other patients was built on have seen, in words."""
     words = []
-    places = {value for name in KEYS for value in (
-        earlier.fixed.get(name), *((earlier.space[name].choice or ()) if name in earlier.space else ()))}
-    for place in sorted(p for p in places if isinstance(p, str) and p not in ("", OTSU)):
+    for place in sorted(p for p in _places(earlier) if isinstance(p, str) and p not in ("", OTSU)):
         folder, _ = _opened(place)
         first = _read(folder, place, key)
         assert first.resolved is not None

@@ -17,7 +17,7 @@ from raybone.data.annotations import mask_of, rle_of
 from raybone.data.loader import Batch, ScanSamples, class_map
 from raybone.data.parts import TargetSamples
 from raybone.data.preprocess import resize
-from raybone.metrics.boxes import box_metrics, weighted_ap
+from raybone.metrics.boxes import box_hits, box_metrics, weighted_ap
 from raybone.metrics.lesions import THRESHOLD, classification_metrics, patient_metrics, weighted_classification
 from raybone.metrics.masks import MaskScore, mask_metrics, mask_score, pixel_counts, weighted_overlap
 from raybone.models._model import Model
@@ -93,6 +93,15 @@ def resampled_score(findings: Sequence[Finding], scans: Sequence[Scan], categori
                        weights_BN)
 
 
+def judged(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str],
+           task: Task) -> tuple[Array, Array]:
+    """Scores, and whether each is true: of what was classified, or of a detector's boxes (see ``box_hits``)."""
+    if task == "classification":
+        return _judged(findings)
+    return box_hits([_truth(s, categories) for s in scans], [_boxes(f) for f in _ordered(findings, scans)],
+                    len(categories))
+
+
 def false_positives(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str], task: Task) -> float:
     """Mean number of findings on a scan without lesions of the categories; NaN when every scan has one, and
     for classifiers.
@@ -106,15 +115,20 @@ def false_positives(findings: Sequence[Finding], scans: Sequence[Scan], categori
     return float(np.mean(found)) if found else math.nan
 
 
-def to_finding(scan: Scan, prediction: Prediction, size: int) -> Finding:
-    """A prediction on the network's canvas as a JSON value in pixels of the scan."""
-    scale = size / max(scan.height, scan.width)
+def in_scan(scan: Scan, prediction: Prediction, size: int) -> Prediction:
+    """A prediction on the network's canvas, of a long side of ``size``, in pixels of the scan."""
     if prediction.mask_CHW is not None:
-        masks = [_to_scan(p_HW, scan, size) >= THRESHOLD for p_HW in prediction.mask_CHW]
-        return {"scan_id": scan.scan_id, "masks": [rle_of(m) for m in masks]}
+        return Prediction(mask_CHW=np.stack([_to_scan(p_HW, scan, size) for p_HW in prediction.mask_CHW]))
+    scale = np.float32(size / max(scan.height, scan.width))
     limit_4 = np.array([scan.width, scan.height, scan.width, scan.height], np.float32)
-    boxes_N4 = np.minimum(prediction.boxes_N4 / np.float32(scale), limit_4)
-    return {"scan_id": scan.scan_id, "boxes": [[round(float(v), 2) for v in b] for b in boxes_N4],
+    return Prediction(np.minimum(prediction.boxes_N4 / scale, limit_4), prediction.scores_N, prediction.labels_N)
+
+
+def to_finding(scan: Scan, prediction: Prediction) -> Finding:
+    """A prediction in pixels of the scan as a JSON value."""
+    if prediction.mask_CHW is not None:
+        return {"scan_id": scan.scan_id, "masks": [rle_of(m) for m in prediction.mask_CHW >= THRESHOLD]}
+    return {"scan_id": scan.scan_id, "boxes": [[round(float(v), 2) for v in b] for b in prediction.boxes_N4],
             "scores": [round(float(s), 5) for s in prediction.scores_N], "labels": prediction.labels_N.tolist()}
 
 
@@ -124,7 +138,7 @@ def _findings(samples: ScanSamples, index: int, prediction: Prediction) -> list[
         place, lesion, positive = samples.items[index]
         return [{"index": index, "scan_id": samples.scans[place].scan_id, "lesion": lesion, "positive": positive,
                  "score": round(float(prediction.scores_N[0]), 7)}]  # ties would cost AUC
-    return [{"index": place, **to_finding(samples.scans[place], part, samples.size)}
+    return [{"index": place, **to_finding(samples.scans[place], in_scan(samples.scans[place], part, samples.size))}
             for place, part in samples.parts(index, prediction)]
 
 

@@ -141,12 +141,14 @@ class _Run:
             self.mined = mined_masks(dataset, place, self.fold, known, self.device)
         training = training_samples(dataset, self.model, config, self.fold, _mix(self.seed, self.fold, 1), self.epochs,
                                     self.mined)
-        self.validation = scored_samples(dataset, dataset.validation(self.fold), self.model, config, self.mined)
+        self.validation = None
+        if scored := dataset.validation(self.fold):  # a refit on everyone has nobody to validate on
+            self.validation = scored_samples(dataset, scored, self.model, config, self.mined)
+            # Without gradients four times the images fit.
+            self.valid_loader = validation_loader(self.validation, 4 * config.batch, self.rank, self.world,
+                                                  config.loader_workers)
         self.loader, self.sampler = training_loader(training, config.batch, self.rank, self.world,
                                                     config.loader_workers)
-        # Without gradients four times the images fit.
-        self.valid_loader = validation_loader(self.validation, 4 * config.batch, self.rank, self.world,
-                                              config.loader_workers)
 
     def _resume(self) -> None:
         content = self.folder.read("last.pt")
@@ -167,7 +169,9 @@ class _Run:
         if self.world > 1:
             for buffer in self.average.buffers():
                 dist.broadcast(buffer, 0)
-        metrics, findings = evaluate(self.average, self.validation, self.valid_loader, self.model, self.device)
+        metrics, findings = dict[str, float](), list[dict[str, Any]]()
+        if self.validation is not None:
+            metrics, findings = evaluate(self.average, self.validation, self.valid_loader, self.model, self.device)
         if len(self.history) + 1 == self.epochs and (reported := self.dataset.reported(self.fold)):
             state = {"average": self.average.state_dict()}
             tested = _applied(self.dataset, self.model, self.config, state, reported, self.device, self.mined)[0]
@@ -175,7 +179,7 @@ class _Run:
         record = Epoch(self.fold, number, {**metrics, "train_loss": train_loss}, round(time.monotonic() - started, 3))
         self.history.append(record)
         if self.rank == 0:
-            self._save(findings if last else None)
+            self._save(findings if last and self.validation is not None else None)
         if self.world > 1:
             dist.barrier()
         return record
@@ -240,8 +244,8 @@ class _Run:
 
     def _save(self, findings: list[dict[str, Any]] | None) -> None:
         sign = 1 if DIRECTIONS[self.metric] == "maximize" else -1
-        worth = [sign * e.metrics[self.metric] for e in self.history]
-        if worth[-1] >= max((w for w in worth if not math.isnan(w)), default=-math.inf):
+        worth = [sign * e.metrics[self.metric] for e in self.history if self.metric in e.metrics]
+        if worth and worth[-1] >= max((w for w in worth if not math.isnan(w)), default=-math.inf):
             self._write("best.pt", {"average": self.average.state_dict(), "epoch": len(self.history)})
         if findings is not None:
             content = {"fold": self.fold, "epoch": len(self.history), "findings": findings}

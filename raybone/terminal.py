@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from raybone.hpo.brain import Brain
+    from raybone.records import Epoch
 
 
 def tell_end(reason: str, out: str) -> None:
@@ -77,6 +78,12 @@ def progress() -> Callable[[Brain], None]:
                   f"{time_left(study, state)}", flush=True)
 
     return tell
+
+
+def epoch_line(epoch: Epoch) -> None:
+    """An epoch of a training without folds."""
+    told = ", ".join(f"{name} {value:.4f}" for name, value in epoch.metrics.items())
+    print(f"epoch {epoch.epoch}: {told} in {epoch.seconds:.1f} s", flush=True)
 
 
 def bar(what: str) -> Callable[[int, int], None]:

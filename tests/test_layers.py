@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[1] / "raybone"
 # Rooms and files from left to right; those of one entry do not depend on order, but never on what is right of them.
 ORDER = [
     {"records"}, {"rules", "folder", "arguments"}, {"spec"}, {"data", "losses", "metrics", "hpo"}, {"models"},
-    {"earlier"}, {"samples"}, {"phantom", "prepare", "inspect", "contact", "evaluate", "overlay"}, {"resolve"},
-    {"fit", "bundle"}, {"leaderboard", "warm", "preview", "demo", "simulate", "record"}, {"search", "compare"},
+    {"earlier"}, {"samples"}, {"phantom", "prepare", "inspect", "contact", "evaluate", "overlay"},
+    {"resolve", "ensemble"}, {"fit", "bundle", "calibrate"},
+    {"leaderboard", "warm", "preview", "demo", "simulate", "record"}, {"search", "compare"},
     {"logs", "charts"}, {"watch", "report", "refit", "predict", "forget"}, {"cluster", "terminal", "live"}, {"cli"},
 ]
 HOME_OF = {
@@ -20,10 +21,10 @@ HOME_OF = {
     "pydicom": {"data/dicom.py", "data/header.py", "data/segmentation.py"}, "highdicom": {"data/segmentation.py"},
     "nibabel": {"data/formats.py"},
     "torch": {"data/loader.py", "losses", "models", "evaluate.py", "earlier.py", "fit.py", "search.py", "preview.py",
-              "cluster/worker.py", "bundle.py", "refit.py", "predict.py"},
-    "altair": {"charts.py"}, "vl_convert": {"charts.py"}, "jinja2": {"report.py"}, "safetensors": {"bundle.py"},
-    "rich": {"live.py", "cli.py"}, "optuna": {"hpo", "charts.py"}, "pycocotools": {"data/annotations.py"},
-    "faster_coco_eval": {"metrics/boxes.py"},
+              "cluster/worker.py", "bundle.py", "refit.py", "predict.py", "ensemble.py", "calibrate.py"},
+    "altair": {"charts.py"}, "vl_convert": {"charts.py"}, "jinja2": {"report.py", "refit.py"},
+    "safetensors": {"bundle.py"}, "rich": {"live.py", "cli.py"}, "optuna": {"hpo", "charts.py"},
+    "pycocotools": {"data/annotations.py"}, "faster_coco_eval": {"metrics/boxes.py"},
     "torchvision": {"models"}, "monai": {"models"},
 }
 

@@ -8,6 +8,7 @@ import tempfile
 import time
 import traceback
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from raybone.cluster.trainer import Trainer
 from raybone.cluster.worker import Job, train_loop
 from raybone.folder import Folder
 from raybone.records import WrongInput
+from raybone.spec import Study
 
 POLL_SECONDS = 1.0
 LOSS_SECONDS = 30.0  # by when Ray's head has noticed the loss of a node
@@ -67,7 +69,7 @@ def _run(job: Job) -> dict[str, Any]:
         with contextlib.suppress(OSError):  # the reason is told in any case
             Folder(job.folder).write(f"logs/{job.work.config_id}.txt", traceback.format_exc().encode())
         if isinstance(error, TrainingFailedError):
-            return {"outcome": "failed", "reason": _cause(error)[0], "pooled": None}
+            return {"outcome": "failed", "reason": cause_of(error)[0], "pooled": None}
         return {"outcome": "halt", "reason": f"{type(error).__name__}: {error}", "pooled": None}
     worst = next((r for o in ("failed", "halt", "interrupted") for r in results if r["outcome"] == o), None)
     pooled = next((r["pooled"] for r in results if r.get("pooled")), None)
@@ -90,7 +92,7 @@ def _train(job: Job) -> dict[str, Any]:
         try:
             return _fit(job)
         except (TrainingFailedError, OSError) as error:
-            reason, blame = _cause(error)
+            reason, blame = cause_of(error)
             counted = 0 if ray.get(hub.heard.remote(job.run)) > at else counted
             counted += blame != "room" and not (blame in _of_a_node(job) and _lost_a_node(job, dead))
             if ray.get(hub.stop_wanted.remote()):
@@ -105,22 +107,31 @@ def _train(job: Job) -> dict[str, Any]:
 
 def _fit(job: Job) -> dict[str, Any]:
     """One Ray Train run, under a name never used before: ``last.pt`` is what it resumes from, not Train's storage."""
-    resources = job.study.resources
-    stall = round(60 * job.study.limits.stall_minutes)
     hub = find(job.hub)
-    trainer = Trainer(
-        train_loop, train_loop_config={"job": job},
-        placed=lambda group: ray.get(hub.holds.remote(job.work.config_id, group)),
-        # One process has nobody to talk to, and needs no nccl, which takes GPU memory.
-        torch_config=RaysNetwork("nccl" if resources.gpus and resources.workers > 1 else "gloo", timeout_s=stall),
-        scaling_config=train.ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus > 0,
-                                           resources_per_worker=per_worker(job.study)),
-        run_config=train.RunConfig(name=f"{job.work.config_id}-{job.work.rung}-{uuid.uuid4().hex[:8]}",
-                                   **storage(job.folder),
-                                   failure_config=train.FailureConfig(max_failures=0, max_preemption_failures=0,
-                                                                      controller_failure_limit=0)))
-    value = trainer.fit().return_value
+    value = trainer(job.study, job.folder, f"{job.work.config_id}-{job.work.rung}-{uuid.uuid4().hex[:8]}", train_loop,
+                    {"job": job}, lambda group: ray.get(hub.holds.remote(job.work.config_id, group))).fit().return_value
     return dict(value[0] if isinstance(value, list) else value)
+
+
+def trainer(study: Study, folder: str, name: str, loop: Callable[[dict[str, Any]], Any], config: dict[str, Any],
+            placed: Callable[[str], None], max_failures: int = 0) -> Trainer:
+    """A Ray Train run with the study's resources.
+
+    Args:
+        loop: what each worker calls with the config; max_failures: how often Ray Train starts it again.
+    """
+    resources = study.resources
+    return Trainer(
+        loop, train_loop_config=config, placed=placed,
+        # One process has nobody to talk to, and needs no nccl, which takes GPU memory.
+        torch_config=RaysNetwork("nccl" if resources.gpus and resources.workers > 1 else "gloo",
+                                 timeout_s=round(60 * study.limits.stall_minutes)),
+        scaling_config=train.ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus > 0,
+                                           resources_per_worker=per_worker(study)),
+        run_config=train.RunConfig(name=name, **storage(folder),
+                                   failure_config=train.FailureConfig(max_failures=max_failures,
+                                                                      max_preemption_failures=max_failures,
+                                                                      controller_failure_limit=0)))
 
 
 def storage(folder: str) -> dict[str, Any]:
@@ -144,7 +155,7 @@ def _lost_a_node(job: Job, dead: set[str]) -> bool:
     return lost
 
 
-def _cause(error: TrainingFailedError | OSError) -> tuple[str, Literal["room", "machine", "process", "code"]]:
+def cause_of(error: TrainingFailedError | OSError) -> tuple[str, Literal["room", "machine", "process", "code"]]:
     """The first worker's own error in one line, out of Train's wrapping, and what is to blame for it."""
     if isinstance(error, PreemptionError):
         return "its node was taken back", "room"

@@ -45,12 +45,7 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
         over all folds once the last of them is there.
     """
     job = config["job"]
-    torch.set_num_threads(job.study.resources.cpus)
-    if job.study.resources.gpus:
-        if not torch.cuda.is_available():
-            raise OSError(errno.ENODEV, f"Ray gives GPU {ray.get_gpu_ids()}, but torch finds none; mend the driver or "
-                                        "the image of this machine", ray.util.get_node_ip_address())
-        torch.cuda.set_device(ray.train.torch.get_device())
+    settle(job.study)
     dataset = open_dataset(job.study.dataset, job.study.search.test_fold)
     model, folder = load(job.study.model), Folder(job.folder)
     context, done = ray.train.get_context(), False
@@ -68,6 +63,16 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
         return {"outcome": "failed", "reason": str(error)}
     pooled = pool(job.study, folder, dataset, model, job.work) if context.get_world_rank() == 0 else None
     return {"outcome": "done", "pooled": pooled}
+
+
+def settle(study: Study) -> None:
+    """Take the threads and the GPU that the study and Ray give to this worker."""
+    torch.set_num_threads(study.resources.cpus)
+    if study.resources.gpus:
+        if not torch.cuda.is_available():
+            raise OSError(errno.ENODEV, f"Ray gives GPU {ray.get_gpu_ids()}, but torch finds none; mend the driver or "
+                                        "the image of this machine", ray.util.get_node_ip_address())
+        torch.cuda.set_device(ray.train.torch.get_device())
 
 
 def examine_remotely(study: Study, folder: str, config_id: str, params: dict[str, Any]) -> dict[str, float]:

@@ -61,6 +61,12 @@ class Intensities:
         return np.rint(image_HW * np.float32(STEPS)).astype(np.uint16)
 
 
+def drop(dataset_hash: str) -> None:
+    """Remove what this machine has cached of a dataset."""
+    for path in private_cache().glob(f"{dataset_hash}-*.npy"):
+        path.unlink(missing_ok=True)
+
+
 def as_float(image_HW: Array, out: Array | None = None) -> Array:
     """Intensities as float32 in [0, 1], which they may be already."""
     result_HW = np.empty(image_HW.shape, np.float32) if out is None else out

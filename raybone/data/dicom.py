@@ -160,8 +160,13 @@ def write_scan(path: Path, counts_HW: Array, *, patient: str, view: str, pixel_m
     scan.save_as(path, enforce_file_format=True)
 
 
+def is_dicom(content: bytes) -> bool:
+    """Whether the first 132 bytes of a file, or more, are of a DICOM file, with or without preamble."""
+    return content[128:132] == b"DICM" or content[:2] in (b"\x02\0", b"\x08\0")
+
+
 def _header(content: bytes) -> Dataset:
-    if content[128:132] != b"DICM" and content[:2] not in (b"\x02\0", b"\x08\0"):
+    if not is_dicom(content):
         raise NotTaken("is not a DICOM file")
     header = pydicom.dcmread(BytesIO(content), force=True)
     if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:

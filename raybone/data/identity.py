@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from raybone.records import WrongInput
@@ -44,7 +44,7 @@ def pseudonym(key: bytes, kind: str, identity: str, digits: int = 12) -> str:
 
 def write_map(key: Path, dataset_hash: str, sources: Iterable[tuple[str, str, str]]) -> Path:
     """input_id, scan_id and path of every input, beside the key and for its owner alone."""
-    path = key.parent / f"{key.name}.{dataset_hash}.sources.csv"
+    path = _map_path(key, dataset_hash)
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -52,3 +52,17 @@ def write_map(key: Path, dataset_hash: str, sources: Iterable[tuple[str, str, st
         writer.writerow(("input_id", "scan_id", "path"))
         writer.writerows(sources)
     return path
+
+
+def move_map(key: Path, before: str, after: str, gone: Collection[str]) -> None:
+    """Give the map of a dataset to the one that it has become, without these scans; where there is no map, nothing."""
+    old = _map_path(key, before)
+    if old.is_file():
+        with old.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = [(r["input_id"], r["scan_id"], r["path"]) for r in csv.DictReader(file) if r["scan_id"] not in gone]
+        write_map(key, after, rows)
+        old.unlink()
+
+
+def _map_path(key: Path, dataset_hash: str) -> Path:
+    return key.parent / f"{key.name}.{dataset_hash}.sources.csv"

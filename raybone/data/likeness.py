@@ -15,7 +15,7 @@ from raybone.records import Array, Scan
 FAR = 3.0  # interquartile ranges beyond the quartiles: "far out" (Tukey 1977, Exploratory Data Analysis)
 SLACK = {"aspect": 0.02, "log2 of the 99.9 percentile": 1.0, "share of body": 0.05, "brightness": 0.03,
          "brightness of the border": 0.03, "correlation with the mean scan": 0.05}
-SMALL = (64, 32)  # rows and columns of the mean scan
+SMALL = (32, 16)  # rows and columns of the mean scan
 
 
 def likeness_of(scans: Sequence[Scan], counts_of: Callable[[Scan], Array]) -> dict[str, Any]:
@@ -40,15 +40,15 @@ def oddities(counts_HW: Array, high: float, known: Mapping[str, Any]) -> list[st
 
 
 def _properties(counts_HW: Array, high: float, mean_HW: Array) -> dict[str, float]:
-    small_HW, body_HW = _small(counts_HW, high), body_mask(counts_HW)
+    small_HW, body_HW = _small(counts_HW, high, mean_HW.shape), body_mask(counts_HW)
     border_N = np.concatenate([small_HW[:, 0], small_HW[:, -1]])
     values = (counts_HW.shape[0] / counts_HW.shape[1], np.log2(max(high, 1.0)), body_HW.mean(), small_HW.mean(),
               np.median(border_N), _correlation(small_HW, mean_HW))
     return {name: float(value) for name, value in zip(SLACK, values)}
 
 
-def _small(counts_HW: Array, high: float) -> Array:
-    return np.asarray(cv2.resize(to_intensity(counts_HW, high), SMALL[::-1], interpolation=cv2.INTER_AREA))
+def _small(counts_HW: Array, high: float, shape: tuple[int, ...] = SMALL) -> Array:
+    return np.asarray(cv2.resize(to_intensity(counts_HW, high), shape[::-1], interpolation=cv2.INTER_AREA))
 
 
 def _correlation(a_HW: Array, b_HW: Array) -> float:

@@ -46,8 +46,8 @@ def write_segmentation(source: Path, frame: int, masks: Mapping[str, Array], mod
                 for number, name in enumerate(found, 1)]
     mask_NHWC = np.stack(list(found.values()), axis=-1)[None]
     made = hd.seg.Segmentation(
-        [_planar(header, measures)], mask_NHWC, hd.seg.SegmentationTypeValues.BINARY, segments, hd.UID(), 900, hd.UID(), 1,
-        "raybone", "raybone", __version__, "0", pixel_measures=measures,
+        [_planar(header, measures)], mask_NHWC, hd.seg.SegmentationTypeValues.BINARY, segments,
+        hd.UID(), 900, hd.UID(), 1, "raybone", "raybone", __version__, "0", pixel_measures=measures,
         content_label="LESIONS", content_description="Findings of a research model; not a medical device")
     made.PatientOrientation = header.get("PatientOrientation") or []
     if frames > 1:

@@ -49,6 +49,14 @@ def box_metrics(truth: Truth, predictions: Sequence[Prediction], categories: int
                                       sum(len(labels_N) for _, labels_N in truth), len(truth))}
 
 
+def box_hits(truth: Truth, predictions: Sequence[Prediction], categories: int) -> tuple[Array, Array]:
+    """Scores of all detections of all images, and whether each found a lesion (see ``lesions.FOUND``), both (D,)."""
+    evaluation = _evaluated(truth, predictions, categories, [(0.0, 1e10)])
+    matches = [_matches(evaluation, label) for label in range(categories)]
+    return (np.concatenate([m.score_D for m in matches]),
+            np.concatenate([m.hit_TD[IOUS_T == FOUND][0] for m in matches]))
+
+
 def weighted_ap(truth: Truth, predictions: Sequence[Prediction], categories: int,
                 weights_BN: Array) -> dict[str, Array]:
     """AP, AP50 and AP75 of B weighted samples of the images at once: each image is matched once, however often drawn.
