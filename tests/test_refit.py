@@ -242,16 +242,16 @@ def test_a_damaged_bundle_is_refused(place: Path, harm: str, tmp_path: Path,
 
 def test_after_the_papers_steps_findings_are_told_in_pixels_of_the_source(tmp_path: Path) -> None:
     """Both views of a patient are one image for the model, and two frames for the reader."""
-    assert main(["phantom", str(tmp_path / "raw"), "--patients", "6", "--height", "256", "--seed", "2"]) == 0
+    assert main(["phantom", str(tmp_path / "raw"), "--patients", "10", "--height", "256", "--seed", "2"]) == 0
     assert main(["prepare", str(tmp_path / "raw"), str(tmp_path / "ds"), "--folds", "2", "--key", str(tmp_path / "key"),
                  "--steps", "body_range", "brightness", "knee_cut", "montage"]) == 0
-    write(tmp_path / "s.yaml", tmp_path / "ds", epochs=12, search={"trials": 1, "sampler": "grid", "scheduler": "full"},
-          space={"lr0": {"choice": [0.03]}}, fixed={"cross_entropy": 0.0, "imgsz": 160, "ema": 0.0, "width": 8})
+    write(tmp_path / "s.yaml", tmp_path / "ds", epochs=14, search={"trials": 1, "sampler": "grid", "scheduler": "full"},
+          space={"lr0": {"choice": [0.02]}}, fixed={"cross_entropy": 0.0, "imgsz": 160, "ema": 0.0, "width": 8, "batch": 2, "nbs": 2, "lrf": 0.2})
     assert main(["search", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "study"), "--local"]) == 0
     assert main(["refit", str(tmp_path / "study"), "--out", str(tmp_path / "bundle")]) == 0
     assert main(["predict", str(tmp_path / "bundle"), str(tmp_path / "raw"), "--out", str(tmp_path / "out")]) == 0
     frames = predicted(tmp_path / "out")
-    assert [Path(f["source"]).name for f in frames] == ["anterior.dcm", "posterior.dcm"] * 6
+    assert [Path(f["source"]).name for f in frames] == ["anterior.dcm", "posterior.dcm"] * 10
     assert {(f["height"], f["width"]) for f in frames} == {(256, 64)}
     # It finds lesions where they are, which it would not if a view were shifted or taken for the other one.
     truth = json.loads((tmp_path / "raw/annotations.json").read_text())
