@@ -246,7 +246,8 @@ def test_after_the_papers_steps_findings_are_told_in_pixels_of_the_source(tmp_pa
     assert main(["prepare", str(tmp_path / "raw"), str(tmp_path / "ds"), "--folds", "2", "--key", str(tmp_path / "key"),
                  "--steps", "body_range", "brightness", "knee_cut", "montage"]) == 0
     write(tmp_path / "s.yaml", tmp_path / "ds", epochs=14, search={"trials": 1, "sampler": "grid", "scheduler": "full"},
-          space={"lr0": {"choice": [0.02]}}, fixed={"cross_entropy": 0.0, "imgsz": 160, "ema": 0.0, "width": 8, "batch": 2, "nbs": 2, "lrf": 0.2})
+          space={"lr0": {"choice": [0.02]}}, fixed={
+              "cross_entropy": 0.0, "imgsz": 160, "ema": 0.0, "width": 8, "batch": 2, "nbs": 2, "lrf": 0.2})
     assert main(["search", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "study"), "--local"]) == 0
     assert main(["refit", str(tmp_path / "study"), "--out", str(tmp_path / "bundle")]) == 0
     assert main(["predict", str(tmp_path / "bundle"), str(tmp_path / "raw"), "--out", str(tmp_path / "out")]) == 0

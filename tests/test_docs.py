@@ -1,0 +1,84 @@
+"""Every command of the user journeys runs, in their order, on the scans that the first one makes; links lead somewhere.
+
+``sh`` blocks are run as they stand, but for ``--local`` at each search, as other tests search on Ray. Blocks without a
+language need a cluster or somebody's data: their verbs are checked alone.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from raybone.arguments import parser
+from raybone.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("C*.md"))]
+JOURNEYS = ("researcher", "reviewer", "admin")
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```", page.read_text(), re.S | re.M)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The raybone commands of a block, without comments."""
+    joined = text.replace("\\\n", " ")
+    return [words for line in joined.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the journeys are gone; the researcher's study is its ours.yaml."""
+    folder = tmp_path_factory.mktemp("docs")
+    (study,) = blocks(ROOT / "docs/researcher.md", "yaml")
+    (folder / "ours.yaml").write_text(study)
+    return folder
+
+
+@pytest.mark.parametrize("name", JOURNEYS)
+def test_every_command_of_a_journey_runs(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(folder)
+    if name != "researcher" and not (folder / "runs/ours").exists():
+        pytest.skip("goes on where the researcher's journey ended, which has not run")
+    withdrawn = [c for text in blocks(ROOT / "docs/researcher.md", "sh") for c in commands(text) if c[1] == "forget"]
+    todo = [c for text in blocks(ROOT / f"docs/{name}.md", "sh") for c in commands(text)]
+    assert len(todo) >= 3
+    for words in (c for c in todo if c not in withdrawn):
+        assert words[0] == "raybone"
+        local = ["--local"] if words[1] == "search" and "--local" not in words else []
+        assert main([*words[1:], *local]) == 0, shlex.join(words)
+    told = capsys.readouterr().out
+    if name == "reviewer":
+        assert (folder / "again.csv").read_text() == (folder / "ours.csv").read_text()
+        scores = [[line.split(",")[6:10] for line in (folder / f"runs/{run}/leaderboard.csv").read_text().splitlines()]
+                  for run in ("ours", "again")]
+        assert scores[0] == scores[1]
+    if name == JOURNEYS[-1]:  # the last, as the study would not go on without its patient
+        assert [main(words[1:]) for words in withdrawn] == [0]
+        assert "models/ours: was trained on them" in capsys.readouterr().out
+        assert "kind: RayJob" in told
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_command_of_a_page_is_one_that_there_is(page: Path) -> None:
+    known = set(parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr]
+    for text in [*blocks(page, ""), *blocks(page, "sh")]:
+        for line in text.replace("\\\n", " ").splitlines():
+            said = re.match(r"\s*raybone (\S+)", line)
+            assert said is None or said[1] in known, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_to_files(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 200
