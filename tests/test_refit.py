@@ -278,6 +278,48 @@ def test_after_the_papers_steps_findings_are_told_in_pixels_of_the_source(tmp_pa
     assert hits(same) > 2 * hits(dict(zip(same, reversed(same))))
 
 
+def refitted(place: Path, dataset: Path, **changes: Any) -> Path:
+    """A bundle of a study of one epoch and one configuration."""
+    write(place / "s.yaml", dataset, epochs=1, search={"trials": 1, "sampler": "grid", "scheduler": "full"},
+          space={"lr0": {"choice": [0.001]}}, **changes)
+    content = yaml.safe_load((place / "s.yaml").read_text())
+    for key in ("width", "depth"):
+        del content["fixed"][key]
+    (place / "s.yaml").write_text(yaml.safe_dump({**content, "fixed": {**content["fixed"], "imgsz": 64}}))
+    assert main(["search", str(place / "s.yaml"), "--out", str(place / "study"), "--local"]) == 0
+    assert main(["refit", str(place / "study"), "--out", str(place / "bundle")]) == 0
+    return place / "bundle"
+
+
+def test_a_yolo_bundle_also_opens_in_ultralytics(held_out: Path, place: Path, tmp_path: Path) -> None:
+    from ultralytics import YOLO
+
+    bundle = refitted(tmp_path, held_out, model="yolo11n", metric="AP50")
+    assert {p.name for p in bundle.iterdir()} == {
+        "README.md", "bundle.json", *(f"fold{k}.{kind}" for k in range(3) for kind in ("pt", "safetensors"))}
+    assert YOLO(bundle / "fold1.pt").names == {0: "malignant"}
+    assert main(["predict", str(bundle), str(place / "new"), "--out", str(tmp_path / "out"), "--least", "0.001"]) == 0
+    findings = [f for frame in predicted(tmp_path / "out") for f in frame["findings"]]
+    assert findings
+    assert all(0 <= f["box"][0] <= f["box"][2] <= 64 and 0 <= f["box"][1] <= f["box"][3] <= 256 for f in findings)
+    assert all(0.001 <= f["score"] <= 1 and f["category"] == "malignant" for f in findings)
+
+
+def test_a_classifier_of_lesions_wants_them_annotated(held_out: Path, place: Path, tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = refitted(tmp_path, held_out, model="lesion_resnet50", metric="AUC")
+    assert main(["predict", str(bundle), str(place / "new"), "--out", str(tmp_path / "out")]) == 0
+    truth = json.loads((place / "new/annotations.json").read_text())
+    frames = predicted(tmp_path / "out")
+    assert sum(len(f["findings"]) for f in frames) == len(truth["annotations"])
+    assert all(0 <= f["score"] <= 1 for frame in frames for f in frame["findings"])
+    capsys.readouterr()
+    scan = next((place / "new").rglob("*.dcm"))
+    assert main(["predict", str(bundle), str(scan), "--out", str(tmp_path / "bare")]) == 2
+    assert "no scan has annotated ones" in capsys.readouterr().err
+    assert not (tmp_path / "bare").exists()
+
+
 def test_a_patient_is_deleted_and_what_was_trained_on_them_is_named(
         place: Path, held_out: Path, tmp_path: Path,
         capsys: pytest.CaptureFixture[str]) -> None:
