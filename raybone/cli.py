@@ -297,7 +297,7 @@ def _predict(options: argparse.Namespace) -> None:
     found, odd = sum(len(f.findings) for f in done.frames), [f for f in done.frames if f.oddities]
     rate = len(done.frames) / max(done.predicting, 1e-9)
     print(f"{options.out}: {len(done.frames)} scans, {found} findings; read in {done.reading:.1f} s, predicted in "
-          f"{done.predicting:.1f} s, {rate:.1f} scans a second")
+          f"{done.predicting:.1f} s, {rate:.1f} scans a second, drawn in {done.drawing:.1f} s")
     for frame in odd:
         print(f"warning: {frame.source}: unlike the training scans: {'; '.join(frame.oddities)}")
     for source, reason in done.rejected:

@@ -81,12 +81,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class Predicted:
-    """The frames with their findings, the inputs that were not taken (source, reason), and seconds."""
+    """The frames with their findings, the inputs that were not taken (source, reason), and the seconds of each part."""
 
     frames: tuple[Frame, ...]
     rejected: tuple[tuple[str, str], ...]
     reading: float
     predicting: float
+    drawing: float
 
 
 def predict(bundle: Path | str, scans: Sequence[str], out: Path | str, modality: str | None = "NM",
@@ -121,13 +122,14 @@ def predict(bundle: Path | str, scans: Sequence[str], out: Path | str, modality:
             _fill(frames, dataset, opened, members, device, least, progress)
             predicted = time.monotonic()
             out.mkdir(parents=True)
-            for origins, frame in frames:
+            for number, (origins, frame) in enumerate(frames, 1):
                 _draw(out, dataset, origins, frame, opened)
+                progress(number, len(frames))
         finally:
             drop(dataset.hash)
     known = {input_id: _called(path, root, scans) for input_id, _, path in made.sources}
     result = Predicted(tuple(f for _, f in frames), tuple((known.get(i, i), why) for i, _, why in made.rejected),
-                       read - began, predicted - read)
+                       read - began, predicted - read, time.monotonic() - predicted)
     _write(out, opened, result)
     return result
 
