@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed while running, 2 wrong input.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -213,16 +214,17 @@ def _simulate(options: argparse.Namespace) -> None:
 
 
 def _watch(options: argparse.Namespace) -> None:
-    from raybone.watch import watch
+    from raybone.watch import status_lines, watch
 
-    if sys.stdout.isatty() and not options.once:
-        from rich.live import Live
-        from rich.text import Text
+    if not sys.stdout.isatty():
+        watch(options.study, lambda status: print("\n".join(status_lines(status)), flush=True), not options.once)
+        return
+    from rich.live import Live
 
-        with Live(refresh_per_second=2) as live:  # Text: brackets in a reason are no markup
-            watch(options.study, lambda lines: live.update(Text("\n".join(lines))))
-    else:
-        watch(options.study, lambda lines: print("\n".join(lines), flush=True), follow=not options.once)
+    from raybone.live import Picture
+
+    with Live(auto_refresh=False) as live, contextlib.suppress(KeyboardInterrupt):  # leaving stops no study
+        watch(options.study, lambda status: live.update(Picture(status), refresh=True), not options.once)
 
 
 def _logs(options: argparse.Namespace) -> None:

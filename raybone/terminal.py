@@ -50,7 +50,7 @@ def progress() -> Callable[[Brain], None]:
     """Lines on what happens: news at once, the running folds every few seconds."""
     from raybone.hpo.race import ladder_of
     from raybone.logs import in_words
-    from raybone.watch import best_line, busy_line, clock, running_line, time_left
+    from raybone.watch import best_line, busy_line, clock, running_line, status_of, time_left
 
     told = {"news": -1, "time": 0.0, "version": -1}
     began = time.monotonic()
@@ -73,8 +73,9 @@ def progress() -> Callable[[Brain], None]:
             print(f"[{now}] {busy_line(study, state)}", flush=True)
         if brain.version != told["version"] and time.monotonic() - told["time"] >= every:
             told["time"], told["version"] = time.monotonic(), brain.version
-            running = " | ".join(running_line(study, c) for c in list(state.running))
-            print(f"[{now}] {running or 'starting'} | {best_line(study, state)} | "
+            status = status_of(study, state)
+            running = " | ".join(running_line(study, r) for r in status.running)
+            print(f"[{now}] {running or 'starting'} | {best_line(study, status.best)} | "
                   f"{time_left(study, state)}", flush=True)
 
     return tell
