@@ -40,7 +40,7 @@ def _data_parsers(verbs: Any) -> None:
     verb = _verb(verbs, "prepare", "raw scans and annotations -> dataset folder")
     verb.add_argument("source", metavar="SOURCE")
     verb.add_argument("dataset", metavar="DATASET")
-    verb.add_argument("--layout", default="auto", help="auto, dicom, coco, labelme, bs80k or masks")
+    verb.add_argument("--layout", default="auto", help="auto, dicom, coco, labelme, bs80k, bs80k_regions or masks")
     verb.add_argument("--modality", default="NM", help="DICOM Modality to take, or 'any' (default %(default)s)")
     verb.add_argument("--folds", default="5", metavar="K", help="number of folds, or site: leave one site out")
     verb.add_argument("--seed", type=int, default=0, help="another order of patients of equal burden")

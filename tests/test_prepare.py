@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import stat
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from pydicom.data import get_testdata_file
 
 from raybone.data.dataset import open_dataset
 from raybone.data.dicom import write_scan
+from raybone.data.layouts import WHOLE_BODY
 from raybone.inspect import inspect
 from raybone.phantom import phantom
 from raybone.prepare import prepare
@@ -147,6 +149,25 @@ def test_the_same_cohort_in_another_layout_is_the_same_dataset(layout: str, data
     assert made.meta["layout"] == layout
     assert made.meta["hash"] == open_dataset(dataset).hash
     assert made.rejected == ()
+
+
+def test_regions_of_bs80k_are_scans_of_their_patient_with_a_label_to_classify(tmp_path: Path) -> None:
+    source = phantom(tmp_path / "src", 6, 3, "bs80k", 256)
+    for folder, (top, bottom) in {"chestLANT": (40, 90), "pelvisPOST": (100, 140)}.items():
+        (source / folder).mkdir()
+        whole = sorted((source / f"wholeBody{'POST' if folder.endswith('POST') else 'ANT'}").glob("*.jpg"))
+        for path in whole:
+            Image.open(path).crop((0, top, 64, bottom)).save(source / folder / path.name)
+        lines = [f"{path.name} {n % 2}" for n, path in enumerate(whole)]
+        (source / folder / f"{folder}.txt").write_text("\n".join([*lines, "9999.jpg 1", "no label"]))
+    made = prepare(source, tmp_path / "ds", "bs80k_regions", folds=2, key=tmp_path / "key")
+    dataset = open_dataset(made.path)
+    assert Counter((dict(s.labels)["region"], dict(s.labels)["abnormal"], s.view) for s in dataset.scans) == {
+        ("chestL", "0", "anterior"): 3, ("chestL", "1", "anterior"): 3, ("pelvis", "0", "posterior"): 3,
+        ("pelvis", "1", "posterior"): 3}
+    assert set(Counter(s.patient_id for s in dataset.scans).values()) == {2}
+    assert {reason for _, _, reason in made.rejected} == {WHOLE_BODY}
+    assert "label line without its crop: left out" in " ".join(made.meta["warnings"])
 
 
 def test_bs80k_as_released_keeps_boxes_patients_views_and_labels(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
@@ -15,11 +15,13 @@ from raybone.data.annotations import Remarks, read_coco
 from raybone.data.formats import READERS
 from raybone.records import Lesion, WrongInput
 
-Layout = Literal["auto", "dicom", "coco", "labelme", "bs80k", "masks"]
+Layout = Literal["auto", "dicom", "coco", "labelme", "bs80k", "bs80k_regions", "masks"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 NOT_INPUTS = ("annotations.json", "labels.csv")
 REGION_CROP = "is a region of a whole-body scan; its label goes with that scan"
+WHOLE_BODY = "is of a whole body; layout bs80k_regions takes its regions alone"
+FOLDER_OF_BS80K = re.compile(r"(wholeBody|[a-z]{3,12}[LR]?)(ANT|POST)")
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,11 @@ def sources_of(root: Path, layout: Layout) -> tuple[str, list[Source], Remarks]:
     """
     files, closed = _walk(root)
     found = layout if layout != "auto" else _layout_of(root, files)
-    read = {"dicom": _dicom, "coco": _coco, "labelme": _beside, "bs80k": _bs80k, "masks": _masks}[found]
+    read = {"dicom": _dicom, "coco": _coco, "labelme": _beside, "bs80k": _bs80k, "bs80k_regions": _regions,
+            "masks": _masks}[found]
     sources, remarks = read(root, files)
     sources += [Source(root / name, name, aside="is a folder that cannot be opened") for name in closed]
-    if found in ("labelme", "bs80k", "masks") and (root / "annotations.json").is_file():
+    if found in ("labelme", "bs80k", "bs80k_regions", "masks") and (root / "annotations.json").is_file():
         sources.append(Source(root / "annotations.json", "annotations.json",
                               aside=f"is a COCO file by its name, which layout {found} does not read"))
     return found, sorted(sources, key=lambda s: s.name), remarks
@@ -172,19 +175,15 @@ def _bs80k(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks
     notes: dict[tuple[str, str], list[Path]] = defaultdict(list)
     scans: list[tuple[str, Path, str]] = []
     for name, path in files.items():
-        top = re.fullmatch(r"(wholeBody|[a-z]{3,12}[LR]?)(ANT|POST)", PurePosixPath(name).parts[0])
+        top = FOLDER_OF_BS80K.fullmatch(PurePosixPath(name).parts[0])
         if not top:
             sources.append(Source(path, name, aside="is outside the folders of BS-80K"))
             continue
         region, view = top[1], "anterior" if top[2] == "ANT" else "posterior"
         if path.suffix == ".txt":
             column = "abnormal" if region == "wholeBody" else f"abnormal_{region}"
-            for line in _lines(path):
-                said = re.fullmatch(r"\s*(\S+?)(?:\.jpe?g)?[\s,]+([01])\s*", line)
-                if said:
-                    labels[PurePosixPath(said[1]).name, view][column] = said[2]
-                elif line.strip():
-                    remarks["label line that cannot be read: left out"] += 1
+            for stem, value in _said(path, remarks):
+                labels[stem, view][column] = value
         elif path.suffix == ".xml" and region == "wholeBody":
             notes[path.stem, view].append(path)
         elif region == "wholeBody":
@@ -198,6 +197,40 @@ def _bs80k(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks
     sources += [Source(p, p.relative_to(root).as_posix(), beside=((p, ""),)) for many in notes.values() for p in many]
     remarks["label line without its whole-body scan: left out"] += len(labels)
     return sources, +remarks
+
+
+def _regions(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks]:  # noqa: ARG001
+    """The region folders of BS-80K: crops NNNN.jpg of patient NNNN, labelled 0 or 1 by the txt beside them."""
+    remarks, sources = Remarks(), []
+    labels: dict[tuple[str, str], str] = {}
+    crops: list[tuple[str, Path, str]] = []
+    for name, path in files.items():
+        folder = PurePosixPath(name).parts[0]
+        top = FOLDER_OF_BS80K.fullmatch(folder)
+        if not top or top[1] == "wholeBody":
+            sources.append(Source(path, name, aside=WHOLE_BODY if top else "is outside the folders of BS-80K"))
+        elif path.suffix == ".txt":
+            labels.update({(folder, stem): value for stem, value in _said(path, remarks)})
+        else:
+            crops.append((name, path, folder))
+    for name, path, folder in crops:
+        region, view = FOLDER_OF_BS80K.fullmatch(folder).groups()  # type: ignore[union-attr]
+        value = labels.pop((folder, path.stem), "")
+        said_of = (*([("abnormal", value)] if value else []), ("region", region))  # folds are alike in the first
+        sources.append(Source(path, name, "image", path.stem, "anterior" if view == "ANT" else "posterior",
+                              labels=said_of))
+    remarks["label line without its crop: left out"] += len(labels)
+    return sources, +remarks
+
+
+def _said(path: Path, remarks: Remarks) -> Iterator[tuple[str, str]]:
+    """Stem and label of the lines "NNNN.jpg 0|1" of a label file of BS-80K."""
+    for line in _lines(path):
+        said = re.fullmatch(r"\s*(\S+?)(?:\.jpe?g)?[\s,]+([01])\s*", line)
+        if said:
+            yield PurePosixPath(said[1]).name, said[2]
+        elif line.strip():
+            remarks["label line that cannot be read: left out"] += 1
 
 
 def _masks(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks]:
