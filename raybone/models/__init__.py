@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 # name -> file of this folder; the contract suite checks it against the files.
 MENU = {
     **dict.fromkeys(("yolo11n", "yolo11s", "yolo11m", "yolo11l", "yolo11x"), "yolo"),
-    **{f"{family}_r{depth}": family for family in ("faster_rcnn", "cascade_rcnn", "retinanet") for depth in (50, 101)},
+    **{f"{family}_r{depth}": family for family in ("faster_rcnn", "cascade_rcnn", "retinanet", "fcos")
+       for depth in (50, 101)},
     **{name: name for name in ("unet", "double_unet", "msma_unet")},
     **dict.fromkeys(("unet_plus_plus", "attention_unet", "res_unet"), "unet_variants"),
     **dict.fromkeys(("lesion_resnet50", "lesion_inception_v3", "lesion_vgg16", "lesion_densenet169"), "lesion"),

@@ -11,6 +11,7 @@ from torchvision.models import ResNet50_Weights, ResNet101_Weights, resnet50, re
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -58,7 +59,7 @@ class Detector(nn.Module):
         self.net.transform = _AsItIs(0, 0, [0.0], [1.0])
         # torchvision computes anchors and boxes in the precision of the features.
         in_full_precision(*(m for m in net.modules() if isinstance(
-            m, BackboneWithFPN | RPNHead | RetinaNetHead | FastRCNNPredictor)))
+            m, BackboneWithFPN | RPNHead | RetinaNetHead | FCOSHead | FastRCNNPredictor)))
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor] | list[Prediction]:
         """Losses, means over the batch, of a Batch in train mode; a Prediction an image in eval mode."""

@@ -23,11 +23,11 @@ SMALL = {stem: next(name for name in MENU if MENU[name] == stem) for stem in FIL
 _NARROW = {"imgsz": 128, "channels": 32, "anchor": 0.125}
 SMALLER = {"unet": {"width": 8, "depth": 3}, "msma_unet": {"width": 8}, "unet_plus_plus": {"width": 4},
            "double_unet": {"width": 16},
-           "retinanet_r50": _NARROW,
+           "retinanet_r50": _NARROW, "fcos_r50": {"imgsz": 128, "channels": 32},
            **{name: {**_NARROW, "head": 64, "rois": 64} for name in ("faster_rcnn_r50", "cascade_rcnn_r50")}}
 # Steps to learn a batch by heart, and the learning rate for that: large networks need few of them, and small ones.
-R50 = ("faster_rcnn_r50", "cascade_rcnn_r50", "retinanet_r50")
-PACE = {**dict.fromkeys(R50, (24, 4e-4)), "yolo11n": (30, 3e-3), "lesion_resnet50": (12, 4e-4),
+ANCHORED = ("faster_rcnn_r50", "cascade_rcnn_r50", "retinanet_r50")
+PACE = {**dict.fromkeys((*ANCHORED, "fcos_r50"), (24, 4e-4)), "yolo11n": (30, 3e-3), "lesion_resnet50": (12, 4e-4),
         **dict.fromkeys(("double_unet", "unet_plus_plus"), (24, 1e-2)), "msma_unet": (30, 3e-3)}
 
 
@@ -192,7 +192,7 @@ def test_boxes_keep_their_precision_under_bfloat16(name: str) -> None:
     model = load(name)
     torch.manual_seed(0)
     net = model.build(model.Config(**{**SMALLER.get(name, {}), "imgsz": 768,
-                                      **({"anchor": 0.01} if name in R50 else {})})).train()
+                                      **({"anchor": 0.01} if name in ANCHORED else {})})).train()
     batch = batch_of(1, 768, 64)
     batch.boxes[0] = torch.tensor([[40, 702.5, 46, 705], [20, 740, 29, 751]])
     batch.labels[0] = torch.zeros(2, dtype=torch.int64)
@@ -209,7 +209,7 @@ def test_boxes_keep_their_precision_under_bfloat16(name: str) -> None:
     assert {k: told[1][k] for k in exact} == pytest.approx({k: told[0][k] for k in exact}, rel=0.03)
 
 
-@pytest.mark.parametrize("name", R50)
+@pytest.mark.parametrize("name", ANCHORED)
 def test_anchors_that_would_fall_together_are_refused(name: str) -> None:
     model = load(name)
     with pytest.raises(InvalidConfig, match=r"anchor 0.004 at imgsz 512 is under 4 pixels"):
