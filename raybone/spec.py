@@ -98,7 +98,7 @@ class Search(Strict):
     """How the space is searched."""
 
     trials: int = Field(16, ge=1, description="configurations to try")
-    sampler: Literal["random", "sobol", "grid", "tpe"] = "tpe"
+    sampler: Literal["random", "sobol", "grid", "tpe", "gp"] = "tpe"
     scheduler: Literal["fold_race", "asha", "full"] = "fold_race"
     type: Literal["promotion", "stopping"] = Field("promotion", description="fold_race: whether a configuration waits "
                                                    "at a rung for its promotion, or is judged once as it arrives")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -54,19 +55,24 @@ def _draws(study: Study, state: State, index: int) -> Iterator[dict[str, Any]]:
 
             engine = qmc.Sobol(len(space), scramble=True, rng=np.random.default_rng(study.search.seed))
             yield from_unit(space, engine.random(index + 1)[-1].tolist())
-    if kind == "tpe":
-        yield from _tpe(study, state, index)
+    if kind in ("tpe", "gp"):
+        yield from _modelled(study, state, index)
     for _ in range(REDRAWS):
         yield from_unit(space, rng.random(len(space)).tolist())
 
 
-def _tpe(study: Study, state: State, index: int) -> Iterator[dict[str, Any]]:
-    """Candidates of optuna's multivariate TPE (Bergstra et al. 2011; Falkner et al. 2018, arXiv:1807.01774)."""
+def _modelled(study: Study, state: State, index: int) -> Iterator[dict[str, Any]]:
+    """Candidates of optuna's multivariate TPE (Bergstra et al. 2011; Falkner et al. 2018, arXiv:1807.01774) or its
+    Gaussian process with log expected improvement (Ament et al. 2023, arXiv:2310.20708).
+
+    The process models parameters that every configuration has; conditional ones are left to chance.
+    """
+    make = {"tpe": partial(optuna.samplers.TPESampler, multivariate=True, group=True, constant_liar=True),
+            "gp": partial(optuna.samplers.GPSampler, warn_independent_sampling=False)}[study.search.sampler]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # group is marked experimental
-        sampler = optuna.samplers.TPESampler(seed=_seed(study.search.seed, index), multivariate=True, group=True,
-                                             n_startup_trials=STARTUP, constant_liar=True)
-        memory = optuna.create_study(sampler=sampler, direction="maximize")
+        warnings.simplefilter("ignore")  # group and the process are marked experimental
+        memory = optuna.create_study(direction="maximize", sampler=make(
+            seed=_seed(study.search.seed, index), n_startup_trials=STARTUP))
     spread = distributions(study.space)
     for params, value in observations(study, state):
         memory.add_trial(optuna.trial.create_trial(

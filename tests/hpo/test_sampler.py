@@ -32,7 +32,7 @@ def study(sampler: str, space: dict[str, Any] = SPACE, seed: int = 0, search: di
                                  "search": {"sampler": sampler, "seed": seed, **(search or {})}})
 
 
-@pytest.mark.parametrize("sampler", ["random", "sobol", "tpe"])
+@pytest.mark.parametrize("sampler", ["random", "sobol", "tpe", "gp"])
 def test_values_are_in_bounds_conditions_hold_and_the_seed_decides(sampler: str) -> None:
     points = [propose(study(sampler), State(), i) for i in range(24)]
     for point in points:
@@ -67,8 +67,9 @@ def test_a_small_space_is_used_up_without_repeats() -> None:
     assert sorted(found) == [1, 2, 3]
 
 
-def test_tpe_learns_from_the_journal() -> None:
-    spec = with_ladder(study("tpe", {"x": {"uniform": [0.0, 1.0]}}), ((2, 3),))
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_a_model_learns_from_the_journal(sampler: str) -> None:
+    spec = with_ladder(study(sampler, {"x": {"uniform": [0.0, 1.0]}}), ((2, 3),))
     state = State()
     for index in range(40):
         params = propose(spec, state, index)
@@ -166,7 +167,7 @@ def test_ten_thousand_configurations_are_told_as_a_few_hundred_with_the_best_amo
     assert max(standing for _, standing in told if standing) == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize("sampler", ["random", "sobol", "tpe"])
+@pytest.mark.parametrize("sampler", ["random", "sobol", "tpe", "gp"])
 def test_points_come_first_in_order_and_what_they_leave_out_is_drawn(sampler: str) -> None:
     points = [{"lr0": 0.01, "depth": 2, "opt": "AdamW"}, {"momentum": 0.6}, {"opt": "AdamW", "lr0": 1e-5}]
     spec = study(sampler, search={"points": points})
@@ -197,7 +198,7 @@ def filled(spec: Study, trials: int) -> list[dict[str, Any]]:
     return [c.params for c in state.configurations.values()]
 
 
-@pytest.mark.parametrize("sampler", ["random", "sobol", "tpe"])
+@pytest.mark.parametrize("sampler", ["random", "sobol", "tpe", "gp"])
 def test_what_a_rule_rejects_is_drawn_again_and_an_off_parameter_makes_it_false(sampler: str) -> None:
     spec = study(sampler, search={"reject": ["lr0 > 1e-3 or depth == 4", "momentum < 0.8"]})
     points = filled(spec, 16)
@@ -227,7 +228,7 @@ def test_a_part_that_hardly_any_point_lies_in_is_found_or_the_space_is_used_up_w
                       "100000) are rejected; loosen a rule"
 
 
-@pytest.mark.parametrize("sampler", ["random", "sobol", "tpe", "grid"])
+@pytest.mark.parametrize("sampler", ["random", "sobol", "tpe", "gp", "grid"])
 def test_what_a_model_refuses_is_redrawn_recorded_once_and_does_not_count(sampler: str, tmp_path: Path) -> None:
     choices = {"a": {"choice": list(range(12))}, "b": {"choice": [0, 1]}}
     spec = with_ladder(study(sampler, choices, search={"trials": 8, "scheduler": "full"}), ((2, 1),))
