@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,23 @@ def test_links_lead_to_files(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_the_commits_that_show_how_are_there_and_short() -> None:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout
+
+    if not (ROOT / ".git").exists() or shutil.which("git") is None or git(
+            "rev-parse", "--is-shallow-repository").strip() == "true":
+        pytest.skip("needs the history of the repository")
+    subjects = dict(line.split("\t")[::-1] for line in git("log", "--format=%H%x09%s").splitlines())
+    shown = re.findall(r"^> (.*)$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    assert len(shown) == 3
+    for subject in shown:
+        rows = git("show", "--numstat", "--format=", subjects[subject]).splitlines()
+        assert 10 < sum(int(row.split("\t")[0]) for row in rows) < 100, subject
+        (told,) = re.findall(re.escape(subject) + r"\n\n((?:\|.*\n)+)", (ROOT / "CONTRIBUTING.md").read_text())
+        assert all(f"`{row.split(chr(9))[2]}`" in told for row in rows), subject
 
 
 def test_the_readme_is_short() -> None:
