@@ -78,8 +78,8 @@ def findings_of(folder: Folder, study: Study, best: Configuration, dataset: Data
     for fold in range(study.resolved.folds):
         content = json.loads(folder.child(f"runs/{best.id}/fold{fold}").read("predictions.json") or b"{}")
         if dataset.hash != study.resolved.dataset_hash or content.get("epoch") != study.epochs:
-            raise WrongInput(f"study {folder.url}: needs its dataset and the predictions of all folds of {best.id}, but "
-                             "one has changed or is gone; put it back")
+            raise WrongInput(f"study {folder.url}: needs its dataset and the predictions of all folds of {best.id}, "
+                             "but one has changed or is gone; put it back")
         findings += content["findings"]
     return findings
 
