@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,9 +93,9 @@ def learning(study: Study, state: State, order: Sequence[str]) -> Chart:
     top = base.transform_filter("datum.g == 1").mark_line(strokeWidth=1.8, point=study.epochs == 1).encode(
         alt.Color("c:N", scale=alt.Scale(domain=best), title="configuration"),
         alt.StrokeDash("c:N", scale=alt.Scale(domain=best, range=DASHES), title="configuration"))
-    chart = alt.layer(grey, top, data=alt.NamedData("rows")).facet(
-        facet=alt.Facet("p:N", sort=panels, title=None), columns=4 if len(panels) % 4 in (0, 3) else 3)
     others = min(len(shown) - len(best), OTHERS)
+    chart = alt.layer(*([grey] if others else []), top, data=alt.NamedData("rows")).facet(
+        facet=alt.Facet("p:N", sort=panels, title=None), columns=4 if len(panels) % 4 in (0, 3) else 3)
     says = (f"{study.metric} on the validation patients after each epoch, of the {len(best)} best configurations: "
             f"{', '.join(best)}." + (f" Thin grey: {others} others, means of the folds they ran." if others else ""))
     return _chart(f"{study.metric} by epoch and fold", says, chart, {"rows": rows})
@@ -175,7 +176,7 @@ def parallel(study: Study, rows: Sequence[Row]) -> Chart:
     means = [r["m"] for r in rows if r["m"] is not None]
     ends += [{"k": "nm", "y": y, "t": f"{v:.4g}"} for y, v in ((0, min(means, default=0)), (1, max(means, default=1)))]
     ends += [{"k": k, "y": NONE, "t": "none"} for k in keys if any(r[k] == NONE for r in rows)]
-    labels = json.dumps(dict(zip(keys, [*names, study.metric])))
+    labels = json.dumps(dict(zip(keys, map(_plain, [*names, study.metric]))))
     x = alt.X("k:N", sort=keys, title=None, scale=alt.Scale(type="point", padding=0.4),
               axis=alt.Axis(labelExpr=f"({labels})[datum.value]", labelAngle=0, orient="top", domain=False, ticks=False,
                             labelFontWeight="bold", labelLimit=110, labelOverlap=False, labelPadding=14))
@@ -184,19 +185,19 @@ def parallel(study: Study, rows: Sequence[Row]) -> Chart:
     known = sorted({r["s"] for r in rows}, key=list(STATES).index)
     dashes = alt.Scale(domain=known, range=[STATES[s] for s in known])
     lines = alt.Chart(alt.NamedData("configurations")).transform_fold([*keys], as_=["k", "y"]).mark_line(
-        strokeWidth=1.5, opacity=0.75, aria=False).encode(
+        strokeWidth=1.5, opacity=0.75 if len(rows) < 100 else 0.4, aria=False).encode(
         x, y, detail="c:N",
         color=alt.Color("m:Q", scale=alt.Scale(type="quantile", range=shades), title=f"{study.metric}, by fifths",
                         legend=alt.Legend(format=".3f")),
         strokeDash=alt.StrokeDash("s:N", title="state", scale=dashes),
         tooltip=["c:N", "s:N", alt.Tooltip("m:Q", title=study.metric),
-                 *(alt.Tooltip(f"p{i}:N", title=name) for i, name in enumerate(names))])
+                 *(alt.Tooltip(f"p{i}:N", title=_plain(name)) for i, name in enumerate(names))])
     marks = alt.Chart(alt.NamedData("ends")).encode(x, y)
     chart = alt.layer(marks.mark_line(color=_LINE, aria=False).encode(detail="k:N"), lines,
                       marks.mark_text(dx=5, align="left", fontSize=11, stroke="var(--page)", strokeWidth=4, aria=False)
                       .encode(text="t:N"), marks.mark_text(dx=5, align="left", fontSize=11).encode(text="t:N"))
     more = len(study.space) - len(names)
-    says = ("Each line is a configuration, from its parameters to its mean score; the darker or stronger the better. "
+    says = ("Each line is a configuration, from its parameters to its mean score; the stronger its colour the better. "
             "Scores of stopped ones are of the folds and epochs that they got, and not comparable with complete ones."
             + (f" {more} further parameters are left out." if more else ""))
     return _chart("Parallel coordinates", says, chart, {"ends": ends}, wide=True)
@@ -212,15 +213,16 @@ def slices(study: Study, rows: Sequence[Row], order: Iterable[str]) -> list[Char
             continue
         param, key = study.space[name], f"p{names.index(name)}"
         if param.choice is None:
-            x = alt.X(f"{key}:Q", title=name, scale=alt.Scale(type="log" if param.log_uniform else "linear",
+            x = alt.X(f"{key}:Q", title=_plain(name), scale=alt.Scale(type="log" if param.log_uniform else "linear",
                                                               domain=list(param.bounds or ()), nice=False),
                       axis=alt.Axis(tickCount=5, grid=False, format="~g" if param.log_uniform else ""))
         else:
-            x = alt.X(f"{key}:N", title=name, sort=[str(_word(v)) for v in param.choice], axis=alt.Axis(labelAngle=0))
+            x = alt.X(f"{key}:N", title=_plain(name), axis=alt.Axis(labelAngle=0),
+                      scale=alt.Scale(domain=[str(_word(v)) for v in param.choice]))
         base = alt.Chart(alt.NamedData("configurations")).transform_filter(
             f"isValid(datum.m) && isValid(datum.{key})").encode(
             x, alt.Y("m:Q", title=study.metric, scale=alt.Scale(zero=False)),
-            tooltip=["c:N", "s:N", alt.Tooltip(f"{key}:N", title=name), alt.Tooltip("m:Q", title=study.metric)])
+            tooltip=["c:N", "s:N", alt.Tooltip(f"{key}:N", title=_plain(name)), alt.Tooltip("m:Q", title=study.metric)])
         points = base.mark_point(size=45, opacity=0.8, aria=False).encode(
             color=alt.Color("s:N", title=None, scale=alt.Scale(domain=known, range=HUES)),
             shape=alt.Shape("s:N", title=None, scale=alt.Scale(domain=known, range=SHAPES)))
@@ -275,7 +277,8 @@ def regret(study: Study, course: Sequence[tuple[float, float, str, float]]) -> C
                  for p, x in (("fold epochs trained", epochs), ("hours of the search", hours))]
     chart = alt.Chart(alt.NamedData("rows")).mark_line(
         interpolate="step-after", color=HUES[0], point={"color": HUES[0]}).encode(
-        alt.X("x:Q", title=None, scale=alt.Scale(zero=False)), alt.Y("y:Q", title=f"{study.metric} behind the best"),
+        alt.X("x:Q", title=None, scale=alt.Scale(zero=False)),
+        alt.Y("y:Q", title=f"{study.metric} behind the best", scale=alt.Scale(domain=[0, rows[0]["y"] or 1])),
         tooltip=["c:N", "x:Q", "y:Q"]).facet(facet=alt.Facet("p:N", title=None), columns=2).resolve_scale(
         x="independent")
     first = next(c for c in course if c[3] == end)
@@ -346,6 +349,11 @@ def _short(value: float | None) -> float | None:
 
 def _word(value: Any) -> str | None:
     return None if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _plain(name: str) -> str:
+    """A name that can stand in an expression of Vega's."""
+    return re.sub(r"[^\w .+-]", "?", name)
 
 
 def _place(study: Study, name: str, value: Any) -> float:

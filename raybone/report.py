@@ -157,7 +157,7 @@ def _winner(folder: Folder, study: Study, best: Configuration | None,
         task = load(study.model).task
         if not {f["scan_id"] for f in findings} <= known or (task != "classification" and len(findings) != len(known)):
             raise ValueError("predictions are not of the scans of the folds")
-    except (WrongInput, ValueError, KeyError, TypeError, OSError) as error:
+    except (WrongInput, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         return None, str(error)
     categories = list({**study.fixed, **best.params}.get("categories") or ["malignant"])
     return _Winner(task, categories, findings, dataset), ""
@@ -170,10 +170,11 @@ def _search_charts(study: Study, told: _Told, table: pd.DataFrame, rows: list[ch
     course = [(epochs, hours, c, final[c]) for epochs, hours, c in told.completions if math.isfinite(final[c])]
     weight = charts.importance(study, table)
     by_weight = [r["p"] for r in weight.data["rows"]] if weight else []
+    scored = any(r["m"] is not None for r in rows)
     compared = (charts.folds(study, table), charts.differences(study, table)) if course else ()
-    return {"learning": [charts.learning(study, told.state, order)] if told.state.fold_epochs else [],
+    return {"learning": [charts.learning(study, told.state, order)] if scored else [],
             "folds": [c for c in compared if c],
-            "parallel": [charts.parallel(study, rows)] if study.space and rows else [],
+            "parallel": [charts.parallel(study, rows)] if study.space and scored else [],
             "importance": [weight] if weight else [],
             "slices": charts.slices(study, rows, dict.fromkeys([*by_weight, *study.space])),
             "regret": [c for c in [charts.regret(study, course)] if c]}
