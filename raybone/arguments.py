@@ -119,6 +119,10 @@ def _study_parsers(verbs: Any) -> None:
     verb = _verb(verbs, "compare", "the winner beside what papers published of its system; a classifier's subgroups")
     verb.add_argument("studies", nargs="+", metavar="STUDY")
     verb.add_argument("--json", action="store_true", help=JSON_HELP)
+    verb = _verb(verbs, "report", "one self-contained HTML file on a study, finished or not")
+    verb.add_argument("study", metavar="STUDY")
+    verb.add_argument("--html", metavar="FILE", help="default: STUDY/report.html")
+    verb.add_argument("--no-scans", action="store_true", help="leave out pictures of patients' scans")
 
 
 def _result_parsers(verbs: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from raybone.data.dataset import Dataset
 from raybone.data.loader import class_map, validation_loader
 from raybone.ensemble import outputs
-from raybone.evaluate import Finding, judged
+from raybone.evaluate import Finding, scored
 from raybone.metrics.calibration import EDGE, calibrated, calibration_error, platt
 from raybone.models._model import Model, TrainingConfig
 from raybone.records import Array
@@ -41,8 +41,8 @@ def calibrate(dataset: Dataset, model: Model, config: TrainingConfig, findings: 
     if model.task == "segmentation":
         folds = [_pixels(dataset, model, config, k, state, device, progress) for k, state in enumerate(states)]
     else:
-        scored = [judged(found, dataset.validation(k), names, model.task) for k, found in enumerate(findings)]
-        folds = [(score_N, truth_N.astype(float), np.ones(len(score_N))) for score_N, truth_N in scored]
+        judged = [scored(found, dataset.validation(k), names, model.task) for k, found in enumerate(findings)]
+        folds = [(score_N, truth_N.astype(float), np.ones(len(score_N))) for score_N, truth_N, _ in judged]
     score_N, truth_N, weight_N = (np.concatenate(p) if folds else np.zeros(0) for p in (list(zip(*folds)) or [()] * 3))
     if not 0 < (weight_N * truth_N).sum() < weight_N.sum():
         return {"reason": "there are no out-of-fold scores of both kinds, true and false, to learn from"}

@@ -314,11 +314,18 @@ def _forget(options: argparse.Namespace) -> None:
           "\n".join(forgotten_lines(options.dataset, done)))
 
 
+def _report(options: argparse.Namespace) -> None:
+    from raybone.report import report
+
+    written, size = report(options.study, options.html, not options.no_scans, bar)
+    print(f"{written}: {size / 1e6:.1f} MB")
+
+
 VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "demo": _demo, "phantom": _phantom, "prepare": _prepare, "inspect": _inspect, "models": _models,
     "preview": _preview, "search": _search, "manifests": _manifests, "submit": _submit, "simulate": _simulate,
     "watch": _watch, "logs": _logs, "stop": _stop, "leaderboard": _leaderboard, "compare": _compare,
-    "refit": _refit, "predict": _predict, "forget": _forget}
+    "report": _report, "refit": _refit, "predict": _predict, "forget": _forget}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from raybone.data.dataset import open_dataset
+from raybone.data.dataset import Dataset, open_dataset
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.state import Configuration, State
@@ -22,6 +22,7 @@ from raybone.models import load
 from raybone.records import WrongInput
 from raybone.spec import DIRECTIONS, Study
 
+Finding = dict[str, Any]
 # What papers call metrics -> what they are called here.
 CALLED = {"F1": "dice", "DSC": "dice", "recall": "sensitivity"}
 OTHER = "published figures are of other patients, scanners and readers: they say what to expect, not who is better"
@@ -42,14 +43,21 @@ def compare(place: str) -> dict[str, Any]:
     best = winner(study, State(Journal(folder).events()))
     if best is None:
         raise WrongInput(f"compare {place}: needs a complete configuration, but has none; let the search end")
+    found = {"study": study.name, "config_id": best.id, "dataset_hash": study.resolved.dataset_hash if study.resolved
+             else "", "note": OTHER, "rows": beside(study, best)}
+    if load(study.model).task != "classification":
+        return found
+    dataset = open_dataset(study.dataset)
+    return found | classified(dataset, findings_of(folder, study, best, dataset))
+
+
+def beside(study: Study, best: Configuration) -> list[dict[str, Any]]:
+    """``rows`` of ``compare``: what a complete configuration scored, and what is published."""
     assert study.resolved is not None
     published = figures(study.name)
     measured = [m for m in DIRECTIONS if any(m in run.metrics for run in best.epochs.values()) and m != "val_loss"]
     wanted = dict.fromkeys([study.metric, *(f["metric"] for f in published)])
-    rows = [_row(best, study.resolved.folds, metric, published) for metric in wanted if metric in measured]
-    found = {"study": study.name, "config_id": best.id, "dataset_hash": study.resolved.dataset_hash, "note": OTHER,
-             "rows": rows}
-    return found | (_classified(folder, study, best) if load(study.model).task == "classification" else {})
+    return [_row(best, study.resolved.folds, metric, published) for metric in wanted if metric in measured]
 
 
 def figures(study: str) -> list[dict[str, Any]]:
@@ -59,25 +67,26 @@ def figures(study: str) -> list[dict[str, Any]]:
             for row in csv.DictReader(text.splitlines()) if row["study"] == study]
 
 
-def _row(best: Configuration, folds: int, metric: str, published: list[dict[str, Any]]) -> dict[str, Any]:
-    values_K, tests_K = (np.array([best.epochs[k].last(name) for k in range(folds)]) for name in (
-        metric, f"test_{metric}"))
-    low, high = corrected_interval(values_K)
-    return {"metric": metric, "mean": float(values_K.mean()), "low": max(low, 0.0), "high": min(high, 1.0),
-            "test": float(tests_K.mean()), "published": [{k: f[k] for k in ("system", "variant", "table", "value")}
-                                                         for f in published if f["metric"] == metric]}
+def findings_of(folder: Folder, study: Study, best: Configuration, dataset: Dataset) -> list[Finding]:
+    """What a complete configuration predicts of each fold's validation patients, out of fold, fold after fold.
 
-
-def _classified(folder: Folder, study: Study, best: Configuration) -> dict[str, Any]:
-    """Subgroup tables, confusion and ROC from the predictions on each fold's validation patients."""
+    Raises:
+        WrongInput: the dataset is not the study's, or predictions of a fold's final epoch are gone.
+    """
     assert study.resolved is not None
-    dataset = open_dataset(study.dataset)
-    contents = [folder.child(f"runs/{best.id}/fold{k}").read("predictions.json") for k in range(study.resolved.folds)]
-    if dataset.hash != study.resolved.dataset_hash or None in contents:
-        raise WrongInput(f"compare {folder.url}: subgroups need the dataset of the study and the predictions of all "
-                         f"folds of {best.id}, but one has changed or is gone; put it back")
+    findings: list[Finding] = []
+    for fold in range(study.resolved.folds):
+        content = json.loads(folder.child(f"runs/{best.id}/fold{fold}").read("predictions.json") or b"{}")
+        if dataset.hash != study.resolved.dataset_hash or content.get("epoch") != study.epochs:
+            raise WrongInput(f"study {folder.url}: needs its dataset and the predictions of all folds of {best.id}, "
+                             "but one has changed or is gone; put it back")
+        findings += content["findings"]
+    return findings
+
+
+def classified(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
+    """Subgroup tables, confusion and ROC of a classifier's out-of-fold predictions."""
     scans = {s.scan_id: s for s in dataset.scans}
-    findings = [f for content in contents for f in json.loads(content or b"")["findings"]]
     score_N = np.array([f["score"] for f in findings], float)
     truth_N = np.array([f["positive"] for f in findings], bool)
     on_scan = Counter(f["scan_id"] for f in findings)
@@ -109,3 +118,12 @@ def comparison_lines(found: dict[str, Any]) -> list[str]:
     if "confusion" in found:
         lines += ["", "confusion: " + ", ".join(f"{k} {v}" for k, v in found["confusion"].items())]
     return lines
+
+
+def _row(best: Configuration, folds: int, metric: str, published: list[dict[str, Any]]) -> dict[str, Any]:
+    values_K, tests_K = (np.array([best.epochs[k].last(name) for k in range(folds)]) for name in (
+        metric, f"test_{metric}"))
+    low, high = corrected_interval(values_K)
+    return {"metric": metric, "mean": float(values_K.mean()), "low": max(low, 0.0), "high": min(high, 1.0),
+            "test": float(tests_K.mean()), "published": [{k: f[k] for k in ("system", "variant", "table", "value")}
+                                                         for f in published if f["metric"] == metric]}

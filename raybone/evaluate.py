@@ -17,7 +17,7 @@ from raybone.data.annotations import mask_of, rle_of
 from raybone.data.loader import Batch, ScanSamples, class_map
 from raybone.data.parts import TargetSamples
 from raybone.data.preprocess import resize
-from raybone.metrics.boxes import box_hits, box_metrics, weighted_ap
+from raybone.metrics.boxes import box_metrics, lesion_hits, weighted_ap
 from raybone.metrics.lesions import THRESHOLD, classification_metrics, patient_metrics, weighted_classification
 from raybone.metrics.masks import MaskScore, mask_metrics, mask_score, pixel_counts, weighted_overlap
 from raybone.models._model import Model
@@ -93,13 +93,18 @@ def resampled_score(findings: Sequence[Finding], scans: Sequence[Scan], categori
                        weights_BN)
 
 
-def judged(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str],
-           task: Task) -> tuple[Array, Array]:
-    """Scores, and whether each is true: of what was classified, or of a detector's boxes (see ``box_hits``)."""
+def scored(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str],
+           task: Task) -> tuple[Array, Array, int]:
+    """Scores of what was detected or classified, whether each is right, and how many there were to find.
+
+    For detectors and classifiers; the masks of a segmenter have no scores.
+    """
     if task == "classification":
-        return _judged(findings)
-    return box_hits([_truth(s, categories) for s in scans], [_boxes(f) for f in _ordered(findings, scans)],
-                    len(categories))
+        score_N, truth_N = _judged(findings)
+        return score_N, truth_N, int(truth_N.sum())
+    truth = [_truth(s, categories) for s in scans]
+    score_D, hit_D = lesion_hits(truth, [_boxes(f) for f in _ordered(findings, scans)], len(categories))
+    return score_D, hit_D, sum(len(labels_N) for _, labels_N in truth)
 
 
 def false_positives(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str], task: Task) -> float:

@@ -43,18 +43,17 @@ def box_metrics(truth: Truth, predictions: Sequence[Prediction], categories: int
              **{name: precision_TRCA[..., place] for place, name in enumerate(SIZES, 1)}, "AR": recall_TCA[..., 0]}
     # -1 is COCO's mark of a category that no image holds.
     means = {name: float(v[v > -1].mean()) if (v > -1).any() else math.nan for name, v in found.items()}
-    matches = [_matches(evaluation, label) for label in range(categories)]
-    return {**means, **lesion_metrics(np.concatenate([m.score_D for m in matches]),
-                                      np.concatenate([m.hit_TD[IOUS_T == FOUND][0] for m in matches]),
-                                      sum(len(labels_N) for _, labels_N in truth), len(truth))}
+    return {**means, **lesion_metrics(*_hits(evaluation, categories), sum(len(labels_N) for _, labels_N in truth),
+                                      len(truth))}
 
 
-def box_hits(truth: Truth, predictions: Sequence[Prediction], categories: int) -> tuple[Array, Array]:
-    """Scores of all detections of all images, and whether each found a lesion (see ``lesions.FOUND``), both (D,)."""
-    evaluation = _evaluated(truth, predictions, categories, [(0.0, 1e10)])
-    matches = [_matches(evaluation, label) for label in range(categories)]
-    return (np.concatenate([m.score_D for m in matches]),
-            np.concatenate([m.hit_TD[IOUS_T == FOUND][0] for m in matches]))
+def lesion_hits(truth: Truth, predictions: Sequence[Prediction], categories: int) -> tuple[Array, Array]:
+    """Scores of all detections of ``box_metrics``, and whether each finds a lesion (IoU of at least ``FOUND``), (D,).
+
+    Args:
+        truth, predictions: as in ``box_metrics``.
+    """
+    return _hits(_evaluated(truth, predictions, categories, [(0.0, 1e10)]), categories)
 
 
 def weighted_ap(truth: Truth, predictions: Sequence[Prediction], categories: int,
@@ -179,6 +178,13 @@ def _matches(evaluation: COCOeval_faster, label: int) -> _Matches:
     return _Matches(np.concatenate([np.full(len(s[2]), place) for place, s in enumerate(states)]),
                     np.concatenate([np.array(s[2], float) for s in states]),
                     np.concatenate([np.reshape(s[0], (len(IOUS_T), -1)) > 0 for s in states], axis=1))
+
+
+def _hits(evaluation: COCOeval_faster, categories: int) -> tuple[Array, Array]:
+    """Scores and hits of the detections of all categories."""
+    matches = [_matches(evaluation, label) for label in range(categories)]
+    return (np.concatenate([m.score_D for m in matches]),
+            np.concatenate([m.hit_TD[IOUS_T == FOUND][0] for m in matches]))
 
 
 def _silent(*_: Any) -> None:

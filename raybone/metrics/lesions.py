@@ -30,11 +30,21 @@ def froc(score_D: Array, hit_D: Array, lesions: int, scans: int) -> Array:
     """
     if not lesions:
         return np.full(len(RATES), math.nan)
+    _, true_T, false_T = operating_points(score_D, hit_D)
+    return np.array([true_T[false_T <= rate * scans].max(initial=0) / lesions for rate in RATES])
+
+
+def operating_points(score_D: Array, hit_D: Array) -> tuple[Array, Array, Array]:
+    """Each score that occurs, from the highest on, and how many hits and false alarms score at least so much, (T,).
+
+    What PR, FROC and ROC curves are drawn from.
+
+    Args:
+        score_D: scores of detections or cases; hit_D: whether each is a hit.
+    """
     order_D = np.argsort(-score_D, kind="stable")
     last_D = np.append(np.diff(score_D[order_D]) != 0, True)[: len(order_D)]
-    true_T = np.cumsum(hit_D[order_D])[last_D]
-    false_T = np.cumsum(~hit_D[order_D])[last_D]
-    return np.array([true_T[false_T <= rate * scans].max(initial=0) / lesions for rate in RATES])
+    return score_D[order_D][last_D], np.cumsum(hit_D[order_D])[last_D], np.cumsum(~hit_D[order_D])[last_D]
 
 
 def lesion_metrics(score_D: Array, hit_D: Array, lesions: int, scans: int) -> dict[str, float]:

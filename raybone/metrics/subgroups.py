@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from raybone.metrics.lesions import THRESHOLD, classification_metrics
+from raybone.metrics.lesions import THRESHOLD, classification_metrics, operating_points
 from raybone.records import Array
 
 # Which cells of a confusion count as right, and which as wrong, in each proportion.
@@ -51,10 +51,8 @@ def roc(score_N: Array, truth_N: Array) -> list[tuple[float, float]]:
     """(1 - specificity, sensitivity) at each threshold, from (0, 0) to (1, 1); empty with one class alone."""
     if truth_N.all() or not truth_N.any():
         return []
-    order_N = np.argsort(-score_N, kind="stable")
-    last_N = np.append(np.diff(score_N[order_N]) != 0, True)
-    hits_T, false_T = (np.cumsum(at_N[order_N])[last_N] / at_N.sum() for at_N in (truth_N, ~truth_N))
-    return [(0.0, 0.0), *zip(false_T.tolist(), hits_T.tolist())]
+    _, hits_T, false_T = operating_points(score_N, truth_N)
+    return [(0.0, 0.0), *zip((false_T / false_T[-1]).tolist(), (hits_T / hits_T[-1]).tolist())]
 
 
 def _chi_square(table: Sequence[Sequence[int]]) -> Mapping[str, float]:

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import f1_score, precision_score, recall_score
+from sklearn.metrics import f1_score, precision_recall_curve, precision_score, recall_score
 
-from raybone.metrics.boxes import box_metrics
+from raybone.metrics.boxes import box_metrics, lesion_hits
 from raybone.metrics.intervals import corrected_interval, corrected_p
-from raybone.metrics.lesions import RATES, froc, lesion_metrics, patient_metrics
+from raybone.metrics.lesions import RATES, froc, lesion_metrics, operating_points, patient_metrics
 from raybone.metrics.masks import overlap_metrics, pixel_counts
 from raybone.records import Prediction
 
@@ -126,3 +126,22 @@ def test_the_corrected_p_is_larger_than_the_paired_t_tests() -> None:
     assert corrected_p(b, a) == pytest.approx(expected)
     assert corrected_p(b, a) > plain.pvalue
     assert corrected_p(a, a) == 1.0
+
+
+def test_curves_are_scikit_learns_and_those_of_boxes_have_pycocotools_ap() -> None:
+    rng = np.random.default_rng(0)
+    score, hit = np.round(rng.random(200), 1), rng.random(200) < 0.4
+    _, true, false = operating_points(score, hit)
+    precision, recall, _ = precision_recall_curve(hit, score)
+    np.testing.assert_allclose(true / (true + false), precision[-2::-1])
+    np.testing.assert_allclose(true / hit.sum(), recall[-2::-1])
+    assert [len(part) for part in operating_points(score[:0], hit[:0])] == [0, 0, 0]
+
+    images = [truth(*((x, y, x + 9, y + 9) for x, y in rng.integers(0, 90, (3, 2)))) for _ in range(12)]
+    said = [found(*((*(box + rng.normal(0, 1, 4)), s) for box, s in zip([*boxes, [1, 1, 8, 8]], rng.random(4))))
+            for boxes, _ in images]
+    _, true, false = operating_points(*lesion_hits(images, said, 1))
+    best = np.append(np.maximum.accumulate((true / (true + false))[::-1])[::-1], 0)
+    steps = best[np.searchsorted(true / 36, np.linspace(0, 1, 101))]
+    assert steps.mean() == pytest.approx(box_metrics(images, said, 1)["AP50"])
+    assert 0.2 < steps.mean() < 1
