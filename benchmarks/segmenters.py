@@ -172,7 +172,7 @@ def monais(name: str, path: str) -> tuple[list[float], int]:
     both = ["image", "mask"]
     steps = Compose([EnsureChannelFirstd(both, channel_dim="no_channel"), EnsureTyped(both),
                      Resized(both, (SIZE, SIZE // 4), mode=("area", "nearest")), RandFlipd(both, 0.5, 1)])
-    loader = DataLoader(CacheDataset(scans, steps, progress=False), BATCH, shuffle=True)
+    loader = DataLoader(CacheDataset(scans, steps, progress=False), batch_size=BATCH, shuffle=True)
     model = load(name)
     net = model.build(model.Config(**SPEED)).net.train()
     optimizer, loss = torch.optim.AdamW(net.parameters(), 1e-3), DiceCELoss(sigmoid=True, batch=True)

@@ -54,7 +54,7 @@ spect)
     parts='"multi_pooling":true,"non_local":true,"multi_scale":true,"vit":true'
     study spect_msma_unet spect-msma-unet $small "search.points=[{\"lr0\":0.001,$parts,\"fliplr\":0.5}]"
     for model in unet unet_plus_plus attention_unet res_unet; do
-        study spect_msma_unet "spect-$model" $small model=$model search.points=[] \
+        study spect_msma_unet "spect-$(echo $model | tr _ -)" $small model=$model search.points=[] \
             "space={lr0: {choice: [0.001]}, fliplr: {choice: [0.5]}}"
     done
     ;;
