@@ -38,6 +38,7 @@ from raybone.spec import Study
 if TYPE_CHECKING:
     import pandas as pd
 
+ROWS = 1000  # configurations in the page's table and charts
 FEW = 50  # patients below which a ranking is hardly more than a guess
 LIBRARIES = ("raybone", "torch", "torchvision", "ultralytics", "monai", "ray", "optuna", "numpy", "scipy", "pandas")
 BROKEN = (WrongInput, ValueError, KeyError, TypeError, AttributeError, OSError)  # of files that somebody has changed
@@ -99,7 +100,7 @@ def report(place: str, html: str | None = None, scans: bool = True,
     table = leaderboard(study, state)
     plain: list[Any] = table.astype(object).where(table.notna(), None).to_dict("records")
     records = [{**row, "params": state.configurations[row["config_id"]].params} for row in plain]
-    complete = [r for r in records if r["state"] == "complete"]
+    complete, records = [r for r in records if r["state"] == "complete"], records[:ROWS]
     best = state.configurations[complete[0]["config_id"]] if complete else None
     dataset, found, gone = _data(study, progress("inspect"))
     winner, missing = _winner(folder, study, best, dataset)
@@ -165,9 +166,9 @@ def _winner(folder: Folder, study: Study, best: Configuration | None,
 def _search_charts(study: Study, state: State, completions: Sequence[Completion], records: Sequence[charts.Row],
                    rows: Sequence[charts.Row]) -> Shown:
     """Charts that need the journal alone, by section."""
-    complete, final = [r for r in records if r["state"] == "complete"], f"{study.metric}_mean"
-    means, scored = {r["config_id"]: r[final] for r in complete}, any(r["m"] is not None for r in rows)
-    course = [(*c, means[c[2]]) for c in completions if means[c[2]] is not None]
+    complete, scored = [r for r in records if r["state"] == "complete"], any(r["m"] is not None for r in rows)
+    means = {r["config_id"]: r[f"{study.metric}_mean"] for r in complete}
+    course = [(*c, means[c[2]]) for c in completions if means.get(c[2]) is not None]
     weight = charts.importance(study, records)
     order = dict.fromkeys([*(r["p"] for r in weight.data["rows"]), *study.space] if weight else study.space)
     return {"learning": [charts.learning(study, state, [r["config_id"] for r in records])] if scored else [],

@@ -220,6 +220,27 @@ def test_regret_falls_to_nothing_at_the_best(tmp_path: Path) -> None:
     assert all(a["y"] >= b["y"] for a, b in zip(epochs, epochs[1:]))
 
 
+def test_of_a_loss_less_is_better_and_scans_are_ranked_by_what_one_scan_has(dataset: Path, tmp_path: Path) -> None:
+    pretend(tmp_path / "st", dataset, "val_loss")
+    page = page_of(tmp_path / "st")
+    rows, charts = payload(page)["data"]["configurations"], payload(page)["charts"]
+    assert [r["m"] for r in rows] == sorted((r["m"] for r in rows), reverse=True)
+    assert rows[-1]["w"] == 1
+    assert charts["regret-0"]["data"]["rows"][-1]["y"] == 0
+    scores = [float(v) for v in re.findall(r"<figcaption>(?:Best|Median|Worst): dice (\d\.\d+)", page)]
+    assert len(scores) == 6
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_of_very_many_configurations_the_first_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raybone.report.ROWS", 5)
+    pretend(tmp_path / "st")
+    page = page_of(tmp_path / "st")
+    assert len(payload(page)["data"]["configurations"]) == page.partition('id="page"')[0].count("<tr><td") == 5
+    assert "12 of 12" in words(page)
+    assert "first 5 configurations; the CSV file has all" in words(page)
+
+
 HOSTILE = '</script><img src=x onerror="document.title=`had`">\u2028${1}{{ 7 * 7 }}'
 
 
