@@ -247,7 +247,7 @@ def regret(study: Study, course: Sequence[tuple[float, float, str, float]]) -> C
         rows += [{"p": panel, "x": _short(x), "y": _short(abs(first[3] - value)), "c": name}
                  for panel, x in (("fold epochs trained", epochs), ("hours of the search", hours))]
     top = alt.Scale(domain=[0, rows[0]["y"] or 1])
-    chart = _of("rows", alt.X("x:Q", title=None, scale=alt.Scale(zero=False)),
+    chart = _of("rows", alt.X("x:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6)),
                 alt.Y("y:Q", title=f"{study.metric} behind the best", scale=top)).mark_line(
         interpolate="step-after", color=HUES[0], point={"color": HUES[0]}).encode(tooltip=["c:N", "x:Q", "y:Q"]).facet(
         facet=alt.Facet("p:N", title=None), columns=2).resolve_scale(x="independent")
