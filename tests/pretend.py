@@ -22,7 +22,7 @@ from raybone.spec import Resolved, Study, parse_study, write_study
 
 SPACE = {"lr0": {"log_uniform": [1e-4, 1e-1]}, "optimizer": {"choice": ["AdamW", "SGD"]},
          "momentum": {"uniform": [0.6, 0.95], "when": {"optimizer": "SGD"}}, "batch": {"int_uniform": [2, 32]}}
-TASKS = {"dice": "unet", "AP50": "retinanet_r50", "AUC": "lesion_resnet50"}
+TASKS = {"dice": "unet", "val_loss": "unet", "AP50": "retinanet_r50", "AUC": "lesion_resnet50"}
 
 
 def pretend(place: Path | str, dataset: Path | None = None, metric: str = "dice", stop_after: int | None = None,
@@ -74,7 +74,7 @@ def _train(brain: Brain, study: Study, work: Any, rng: np.random.Generator, shar
         for epoch in range(segment.start + 1, segment.stop + 1):
             score = quality * (1 - np.exp(-4 * epoch / study.epochs)) + 0.05 * segment.fold + rng.normal(0, 0.02)
             brain.epoch(work.config_id, Epoch(segment.fold, epoch, {
-                study.metric: round(float(np.clip(score, 0, 1)), 5), "val_loss": round(float(2 - score), 5)}, 12.3))
+                study.metric: round(float(np.clip(score, 0, 1)), 5), "val_loss": round(2 - float(score), 5)}, 12.3))
     if work.segments[-1].stop == study.epochs:
         drawn = quality + shared + rng.normal(0, 0.02, len(shared))
         brain.pooled(work.config_id, Pooled({study.metric: quality}, tuple(drawn.tolist()), 20.0))
@@ -87,7 +87,7 @@ def _findings(metric: str, scan: Scan, rng: np.random.Generator) -> list[dict[st
         return [{"scan_id": scan.scan_id, "lesion": n, "positive": le.category == "malignant",
                  "score": round(float(np.clip(rng.normal(0.6 if le.category == "malignant" else 0.4, 0.2), 0, 1)), 7)}
                 for n, le in enumerate(scan.lesions)]
-    if metric == "dice":
+    if metric in ("dice", "val_loss"):
         mask_HW = np.zeros((scan.height, scan.width), bool)
         for lesion in scan.lesions:
             if lesion.rle and rng.random() < 0.7:

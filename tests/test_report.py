@@ -166,7 +166,7 @@ def test_a_study_that_has_hardly_begun_has_a_page(stop_after: int, said: str, tm
 def test_a_detector_has_the_curves_that_its_metrics_are_read_from(dataset: Path, tmp_path: Path) -> None:
     from raybone.evaluate import score
 
-    study = pretend(tmp_path / "st", dataset, "AP50")
+    pretend(tmp_path / "st", dataset, "AP50")
     page, opened = page_of(tmp_path / "st"), open_dataset(dataset)
     best = re.search(r"The winner: (c\d+)", page)[1]
     findings = [f for k in range(3) for f in json.loads(
@@ -181,8 +181,7 @@ def test_a_detector_has_the_curves_that_its_metrics_are_read_from(dataset: Path,
     rates = [max(r["y"] for r in free if r["f"] == "all folds" and r["x"] <= rate) for rate in (0.25, 0.5, 1, 2, 4, 8)]
     assert np.mean(rates) == pytest.approx(metrics["FROC"], abs=1e-3)
     assert {r["f"] for r in pr} == {"all folds", "fold 0", "fold 1", "fold 2"}
-    assert "boxes with a score of at least 0.5" in words(page)
-    assert study.metric in words(page)
+    assert "that score at least 0.5 are drawn" in words(page)
 
 
 def test_a_classifier_has_roc_confusion_and_subgroups(dataset: Path, tmp_path: Path) -> None:
@@ -219,6 +218,27 @@ def test_regret_falls_to_nothing_at_the_best(tmp_path: Path) -> None:
     assert [r["x"] for r in epochs] == [18 * n for n in range(1, 13)]
     assert epochs[-1]["y"] == 0
     assert all(a["y"] >= b["y"] for a, b in zip(epochs, epochs[1:]))
+
+
+def test_of_a_loss_less_is_better_and_scans_are_ranked_by_what_one_scan_has(dataset: Path, tmp_path: Path) -> None:
+    pretend(tmp_path / "st", dataset, "val_loss")
+    page = page_of(tmp_path / "st")
+    rows, charts = payload(page)["data"]["configurations"], payload(page)["charts"]
+    assert [r["m"] for r in rows] == sorted((r["m"] for r in rows), reverse=True)
+    assert rows[-1]["w"] == 1
+    assert charts["regret-0"]["data"]["rows"][-1]["y"] == 0
+    scores = [float(v) for v in re.findall(r"<figcaption>(?:Best|Median|Worst): dice (\d\.\d+)", page)]
+    assert len(scores) == 6
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_of_very_many_configurations_the_first_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raybone.report.ROWS", 5)
+    pretend(tmp_path / "st")
+    page = page_of(tmp_path / "st")
+    assert len(payload(page)["data"]["configurations"]) == page.partition('id="page"')[0].count("<tr><td") == 5
+    assert "12 of 12" in words(page)
+    assert "first 5 configurations; the CSV file has all" in words(page)
 
 
 HOSTILE = '</script><img src=x onerror="document.title=`had`">\u2028${1}{{ 7 * 7 }}'
