@@ -103,7 +103,11 @@ def _rewritten(dataset: Dataset, kept: Sequence[Any], gone: set[str]) -> str:
         meta = _meta(dataset, kept, fold_of, {s.scan_id for s in dataset.scans if s.patient_id in gone})
         content = writer.finish(fold_of, dataset.categories, meta, rejected)
         path.rename(place / "old")
-        writer.path.rename(path)
+        try:
+            writer.path.rename(path)
+        except BaseException:
+            (place / "old").rename(path)
+            raise
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return str(content["hash"])
