@@ -56,7 +56,7 @@ RECIPES: dict[str, tuple[dict[str, Any], str]] = {
     "Otsu, negatives, transfer": ({"nm": "otsu", "init_from": "other cohort"}, "wbbs-transfer"),
 }
 METRICS = ("dice", "precision", "sensitivity")
-TIMED, SIZE, BATCH = ("res_unet", "attention_unet", "unet_plus_plus"), 256, 4
+TIMED, SIZE, BATCH, ROUNDS = ("res_unet", "attention_unet", "unet_plus_plus"), 256, 4, 3
 SPEED = {"imgsz": SIZE, "batch": BATCH, "nbs": BATCH, "width": 16, "scale": 0.0, "translate": 0.0, "fliplr": 0.5}
 
 
@@ -126,17 +126,20 @@ def published(study: str, metric: str) -> float:
 def speed(place: Path) -> dict[str, Any]:
     """The second table: images a second of whole training epochs, data included, each in a process of its own."""
     dataset = cohort(place, 24, 7, SIZE, "folds")
-    rows: dict[str, Any] = {}
-    for model in TIMED:
-        for who in ("raybone", "monai"):
-            done = subprocess.run([sys.executable, __file__, "--one", who, model, str(dataset)], capture_output=True,
-                                  text=True)
-            told = [line for line in done.stdout.splitlines() if line.startswith("row ")]
-            rows[f"{who} {model}"] = json.loads(told[0][4:]) if told else {"failed": done.stderr[-300:]}
-            print(who, model, rows[f"{who} {model}"], flush=True)
-    ratios = {m: rows[f"raybone {m}"]["images_per_second"] / rows[f"monai {m}"]["images_per_second"] for m in TIMED}
-    print("images a second, times MONAI's loop:", ratios)
-    return {"canvas": f"{SIZE}x{SIZE // 4}", "batch": BATCH, "rows": rows, "times_monai": ratios}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for _, model, who in ((n, m, w) for n in range(ROUNDS) for m in TIMED for w in ("raybone", "monai")):
+        done = subprocess.run([sys.executable, __file__, "--one", who, model, str(dataset)], capture_output=True,
+                              text=True, check=True)
+        (told,) = [line for line in done.stdout.splitlines() if line.startswith("row ")]
+        rows.setdefault(f"{who} {model}", []).append(json.loads(told[4:]))
+        print(who, model, rows[f"{who} {model}"][-1], flush=True)
+    middle = {name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+              for name, runs in rows.items()}
+    ratios = {key: {m: middle[f"raybone {m}"][key] / middle[f"monai {m}"][key] for m in TIMED}
+              for key in ("images_per_second", "peak_mb")}
+    print("times MONAI's loop:", ratios)
+    return {"canvas": f"{SIZE}x{SIZE // 4}", "batch": BATCH, "rounds": ROUNDS, "rows": middle, "all": rows,
+            "times_monai": ratios}
 
 
 def speed_row(who: str, name: str, path: str) -> dict[str, Any]:
