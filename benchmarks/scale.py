@@ -86,9 +86,9 @@ JOBS = {
     "leaderboard": "raybone.leaderboard.write_leaderboard(folder, read_resolved(folder))",
     "resume": "from raybone.hpo.brain import Brain\nfrom raybone.hpo.journal import Journal\n"
               "brain = Brain(read_resolved(folder), Journal(folder), lambda params: 1, 8)\nbrain.peek()",
-    "status": "from raybone.watch import status_lines\nfrom raybone.hpo.journal import Journal\n"
+    "status": "from raybone.watch import status_lines, status_of\nfrom raybone.hpo.journal import Journal\n"
               "from raybone.hpo.state import State\n"
-              "status_lines(read_resolved(folder), State(Journal(folder).events()))",
+              "status_lines(status_of(read_resolved(folder), State(Journal(folder).events())))",
 }
 
 

@@ -216,22 +216,21 @@ def _simulate(options: argparse.Namespace) -> None:
 def _watch(options: argparse.Namespace) -> None:
     from raybone.watch import status_lines, watch
 
-    if not sys.stdout.isatty():
-        watch(options.study, lambda status: print("\n".join(status_lines(status)), flush=True), not options.once)
-        return
-    from rich.live import Live
+    with contextlib.suppress(KeyboardInterrupt):  # leaving stops no study
+        if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+            from raybone.live import live
 
-    from raybone.live import Picture
-
-    with Live(auto_refresh=False) as live, contextlib.suppress(KeyboardInterrupt):  # leaving stops no study
-        watch(options.study, lambda status: live.update(Picture(status), refresh=True), not options.once)
+            live(options.study, not options.once)
+        else:
+            watch(options.study, lambda status, news: print("\n".join(status_lines(status) * news), end="\n" * news,
+                                                            flush=True), not options.once)
 
 
 def _logs(options: argparse.Namespace) -> None:
-    from raybone.logs import logs
+    from raybone.logs import harmless, logs
 
     for line in logs(options.study, options.config, options.follow):
-        print("".join(c if c.isprintable() or c in "\n\t" else "?" for c in line), flush=True)
+        print(harmless(line), flush=True)
 
 
 def _stop(options: argparse.Namespace) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal
-from raybone.hpo.state import Configuration, State
+from raybone.hpo.state import Configuration, State, gpu_hours
 from raybone.metrics.intervals import bootstrap_interval, bootstrap_p, corrected_interval, corrected_p, corrected_winner
-from raybone.records import WrongInput
+from raybone.records import Array, WrongInput
 from raybone.spec import DIRECTIONS, FALSE_POSITIVES, Study
 
 if TYPE_CHECKING:
@@ -101,6 +101,13 @@ def winner(study: Study, state: State) -> Configuration | None:
     return state.configurations[first[0]] if first else None
 
 
+def interval(study: Study, configuration: Configuration, folds_K: Array) -> tuple[float, float]:
+    """``ci`` of the mean of these fold scores: of the patient bootstrap where there is one, else Nadeau & Bengio's."""
+    low, high = bootstrap_interval(float(folds_K.mean()), np.array(configuration.replicates), configuration.freedom) \
+        if configuration.replicates else corrected_interval(folds_K)
+    return _within(study, low), _within(study, high)
+
+
 def write_leaderboard(folder: Folder, study: Study, state: State | None = None) -> pd.DataFrame:
     """Write leaderboard.csv of a study folder, from its journal unless the state is given."""
     table = leaderboard(study, state or State(Journal(folder).events()))
@@ -122,19 +129,18 @@ def _row(study: Study, configuration: Configuration, ended: bool) -> dict[str, A
     values = np.array(started, float)
     mean = float(values.mean()) if len(values) else math.nan
     nb_low, nb_high = corrected_interval(values)
-    low, high = bootstrap_interval(mean, np.array(configuration.replicates), configuration.freedom) \
-        if configuration.replicates else (nb_low, nb_high)
+    low, high = interval(study, configuration, values)
     return {
         "rank": None, "config_id": configuration.id, "model": study.model, "state": _state(configuration, ended),
         "folds_done": sum(n == study.epochs for n in lengths), "epochs_done": sum(lengths),
         f"{metric}_mean": mean,
         f"{metric}_sd": float(values.std(ddof=1)) if len(values) > 1 else math.nan,
-        f"{metric}_ci_low": _within(study, low), f"{metric}_ci_high": _within(study, high),
+        f"{metric}_ci_low": low, f"{metric}_ci_high": high,
         f"{metric}_pooled": configuration.pooled.get(metric, math.nan),
         **{f"{metric}_fold{k}": v for k, v in enumerate(final[metric])},
         **{f"{m}_mean": float(np.mean(v)) for m, v in final.items() if m != metric and np.isfinite(v).all()},
         "train_seconds": round(configuration.train_seconds, 1),
-        "gpu_hours": round(configuration.train_seconds / 3600 * study.resources.gpus * study.resources.workers, 4),
+        "gpu_hours": round(gpu_hours(study, configuration.train_seconds), 4),
         "parameters": configuration.parameters,
         **{f"cfg.{k}": v for k, v in {**study.fixed, **configuration.params}.items()},
         "seed": study.search.seed, "dataset_hash": study.resolved.dataset_hash,

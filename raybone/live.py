@@ -4,15 +4,42 @@ from __future__ import annotations
 
 import math
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.live import Live
+from rich.measure import Measurement
 from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raybone.watch import Status, best_line, busy_line, clock
+from raybone.hpo.race import ladder_of
+from raybone.logs import harmless
+from raybone.watch import HOW, Status, best_line, busy_line, clock, watch
 
-LEAST = 2  # lines of news that a low screen keeps
+# Of HOW, each with a shape of its own, as not everybody sees colours.
+SHAPES = dict(zip(HOW, (("█", "green"), ("▒", "cyan"), ("×", "magenta"), ("·", "yellow"), ("!", "red"))))
+NEWS = 3  # lines that one piece of news may take
+
+
+def live(out: str, follow: bool = True) -> None:
+    """Watch a study on a screen of its own; the last picture stays on the terminal when the study ends or is left.
+
+    Raises:
+        WrongInput: no study there.
+    """
+    console = Console()
+    screen, last = Live(console=console, screen=True, auto_refresh=False), list[Picture]()
+
+    def show(status: Status, _: bool) -> None:
+        last[:] = [Picture(status)]
+        if follow:  # drawn again when nothing happened, as the terminal may have another size
+            screen.start()
+            screen.update(last[0], refresh=True)
+
+    try:
+        watch(out, show, follow)
+    finally:
+        screen.stop()
+        console.print(*last, end="")
 
 
 class Picture:
@@ -22,49 +49,83 @@ class Picture:
         self.status = status
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        status, height = self.status, console.height
-        fixed = 6 + len(status.rungs) + (len(status.running) + 1 if status.running else 0)
-        room = max(LEAST, height - fixed - 3)
-        failed, again = status.news("failed", max(1, room // 3)), status.news("again", max(1, room // 4))
-        decided = status.news("decision", max(1, room - len(failed) - len(again)))
-        parts: list[RenderableType] = [_plain(status.progress, ""), _plain(status.counts, "dim"), _ladder(status),
-                                       _plain(best_line(status.study, status.best), "bold")]
-        if status.state.fold_epochs:
-            parts.append(_plain(busy_line(status.study, status.state), ""))
-        if status.running:
-            parts.append(_runs(status))
-        for mark, style, lines in (("", "", decided), ("again: ", "yellow", again), ("FAILED: ", "red", failed)):
-            parts += [_plain(mark + line, style) for line in lines]
-        colour = "dim" if status.state.end or not status.driven else "green"
-        yield Panel(Group(*parts), title=_plain(status.title, "bold"), title_align="left", border_style=colour)
+        status, width = self.status, options.max_width - 4
+        height = (options.height or options.max_height - 1) - 2  # a prompt follows what stays
+        busy = [busy_line(status.study, status.state)] if status.state.fold_epochs else []
+
+        def wrapped(text: str, style: str, most: int) -> list[Text]:
+            lines = list(Text(harmless(text), style).wrap(console, width))
+            if len(lines) > most > 0:
+                lines[most - 1].truncate(width - 1)
+                lines[most - 1].append("…")
+            return lines[:most]
+
+        def latest(style: str, most: int, *kinds: str) -> list[Text]:
+            lines: list[Text] = []
+            for text in reversed(status.news(most, *kinds)):
+                lines = [*wrapped(text, style, min(NEWS, most - len(lines))), *lines]
+            return lines
+
+        each = 2 if height > 14 else 1
+        head = [*wrapped(status.progress, "", each), *wrapped(" · ".join([status.counts, *busy]), "", each),
+                *wrapped(best_line(status.study, status.best), "bold", each)]
+        rungs = _rungs(status, width, max(2, height - len(head) - 7))
+        room = height - len(head) - rungs.row_count - 1
+        runs = _runs(status, width, max(1, room // 2 - 1))
+        room = max(0, room - (runs.row_count + 1 if status.running else 0))
+        failed = latest("red", -(-room // 3), "failed")
+        told = latest("", room - len(failed), "decision", "again", "slots")
+        yield Panel(Group(*head, rungs, *([runs] if status.running else []), *told, *failed), title_align="left",
+                    title=Text(harmless(status.title), "bold"),
+                    border_style="dim" if status.state.end or not status.driven else "green")
 
 
-def _plain(text: str, style: str) -> Text:
-    """One line of text as it is: reasons of failures hold what programs said."""
-    return Text("".join(c if c.isprintable() else "?" for c in text), style, no_wrap=True, overflow="ellipsis")
+class _Bar:
+    """Shares of a whole, each with its shape and colour; what is more than nothing is seen."""
+
+    def __init__(self, *parts: tuple[float, tuple[str, str]]) -> None:
+        self.parts = parts
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        bar, width = Text(no_wrap=True), options.max_width
+        for share, (shape, colour) in self.parts:
+            bar.append(shape * max(round(share * width), share > 0), colour)
+        bar.truncate(width)
+        yield bar
+
+    def __rich_measure__(self, _: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(4, options.max_width)
 
 
-def _ladder(status: Status) -> Table:
-    table = Table.grid(padding=(0, 1), expand=True)
-    most = max([len(status.state.configurations), 1])
-    table.add_column(no_wrap=True)
-    table.add_column(ratio=1)
-    table.add_column(justify="right", no_wrap=True)
-    for number, rung in enumerate(status.rungs, 1):
-        told = f"{rung.done} done, {rung.stand} stand there" + (f", {rung.stopped} stopped" if rung.stopped else "")
-        table.add_row(_plain(f"rung {number}  {rung.name}", ""), ProgressBar(most, rung.done), _plain(told, ""))
+def _grid(width: int, *columns: str) -> Table:
+    """A table whose second column, a bar, takes what the others leave."""
+    table = Table(box=None, padding=(0, 1, 0, 0), width=width, header_style="dim", pad_edge=False)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number > 1 else "left", no_wrap=True, overflow="ellipsis",
+                         ratio=1 if number == 1 else None)
     return table
 
 
-def _runs(status: Status) -> Table:
-    table = Table(box=None, padding=(0, 1), expand=True, header_style="dim", show_edge=False)
-    for name, justify in (("running", "left"), ("goes to", "left"), ("", "left"), ("fold: epoch, score", "left"),
-                          ("time left", "right")):
-        table.add_column(name, justify=justify, no_wrap=True, ratio=1 if name == "" else None,  # type: ignore[arg-type]
-                         overflow="ellipsis")
-    for run in status.running:
-        folds = "  ".join(f"{k}: {n}/{status.study.epochs}, {score:.4f}" for k, n, score in run.folds)
-        left = clock(run.seconds) if math.isfinite(run.seconds) else ""
-        table.add_row(_plain(run.config_id, "bold"), _plain(run.rung, ""), ProgressBar(1.0, run.share),
-                      _plain(folds or "starting a run", ""), left)
+def _rungs(status: Status, width: int, most: int) -> Table:
+    """The ladder: all rungs where there is room, else those up to the one after the highest that anybody goes to."""
+    table = _grid(width, "folds x epochs", "", *(f"{SHAPES[how][0]} {how}" for how in HOW))
+    highest = max((n for n, r in enumerate(status.rungs, 1) if any(getattr(r, how) for how in HOW)), default=1)
+    first = max(0, min(highest + 1, len(status.rungs)) - most)
+    for number, (folds, epochs) in list(enumerate(ladder_of(status.study)))[first : first + most]:
+        counts = [getattr(status.rungs[number], how) for how in HOW]
+        bar = _Bar(*((n / status.study.search.trials, SHAPES[how]) for n, how in zip(counts, HOW)))
+        table.add_row(f"{number + 1}: {folds} x {epochs}", bar, *(str(n or "") for n in counts))
+    return table
+
+
+def _runs(status: Status, width: int, most: int) -> Table:
+    """The folds at work, or that a run is starting."""
+    rows = [(run, fold) for run in status.running for fold in run.folds or [None]]
+    name = "running, to rung" if len(rows) <= most else f"{most} of {len(rows)} running"
+    table = _grid(width, name, "", "fold", "epoch", status.study.metric[:8], "s/epoch", "rung in")
+    for run, fold in rows[:most]:
+        told = [str(fold[0]), f"{fold[1]}/{run.epochs}", f"{fold[2]:.4f}"] if fold else ["starts", "", ""]
+        speed = [f"{run.epoch_seconds:.3g}", clock(run.seconds)] if math.isfinite(run.seconds) else ["", ""]
+        bar = _Bar((run.share, SHAPES["passed"]), (1 - run.share, ("░", "dim")))
+        table.add_row(Text(f"{harmless(run.config_id)} to {run.target + 1}"), bar, *told, *speed)
     return table

@@ -57,7 +57,13 @@ def in_words(event: Event, rungs: Ladder, words: Mapping[str, str] = WORDS) -> s
     facts = {k: ", ".join(f"{n} {_short(v)}" for n, v in value.items()) if isinstance(value, dict) else _short(value)
              for k, value in event.items()}
     facts["rung"] = name_of(rungs, event["rung"]) if "rung" in event else ""
-    return f"{facts.get('config_id', '')} {words[event['event']].format_map(defaultdict(str, facts))}".lstrip()
+    told = words[event["event"]].format_map(defaultdict(str, facts))
+    return harmless(f"{facts.get('config_id', '')} {told}".lstrip())
+
+
+def harmless(text: str) -> str:
+    """Text with ? for all that a terminal may take for a command: reasons hold what programs and journals said."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
 
 
 def _short(value: Any) -> str:

@@ -17,7 +17,7 @@ from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.race import START_UP, expected, ladder_of, name_of
 from raybone.hpo.sampler import ATTEMPTS, propose
-from raybone.hpo.state import State
+from raybone.hpo.state import State, gpu_hours
 from raybone.models._model import Model, TrainingConfig
 from raybone.records import InvalidConfig, WrongInput
 from raybone.resolve import configure, resolve
@@ -75,10 +75,9 @@ def preview(study: Study, epoch_seconds: float | None = None, epochs_from: Seque
         epoch_seconds, timed = _time_here(study, dataset, model)
     fold_epochs, starts = sum(row[2] for row in rows), sum(row[1] for row in rows)
     hours = (fold_epochs * epoch_seconds + starts * START_UP) / 3600
-    resources = study.resources
     return Preview(tuple((name_of(ladder_of(study), r), n, e) for r, n, e in rows), fold_epochs,
                    float(study.search.trials * dataset.folds * study.epochs), epoch_seconds, timed, hours,
-                   fold_epochs * epoch_seconds / 3600 * resources.gpus * resources.workers, slots, hours / slots)
+                   gpu_hours(study, fold_epochs * epoch_seconds), slots, hours / slots)
 
 
 def _earlier(study: Study, sources: Sequence[str]) -> tuple[float, str]:

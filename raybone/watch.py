@@ -13,28 +13,34 @@ from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.lease import Lease
 from raybone.hpo.race import START_UP, expected, ladder_of, name_of
-from raybone.hpo.state import Configuration, State
-from raybone.logs import in_words
-from raybone.metrics.intervals import bootstrap_interval, corrected_interval
+from raybone.hpo.state import Configuration, State, gpu_hours
+from raybone.leaderboard import interval
+from raybone.logs import harmless, in_words
 from raybone.spec import Study
+
+HOW = ("passed", "waiting", "stopped", "coming", "failed")  # what a configuration may do at a rung
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A rung of the ladder: configurations that have done it, of which so many stand there, and were stopped there."""
+    """A rung of the ladder: how many have passed it (on the last one, are complete), were stopped there, and so on.
+
+    waiting: have done it and wait for what follows; coming, failed: on the way there from the rung before.
+    """
 
     name: str
-    done: int
-    stand: int
+    passed: int
+    waiting: int
     stopped: int
+    coming: int
+    failed: int
 
 
 @dataclass(frozen=True)
 class Best:
     """The leader of the highest rung that any configuration has finished, by its mean over the folds of that rung.
 
-    low, high: 95 % interval: of the bootstrap over patients once it is complete, else Nadeau & Bengio's over its folds;
-    NaN for one fold.
+    low, high: ``ci`` of the leaderboard once it is complete, else Nadeau & Bengio's over its folds; NaN for one fold.
     """
 
     config_id: str
@@ -46,12 +52,18 @@ class Best:
 
 @dataclass(frozen=True)
 class Running:
-    """A configuration at work: the rung it goes to, its unfinished folds (fold, epoch, score), seconds to that rung."""
+    """A configuration at work: the rung it goes to (0-based), its folds at work (fold, epoch, score), and how fast.
+
+    epochs: of each fold at that rung. share: of the epochs up to there that are done. epoch_seconds, seconds: of an
+    epoch, and what is left to that rung; NaN while nobody knows.
+    """
 
     config_id: str
-    rung: str
+    target: int
     folds: tuple[tuple[int, int, float], ...]
+    epochs: int
     share: float
+    epoch_seconds: float
     seconds: float
 
 
@@ -86,37 +98,42 @@ class Status:
         """How many configurations are in each status, and what limits are used up by."""
         counts = self.state.counts
         told = [f"{counts[s]} {s}" for s in ("running", "paused", "complete", "stopped", "failed") if counts[s]]
-        return " · ".join([*told, *self._limits()])
+        allowed = [f"{self.study.limits.failed_trials} failures are allowed"] if counts["failed"] else []
+        return " · ".join([*told, *allowed, *self._limits()])
 
-    def news(self, kind: str, most: int) -> list[str]:
-        """The last events of a kind in words."""
+    def news(self, most: int, *kinds: str) -> list[str]:
+        """The last events of these kinds in words."""
         ladder = ladder_of(self.study)
-        return [in_words(e, ladder) for e in [e for e in self.state.news if e["event"] == kind][-most:]]
+        return [in_words(e, ladder) for e in [e for e in self.state.news if e["event"] in kinds][-most:]]
 
     def _limits(self) -> list[str]:
-        limits, state, resources = self.study.limits, self.state, self.study.resources
-        spent = {"hours": state.seconds / 3600,
-                 "gpu_hours": state.train_seconds / 3600 * resources.gpus * resources.workers}
+        limits, state = self.study.limits, self.state
+        spent = {"hours": state.seconds / 3600, "gpu_hours": gpu_hours(self.study, state.train_seconds)}
         return [f"{used:.1f} of {getattr(limits, name):g} {name.replace('_', '-')}" for name, used in spent.items()
                 if math.isfinite(getattr(limits, name))]
 
 
-def watch(out: str, show: Callable[[Status], None], follow: bool = True, poll: float = 2.0) -> None:
+def watch(out: str, show: Callable[[Status, bool], None], follow: bool = True, poll: float = 2.0) -> None:
     """Show a study until it ends, from its folder alone, wherever it runs.
 
     Args:
-        show: is given the facts, again and again.
+        show: is given the facts, again and again, and whether anything happened since it was given them last.
     Raises:
         WrongInput: no study there.
     """
     folder = Folder(out)
     study = read_resolved(folder)
     journal, state = Journal(folder), State()
+    status: Status | None = None
     while True:
+        news = False
         for event in journal.events():
             state.apply(event)
+            news = True
         driven = Lease(folder).holder() is not None
-        show(status_of(study, state, driven))
+        if status is None or news or driven != status.driven:
+            status, news = status_of(study, state, driven), True
+        show(status, news)
         if not follow or state.end or not driven:
             return
         time.sleep(poll)
@@ -124,22 +141,21 @@ def watch(out: str, show: Callable[[Status], None], follow: bool = True, poll: f
 
 def status_of(study: Study, state: State, driven: bool = True) -> Status:
     """The facts of a study."""
-    known, ladder = list(state.configurations.values()), ladder_of(study)
-    rungs = tuple(Rung(name_of(ladder, r), sum(c.rung >= r for c in known), sum(c.rung == r for c in known),
-                       sum(c.rung == r and c.status == "stopped" for c in known)) for r in range(len(ladder)))
-    return Status(study, state, driven, rungs, _best(study, state), tuple(_running(study, c) for c in state.running))
+    return Status(study, state, driven, _rungs(study, state), _best(study, state),
+                  tuple(_running(study, state, c) for c in state.running))
 
 
 def status_lines(status: Status) -> list[str]:
     """A study in at most a screen of lines."""
     ladder, study = status.rungs, status.study
     lines = [f"{status.title} · {status.progress}", status.counts]
-    lines += [f"  rung {n} of {len(ladder)}: {r.name:<22} {r.done} done, {r.stand} stand there"
-              + (f", {r.stopped} stopped there" if r.stopped else "") for n, r in enumerate(ladder, 1)]
+    for number, rung in enumerate(ladder, 1):
+        there = ", ".join(f"{getattr(rung, how)} {how}" for how in HOW if getattr(rung, how))
+        lines.append(f"  rung {number} of {len(ladder)}: {rung.name:<22} {there or 'nobody yet'}")
     lines += [best_line(study, status.best), *([busy_line(study, status.state)] if status.state.fold_epochs else [])]
     lines += ["  " + running_line(study, r) for r in status.running]
-    return lines + ["  " + line for kind, most in (("decision", 5), ("again", 3), ("failed", 3))
-                    for line in status.news(kind, most)]
+    told = [*status.news(8, "decision", "again", "slots"), *status.news(3, "failed")]
+    return [harmless(line) for line in [*lines, *("  " + line for line in told)]]
 
 
 def busy_line(study: Study, state: State) -> str:
@@ -154,15 +170,17 @@ def best_line(study: Study, best: Best | None) -> str:
     """The leader in words."""
     if best is None:
         return "best so far: none yet"
-    sure = f" ({best.low:.4f} to {best.high:.4f})" if math.isfinite(best.low) else ""
+    sure = f" (95 %: {best.low:.4f} to {best.high:.4f})" if math.isfinite(best.low) else ""
     return f"best so far: {best.config_id} {study.metric} {best.value:.4f}{sure} over {best.rung}"
 
 
 def running_line(study: Study, running: Running) -> str:
     """One running configuration: target rung, folds and epochs, last score, time to that rung."""
-    folds = ", ".join(f"fold {k} epoch {n}/{study.epochs} {study.metric} {score:.4f}" for k, n, score in running.folds)
-    left = f"; {clock(running.seconds)} to go" if math.isfinite(running.seconds) else ""
-    return f"{running.config_id} to {running.rung}: {folds or 'starting a run'}{left}"
+    folds = ", ".join(f"fold {k} epoch {n}/{running.epochs} {study.metric} {score:.4f}"
+                      for k, n, score in running.folds)
+    left = f"; {running.epoch_seconds:.3g} s an epoch, {clock(running.seconds)} to go" \
+        if math.isfinite(running.seconds) else ""
+    return f"{running.config_id} to {name_of(ladder_of(study), running.target)}: {folds or 'starting a run'}{left}"
 
 
 def time_left(study: Study, state: State) -> str:
@@ -183,33 +201,46 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
+def _rungs(study: Study, state: State) -> tuple[Rung, ...]:
+    ladder = ladder_of(study)
+    tally = [dict.fromkeys(HOW, 0) for _ in ladder]
+    for c in state.configurations.values():
+        away = c.status in ("running", "failed") or c.rung < 0 or (c.status == "paused" and c.target > c.rung)
+        complete = c.status == "complete"
+        for rung in tally[: min(c.rung + 1, c.target) if away else c.rung + complete]:
+            rung["passed"] += 1
+        if not complete:
+            how = c.status if c.status in HOW else "coming" if away else "waiting"
+            tally[max(c.target, 0) if away else c.rung][how] += 1
+    return tuple(Rung(name_of(ladder, number), **rung) for number, rung in enumerate(tally))
+
+
 def _best(study: Study, state: State) -> Best | None:
     sign = 1 if study.direction == "maximize" else -1
     ladder, leader = ladder_of(study), None
     for configuration in state.configurations.values():
         folds, epochs = ladder[configuration.rung]
-        folds_K = np.array([configuration.fold_score(k, epochs, study.metric) for k in range(folds)])
-        value = float(folds_K.mean())
+        folds_K = [configuration.fold_score(k, epochs, study.metric) for k in range(folds)]
+        value = sum(folds_K) / folds
         if configuration.rung >= 0 and math.isfinite(value) and (
                 leader is None or (configuration.rung, sign * value) > leader[0]):
             leader = (configuration.rung, sign * value), configuration, folds_K
     if leader is None:
         return None
-    (rung, _), configuration, folds_K = leader
-    value = float(folds_K.mean())
-    low, high = bootstrap_interval(value, np.array(configuration.replicates), configuration.freedom) \
-        if configuration.replicates else corrected_interval(folds_K)
-    return Best(configuration.id, name_of(ladder, rung), value, low, high)
+    (rung, value), configuration, folds_K = leader
+    low, high = interval(study, configuration, np.array(folds_K))
+    return Best(configuration.id, name_of(ladder, rung), sign * value, low, high)
 
 
-def _running(study: Study, configuration: Configuration) -> Running:
-    """A running configuration; its time left counts the folds that have begun as side by side."""
+def _running(study: Study, state: State, configuration: Configuration) -> Running:
+    """A running configuration; its time left counts the folds at work as side by side."""
     folds, epochs = ladder_of(study)[configuration.target]
     runs = configuration.epochs
-    unfinished = tuple((k, len(run), run.last(study.metric)) for k, run in sorted(runs.items())
-                       if run and len(run) < epochs)
+    at_work = tuple((k, len(runs[k]), runs[k].last(study.metric)) for k in sorted(configuration.at_work)
+                    if len(runs[k]) < epochs)
     todo = sum(max(0, epochs - len(runs.get(k, ()))) for k in range(folds))
     seconds = [s for run in runs.values() for s in run.seconds]
-    left = todo * float(np.median(seconds)) / max(len(unfinished), 1) if seconds else math.nan
-    return Running(configuration.id, name_of(ladder_of(study), configuration.target), unfinished,
-                   1 - todo / (folds * epochs), left)
+    each = float(np.median(seconds)) if seconds else \
+        state.train_seconds / state.fold_epochs if state.fold_epochs else math.nan
+    return Running(configuration.id, configuration.target, at_work, epochs, 1 - todo / (folds * epochs), each,
+                   todo * each / max(len(at_work), 1))

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import os
+import pty
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from raybone.cli import main
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
+from raybone.hpo.lease import Lease
 from raybone.hpo.state import State
+from raybone.leaderboard import leaderboard
 from raybone.live import Picture
-from raybone.metrics.intervals import corrected_interval
 from raybone.resolve import resolve
 from raybone.spec import Study, parse_study, write_study
-from raybone.watch import Status, status_lines, status_of
+from raybone.watch import Status, status_lines, status_of, watch
 
 
 @pytest.fixture
@@ -63,16 +69,29 @@ def drawn(status: Status, width: int, height: int) -> list[str]:
 
 def test_the_facts_of_a_study(raced: Study) -> None:
     status = status_of(raced, State(events()))
-    assert [(r.done, r.stand, r.stopped) for r in status.rungs] == [(2, 1, 1), (1, 1, 0), (0, 0, 0)]
+    assert [(r.passed, r.waiting, r.stopped, r.coming, r.failed) for r in status.rungs] == [
+        (1, 0, 1, 0, 1), (1, 0, 0, 0, 0), (0, 0, 0, 1, 0)]
     assert status.best is not None
     assert (status.best.config_id, status.best.rung) == ("c000", "2 folds x 6 epochs")
     assert status.best.value == pytest.approx(0.5)
-    assert (status.best.low, status.best.high) == pytest.approx(corrected_interval(np.array([0.6, 0.4])))
+    assert (status.best.low, status.best.high) == (0, 1)  # Nadeau & Bengio's, no further than the metric goes
     (running,) = status.running
     assert running.folds == ((0, 7, 0.65), (1, 7, 0.45))
     assert running.share == pytest.approx(14 / 27)
     assert running.seconds == pytest.approx(13 * 4.0 / 2)  # of 27 epochs 14 are done; two folds run side by side
-    assert status.news("failed", 3) == ["c002 failed: out of memory"]
+    assert (running.epochs, running.epoch_seconds) == (9, 4.0)
+    assert status.news(3, "failed") == ["c002 failed: out of memory"]
+
+
+def test_folds_that_run_one_after_the_other_are_not_taken_for_two_at_work(raced: Study) -> None:
+    told = [{"event": "start", "slots": 1}, {"event": "config", "config_id": "c000", "params": {}},
+            {"event": "work", "config_id": "c000", "rung": 1}, *(epoch("c000", k, n, 0.5) for k in (0, 1)
+                                                                for n in range(1, 7)),
+            {"event": "rung", "config_id": "c000", "rung": 1}, {"event": "work", "config_id": "c000", "rung": 2}]
+    (waits,) = status_of(raced, State(told)).running
+    assert (waits.folds, waits.seconds) == ((), 15 * 4.0)
+    (runs,) = status_of(raced, State([*told, epoch("c000", 0, 7, 0.6)])).running
+    assert (runs.folds, runs.seconds) == (((0, 7, 0.6),), 14 * 4.0)
 
 
 def test_one_fold_has_no_interval_and_a_complete_configuration_has_that_of_its_patients(raced: Study) -> None:
@@ -85,6 +104,11 @@ def test_one_fold_has_no_interval_and_a_complete_configuration_has_that_of_its_p
     best = status_of(raced, done).best
     assert best is not None
     assert best.high - best.value == pytest.approx(2.5706 * 0.1, abs=1e-3)
+    full = State([*events(), *(epoch("c000", k, n, 0.2 * k) for k in range(3) for n in range(1, 10)),
+                  {"event": "rung", "config_id": "c000", "rung": 2}])
+    best, row = status_of(raced, full).best, leaderboard(raced, full).iloc[0]
+    assert best is not None
+    assert [best.value, best.low, best.high] == [row[f"dice_{what}"] for what in ("mean", "ci_low", "ci_high")]
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 30), (200, 60)])
@@ -93,9 +117,25 @@ def test_the_picture_fits_the_terminal_and_shows_what_counts(raced: Study, width
     assert len(lines) <= height
     assert all(len(line) <= width for line in lines)
     text = "\n".join(lines)
-    for part in ("tiny: unet", "3/4 configurations", "rung 2", "best so far: c000", "0.5000 (", "0: 7/9, 0.6500",
-                 "FAILED: c002", "c001 stop", "0:26"):
+    for part in ("tiny: unet", "3/4 configurations", "2: 2 x 6", "best so far: c000", "0.5000 (95 %", "c000 to 3",
+                 "7/9 0.6500", "c002 failed", "c001 stop", "0:26", "× stopped", "8 failures are allowed"):
         assert part in text, part
+
+
+def test_a_long_ladder_and_many_runs_are_cut_to_where_things_happen(raced: Study) -> None:
+    assert raced.resolved is not None
+    ladder = tuple((k, 9) for k in range(1, 20))
+    long = raced.model_copy(update={"resolved": raced.resolved.model_copy(update={"ladder": ladder, "folds": 19})})
+    told = [{"event": "start", "slots": 40}]
+    for n in range(40):
+        told += [{"event": "config", "config_id": f"c{n:03d}", "params": {}},
+                 {"event": "work", "config_id": f"c{n:03d}", "rung": 14}, epoch(f"c{n:03d}", 0, 1, 0.5)]
+    for height in (24, 40):
+        text = "\n".join(lines := drawn(status_of(long, State(told)), 80, height))
+        assert len(lines) < height
+        assert "15: 15 x 9" in text
+        assert "of 40 running" in text
+        assert "c000 to 15" in text
 
 
 def test_a_low_terminal_keeps_what_runs_and_what_failed(raced: Study) -> None:
@@ -104,7 +144,8 @@ def test_a_low_terminal_keeps_what_runs_and_what_failed(raced: Study) -> None:
     lines = drawn(status_of(raced, State([*events(), *many])), 80, 16)
     assert len(lines) <= 16
     assert any("number 39" in line for line in lines)
-    assert any("FAILED" in line for line in lines)
+    assert any("c002 failed" in line for line in lines)
+    assert any("c000 to 3" in line for line in lines)
 
 
 def test_reasons_are_neither_markup_nor_commands_to_the_terminal(raced: Study) -> None:
@@ -112,12 +153,15 @@ def test_reasons_are_neither_markup_nor_commands_to_the_terminal(raced: Study) -
     text = "\n".join(drawn(status, 120, 30))
     assert "[red]boom[/red] [/] ?[2J? 'x\"" in text
     assert "\x07" not in text
+    lines = "\n".join(status_lines(status))
+    assert "[red]boom[/red] [/] ?[2J? 'x\"" in lines
+    assert "\x1b" not in lines
 
 
 def test_lines_hold_the_same_facts(raced: Study) -> None:
     text = "\n".join(status_lines(status_of(raced, State(events()), driven=False)))
-    for part in ("no driver: `raybone search`", "2 done, 1 stand there, 1 stopped there", "0.5000 (", "0:26 to go",
-                 "c002 failed: out of memory", "time of the training slots"):
+    for part in ("no driver: `raybone search`", "1 passed, 1 stopped, 1 failed", "0.5000 (95 %",
+                 "4 s an epoch, 0:26 to go", "c002 failed: out of memory", "time of the training slots"):
         assert part in text, part
 
 
@@ -133,15 +177,63 @@ def test_limits_that_there_are_are_shown_as_used_up(raced: Study) -> None:
     assert "hours" not in status_of(raced, State(events())).counts
 
 
-def test_a_study_that_another_driver_runs_is_read_from_its_folder(raced: Study, tmp_path: Path,
-                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def folder(raced: Study, tmp_path: Path) -> Folder:
+    """A study folder with all these events."""
     folder = Folder(str(tmp_path / "st"))
     folder.write("study.yaml", write_study(raced).encode())
     journal = Journal(folder)
     for event in events():
         journal.append(**{k: v for k, v in event.items() if k != "up"})
+    journal.close()
     assert read_resolved(folder) == raced
-    assert main(["watch", str(tmp_path / "st")]) == 0
+    return folder
+
+
+def test_a_study_that_another_driver_runs_is_read_from_its_folder(folder: Folder,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["watch", folder.url]) == 0
     told = capsys.readouterr().out
     assert "no driver" in told
     assert "c000 to 3 folds x 9 epochs: fold 0 epoch 7/9 dice 0.6500" in told
+
+
+def test_lines_are_told_again_only_when_something_happened(folder: Folder) -> None:
+    lease, told = Lease(folder), []
+    lease.take()
+
+    def show(status: Status, news: bool) -> None:
+        told.append((status, news))
+        if len(told) == 3:
+            Journal(folder).append("decision", config_id="c000", action="stop", rung=1, reason="late")
+        if len(told) == 4:
+            lease.drop()
+
+    watch(folder.url, show, poll=0.01)
+    assert [news for _, news in told] == [True, False, False, True, True]
+    assert told[0][0] is told[2][0]
+
+
+@pytest.mark.parametrize("driven", [False, True])
+def test_on_a_terminal_the_last_picture_stays_and_ctrl_c_leaves(folder: Folder, driven: bool) -> None:
+    lease = Lease(folder)
+    if driven:
+        lease.take()
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-m", "raybone.cli", "watch", folder.url], stdout=theirs, stderr=theirs,
+                               env={**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"})
+    os.close(theirs)
+    told = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
+        while part := os.read(ours, 10_000):
+            told += part
+            if driven and b"c002 failed" in told and b"1049l" not in told:
+                process.send_signal(signal.SIGINT)
+                driven = False
+    os.close(ours)
+    assert process.wait() == 0
+    assert b"Traceback" not in told
+    screen, _, stays = told.partition(b"\x1b[?1049l")  # xterm leaves its second screen
+    assert b"c002 failed" in screen
+    assert b"c002 failed: out of memory" in stays
+    lease.drop()

@@ -12,7 +12,7 @@ from typing import Any
 from raybone.hpo import goal, race
 from raybone.hpo.journal import Event, Journal
 from raybone.hpo.sampler import ATTEMPTS, propose
-from raybone.hpo.state import Configuration, State
+from raybone.hpo.state import Configuration, State, gpu_hours
 from raybone.records import Decision, Epoch, InvalidConfig, Pooled, Segment
 from raybone.spec import Study
 
@@ -195,13 +195,13 @@ class Brain:
         """Why no new work is handed out, or nothing."""
         if self.stopping:
             return self.stopping
-        limits, resources = self.study.limits, self.study.resources
+        limits = self.study.limits
         hours = (self._spent_before + time.monotonic() - self._began) / 3600
         if hours > limits.hours:
             return f"limits.hours: {hours:.2f} h are over {limits.hours:g}"
-        gpu_hours = self.state.train_seconds / 3600 * resources.gpus * resources.workers
-        if gpu_hours > limits.gpu_hours:
-            return f"limits.gpu_hours: {gpu_hours:.2f} are over {limits.gpu_hours:g}"
+        spent = gpu_hours(self.study, self.state.train_seconds)
+        if spent > limits.gpu_hours:
+            return f"limits.gpu_hours: {spent:.2f} are over {limits.gpu_hours:g}"
         return self._reached
 
     def finish(self) -> str:

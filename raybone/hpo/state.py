@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from raybone.hpo.journal import Event
 from raybone.hpo.space import identity
+from raybone.spec import Study
 
 Status = Literal["running", "paused", "stopped", "complete", "failed"]
 NEWS = ("decision", "again", "slots", "failed")  # events that a person wants to hear of
@@ -69,6 +70,8 @@ class Configuration:
     freedom: float = math.nan
     test: dict[str, float] = field(default_factory=dict)
     untested: str = ""
+    # Folds that have had an epoch since the way to ``target`` began.
+    at_work: set[int] = field(default_factory=set)
 
     def fold_score(self, fold: int, epoch: int, metric: str, smooth: int = 1) -> float:
         """Mean of the metric over the last ``smooth`` epochs up to ``epoch``; NaN when not there."""
@@ -78,6 +81,11 @@ class Configuration:
     def train_seconds(self) -> float:
         """Seconds of all epochs of all folds."""
         return sum(sum(run.seconds) for run in self.epochs.values())
+
+
+def gpu_hours(study: Study, seconds: float) -> float:
+    """What so many seconds of epochs take of the study's GPUs, as ``limits.gpu_hours`` counts."""
+    return seconds / 3600 * study.resources.gpus * study.resources.workers
 
 
 class State:
@@ -160,15 +168,17 @@ class State:
 
     def _on_work(self, event: Event) -> None:
         configuration = self.configurations[event["config_id"]]
-        configuration.target, configuration.status = event["rung"], "running"
+        configuration.target, configuration.status, configuration.at_work = event["rung"], "running", set()
 
     def _on_epoch(self, event: Event) -> None:
-        runs = self.configurations[event["config_id"]].epochs
+        configuration = self.configurations[event["config_id"]]
+        runs = configuration.epochs
         run = runs.get(event["fold"])
         if run is None:
             run = runs[event["fold"]] = Run()
         if event["epoch"] == len(run) + 1:
             run.append(event["metrics"], event["seconds"])
+            configuration.at_work.add(event["fold"])
             self.fold_epochs += 1
             self.train_seconds += event["seconds"]
 
