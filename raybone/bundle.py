@@ -21,6 +21,9 @@ from raybone.models._model import Model, TrainingConfig
 from raybone.records import WrongInput
 
 FORMAT = 1
+# What prediction needs of bundle.json, beside its format.
+NEEDED = ("model", "config", "members", "categories", "preprocessing", "calibration", "likeness", "patients", "kind",
+          "name")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ def open_bundle(path: Path | str) -> Bundle:
         meta = json.loads((path / "bundle.json").read_text(encoding="utf-8"))
         if meta["format"] != FORMAT:
             raise WrongInput(f"bundle {path}: format must be {FORMAT}, got {meta['format']}; refit it again")
+        missing = [name for name in NEEDED if name not in meta]
+        if missing or not meta["members"] or not {"steps", "window"} <= set(meta["preprocessing"]):
+            raise KeyError(", ".join(missing) or "members, or preprocessing's steps and window")
         model = load(meta["model"])
         return Bundle(path, meta, model, model.Config.model_validate(meta["config"]))
     except (OSError, KeyError, TypeError, ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -81,6 +87,8 @@ def write_bundle(path: Path, meta: Mapping[str, Any], states: Mapping[str, Mappi
         card: README.md, the model card.
         further: writes more files for the finished networks into the folder, and gives more to say in bundle.json.
     """
+    if not states:
+        raise ValueError(f"{path}: a bundle needs the weights of a member")
     path.parent.mkdir(parents=True, exist_ok=True)
     half = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:

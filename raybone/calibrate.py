@@ -38,12 +38,14 @@ def calibrate(dataset: Dataset, model: Model, config: TrainingConfig, findings: 
         of (what is scored), count, slope, intercept, error, error_calibrated; or the reason why there is none.
     """
     names = list(config.categories)
+    if not (states if model.task == "segmentation" else findings):
+        return {"reason": "weights or predictions of folds are gone"}
     if model.task == "segmentation":
         folds = [_pixels(dataset, model, config, k, state, device, progress) for k, state in enumerate(states)]
     else:
         judged = [scored(found, dataset.validation(k), names, model.task) for k, found in enumerate(findings)]
         folds = [(score_N, truth_N.astype(float), np.ones(len(score_N))) for score_N, truth_N, _ in judged]
-    score_N, truth_N, weight_N = (np.concatenate(p) if folds else np.zeros(0) for p in (list(zip(*folds)) or [()] * 3))
+    score_N, truth_N, weight_N = (np.concatenate(p) for p in zip(*folds))
     if not 0 < (weight_N * truth_N).sum() < weight_N.sum():
         return {"reason": "there are no out-of-fold scores of both kinds, true and false, to learn from"}
     slope, intercept = platt(score_N, truth_N, weight_N)

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from raybone.arguments import parser
 from raybone.records import RunFailed, WrongInput
-from raybone.terminal import bar, epoch_line, progress, show_table, tell_end
+from raybone.terminal import bar, epoch_line, printable, progress, show_table, tell_end
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -293,21 +294,25 @@ def _refit(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from raybone.predict import predict
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was unpacked is removed
     modality = None if options.modality.lower() == "any" else options.modality
     done = predict(options.bundle, options.scans, options.out, modality, options.least, bar("predict"))
     found, odd = sum(len(f.findings) for f in done.frames), [f for f in done.frames if f.oddities]
     rate = len(done.frames) / max(done.predicting, 1e-9)
     print(f"{options.out}: {len(done.frames)} scans, {found} findings; read in {done.reading:.1f} s, predicted in "
           f"{done.predicting:.1f} s, {rate:.1f} scans a second, drawn in {done.drawing:.1f} s")
-    for frame in odd:
-        print(f"warning: {frame.source}: unlike the training scans: {'; '.join(frame.oddities)}")
-    for source, reason in done.rejected:
-        print(f"warning: {source}: not taken: {reason}")
+    lines = [f"{frame.source}: unlike the training scans: {'; '.join(frame.oddities)}" for frame in odd]
+    lines += [f"{source}: not taken: {reason}" for source, reason in done.rejected] + list(done.remarks)
+    if done.without:
+        lines.append(f"{done.without} scans have no DICOM Segmentation, for reasons that predictions.json tells")
+    for line in lines:
+        print(printable(f"warning: {line}"))
 
 
 def _forget(options: argparse.Namespace) -> None:
     from raybone.forget import as_json, forget, forgotten_lines
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     done = forget(options.dataset, options.patients, options.key, options.among)
     print(json.dumps(as_json(done), indent=1) if options.json else
           "\n".join(forgotten_lines(options.dataset, done)))

@@ -83,12 +83,16 @@ def trained_before(places: Iterable[object]) -> set[str]:
     seen = set[str]()
     for place in (p for p in places if isinstance(p, str) and p not in ("", OTSU)):
         study = _read(_opened(place)[0], place, "refit")
-        seen |= {p for p, fold in open_dataset(study.dataset).fold_of.items() if fold != TEST}
-        seen |= trained_before(_places(study))
+        dataset = open_dataset(study.dataset)
+        if study.resolved is None or dataset.hash != study.resolved.dataset_hash:
+            raise WrongInput(f"refit: whom study {place} was trained on cannot be known, as its dataset "
+                             f"{study.dataset} has changed; put the old one back, or train without that study")
+        seen |= {p for p, fold in dataset.fold_of.items() if fold != TEST}
+        seen |= trained_before(places_of(study))
     return seen
 
 
-def _places(study: Study) -> set[object]:
+def places_of(study: Study) -> set[object]:
     """What a study's hyper-parameters KEYS may be."""
     return {value for name in KEYS for value in (
         study.fixed.get(name), *((study.space[name].choice or ()) if name in study.space else ()))}
@@ -149,7 +153,7 @@ def _seen(given: str, earlier: Study, dataset: Dataset, key: str) -> str:
 def _before(given: str, earlier: Study, dataset: Dataset, key: str) -> list[str]:
     """Whom the studies that a study of other patients was built on have seen, in words."""
     words = []
-    for place in sorted(p for p in _places(earlier) if isinstance(p, str) and p not in ("", OTSU)):
+    for place in sorted(p for p in places_of(earlier) if isinstance(p, str) and p not in ("", OTSU)):
         folder, _ = _opened(place)
         first = _read(folder, place, key)
         assert first.resolved is not None

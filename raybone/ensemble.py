@@ -54,6 +54,16 @@ def agreed(members: Sequence[Prediction]) -> tuple[Prediction, Array]:
     return _fused(members)
 
 
+def apart(boxes: Sequence[Array], labels: Sequence[int]) -> list[int]:
+    """Places of the boxes, given best first, that no better one of their category overlaps by MERGE."""
+    kept: list[int] = []
+    for place, box_4 in enumerate(boxes):
+        rivals = [boxes[k] for k in kept if labels[k] == labels[place]]
+        if not rivals or float(_iou(np.stack(rivals), box_4).max()) < MERGE:
+            kept.append(place)
+    return kept
+
+
 def _fused(members: Sequence[Prediction]) -> tuple[Prediction, Array]:
     boxes_D4 = np.concatenate([m.boxes_N4 for m in members]).astype(np.float64)
     score_D, label_D = (np.concatenate([getattr(m, k) for m in members]) for k in ("scores_N", "labels_N"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import secrets
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ import numpy as np
 import torch
 
 from raybone.bundle import Bundle, open_bundle
-from raybone.data.annotations import lesions_of_mask, mask_of, rle_of
+from raybone.data.annotations import mask_of
 from raybone.data.cache import drop
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.dicom import is_dicom
-from raybone.data.intake import Origin
+from raybone.data.intake import REMARK_OF_FLAG, Origin
 from raybone.data.layouts import sources_of
 from raybone.data.likeness import oddities
 from raybone.data.loader import validation_loader
@@ -27,12 +29,11 @@ from raybone.data.parts import TargetSamples
 from raybone.data.segmentation import write_segmentation
 from raybone.data.steps import part_of
 from raybone.ensemble import agreed, outputs
-from raybone.metrics.calibration import calibrated
-from raybone.metrics.lesions import THRESHOLD
+from raybone.frames import Canvas, Frame
 from raybone.models._classifier import ClassifierConfig
 from raybone.overlay import overlay
 from raybone.prepare import Prepared, prepare
-from raybone.records import Array, Prediction, Scan, WrongInput
+from raybone.records import Prediction, Scan, WrongInput
 from raybone.samples import scored_samples
 
 COLUMNS = ("number", "source", "frame", "category", "x1", "y1", "x2", "y2", "score", "probability", "sd", "area_px",
@@ -41,50 +42,17 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Found:
-    """One lesion, or what a classifier says of one or of a whole scan.
-
-    box: xyxy in pixels of the frame. score: the members' mean; probability: the same, calibrated, or None where the
-    bundle has no calibration; sd: standard deviation over the members; area in pixels and mm2 of a mask.
-    """
-
-    category: str
-    box: tuple[float, ...]
-    score: float
-    probability: float | None
-    sd: float
-    area_px: int | None = None
-    area_mm2: float | None = None
-
-
-@dataclass
-class Frame:
-    """What is known of one frame of a source: the numbers of its files, and its findings.
-
-    source: path of the input; frame: 0-based; notes: what was not written, and why.
-    """
-
-    number: int
-    source: str
-    frame: int
-    view: str
-    height: int
-    width: int
-    pixel_mm: float | None
-    flags: list[str]
-    oddities: list[str]
-    findings: list[Found] = field(default_factory=list)
-    masks: dict[str, Any] = field(default_factory=dict)
-    files: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class Predicted:
-    """The frames with their findings, the inputs that were not taken (source, reason), and the seconds of each part."""
+    """What was found, and how long each part took, in seconds.
+
+    frames: with their findings. rejected: inputs that were not taken (source, reason). remarks: rules applied to
+    inputs that were. without: frames of DICOM sources whose findings could not be written as DICOM Segmentation.
+    """
 
     frames: tuple[Frame, ...]
     rejected: tuple[tuple[str, str], ...]
+    remarks: tuple[str, ...]
+    without: int
     reading: float
     predicting: float
     drawing: float
@@ -93,44 +61,52 @@ class Predicted:
 def predict(bundle: Path | str, scans: Sequence[str], out: Path | str, modality: str | None = "NM",
             least: float = 0.1, progress: Progress = lambda done, total: None) -> Predicted:
     """Write predictions.json, predictions.csv, and of each frame an overlay NNNN.png and, where the source is DICOM and
-    the model a segmenter, NNNN.seg.dcm.
+    the model a segmenter, NNNN.seg.dcm; all of it, or nothing.
 
     The files name the sources, and a Segmentation object its patient: they are to be kept as the scans are. The scans
     themselves are prepared in a folder that is removed, under a key that is thrown away.
 
     Args:
-        scans: files, folders, zip archives: whatever ``prepare`` reads. A classifier of lesions needs their
-            annotations beside them.
+        scans: files, folders, zip archives. A classifier of lesions needs their annotations beside them, in a folder.
         modality: for DICOM, the only Modality taken; None takes all.
         least: lowest score of a detector's boxes.
     Raises:
         WrongInput: no bundle, no scans that could be read, or ``out`` exists.
     """
+    if "://" in str(out) or not 0 <= least <= 1:
+        raise WrongInput(f"predict: --out must be a folder of this machine and --least a score from 0 to 1, got {out} "
+                         f"and {least:g}; change that")
     opened, out = open_bundle(bundle), Path(out)
     if out.exists():
         raise WrongInput(f"--out {out}: must not exist yet; choose another name or remove it")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     members = opened.members(device)
+    out.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="raybone-predict-") as place:
+    with tempfile.TemporaryDirectory(prefix="raybone-predict-") as place, \
+            tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent) as half:
         root = _gathered(scans, Path(place))
         made = _prepared(root, Path(place), opened, modality, progress)
-        dataset = _windowed(open_dataset(made.path), opened)
+        dataset = _private(open_dataset(made.path), opened)
         read = time.monotonic()
         try:
             frames = _frames(dataset, made, root, scans)
             _fill(frames, dataset, opened, members, device, least, progress)
-            predicted = time.monotonic()
-            out.mkdir(parents=True)
-            for number, (origins, frame) in enumerate(frames, 1):
-                _draw(out, dataset, origins, frame, opened)
-                progress(number, len(frames))
         finally:
             drop(dataset.hash)
-    known = {input_id: _called(path, root, scans) for input_id, _, path in made.sources}
-    result = Predicted(tuple(f for _, f in frames), tuple((known.get(i, i), why) for i, _, why in made.rejected),
-                       read - began, predicted - read, time.monotonic() - predicted)
-    _write(out, opened, result)
+        predicted, written = time.monotonic(), Path(half, "out")
+        written.mkdir()
+        for number, (origins, frame) in enumerate(frames, 1):
+            _draw(written, dataset, origins, frame, opened, least)
+            progress(number, len(frames))
+        rejected = _rejected(made, root, scans)
+        remarks = [w for w in made.meta["warnings"] if w not in made.meta["fold_warnings"]
+                   and REMARK_OF_FLAG["unannotated"] not in w]
+        without = sum("no DICOM Segmentation: " in note and "Error" in note for _, f in frames for note in f.notes)
+        result = Predicted(tuple(f for _, f in frames), tuple(rejected), tuple(remarks), without, read - began,
+                           predicted - read, time.monotonic() - predicted)
+        _write(written, opened, result)
+        written.rename(out)
     return result
 
 
@@ -145,7 +121,11 @@ def _gathered(scans: Sequence[str], place: Path) -> Path:
     root = place / "scans"
     for number, scan in enumerate(scans):
         (root / str(number)).mkdir(parents=True)
-        (root / str(number) / Path(scan).resolve().name).symlink_to(Path(scan).resolve())
+        there, here = Path(scan).resolve(), root / str(number) / Path(scan).resolve().name
+        if there.is_dir():
+            here.symlink_to(there)
+        else:
+            shutil.copyfile(there, here)  # archives are not looked for behind links
     return root
 
 
@@ -161,10 +141,11 @@ def _prepared(root: Path, place: Path, bundle: Bundle, modality: str | None, pro
                          ) from None
 
 
-def _windowed(dataset: Dataset, bundle: Bundle) -> Dataset:
-    """The display window of the training scans, where they shared one."""
+def _private(dataset: Dataset, bundle: Bundle) -> Dataset:
+    """The dataset with the window of the training scans, where they shared one, and caches of nobody else."""
     window = bundle.meta["preprocessing"]["window"]
-    return replace(dataset, scans=tuple(replace(s, high=window) for s in dataset.scans)) if window else dataset
+    scans = tuple(replace(s, high=window) for s in dataset.scans) if window else dataset.scans
+    return replace(dataset, scans=scans, meta={**dataset.meta, "hash": secrets.token_hex(8)})
 
 
 def _called(path: str, root: Path, scans: Sequence[str]) -> str:
@@ -173,6 +154,15 @@ def _called(path: str, root: Path, scans: Sequence[str]) -> str:
         return path
     number, *below = Path(path).relative_to(root).parts
     return str(Path(scans[int(number)], *below[1:]))
+
+
+def _rejected(made: Prepared, root: Path, scans: Sequence[str]) -> list[tuple[str, str]]:
+    """Each input that was not taken, by its own name: files of one content share their input_id."""
+    names: dict[str, list[str]] = {}
+    for input_id, scan_id, path in made.sources:
+        if not scan_id:
+            names.setdefault(input_id, []).append(_called(path, root, scans))
+    return [(names[i].pop(0) if names.get(i) else i, why) for i, _, why in made.rejected]
 
 
 def _frames(dataset: Dataset, made: Prepared, root: Path, scans: Sequence[str]) -> list[tuple[list[Origin], Frame]]:
@@ -192,100 +182,48 @@ def _frames(dataset: Dataset, made: Prepared, root: Path, scans: Sequence[str]) 
 def _fill(frames: Sequence[tuple[list[Origin], Frame]], dataset: Dataset, bundle: Bundle,
           members: Sequence[torch.nn.Module], device: torch.device, least: float, progress: Progress) -> None:
     """Give each frame its findings."""
-    config, task = bundle.config, bundle.model.task
+    config = bundle.config
     scans = list(dataset.scans)
     if isinstance(config, ClassifierConfig) and config.target:  # which is not known yet
         scans = [replace(s, labels=((config.target, "0"),)) for s in scans]
     samples = scored_samples(dataset, scans, bundle.model, config)
-    loader = validation_loader(samples, 4, 0, 1, 0)
-    canvases: dict[int, _Canvas] = {f.number: _Canvas(f) for _, f in frames}
-    parts_of: dict[str, list[tuple[Origin, Frame]]] = {}
+    if not len(samples):
+        raise WrongInput("predict: this bundle says of lesions what they are, but no scan has annotated ones; give a "
+                         "folder with annotations beside the scans, as `raybone prepare` reads them")
+    parts_of: dict[str, list[tuple[Origin, Canvas]]] = {}
     for origins, frame in frames:
+        canvas = Canvas(frame, bundle, len(origins))
         for origin in origins:
-            parts_of.setdefault(origin.scan_id, []).append((origin, frame))
+            parts_of.setdefault(origin.scan_id, []).append((origin, canvas))
     for scan in scans:
         odd = oddities(dataset.counts(scan), scan.high, bundle.meta["likeness"])
-        for _, frame in parts_of[scan.scan_id]:
-            frame.oddities = list(dict.fromkeys([*frame.oddities, *odd]))
-    if task == "classification" and not len(samples):
-        raise WrongInput("predict: this bundle says of lesions what they are, but no scan has annotated ones; give "
-                         "annotations beside the scans, as `raybone prepare` reads them")
+        for _, canvas in parts_of[scan.scan_id]:
+            canvas.frame.oddities = list(dict.fromkeys([*canvas.frame.oddities, *odd]))
+    loader = validation_loader(samples, 4, 0, 1, 0)
     for number, (place, predictions) in enumerate(outputs(members, samples, loader, device), 1):
         prediction, sd = agreed(predictions)
-        if task == "detection":
-            keep_N = prediction.scores_N >= least
-            prediction = Prediction(prediction.boxes_N4[keep_N], prediction.scores_N[keep_N],
-                                    prediction.labels_N[keep_N])
-            sd = sd[keep_N]
-        scan = samples.scans[samples.items[place][0] if isinstance(samples, TargetSamples) else place]
-        for origin, frame in parts_of[scan.scan_id]:
-            if isinstance(samples, TargetSamples):
-                lesion = samples.items[place][1]
-                box = scan.lesions[lesion].box_xyxy if lesion >= 0 else (0, 0, scan.width, scan.height)
-                prediction = replace(prediction, boxes_N4=np.array([box], np.float32), labels_N=np.zeros(1, np.int64))
-            canvases[frame.number].add(origin, prediction, sd)
+        scan, lesion = samples.scans[place], None
+        if isinstance(samples, TargetSamples):
+            scan, lesion = samples.scans[samples.items[place][0]], samples.items[place][1]
+        for origin, canvas in parts_of[scan.scan_id]:
+            if prediction.mask_CHW is not None:
+                canvas.add_masks(origin, prediction.mask_CHW, sd)
+            elif lesion == -1:
+                canvas.add_whole(float(prediction.scores_N[0]), float(sd[0]))
+            elif lesion is not None:
+                box = np.array([scan.lesions[lesion].box_xyxy], np.float32)
+                canvas.add_boxes(origin, replace(prediction, boxes_N4=box, labels_N=np.zeros(1, np.int64)), sd)
+            else:
+                keep_N = prediction.scores_N >= least
+                canvas.add_boxes(origin, Prediction(*(v[keep_N] for v in (
+                    prediction.boxes_N4, prediction.scores_N, prediction.labels_N))), sd[keep_N])
         progress(number, len(samples))
-    for _, frame in frames:
-        canvases[frame.number].finish(bundle)
+    if bundle.model.task != "segmentation":
+        for canvas in {id(c): c for known in parts_of.values() for _, c in known}.values():
+            canvas.finish()
 
 
-class _Canvas:
-    """A frame on which the predictions on all scans that cover it come together; where they overlap, their mean."""
-
-    def __init__(self, frame: Frame) -> None:
-        self.frame, self.shape = frame, (frame.height, frame.width)
-        self.sums_2CHW: Array | None = None
-        self.times_HW = np.zeros(self.shape, np.float32)
-        self.boxes: list[tuple[tuple[float, ...], float, float, int]] = []
-
-    def add(self, origin: Origin, prediction: Prediction, sd: Array) -> None:
-        """Take in what was predicted on one scan, and its spread."""
-        if prediction.mask_CHW is not None:
-            parts_2CHW = np.stack([[part_of(v_HW, origin.y, origin.x, *self.shape) for v_HW in values_CHW]
-                                   for values_CHW in (prediction.mask_CHW, sd)])
-            self.sums_2CHW = parts_2CHW if self.sums_2CHW is None else self.sums_2CHW + parts_2CHW
-            seen_HW = np.ones(prediction.mask_CHW.shape[1:], np.float32)
-            self.times_HW += part_of(seen_HW, origin.y, origin.x, *self.shape)
-            return
-        shift_4 = np.array([origin.x, origin.y] * 2, np.float32)
-        limit_4 = np.array([self.shape[1], self.shape[0]] * 2, np.float32)
-        for box_4, score, spread, label in zip(prediction.boxes_N4 - shift_4, prediction.scores_N, sd,
-                                               prediction.labels_N):
-            x, y = (box_4[:2] + box_4[2:]) / 2
-            if 0 <= x < self.shape[1] and 0 <= y < self.shape[0]:
-                box = tuple(round(float(v), 2) for v in np.clip(box_4, 0, limit_4))
-                self.boxes.append((box, float(score), float(spread), int(label)))
-
-    def finish(self, bundle: Bundle) -> None:
-        """The frame's findings, best first."""
-        names, found = bundle.meta["categories"], list[Found]()
-        if self.sums_2CHW is not None:
-            mean_2CHW = self.sums_2CHW / np.maximum(self.times_HW, 1)
-            for name, p_HW, sd_HW in zip(names, *mean_2CHW):
-                self.frame.masks[name] = rle_of(p_HW >= THRESHOLD)
-                found += list(self._lesions(name, p_HW, sd_HW, bundle))
-        found += [Found(names[label], box, round(score, 5), _probability(bundle, np.array([score])), round(sd, 5))
-                  for box, score, sd, label in self.boxes]
-        self.frame.findings = sorted(found, key=lambda f: -f.score)
-
-    def _lesions(self, name: str, p_HW: Array, sd_HW: Array, bundle: Bundle) -> Iterator[Found]:
-        for lesion in lesions_of_mask(p_HW >= THRESHOLD, name):
-            inside_HW = mask_of(lesion.rle or {})
-            area, mm = int(inside_HW.sum()), self.frame.pixel_mm
-            yield Found(name, lesion.box_xyxy, round(float(p_HW[inside_HW].mean()), 5),
-                        _probability(bundle, p_HW[inside_HW]), round(float(sd_HW[inside_HW].mean()), 5), area,
-                        round(area * mm * mm, 1) if mm else None)
-
-
-def _probability(bundle: Bundle, score_N: Array) -> float | None:
-    """Mean of the calibrated scores, None without a calibration."""
-    known = bundle.meta["calibration"]
-    if "slope" not in known:
-        return None
-    return round(float(calibrated(score_N, known["slope"], known["intercept"]).mean()), 5)
-
-
-def _draw(out: Path, dataset: Dataset, origins: Sequence[Origin], frame: Frame, bundle: Bundle) -> None:
+def _draw(out: Path, dataset: Dataset, origins: Sequence[Origin], frame: Frame, bundle: Bundle, least: float) -> None:
     """The pictures and DICOM objects of a frame, as the model saw it."""
     by_id: Mapping[str, Scan] = {s.scan_id: s for s in dataset.scans}
     seen_HW = np.zeros((frame.height, frame.width), np.uint16)
@@ -297,7 +235,7 @@ def _draw(out: Path, dataset: Dataset, origins: Sequence[Origin], frame: Frame, 
         "boxes": [f.box for f in frame.findings], "scores": [f.score for f in frame.findings],
         "labels": [names.index(f.category) for f in frame.findings]}
     picture = out / f"{frame.number:04d}.png"
-    picture.write_bytes(overlay(seen_HW, by_id[origins[0].scan_id].high, finding, (), names))
+    picture.write_bytes(overlay(seen_HW, by_id[origins[0].scan_id].high, finding, (), names, least))
     frame.files.append(picture.name)
     if bundle.model.task == "segmentation":
         _segment(out, frame, bundle)
@@ -321,11 +259,11 @@ def _segment(out: Path, frame: Frame, bundle: Bundle) -> None:
 def _write(out: Path, bundle: Bundle, result: Predicted) -> None:
     head = {"bundle": bundle.meta["name"], "model": bundle.model.name, "kind": bundle.meta["kind"],
             "members": len(bundle.meta["members"]), "categories": bundle.meta["categories"],
-            "note": "Research software: not a medical device."}
+            "note": "Research software: not a medical device.", "remarks": result.remarks}
     content = {**head, "scans": [asdict(f) for f in result.frames],
                "rejected": [{"source": s, "reason": r} for s, r in result.rejected]}
     (out / "predictions.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    with (out / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+    with (out / "predictions.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         for frame in result.frames:

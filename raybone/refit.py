@@ -33,8 +33,9 @@ from raybone.models import load
 from raybone.models._classifier import ClassifierConfig
 from raybone.models._model import TrainingConfig
 from raybone.models._onnx import export_onnx, refuse_onnx
-from raybone.records import Epoch, WrongInput
+from raybone.records import Epoch, FitFailed, RunFailed, WrongInput
 from raybone.resolve import configure
+from raybone.search import refuse_here
 from raybone.spec import Study
 
 MOST = 500  # scans that say what the training scans look like
@@ -60,6 +61,8 @@ def refit(place: str, out: Path | str, rank: int = 1, train: Train | None = None
     study = read_resolved(folder)
     assert study.resolved is not None
     model = load(study.model)
+    if "://" in str(out):
+        raise WrongInput(f"--out {out}: must be a folder of this machine; copy the bundle from there")
     if os.path.lexists(out):
         raise WrongInput(f"--out {out}: must not exist yet; choose another name or remove it")
     if onnx:
@@ -72,29 +75,37 @@ def refit(place: str, out: Path | str, rank: int = 1, train: Train | None = None
     folds = [_weights(runs, f"fold{k}") for k in range(dataset.folds)]
     known = [s for s in folds if s is not None]
     if train:
-        train(study, runs.child(ALL), chosen.params)
-        weights = {ALL: _weights(runs, ALL)}
+        there = runs.child(ALL)
+        train(study, Folder(os.path.abspath(there.path)) if there.local else there, chosen.params)  # noqa: PTH100
+        if (made := _weights(runs, ALL)) is None:
+            raise RunFailed(f"refit {place}: {there.url} must hold last.pt after the training, but does not; does "
+                            "every node reach that folder?")
+        weights = {ALL: made}
     elif len(known) < len(folds):
         raise WrongInput(f"refit {place}: the weights of {chosen.id}, rank {rank}, must be there for every fold, but "
                          f"{len(folds) - len(known)} of {len(folds)} are gone, as keep is {study.keep}; take a better "
                          "rank, or train it again with --all-patients")
     else:
-        weights = {f"fold{k}": s for k, s in enumerate(folds)}
+        weights = {f"fold{k}": s for k, s in enumerate(known)}
     config = configure(study, model, chosen.params)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     states = [s["average"] for s in known] if len(known) == len(folds) else []
-    calibration = calibrate(dataset, model, config, _findings(runs, dataset.folds), states, device, progress)
+    calibration = calibrate(dataset, model, config, _findings(runs, study, dataset.folds), states, device, progress)
     meta = {"kind": "one model of all patients" if train else "fold ensemble", "calibration": calibration,
             **_meta(study, dataset, config, chosen, row)}
-    return write_bundle(out, meta, {name: s["average"] for name, s in weights.items() if s}, _card(meta),
+    return write_bundle(out, meta, {name: s["average"] for name, s in weights.items()}, _card(meta),
                         lambda half, made: _further(half, made, dataset, onnx))
 
 
 def train_here(study: Study, folder: Folder, params: dict[str, Any], tell: Callable[[Epoch], None]) -> None:
     """``Train`` in this process."""
+    refuse_here(study)
     torch.set_num_threads(study.resources.cpus)
-    for epoch in epochs_of_everyone(study, folder, params):
-        tell(epoch)
+    try:
+        for epoch in epochs_of_everyone(study, folder, params):
+            tell(epoch)
+    except FitFailed as error:
+        raise RunFailed(f"refit: {error}") from None
 
 
 def epochs_of_everyone(study: Study, folder: Folder, params: dict[str, Any]) -> Iterator[Epoch]:
@@ -133,9 +144,10 @@ def _weights(runs: Folder, name: str) -> dict[str, Any] | None:
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True) if content else None
 
 
-def _findings(runs: Folder, folds: int) -> list[list[dict[str, Any]]]:
-    contents = [runs.child(f"fold{k}").read("predictions.json") for k in range(folds)]
-    return [json.loads(c)["findings"] for c in contents if c] if all(contents) else []
+def _findings(runs: Folder, study: Study, folds: int) -> list[list[dict[str, Any]]]:
+    """Of each fold's final epoch; none where one is gone."""
+    contents = [json.loads(runs.child(f"fold{k}").read("predictions.json") or b"{}") for k in range(folds)]
+    return [c["findings"] for c in contents] if all(c.get("epoch") == study.epochs for c in contents) else []
 
 
 def _meta(study: Study, dataset: Dataset, config: TrainingConfig, chosen: Configuration,
@@ -146,9 +158,11 @@ def _meta(study: Study, dataset: Dataset, config: TrainingConfig, chosen: Config
     scans = _seen(dataset, config)
     before = trained_before([config.init_from, getattr(config, "nm", "")])
     return {"name": study.name, "model": study.model, "task": load(study.model).task, "parameters": chosen.parameters,
-            "config": _portable(config), "categories": [by_label] if by_label else list(config.categories),
+            "config": _portable(config.model_dump(mode="json")),
+            "categories": [by_label] if by_label else list(config.categories),
             "preprocessing": _preprocessing(dataset), "score": _score(study, row),
-            "study": {"name": study.name, "config_id": chosen.id, "rank": int(row["rank"]), "params": chosen.params,
+            "study": {"name": study.name, "config_id": chosen.id, "rank": int(row["rank"]),
+                      "params": _portable(chosen.params),
                       "dataset_hash": dataset.hash, "seed": study.search.seed, "epochs": study.epochs,
                       "code_version": study.resolved.code_version, "warnings": list(study.resolved.warnings)},
             "counts": dataset.meta["counts"], "patients_known": dataset.meta["patients_known"],
@@ -157,12 +171,10 @@ def _meta(study: Study, dataset: Dataset, config: TrainingConfig, chosen: Config
             "raybone": __version__, "torch": str(torch.__version__)}
 
 
-def _portable(config: TrainingConfig) -> dict[str, Any]:
-    """The configuration without places of the machine it was trained on."""
-    content = config.model_dump(mode="json")
-    if content.get("nm") not in (None, "", OTSU):
-        content["nm"] = "mined"
-    return {**content, "weights": "", "init_from": ""}
+def _portable(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters without places of the machine that they were trained on."""
+    changed = {"weights": "", "init_from": "", "nm": params.get("nm") if params.get("nm") in ("", OTSU) else "mined"}
+    return {k: changed.get(k, v) for k, v in params.items()}
 
 
 def _seen(dataset: Dataset, config: TrainingConfig) -> list[Any]:

@@ -102,21 +102,25 @@ def search(study: Study, out: str, tell: Callable[[Brain], None] = lambda brain:
         WrongInput: before anything is trained.
         RunFailed: too many configurations failed, or the disk is full.
     """
-    problems = []
-    if study.resources.workers > 1:
-        problems.append(f"resources.workers: --local is one process, got {study.resources.workers}; leave --local out")
-    if study.search.scheduler == "asha":
-        problems.append("search.scheduler: asha is Ray's own, but --local has no Ray; use fold_race or full")
-    if study.resources.gpus and not torch.cuda.is_available():
-        problems.append(f"resources.gpus: --local found no CUDA device for gpus {study.resources.gpus:g}; set it to 0")
-    if problems:
-        raise WrongInput(*problems)
+    asha = ["search.scheduler: asha is Ray's own, but --local has no Ray; use fold_race or full"]
+    refuse_here(study, asha if study.search.scheduler == "asha" else [])
     torch.set_num_threads(study.resources.cpus)
     with open_study(study, out, warm=warm) as opened:
         brain = opened.brain
         while not opened.stop_wanted() and (work := brain.peek()):
             _work(opened, brain.start(work), tell)
         return conclude(opened)
+
+
+def refuse_here(study: Study, problems: Sequence[str] = ()) -> None:
+    """Raise WrongInput for those problems, and where a run does not fit into this one process."""
+    problems, resources = list(problems), study.resources
+    if resources.workers > 1:
+        problems.append(f"resources.workers: --local is one process, got {resources.workers}; leave --local out")
+    if resources.gpus and not torch.cuda.is_available():
+        problems.append(f"resources.gpus: --local found no CUDA device for gpus {resources.gpus:g}; set it to 0")
+    if problems:
+        raise WrongInput(*problems)
 
 
 @contextlib.contextmanager

@@ -81,6 +81,11 @@ def progress() -> Callable[[Brain], None]:
     return tell
 
 
+def printable(text: str) -> str:
+    """Text that does nothing to a terminal but appear on it: names of files and words of programs may hold anything."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
 def epoch_line(epoch: Epoch) -> None:
     """An epoch of a training without folds."""
     told = ", ".join(f"{name} {value:.4f}" for name, value in epoch.metrics.items())

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1] / "raybone"
 ORDER = [
     {"records"}, {"rules", "folder", "arguments"}, {"spec"}, {"data", "losses", "metrics", "hpo"}, {"models"},
     {"earlier"}, {"samples"}, {"phantom", "prepare", "inspect", "contact", "evaluate", "overlay"},
-    {"resolve", "ensemble"}, {"fit", "bundle", "calibrate"},
+    {"resolve", "ensemble"}, {"fit", "bundle", "calibrate"}, {"frames"},
     {"leaderboard", "warm", "preview", "demo", "simulate", "record"}, {"search", "compare"},
     {"logs", "charts"}, {"watch", "report", "refit", "predict", "forget"}, {"cluster", "terminal", "live"}, {"cli"},
 ]

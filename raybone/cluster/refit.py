@@ -16,7 +16,7 @@ from raybone.cluster.room import slots
 from raybone.cluster.trial import POLL_SECONDS, cause_of, trainer
 from raybone.cluster.worker import settle
 from raybone.folder import Folder
-from raybone.records import Epoch, RunFailed
+from raybone.records import Epoch, FitFailed, RunFailed
 from raybone.refit import epochs_of_everyone
 from raybone.spec import Study
 
@@ -57,17 +57,22 @@ class _Controller:
     def run(self, study: Study, folder: str, params: dict[str, Any], epochs: Queue) -> str:
         """Train; returns why that failed, or nothing."""
         try:
-            trainer(study, folder, f"refit-{uuid.uuid4().hex[:8]}", _loop,
+            done = trainer(study, folder, f"refit-{uuid.uuid4().hex[:8]}", _loop,
                     {"study": study, "folder": folder, "params": params, "epochs": epochs}, lambda group: None,
-                    RETRIES).fit()
+                    RETRIES).fit().return_value
         except TrainingFailedError as error:
             return cause_of(error)[0]
-        return ""
+        return str((done[0] if isinstance(done, list) else done) or "")
 
 
-def _loop(config: dict[str, Any]) -> None:
+def _loop(config: dict[str, Any]) -> str:
+    """Train; returns why the training itself failed, which no other attempt would mend."""
     settle(config["study"])
-    for epoch in epochs_of_everyone(config["study"], Folder(config["folder"]), config["params"]):
-        if ray.train.get_context().get_world_rank() == 0:
-            config["epochs"].put(epoch)
-        ray.train.report({"epoch": epoch.epoch})
+    try:
+        for epoch in epochs_of_everyone(config["study"], Folder(config["folder"]), config["params"]):
+            if ray.train.get_context().get_world_rank() == 0:
+                config["epochs"].put(epoch)
+            ray.train.report({"epoch": epoch.epoch})
+    except FitFailed as error:
+        return str(error)
+    return ""

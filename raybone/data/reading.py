@@ -14,7 +14,7 @@ from PIL import Image
 
 from raybone.data.annotations import NO_SCAN, Remarks, fitted
 from raybone.data.dataset import Stored, store
-from raybone.data.dicom import Facts, NotTaken, counts_of, read_frames, shows_text
+from raybone.data.dicom import Facts, NotTaken, counts_of, is_dicom, read_frames, shows_text
 from raybone.data.formats import READERS, Annotated, labelme_image, read_mask
 from raybone.data.layouts import Source, split_suffix
 from raybone.data.preprocess import STRIDE
@@ -74,7 +74,7 @@ def _lone(source: Source) -> bool:
 
 
 def _frames(source: Source, content: bytes, modality: str | None) -> list[tuple[Array, Facts]]:
-    dicom = content[128:132] == b"DICM"
+    dicom = is_dicom(content)
     if content[:4] == b"PK\x03\x04" and zipfile.is_zipfile(BytesIO(content)):
         raise NotTaken("is an archive inside an archive, or without the suffix .zip")
     if source.kind == "dicom" or (dicom and source.kind == "any"):

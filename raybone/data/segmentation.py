@@ -16,6 +16,8 @@ from pydicom.sr.coding import Code
 from raybone import __version__
 from raybone.records import Array
 
+TYPE_2 = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+          "ReferringPhysicianName", "AccessionNumber")
 # What a segment is, by category; others are abnormal structures.
 KINDS = {"malignant": Code("14799000", "SCT", "Neoplasm, Secondary")}
 
@@ -35,7 +37,7 @@ def write_segmentation(source: Path, frame: int, masks: Mapping[str, Array], mod
     found = {name: mask_HW for name, mask_HW in masks.items() if mask_HW.any()}
     if not found:
         raise ValueError("no mask has a pixel; a Segmentation object needs one")
-    header = pydicom.dcmread(source, stop_before_pixels=True)
+    header = pydicom.dcmread(source, stop_before_pixels=True, force=True)
     frames = int(header.get("NumberOfFrames", 1) or 1)
     spacing = [float(v) for v in header.get("PixelSpacing") or ()] or [1.0, 1.0]
     measures = hd.PixelMeasuresSequence(spacing, spacing[0])
@@ -61,6 +63,9 @@ def write_segmentation(source: Path, frame: int, masks: Mapping[str, Array], mod
 def _planar(header: Dataset, measures: hd.PixelMeasuresSequence) -> Dataset:
     """The header as of one frame without a place in space, in the words of multi-frame objects, as highdicom wants."""
     planar = copy.copy(header)
+    for keyword in TYPE_2:  # anonymised headers lack them, which have to be there, if only empty
+        if keyword not in planar:
+            setattr(planar, keyword, None)
     if "FrameOfReferenceUID" in planar:
         del planar.FrameOfReferenceUID
     shared = Dataset()

@@ -19,12 +19,14 @@ def platt(score_N: Array, truth_N: Array, weight_N: Array | None = None) -> tupl
         score_N: in [0, 1]; truth_N: whether each is true, or the share of truth of a group; weight_N: its size.
     Returns:
         (1, 0), which changes nothing, where all are true or none is.
-    Source: Platt 1999, on logits; without his prior counts.
+    Source: Platt 1999, on logits, with his targets short of 0 and 1, so that a few separable scores are not certain.
     """
     weight_N = np.ones(len(score_N)) if weight_N is None else weight_N
-    positive = float((weight_N * truth_N).sum())
-    if not 0 < positive < float(weight_N.sum()):
+    truth_N = np.asarray(truth_N, float)
+    positive, negative = float((weight_N * truth_N).sum()), float((weight_N * (1 - truth_N)).sum())
+    if not (positive and negative):
         return 1.0, 0.0
+    truth_N = truth_N * (positive + 1) / (positive + 2) + (1 - truth_N) / (negative + 2)
     x_N = _logit(score_N)
     share_N = weight_N / weight_N.sum()
 

@@ -15,7 +15,10 @@ def test_platt_is_the_logistic_regression_of_scikit_learn(seed: int) -> None:
     rng = np.random.default_rng(seed)
     score_N = rng.random(500)
     truth_N = rng.random(500) < expit(0.5 * logit(score_N) - 1)
-    theirs = LogisticRegression(C=1e9, tol=1e-9).fit(logit(score_N)[:, None], truth_N)
+    # Platt's targets are not 0 and 1; a soft target is two weighted samples.
+    target_N = np.where(truth_N, (truth_N.sum() + 1) / (truth_N.sum() + 2), 1 / ((~truth_N).sum() + 2))
+    theirs = LogisticRegression(C=1e9, tol=1e-9).fit(
+        np.tile(logit(score_N), 2)[:, None], np.r_[np.ones(500), np.zeros(500)], np.r_[target_N, 1 - target_N])
     assert platt(score_N, truth_N) == pytest.approx((theirs.coef_[0, 0], theirs.intercept_[0]), abs=1e-3)
 
 
@@ -35,6 +38,11 @@ def test_calibrated_scores_mean_what_they_say() -> None:
     right_N = calibrated(sure_N, *platt(sure_N, truth_N))
     assert calibration_error(right_N, truth_N) < 0.01 < calibration_error(sure_N, truth_N)
     assert (np.argsort(right_N) == np.argsort(sure_N)).all()
+
+
+def test_a_few_separable_scores_are_not_certain() -> None:
+    score_N, truth_N = np.array([0.3, 0.4, 0.45, 0.55, 0.6, 0.7]), np.array([0, 0, 0, 1, 1, 1])
+    assert calibrated(np.array([0.6]), *platt(score_N, truth_N))[0] < 0.97
 
 
 def test_the_error_by_hand_and_without_anything() -> None:
