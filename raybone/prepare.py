@@ -54,8 +54,7 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
             with an annotations.json (COCO) or an annotation file of its name beside, ``labelme`` any scan with such a
             file (LabelMe JSON, VOC xml, NIfTI), ``coco`` the images which annotations.json names, ``bs80k`` BS-80K as
             released, ``bs80k_regions`` its crops of regions, ``masks`` the pairs images/NAME and masks/NAME. A
-            labels.csv in it gives labels, sites and
-            patients (see ``read_labels``).
+            labels.csv in it gives labels, sites and patients (see ``read_labels``).
         dataset: the folder to make; it must not exist.
         modality: for DICOM, the only Modality taken; None takes all.
         folds: cross-validation folds, fewer when there are fewer patients; or ``site`` to leave one site out.

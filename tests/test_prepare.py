@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
 
+from raybone.cli import main
 from raybone.data.dataset import open_dataset
 from raybone.data.dicom import write_scan
 from raybone.data.layouts import WHOLE_BODY
@@ -151,7 +152,7 @@ def test_the_same_cohort_in_another_layout_is_the_same_dataset(layout: str, data
     assert made.rejected == ()
 
 
-def test_regions_of_bs80k_are_scans_of_their_patient_with_a_label_to_classify(tmp_path: Path) -> None:
+def test_regions_of_bs80k_are_scans_of_their_patient_and_a_classifier_trains_on_them(tmp_path: Path) -> None:
     source = phantom(tmp_path / "src", 6, 3, "bs80k", 256)
     for folder, (top, bottom) in {"chestLANT": (40, 90), "pelvisPOST": (100, 140)}.items():
         (source / folder).mkdir()
@@ -160,14 +161,29 @@ def test_regions_of_bs80k_are_scans_of_their_patient_with_a_label_to_classify(tm
             Image.open(path).crop((0, top, 64, bottom)).save(source / folder / path.name)
         lines = [f"{path.name} {n % 2}" for n, path in enumerate(whole)]
         (source / folder / f"{folder}.txt").write_text("\n".join([*lines, "9999.jpg 1", "no label"]))
-    made = prepare(source, tmp_path / "ds", "bs80k_regions", folds=2, key=tmp_path / "key")
-    dataset = open_dataset(made.path)
+    Image.open(whole[0]).crop((0, 0, 20, 20)).save(source / "pelvisPOST" / "8888.jpg")
+    ds = tmp_path / "ds"
+    assert main(["prepare", str(source), str(ds), "--layout", "bs80k_regions", "--folds", "2", "--key",
+                 str(tmp_path / "key")]) == 0
+    dataset = open_dataset(ds)
     assert Counter((dict(s.labels)["region"], dict(s.labels)["abnormal"], s.view) for s in dataset.scans) == {
         ("chestL", "0", "anterior"): 3, ("chestL", "1", "anterior"): 3, ("pelvis", "0", "posterior"): 3,
         ("pelvis", "1", "posterior"): 3}
     assert set(Counter(s.patient_id for s in dataset.scans).values()) == {2}
-    assert {reason for _, _, reason in made.rejected} == {WHOLE_BODY}
-    assert "label line without its crop: left out" in " ".join(made.meta["warnings"])
+    with (ds / "rejected.csv").open() as file:
+        reasons = Counter(r["reason"] for r in csv.DictReader(file))
+    assert reasons.pop(WHOLE_BODY) == sum(p.is_file() for p in source.glob("wholeBody*/**/*"))
+    assert [(count, "20x20" in reason) for reason, count in reasons.items()] == [(1, True)]
+    assert "label line without its crop: left out" in " ".join(dataset.meta["warnings"])
+    (tmp_path / "s.yaml").write_text(
+        f"{{name: r, dataset: {ds}, model: lesion_resnet50, epochs: 1, metric: AUC, "
+        "space: {lr0: {choice: [0.001]}}, fixed: {target: abnormal, imgsz: 64, batch: 6, nbs: 6}, "
+        "search: {trials: 1, scheduler: full}}")
+    assert main(["search", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "st"), "--local"]) == 0
+    with (tmp_path / "st" / "leaderboard.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["state"] == "complete"
+    assert 0 <= float(row["AUC_mean"]) <= 1
 
 
 def test_bs80k_as_released_keeps_boxes_patients_views_and_labels(tmp_path: Path) -> None:

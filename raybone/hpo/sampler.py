@@ -16,7 +16,7 @@ from raybone.hpo.space import LONGEST, active, complete, draw, from_unit, grid, 
 from raybone.hpo.state import Configuration, State
 from raybone.spec import Param, Study
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of a library that would make gp faster
 ATTEMPTS = 100  # configurations that a model may refuse in a row, and ways to fill up a point
 REDRAWS = 10_000  # random points, taken or rejected, after which a space counts as used up
 ASKS = 20  # proposals of a model that may be taken or rejected before chance decides

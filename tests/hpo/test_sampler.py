@@ -144,12 +144,13 @@ def test_who_got_further_stands_higher_than_an_early_score_and_a_failure_lowest(
     assert [standing for _, standing in observations(spec, state)] == [3 / 8, 5 / 8, 7 / 8, 1 / 8, None]
 
 
-def test_tpe_proposes_the_same_in_another_process_with_other_string_hashes() -> None:
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_a_model_proposes_the_same_in_another_process_with_other_string_hashes(sampler: str) -> None:
     code = "import sys; sys.path.insert(0, 'tests/hpo'); from test_sampler import race; " \
-           "print([c.params for c in race('tpe', 0, 14).configurations.values()])"
+           f"print([c.params for c in race({sampler!r}, 0, 14).configurations.values()])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONHASHSEED": "1"}).stdout
-    assert said.strip() == str([c.params for c in race("tpe", 0, 14).configurations.values()])
+    assert said.strip() == str([c.params for c in race(sampler, 0, 14).configurations.values()])
 
 
 def test_ten_thousand_configurations_are_told_as_a_few_hundred_with_the_best_among_them() -> None:
