@@ -310,11 +310,11 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _forget(options: argparse.Namespace) -> None:
-    from raybone.forget import as_json, forget, forgotten_lines
+    from raybone.forget import forget, forgotten_lines
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     done = forget(options.dataset, options.patients, options.key, options.among)
-    print(json.dumps(as_json(done), indent=1) if options.json else
+    print(json.dumps(dataclasses.asdict(done), indent=1) if options.json else
           "\n".join(forgotten_lines(options.dataset, done)))
 
 

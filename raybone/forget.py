@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,20 @@ from raybone.data.cache import drop
 from raybone.data.dataset import Dataset, DatasetWriter, open_dataset, store
 from raybone.data.folds import TEST, TRAINING
 from raybone.data.identity import key_path, move_map, pseudonym, read_key
+from raybone.earlier import places_of
 from raybone.folder import Folder
 from raybone.hpo.journal import read_resolved
-from raybone.records import WrongInput
+from raybone.hpo.lease import Lease
+from raybone.records import Scan, WrongInput
 
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was deleted, the dataset's hash before and after, and what knows the patients still."""
+    """What was deleted, the dataset's hash before and after, and what knows the patients still.
+
+    copies: other patients with a scan of the same pixels. map: whether the map from inputs to paths was found beside
+    the key, and lost them too. unread: files below the folders looked through that may be of a bundle or study.
+    """
 
     patients: tuple[str, ...]
     scans: int
@@ -31,6 +38,9 @@ class Forgotten:
     after: str
     bundles: tuple[str, ...]
     studies: tuple[str, ...]
+    copies: tuple[str, ...]
+    map: bool
+    unread: tuple[str, ...]
 
 
 def forget(dataset: str, patients: Sequence[str], key: Path | str | None = None,
@@ -44,22 +54,33 @@ def forget(dataset: str, patients: Sequence[str], key: Path | str | None = None,
         key: as ``prepare`` has it; its map from inputs to paths loses the patients too.
         among: folders below which bundles and studies are looked for.
     Raises:
-        WrongInput: no such dataset or patient, or nobody would be left.
+        WrongInput: no such dataset, patient or folder, nobody would be left, or a search is at work on the dataset.
     """
-    if "://" in dataset:
-        raise WrongInput(f"forget {dataset}: must be a folder of this machine; run it where the dataset lies")
+    absent = [folder for folder in among if not Path(folder).is_dir()]
+    if "://" in dataset or absent:
+        raise WrongInput(*(f"--among {folder}: must be a folder to look through, but is not there; check the path"
+                           for folder in absent),
+                         *([f"forget {dataset}: must be a folder of this machine; run it where it lies"]
+                           if "://" in dataset else []))
     opened, key_file = open_dataset(dataset), key_path(key)
     gone = {_known(opened, name, key_file) for name in patients}
     kept = [s for s in opened.scans if s.patient_id not in gone]
     if not kept:
         raise WrongInput(f"forget {dataset}: nobody would be left; remove the folder itself")
-    after = _rewritten(opened, kept, gone)
+    unread: list[str] = []
+    bundles = _bundles(among, gone, unread)
+    studies = _studies(among, {opened.hash, *opened.meta.get("before", ())}, unread)
+    if busy := [str(place) for place in studies if Lease(Folder(place)).holder()]:
+        raise WrongInput(f"forget {dataset}: no search may be at work on it, but {busy[0]} is; `raybone stop` it first")
+    after, id_of = _rewritten(opened, kept, gone)
     drop(opened.hash)
-    move_map(key_file, opened.hash, after, {s.scan_id for s in opened.scans} - {s.scan_id for s in kept})
-    hashes = {opened.hash, *opened.meta.get("before", ())}
-    trained = {p for p in gone if opened.fold_of[p] != TEST}
+    moved = move_map(key_file, opened.hash, after, id_of)
+    pixels = {s.scan_id.partition("-")[0] for s in opened.scans if s.patient_id in gone}
+    copies = {s.patient_id for s in kept if s.scan_id.partition("-")[0] in pixels}
+    trained = any(opened.fold_of[p] != TEST for p in gone)
     return Forgotten(tuple(sorted(gone)), len(opened.scans) - len(kept), len(opened.fold_of) - len(gone), opened.hash,
-                     after, tuple(_bundles(among, gone)), tuple(_studies(among, hashes)) if trained else ())
+                     after, tuple(map(str, bundles)), tuple(map(str, studies)) if trained else (),
+                     tuple(sorted(copies)), moved, tuple(unread))
 
 
 def forgotten_lines(dataset: str, done: Forgotten) -> list[str]:
@@ -69,12 +90,14 @@ def forgotten_lines(dataset: str, done: Forgotten) -> list[str]:
     lines += [f"bundle {place}: was trained on them; delete it, or refit a study of the new dataset" for place in
               done.bundles]
     lines += [f"study {place}: was trained on them; its weights and predictions hold them" for place in done.studies]
-    return lines if len(lines) > 1 else [*lines, "no bundle or study that was trained on them was found"]
-
-
-def as_json(done: Forgotten) -> dict[str, Any]:
-    """The same as a JSON value."""
-    return asdict(done)
+    if not done.bundles and not done.studies:
+        lines.append("no bundle or study that was trained on them was found")
+    lines += [f"warning: {place}: could not be read, and may be of a study or bundle" for place in done.unread]
+    if done.copies:
+        lines.append(f"warning: scans of the same pixels are left under {', '.join(done.copies)}")
+    if not done.map:
+        lines.append("warning: the map from inputs to paths was not found beside the key; remove its lines where it is")
+    return lines
 
 
 def _known(dataset: Dataset, name: str, key: Path) -> str:
@@ -86,22 +109,22 @@ def _known(dataset: Dataset, name: str, key: Path) -> str:
     return (told & set(dataset.fold_of)).pop()
 
 
-def _rewritten(dataset: Dataset, kept: Sequence[Any], gone: set[str]) -> str:
-    """Put a dataset without them into the place of the old one; returns its hash."""
+def _rewritten(dataset: Dataset, kept: Sequence[Scan], gone: set[str]) -> tuple[str, dict[str, str]]:
+    """Put a dataset without them into the place of the old one; returns its hash, and the new id of each scan."""
     path = dataset.path.resolve()
     place = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         writer = DatasetWriter(place / "new")
-        for scan in kept:
-            writer.add(store(writer.path, dataset.counts(scan)), scan)
+        id_of = {scan.scan_id: writer.add(store(writer.path, dataset.counts(scan)), scan).scan_id for scan in kept}
         # Where all scans shared one window, they keep it.
         writer.scans[:] = [replace(new, high=old.high) for new, old in zip(writer.scans, kept)]
         folds = sorted({f for p, f in dataset.fold_of.items() if f >= 0 and p not in gone})
         fold_of = {p: folds.index(f) if f >= 0 else f for p, f in dataset.fold_of.items() if p not in gone}
         with (path / "rejected.csv").open(newline="", encoding="utf-8") as file:
             rejected = [(r["input_id"], int(r["bytes"]), r["reason"]) for r in csv.DictReader(file)]
-        meta = _meta(dataset, kept, fold_of, {s.scan_id for s in dataset.scans if s.patient_id in gone})
-        content = writer.finish(fold_of, dataset.categories, meta, rejected)
+        lost = {s.scan_id for s in dataset.scans if s.patient_id in gone}
+        content = writer.finish(fold_of, dataset.categories, _meta(dataset, kept, fold_of, lost, id_of), rejected)
+        shutil.copymode(path, writer.path)
         path.rename(place / "old")
         try:
             writer.path.rename(path)
@@ -110,43 +133,63 @@ def _rewritten(dataset: Dataset, kept: Sequence[Any], gone: set[str]) -> str:
             raise
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    return str(content["hash"])
+    return str(content["hash"]), id_of
 
 
-def _meta(dataset: Dataset, kept: Sequence[Any], fold_of: dict[str, int], ids: set[str]) -> dict[str, Any]:
+def _meta(dataset: Dataset, kept: Sequence[Scan], fold_of: dict[str, int], lost: set[str],
+          id_of: dict[str, str]) -> dict[str, Any]:
     meta = {k: v for k, v in dataset.meta.items() if k not in ("format", "hash")}
     meta["before"] = [*meta.get("before", ()), dataset.hash]  # studies of these were trained on all who were there
     folds = list(fold_of.values())
     meta["counts"] = {**meta["counts"], "scans": len(kept), "patients": len(fold_of),
                       "lesions": sum(len(s.lesions) for s in kept), "folds": len({f for f in folds if f >= 0}),
                       "test_patients": folds.count(TEST), "training_patients": folds.count(TRAINING)}
-    remarks = {rule: [n for n in names if n not in ids] for rule, names in meta["remarks"].items()}
+    remarks = {rule: [id_of.get(n, n) for n in names if n not in lost] for rule, names in meta["remarks"].items()}
     meta["remarks"] = {rule: names for rule, names in remarks.items() if names}
-    lost = dataset.folds - meta["counts"]["folds"]
-    new = [f"deleted patients left {lost} fold(s) empty: folds = {meta['counts']['folds']}"] if lost else []
-    for name in ("warnings", "fold_warnings"):
-        meta[name] = [w for w in meta[name] if not any(i in w for i in ids)] + new
+    empty = dataset.folds - meta["counts"]["folds"]
+    new = [f"deleted patients left {empty} fold(s) empty: folds = {meta['counts']['folds']}"] if empty else []
+    meta["fold_warnings"] = [*meta["fold_warnings"], *new]
+    meta["warnings"] = [told for w in meta["warnings"] if (told := _warned(w, remarks))] + new
     return meta
 
 
-def _bundles(among: Sequence[str], gone: set[str]) -> Iterator[str]:
+def _warned(warning: str, remarks: dict[str, list[str]]) -> str:
+    """A warning that counts scans of a remark, with those that are left; empty without any."""
+    said = re.fullmatch(r"\d+ x (.*?)(?: \(first \w[\w-]*\))?", warning)
+    if said is None or said[1] not in remarks:
+        return warning
+    names = remarks[said[1]]
+    return f"{len(names)} x {said[1]} (first {names[0]})" if names else ""
+
+
+def _bundles(among: Sequence[str], gone: set[str], unread: list[str]) -> list[Path]:
+    """Bundles whose members were trained on one of these patients."""
+    found = []
     for file in _files(among, "bundle.json"):
         try:
             known = set(json.loads(file.read_text(encoding="utf-8"))["patients"])
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # of another program
+            unread.append(str(file))
+            continue
         if known & gone:
-            yield str(file.parent)
+            found.append(file.parent)
+    return found
 
 
-def _studies(among: Sequence[str], hashes: set[str]) -> Iterator[str]:
+def _studies(among: Sequence[str], hashes: set[str], unread: list[str]) -> list[Path]:
+    """Studies of a dataset that had one of these hashes, and those that were built on them."""
+    known = {}
     for file in _files(among, "study.yaml"):
         try:
-            study = read_resolved(Folder(file.parent))
+            known[file.parent] = read_resolved(Folder(file.parent))
         except WrongInput:
-            continue  # no study, or one that has not begun
-        if study.resolved and study.resolved.dataset_hash in hashes:
-            yield str(file.parent)
+            unread.append(str(file))
+    found = [place for place, study in known.items() if study.resolved and study.resolved.dataset_hash in hashes]
+    while built := [place for place, study in known.items() if place not in found and any(
+            isinstance(value, str) and f"{value}/".startswith(f"{first}/") for value in places_of(study)
+            for first in found)]:
+        found += built
+    return sorted(found)
 
 
 def _files(among: Sequence[str], name: str) -> list[Path]:

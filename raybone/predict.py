@@ -202,9 +202,8 @@ def _fill(frames: Sequence[tuple[list[Origin], Frame]], dataset: Dataset, bundle
     loader = validation_loader(samples, 4, 0, 1, 0)
     for number, (place, predictions) in enumerate(outputs(members, samples, loader, device), 1):
         prediction, sd = agreed(predictions)
-        scan, lesion = samples.scans[place], None
-        if isinstance(samples, TargetSamples):
-            scan, lesion = samples.scans[samples.items[place][0]], samples.items[place][1]
+        place, lesion = samples.items[place][:2] if isinstance(samples, TargetSamples) else (place, None)
+        scan = samples.scans[place]
         for origin, canvas in parts_of[scan.scan_id]:
             if prediction.mask_CHW is not None:
                 canvas.add_masks(origin, prediction.mask_CHW, sd)

@@ -57,12 +57,12 @@ def refit(place: str, out: Path | str, rank: int = 1, train: Train | None = None
     Raises:
         WrongInput: no such rank, its weights or the study's dataset are gone, or ``out`` exists.
     """
+    if "://" in str(out):
+        raise WrongInput(f"--out {out}: must be a folder of this machine; copy the bundle from there")
     folder, out = Folder(place), Path(out)
     study = read_resolved(folder)
     assert study.resolved is not None
     model = load(study.model)
-    if "://" in str(out):
-        raise WrongInput(f"--out {out}: must be a folder of this machine; copy the bundle from there")
     if os.path.lexists(out):
         raise WrongInput(f"--out {out}: must not exist yet; choose another name or remove it")
     if onnx:

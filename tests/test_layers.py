@@ -23,7 +23,7 @@ HOME_OF = {
     "torch": {"data/loader.py", "losses", "models", "evaluate.py", "earlier.py", "fit.py", "search.py", "preview.py",
               "cluster/worker.py", "bundle.py", "refit.py", "predict.py", "ensemble.py", "calibrate.py"},
     "altair": {"charts.py"}, "vl_convert": {"charts.py"}, "jinja2": {"report.py", "refit.py"},
-    "safetensors": {"bundle.py"}, "rich": {"live.py", "cli.py"}, "optuna": {"hpo", "charts.py"},
+    "safetensors": {"bundle.py"}, "rich": {"live.py"}, "optuna": {"hpo", "charts.py"},
     "pycocotools": {"data/annotations.py"}, "faster_coco_eval": {"metrics/boxes.py"},
     "torchvision": {"models"}, "monai": {"models"},
 }

@@ -182,18 +182,45 @@ def test_one_model_of_all_patients_but_the_test_group(place: Path) -> None:
     assert "The one model of all patients has none" in " ".join((place / "all/README.md").read_text().split())
     history = torch.load(place / f"study/runs/{found['study']['config_id']}/all/last.pt", weights_only=True)["history"]
     assert [set(e["metrics"]) for e in history] == [{"train_loss"}] * 10
-    assert "there are no out-of-fold scores" in found["calibration"]["reason"]  # of rank 2 no weights are kept
+    assert "are gone" in found["calibration"]["reason"]  # of rank 2 no weights are kept
+
+
+def test_headers_without_preamble_dates_or_square_pixels_are_told_as_they_are(
+        place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan = next((place / "new").rglob("anterior.dcm"))
+    (tmp_path / "in").mkdir()
+    header = pydicom.dcmread(scan)
+    for keyword in ("StudyDate", "StudyID", "PatientBirthDate", "AccessionNumber"):
+        delattr(header, keyword)
+    header.PixelSpacing = [2.0, 4.0]
+    header.save_as(tmp_path / "in" / "anonymous.dcm")
+    (tmp_path / "in" / "bare.dcm").write_bytes(scan.read_bytes()[132:])
+    (tmp_path / "in" / "a\nnote").write_text("no scan")
+    (tmp_path / "in" / "another").write_text("no scan")
+    assert main(["predict", str(place / "bundle"), str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    anonymous, bare = sorted(predicted(tmp_path / "out"), key=lambda f: f["source"])
+    assert anonymous["findings"]
+    assert anonymous["flags"] == ["not-square"]
+    assert [len(f["findings"]) for f in (anonymous, bare)] == [len(anonymous["findings"])] * 2
+    assert {f["area_mm2"] for f in anonymous["findings"]} == {None} != {f["area_mm2"] for f in bare["findings"]}
+    assert [len(f["files"]) for f in (anonymous, bare)] == [2, 2]
+    told = capsys.readouterr().out
+    assert "in/another: not taken" in told
+    assert "a?note" in told or "a\nnote: not taken" in told
+    assert [r["source"].rpartition("/")[2] for r in json.loads((tmp_path / "out/predictions.json").read_text())[
+        "rejected"]] == ["a\nnote", "another"]
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_one_model_of_all_patients_on_ray_is_the_one_of_this_process(place: Path,
-                                                                     capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_model_of_all_patients_on_ray_is_the_one_of_this_process(
+        place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     here, there = place / "here", place / "there"
     config_id = meta(place / "bundle")["study"]["config_id"]
     assert main(["refit", str(place / "study"), "--out", str(here), "--all-patients", "--local"]) == 0
     shutil.rmtree(place / f"study/runs/{config_id}/all")
     capsys.readouterr()
-    assert main(["refit", str(place / "study"), "--out", str(there), "--all-patients"]) == 0
+    monkeypatch.chdir(place)  # workers have another current folder
+    assert main(["refit", "study", "--out", str(there), "--all-patients"]) == 0
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[:3]] == [
         f"epoch {n}" for n in (1, 2, 3)]
     assert meta(here)["members"][0]["sha256"] == meta(there)["members"][0]["sha256"]
@@ -210,6 +237,9 @@ def test_one_model_of_all_patients_on_ray_is_the_one_of_this_process(place: Path
     (["predict", "bundle", "new", "--out", "study"], "must not exist yet"),
     (["predict", "bundle", "study.yaml", "--out", "x"], "no scan was taken"),
     (["forget", "absent", "p1"], "must be a folder made by"),
+    (["forget", "absent", "p1", "--among", "nowhere"], "must be a folder to look through"),
+    (["refit", "study", "--out", "s3://bucket/x"], "must be a folder of this machine"),
+    (["predict", "bundle", "new", "--out", "x", "--least", "nan"], "a score from 0 to 1"),
 ])
 def test_wrong_input_is_one_line(place: Path, arguments: list[str], rule: str, monkeypatch: pytest.MonkeyPatch,
                                  capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,7 +251,7 @@ def test_wrong_input_is_one_line(place: Path, arguments: list[str], rule: str, m
     assert not (place / "x").exists()
 
 
-@pytest.mark.parametrize("harm", ["changed", "gone", "format", "json"])
+@pytest.mark.parametrize("harm", ["changed", "gone", "format", "json", "members"])
 def test_a_damaged_bundle_is_refused(place: Path, harm: str, tmp_path: Path,
                                      capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad"
@@ -234,6 +264,8 @@ def test_a_damaged_bundle_is_refused(place: Path, harm: str, tmp_path: Path,
         (bad / "fold1.safetensors").unlink()
     elif harm == "format":
         (bad / "bundle.json").write_text(json.dumps({**meta(bad), "format": 9}))
+    elif harm == "members":
+        (bad / "bundle.json").write_text(json.dumps({k: v for k, v in meta(bad).items() if k != harm}))
     else:
         (bad / "bundle.json").write_text("{")
     assert main(["predict", str(bad), str(place / "new"), "--out", str(tmp_path / "out")]) == 2
@@ -370,6 +402,46 @@ def test_a_patient_may_be_named_as_in_the_source_and_leaves_the_map_as_well(
     assert "has no patient 'PHANTOM-0004'" in capsys.readouterr().err
 
 
+def test_studies_and_bundles_built_on_a_patients_study_are_named_as_well(
+        cohort: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The weights of a study that starts from another one have seen the other one's patients."""
+    other, tiny = tmp_path / "other", {"trials": 1, "sampler": "grid", "scheduler": "full"}
+    assert main(["prepare", str(place / "new"), str(other), "--folds", "2", "--key", str(tmp_path / "key")]) == 0
+    write(tmp_path / "first.yaml", other, epochs=1, search=tiny, name="first")
+    assert main(["search", str(tmp_path / "first.yaml"), "--out", str(tmp_path / "first"), "--local"]) == 0
+    assert main(["prepare", str(cohort), str(tmp_path / "ds"), "--folds", "3", "--key", str(tmp_path / "key 2")]) == 0
+    write(tmp_path / "then.yaml", tmp_path / "ds", epochs=1, search=tiny, fixed={"init_from": str(tmp_path / "first")})
+    assert main(["search", str(tmp_path / "then.yaml"), "--out", str(tmp_path / "then"), "--local"]) == 0
+    assert main(["refit", str(tmp_path / "then"), "--out", str(tmp_path / "bundle")]) == 0
+    patient = next(iter(open_dataset(other).fold_of))
+    assert patient in meta(tmp_path / "bundle")["patients"]
+    assert str(tmp_path) not in (tmp_path / "bundle/bundle.json").read_text()
+    capsys.readouterr()
+    assert main(["forget", str(other), patient, "--among", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["studies"] == [str(tmp_path / "first"), str(tmp_path / "then")]
+    assert told["bundles"] == [str(tmp_path / "bundle")]
+    assert main(["refit", str(tmp_path / "then"), "--out", str(tmp_path / "again")]) == 2
+    assert "cannot be known, as its dataset" in capsys.readouterr().err
+
+
+def test_a_dataset_that_a_search_is_at_work_on_keeps_its_patients(place: Path, held_out: Path, tmp_path: Path,
+                                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    from raybone.folder import Folder
+    from raybone.hpo.lease import Lease
+
+    shutil.copytree(held_out, tmp_path / "ds")
+    lease = Lease(Folder(place / "study"))
+    lease.take()
+    try:
+        patient = next(iter(open_dataset(held_out).fold_of))
+        assert main(["forget", str(tmp_path / "ds"), patient, "--among", str(place)]) == 2
+    finally:
+        lease.drop()
+    assert "no search may be at work on it" in capsys.readouterr().err
+    assert patient in open_dataset(tmp_path / "ds").fold_of
+
+
 def test_an_emptied_fold_closes_up(cohort: Path, tmp_path: Path) -> None:
     assert main(["prepare", str(cohort), str(tmp_path / "ds"), "--folds", "4", "--key", str(tmp_path / "key")]) == 0
     dataset = open_dataset(tmp_path / "ds")
@@ -379,6 +451,7 @@ def test_an_emptied_fold_closes_up(cohort: Path, tmp_path: Path) -> None:
     assert after.folds == 3
     assert set(after.fold_of.values()) == {0, 1, 2}
     assert "folds = 3" in after.meta["warnings"][-1]
+    assert "folds = 3" in after.meta["fold_warnings"][-1]
     assert main(["forget", str(tmp_path / "ds"), *after.fold_of, "--among", str(tmp_path)]) == 2
 
 

@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from raybone.records import WrongInput
@@ -54,14 +54,21 @@ def write_map(key: Path, dataset_hash: str, sources: Iterable[tuple[str, str, st
     return path
 
 
-def move_map(key: Path, before: str, after: str, gone: Collection[str]) -> None:
-    """Give the map of a dataset to the one that it has become, without these scans; where there is no map, nothing."""
+def move_map(key: Path, before: str, after: str, id_of: Mapping[str, str]) -> bool:
+    """Give the map of a dataset to the one that it has become; whether there was a map.
+
+    Args:
+        id_of: new scan_id of each scan that is left. Inputs that gave no scan are not kept, as they may be of anybody.
+    """
     old = _map_path(key, before)
-    if old.is_file():
-        with old.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = [(r["input_id"], r["scan_id"], r["path"]) for r in csv.DictReader(file) if r["scan_id"] not in gone]
-        write_map(key, after, rows)
+    if not old.is_file():
+        return False
+    with old.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = [(r["input_id"], id_of[r["scan_id"]], r["path"]) for r in csv.DictReader(file) if r["scan_id"] in id_of]
+    write_map(key, after, rows)
+    if after != before:
         old.unlink()
+    return True
 
 
 def _map_path(key: Path, dataset_hash: str) -> Path:
