@@ -287,8 +287,8 @@ def _number(value: Any) -> str:
 
 
 def _chance(p: float | None) -> str:
-    """A p, or a limit of an interval, in three digits."""
-    return "" if p is None or math.isnan(p) else "< 0.001" if 0 <= p < 0.001 else f"{p:.3f}"
+    """A p in three digits."""
+    return "" if p is None or math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _day(seconds: float) -> str:

@@ -1,7 +1,8 @@
 """Every command of the user journeys runs, in their order, on the scans that the first one makes; links lead somewhere.
 
-``sh`` blocks are run as they stand, but for ``--local`` at each search, as other tests search on Ray. Blocks without a
-language need a cluster or somebody's data: their verbs are checked alone.
+``sh`` blocks are run as they stand, but for ``--local`` at each search, as other tests search on Ray, and ``forget`` at
+the end, as a study does not outlive its dataset. Blocks without a language need a cluster or somebody's data: of them verbs
+and options are checked.
 """
 
 from __future__ import annotations
@@ -68,11 +69,10 @@ def test_every_command_of_a_journey_runs(name: str, folder: Path, monkeypatch: p
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_command_of_a_page_is_one_that_there_is(page: Path) -> None:
-    known = set(parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr]
     for text in [*blocks(page, ""), *blocks(page, "sh")]:
         for line in text.replace("\\\n", " ").splitlines():
-            said = re.match(r"\s*raybone (\S+)", line)
-            assert said is None or said[1] in known, line
+            if line.startswith("raybone "):
+                parser().parse_args(shlex.split(re.split(r" [|>] ", line)[0], comments=True)[1:])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
