@@ -1,8 +1,8 @@
 """Every command of the user journeys runs, in their order, on the scans that the first one makes; links lead somewhere.
 
 ``sh`` blocks are run as they stand, but for ``--local`` at each search, as other tests search on Ray, and ``forget`` at
-the end, as a study does not outlive its dataset. Blocks without a language need a cluster or somebody's data: of them verbs
-and options are checked.
+the end, as a study does not outlive its dataset. Blocks without a language need a cluster or somebody's data: of them
+verbs and options are checked.
 """
 
 from __future__ import annotations
