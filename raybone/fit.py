@@ -125,6 +125,10 @@ class _Run:
         self.average = copy.deepcopy(self.net).requires_grad_(False)
         self.wrapped = nn.parallel.DistributedDataParallel(self.net, broadcast_buffers=False) if self.world > 1 \
             else self.net
+        # Listed once: a step would spend a twentieth of its time on that.
+        pairs = list(zip(self.average.state_dict().values(), self.net.state_dict().values()))
+        self.means, self.values = ([p[k] for p in pairs if p[0].is_floating_point()] for k in (0, 1))
+        self.counters = [p for p in pairs if not p[0].is_floating_point()]
         self._load_data()
         self.steps = len(self.loader)
         self.accumulate = max(round(config.nbs / config.batch), 1)
@@ -219,11 +223,9 @@ class _Run:
         self.updates += 1
         decay = self.config.ema * (1 - math.exp(-self.updates / self.config.ema_tau))
         with torch.no_grad():
-            for mean, value in zip(self.average.state_dict().values(), self.net.state_dict().values()):
-                if mean.dtype.is_floating_point:
-                    mean.lerp_(value, 1 - decay)
-                else:
-                    mean.copy_(value)
+            torch._foreach_lerp_(self.means, self.values, 1 - decay)
+            for mean, value in self.counters:
+                mean.copy_(value)
 
     def _schedule(self, number: int, step: int) -> int:
         """Set learning rate and momentum for a step (Ultralytics' warm-up and decay); returns the accumulation."""
