@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +31,8 @@ def tell_end(reason: str, out: str) -> None:
     if reason == "complete" and tried < trials:
         print(f"the space is used up: {tried} of search.trials {trials}; search.reject or the model refused the rest, "
               "if there is one")
-    print(f"{'done' if reason == 'complete' else reason}: {out.rstrip('/')}/leaderboard.csv")
+    print(f"{'done' if reason == 'complete' else reason}: {out.rstrip('/')}/leaderboard.csv; `raybone report "
+          f"{shlex.quote(out)}` makes a page of it")
 
 
 def show_table(table: pd.DataFrame) -> None:
