@@ -306,7 +306,7 @@ def _predict(options: argparse.Namespace) -> None:
     if done.without:
         lines.append(f"{done.without} scans have no DICOM Segmentation, for reasons that predictions.json tells")
     for line in lines:
-        print(printable(f"warning: {line}"))
+        print(printable(" ".join(f"warning: {line}".splitlines())))
 
 
 def _forget(options: argparse.Namespace) -> None:
