@@ -43,11 +43,14 @@ class Lesion:
     box_xyxy: (x1, y1, x2, y2) in pixels, 0 <= x1 < x2 <= W and 0 <= y1 < y2 <= H.
     category: a name of the dataset's categories, such as "malignant".
     rle: COCO run-length mask of the scan's size ({"size": [H, W], "counts": str}), or None for a box alone.
+    crowd: a region with many foci, or one that its reader called difficult: not trained on, and what is found there
+    counts neither for nor against (COCO's iscrowd).
     """
 
     box_xyxy: tuple[float, float, float, float]
     category: str
     rle: dict[str, Any] | None = None
+    crowd: bool = False
 
 
 @dataclass(frozen=True)

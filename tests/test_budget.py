@@ -1,4 +1,4 @@
-"""Files stay under 400 lines, functions under 60, the whole under 10,400 lines of code."""
+"""Files stay under 400 lines, functions under 60, the whole under a number of syntax nodes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1] / "raybone"
+# A ratchet: it goes down with what is deleted, and up only for what an issue asks for, in a commit that says so.
+NODES = 142_300
 FILES = {str(p.relative_to(ROOT)): p.read_text() for p in ROOT.rglob("*.py")}
 
 
@@ -20,23 +22,18 @@ def test_no_file_is_over_400_lines() -> None:
     assert {name: n for name, text in FILES.items() if (n := text.count("\n")) > 400} == {}
 
 
-def code_lines(source: str) -> int:
-    """Lines that are not blank, a comment or part of a docstring: what explains the code is not what is walled in."""
-    told: set[int] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
-            told |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
-    return sum(bool(line.strip()) and not line.strip().startswith("#") and number not in told
-               for number, line in enumerate(source.splitlines(), 1))
+def nodes(source: str) -> int:
+    """Syntax nodes: packing lines gains nothing."""
+    return sum(1 for _ in ast.walk(ast.parse(source)))
 
 
-def test_the_median_file_is_under_150_lines_and_the_whole_under_10400_of_code() -> None:
+def test_the_median_file_is_under_150_lines_and_the_whole_under_its_syntax_nodes() -> None:
     assert median(text.count("\n") for text in FILES.values()) < 150
-    assert sum(map(code_lines, FILES.values())) < 10400
+    assert sum(map(nodes, FILES.values())) <= NODES
 
 
 def test_only_code_is_counted() -> None:
-    assert code_lines('"""Doc.\n\nMore."""\n\n# why\nx = 1  # how\n\n\ndef f():\n    """Doc."""\n    return x\n') == 3
+    assert nodes("# why\nx = [1,\n     2]\n") == nodes("x = [1, 2]") < nodes("x = [1, 2, 3]")
 
 
 def test_no_function_is_over_60_lines() -> None:

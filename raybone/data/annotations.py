@@ -22,6 +22,7 @@ TERMS = {"malignant": ("nidus", "metastasis", "metastases", "metastatic", "bone 
                        "tumour", "m", "bm"),
          "benign": ("physiological", "physiologic", "degenerative", "non-metastatic"),
          "bone": ("bones", "skeleton"), "other": ()}
+NOT_LESIONS = ("bone", "other")  # categories that are no foci: not counted where lesions are
 COCO_KEYS = ("'images'", "'categories'", "'annotations'", "'id'", "'file_name'", "'image_id'", "'category_id'",
              "'height'", "'width'", "'name'", "'counts'", "'size'")
 # The rules for what annotations get wrong; each is counted and named by scan.
@@ -82,8 +83,8 @@ def read_coco(path: Path, trusted: bool = False) -> tuple[dict[str, list[Lesion]
                 continue
             rle = _rle(item.get("segmentation"), int(image["height"]), int(image["width"]), trusted)
             x, y, w, h = (float(v) for v in (item.get("bbox") or (coco_mask.toBbox(rle) if rle else (0, 0, 0, 0))))
-            lesions[str(image["file_name"])].append(Lesion((x, y, x + w, y + h),
-                                                           names.get(item["category_id"], ""), rle))
+            lesions[str(image["file_name"])].append(
+                Lesion((x, y, x + w, y + h), names.get(item["category_id"], ""), rle, bool(item.get("iscrowd"))))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         key = f" {error}" if isinstance(error, KeyError) and str(error) in COCO_KEYS else ""
         raise WrongInput(f"annotations: must be COCO (images, categories, annotations), but there is a "
@@ -122,7 +123,7 @@ def fitted(lesions: Iterable[Lesion], height: int, width: int,
         remarks[CUT] += box != lesion.box_xyxy
         term = term_of(lesion.category, aliases)
         remarks[UNKNOWN] += term is None
-        kept.append(Lesion(box, term or "other", lesion.rle))
+        kept.append(Lesion(box, term or "other", lesion.rle, lesion.crowd))
     return tuple(kept), +remarks
 
 
@@ -137,7 +138,7 @@ def to_coco(scans: Iterable[Scan], categories: list[str]) -> dict[str, Any]:
             x1, y1, x2, y2 = lesion.box_xyxy
             area = float(coco_mask.area(lesion.rle)) if lesion.rle else (x2 - x1) * (y2 - y1)
             item = {"id": len(annotations) + 1, "image_id": image_id, "category_id": number[lesion.category],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "iscrowd": 0}
+                    "bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "iscrowd": int(lesion.crowd)}
             annotations.append({**item, "segmentation": lesion.rle} if lesion.rle else item)
     return {"info": {"description": "raybone dataset"}, "images": images, "annotations": annotations,
             "categories": [{"id": i, "name": name} for name, i in number.items()]}

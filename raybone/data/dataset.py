@@ -188,8 +188,8 @@ class DatasetWriter:
         """A hash of each patient's scans and lesions, independent of names and of the order of files."""
         digests: dict[str, list[str]] = {}
         for scan in self.scans:
-            note = [self._digest_of[scan.scan_id], scan.view, [[le.box_xyxy, le.category, le.rle]
-                                                               for le in scan.lesions]]
+            note = [self._digest_of[scan.scan_id], scan.view,
+                    [[le.box_xyxy, le.category, le.rle, *(["crowd"] if le.crowd else [])] for le in scan.lesions]]
             digests.setdefault(scan.patient_id, []).append(
                 hashlib.sha256(json.dumps(note, sort_keys=True).encode()).hexdigest())
         return {p: hashlib.sha256("".join(sorted(d)).encode()).hexdigest() for p, d in digests.items()}

@@ -203,4 +203,4 @@ def _moved(lesions: Sequence[Lesion], y: int, x: int, rows: int, columns: int) -
                 box = lesion_of_mask(mask_HW, "").box_xyxy
             rle = rle_of(mask_HW)
         if box[0] < box[2] and box[1] < box[3]:
-            yield Lesion(box, lesion.category, rle)
+            yield Lesion(box, lesion.category, rle, lesion.crowd)
