@@ -9,10 +9,12 @@ import signal
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -26,8 +28,10 @@ class Died:
     """Stands for the result of an item whose process died at work, such as a decoder that crashed."""
 
 
-def spread(work: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Iterator[Result | Died]:
+def spread(work: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Generator[Result | Died]:
     """``work(item)`` for each item, in order; at most a few chunks are in memory.
+
+    Closing it before its end, as an interruption does, ends the processes at once.
 
     Args:
         work: a function of a module, which returns and never raises.
@@ -65,11 +69,38 @@ def _alone(work: Callable[[Item], Result], item: Item) -> Result | Died:
             return Died()
 
 
-def _pool(processes: int) -> ProcessPoolExecutor:
+@contextmanager
+def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool that is waited for when its work is done, and whose processes are killed when it is left before."""
     # Not fork: the caller may hold threads of Ray or torch. The server that workers are forked from imports once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["raybone.prepare"])
-    return ProcessPoolExecutor(processes, context, _hush)
+    _serve()
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(processes, context, _hush)
+    try:
+        yield pool
+    except BaseException:  # an interruption among them: nobody needs what is still being read
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        raise
+    pool.shutdown()
+
+
+def _serve() -> None:
+    """Start the server, if there is none yet, deaf and dumb: a Ctrl-C is told of by this process alone."""
+    resource_tracker.ensure_running()  # which unblocks the signal itself
+    unblocked, own = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}), os.dup(2)
+    try:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 2)
+        os.close(nothing)
+        forkserver.ensure_running()
+    finally:
+        os.dup2(own, 2)
+        os.close(own)
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
 
 def _submit(pool: ProcessPoolExecutor, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
