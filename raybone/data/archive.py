@@ -13,6 +13,8 @@ from pathlib import Path
 
 from raybone.records import WrongInput
 
+UTF_8 = 0x800  # flag of a member whose name is in UTF-8 (APPNOTE 4.4.4)
+
 
 @contextmanager
 def unpacked(source: Path, place: Path) -> Iterator[tuple[list[tuple[str, Path]], dict[str, str]]]:
@@ -61,7 +63,20 @@ def _extract(path: Path, target: Path) -> None:
         if need > shutil.disk_usage(target).free:
             raise WrongInput(f"prepare: unpacking a zip archive beside DATASET needs {need / 1e9:.1f} GB, more than "
                              "the disk has free; unpack it elsewhere and give the folder")
-        archive.extractall(target)
+        for member in archive.infolist():
+            member.filename = _name_of(member)
+            archive.extract(member, target)
+
+
+def _name_of(member: zipfile.ZipInfo) -> str:
+    """A member's name with slashes; UTF-8 is often not declared, and other encodings stay as they came."""
+    name = member.filename.replace("\\", "/")
+    if member.flag_bits & UTF_8:
+        return name
+    try:
+        return name.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return name
 
 
 def _top(folder: Path) -> Path:
