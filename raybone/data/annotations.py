@@ -1,10 +1,11 @@
-"""Annotations of several formats as lesions, and COCO in and out."""
+"""Annotations of all formats as lesions in the dataset's terms, and a dataset's own COCO file."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from raybone.records import Array, Lesion, Scan, WrongInput
+from raybone.records import Array, Lesion, Scan
 
 Remarks = Counter[str]
 MOST_PIXELS = 1 << 28
@@ -23,15 +24,45 @@ TERMS = {"malignant": ("nidus", "metastasis", "metastases", "metastatic", "bone 
          "benign": ("physiological", "physiologic", "degenerative", "non-metastatic"),
          "bone": ("bones", "skeleton"), "other": ()}
 NOT_LESIONS = ("bone", "other")  # categories that are no foci: not counted where lesions are
-COCO_KEYS = ("'images'", "'categories'", "'annotations'", "'id'", "'file_name'", "'image_id'", "'category_id'",
-             "'height'", "'width'", "'name'", "'counts'", "'size'")
+MOST_LESIONS = 1000  # of a mask; more islands are noise, or a picture
 # The rules for what annotations get wrong; each is counted and named by scan.
 CUT = "box beyond the border of its scan: cut there"
 OUTSIDE = "box outside its scan: left out"
 EMPTY = "box or shape without area: left out"
+TINY = "box of less than a pixel: left out; are its numbers shares of the scan?"
+UNREAD = "annotation that cannot be read: left out"
 UNKNOWN = "annotation of an unknown category: kept as other (see --categories)"
 NO_SCAN = "annotation without its scan: left out"
+TWICE = "annotation that stands there twice: once is enough"
+SWAPPED = "box whose corners are swapped: put right"
+CROWD = "annotation marked as crowd, ignore or difficult: kept apart, neither trained on nor scored"
+BRUSHED = "mask of CVAT's brush, which CVAT marks as crowd: taken as one lesion"
+BARE = "box whose outline cannot be read: kept as a box alone"
+DISAGREE = "box that does not frame its mask: the mask's own box is taken; one of the two is wrong"
 IN_BETWEEN = "mask with in-between values: above half of the brightest value is lesion"
+INVERTED = "mask whose border and most of whose pixels are bright: turned over"
+TURNED = "mask stored upside down or mirrored: brought upright by its header"
+NO_AXES = "NIfTI whose header says nothing of directions: taken as it is stored"
+LEFT_OUT = (OUTSIDE, EMPTY, TINY, UNREAD)
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """What one annotation says of a scan.
+
+    frames: the lesions of each frame, with the names that the file uses. size: (H, W) of the scan that it was made
+    for, or None. lost: annotations in it that were left out.
+    """
+
+    frames: list[list[Lesion]]
+    size: tuple[int, int] | None = None
+    remarks: Remarks = field(default_factory=Counter)
+    lost: int = 0
+
+
+def made_for(shape: tuple[int, int], size: tuple[int, int]) -> ValueError:
+    """The error of an annotation that was made for a scan of another size, both (H, W)."""
+    return ValueError(f"is {shape[0]}x{shape[1]}, but its annotation was made for {size[0]}x{size[1]}")
 
 
 def rle_of(mask_HW: Array) -> dict[str, Any]:
@@ -62,34 +93,34 @@ def lesions_of_mask(mask_HW: Array, category: str) -> tuple[Lesion, ...]:
     return tuple(lesions)
 
 
-def read_coco(path: Path, trusted: bool = False) -> tuple[dict[str, list[Lesion]], dict[str, dict[str, Any]], Remarks]:
-    """Lesions and image entries of a COCO file, both by ``file_name``, and remarks on annotations that fit no entry.
+def islands_of_mask(mask_HW: Array, category: str) -> list[Lesion]:
+    """``lesions_of_mask`` of a mask that somebody else made.
 
-    Boxes are xywh in the file; segmentation may be polygons or RLE, and gives the box where there is none. What is not
-    trusted is checked before pycocotools sees it, which checks nothing.
     Raises:
-        WrongInput: the file is not COCO.
+        ValueError: it has more islands than a scan has lesions.
     """
-    remarks: Remarks = Counter()
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        images = {i["id"]: i for i in content["images"]}
-        names = {c["id"]: str(c["name"]) for c in content["categories"]}
-        lesions: dict[str, list[Lesion]] = {str(i["file_name"]): [] for i in images.values()}
-        for item in content["annotations"]:
-            image = images.get(item["image_id"])
-            if image is None:
-                remarks[NO_SCAN] += 1
-                continue
-            rle = _rle(item.get("segmentation"), int(image["height"]), int(image["width"]), trusted)
-            x, y, w, h = (float(v) for v in (item.get("bbox") or (coco_mask.toBbox(rle) if rle else (0, 0, 0, 0))))
-            lesions[str(image["file_name"])].append(
-                Lesion((x, y, x + w, y + h), names.get(item["category_id"], ""), rle, bool(item.get("iscrowd"))))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        key = f" {error}" if isinstance(error, KeyError) and str(error) in COCO_KEYS else ""
-        raise WrongInput(f"annotations: must be COCO (images, categories, annotations), but there is a "
-                         f"{type(error).__name__}{key} in it; export it again") from None
-    return lesions, {str(i["file_name"]): i for i in images.values()}, remarks
+    count = cv2.connectedComponents(mask_HW.astype(np.uint8), connectivity=8)[0] - 1
+    if count > MOST_LESIONS:
+        raise ValueError(f"has a mask of {count} islands, over {MOST_LESIONS}: it is noise or a picture, not lesions; "
+                         "save it as labels")
+    return list(lesions_of_mask(mask_HW, category))
+
+
+def read_coco(path: Path) -> dict[str, list[Lesion]]:
+    """Lesions of a dataset's own annotations.json, by scan_id.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not as ``to_coco`` makes it.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    names = {c["id"]: str(c["name"]) for c in content["categories"]}
+    scan_ids = {i["id"]: str(i["file_name"]) for i in content["images"]}
+    lesions: dict[str, list[Lesion]] = {scan_id: [] for scan_id in scan_ids.values()}
+    for item in content["annotations"]:
+        x, y, w, h = (float(v) for v in item["bbox"])
+        lesions[scan_ids[item["image_id"]]].append(
+            Lesion((x, y, x + w, y + h), names[item["category_id"]], item.get("segmentation"), bool(item["iscrowd"])))
+    return lesions
 
 
 def term_of(name: str, aliases: Mapping[str, str]) -> str | None:
@@ -110,7 +141,7 @@ def fitted(lesions: Iterable[Lesion], height: int, width: int,
     Raises:
         ValueError: a mask has another size than the scan.
     """
-    kept, remarks = [], Counter[str]()
+    kept, seen, remarks = [], list[Lesion](), Counter[str]()
     for lesion in lesions:
         if lesion.rle and lesion.rle["size"] != [height, width]:
             raise ValueError(f"is {height}x{width}, but a mask of it is "
@@ -120,9 +151,17 @@ def fitted(lesions: Iterable[Lesion], height: int, width: int,
         if not (box[0] < box[2] and box[1] < box[3]):  # NaN as well
             remarks[EMPTY if not (x1 < x2 and y1 < y2) else OUTSIDE] += 1
             continue
+        if not lesion.rle and min(x2 - x1, y2 - y1) < 1:
+            remarks[TINY] += 1
+            continue
+        if any(lesion == other for other in seen):
+            remarks[TWICE] += 1
+            continue
+        seen.append(lesion)
         remarks[CUT] += box != lesion.box_xyxy
         term = term_of(lesion.category, aliases)
         remarks[UNKNOWN] += term is None
+        remarks[CROWD] += lesion.crowd
         kept.append(Lesion(box, term or "other", lesion.rle, lesion.crowd))
     return tuple(kept), +remarks
 
@@ -142,51 +181,3 @@ def to_coco(scans: Iterable[Scan], categories: list[str]) -> dict[str, Any]:
             annotations.append({**item, "segmentation": lesion.rle} if lesion.rle else item)
     return {"info": {"description": "raybone dataset"}, "images": images, "annotations": annotations,
             "categories": [{"id": i, "name": name} for name, i in number.items()]}
-
-
-def _rle(segmentation: Any, height: int, width: int, trusted: bool) -> dict[str, Any] | None:
-    """RLE text of a COCO segmentation given as polygons, an uncompressed or a compressed RLE."""
-    if not segmentation:
-        return None
-    if not trusted:
-        _check(segmentation, height, width)
-    try:
-        if isinstance(segmentation, list):
-            code = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation["counts"], list):
-            code = coco_mask.frPyObjects(segmentation, height, width)
-        else:
-            code = {"size": segmentation["size"], "counts": segmentation["counts"].encode("ascii")}
-    except Exception:  # pycocotools raises bare Exceptions
-        raise ValueError(f"segmentation {str(segmentation)[:40]}") from None
-    return {"size": [int(n) for n in code["size"]], "counts": code["counts"].decode("ascii")}
-
-
-def _check(segmentation: Any, height: int, width: int) -> None:
-    """Raise ValueError for polygons far outside the image and for runs that do not add up to it."""
-    if not 0 < height * width <= MOST_PIXELS:
-        raise ValueError("size")
-    if isinstance(segmentation, list):
-        corners = np.array([float(v) for polygon in segmentation for v in polygon])
-        if not (np.abs(corners) <= 2 * max(height, width)).all():  # NaN as well
-            raise ValueError("polygon")
-        return
-    counts, size = segmentation["counts"], [int(n) for n in segmentation["size"]]
-    runs = counts if isinstance(counts, list) else _runs(counts)
-    if min(runs, default=0) < 0 or sum(runs) != size[0] * size[1] or not 0 < sum(runs) <= MOST_PIXELS:
-        raise ValueError("runs")
-
-
-def _runs(text: str) -> list[int]:
-    """Run lengths of COCO's compressed form: 5 bits a character, from the third run on as differences."""
-    runs: list[int] = []
-    value = shift = 0
-    for character in text:
-        code = ord(character) - 48
-        value |= (code & 0x1F) << shift
-        shift += 5
-        if not code & 0x20:
-            value -= (code & 0x10) and 1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return runs

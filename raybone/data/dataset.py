@@ -20,7 +20,7 @@ import numpy as np
 from raybone.data.annotations import read_coco, to_coco
 from raybone.data.folds import TEST, TRAINING
 from raybone.data.remote import local_copy
-from raybone.records import Array, Scan, WrongInput
+from raybone.records import Array, Lesion, Scan, WrongInput
 
 FORMAT = 1
 COLUMNS = ("scan_id", "patient_id", "view", "height", "width", "pixel_mm", "row", "high", "site", "scanner",
@@ -98,8 +98,8 @@ def open_dataset(path: Path | str, test_fold: bool = False) -> Dataset:
         meta = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
         if meta["format"] != FORMAT:
             raise WrongInput(f"dataset {path}: format must be {FORMAT}, got {meta['format']}; prepare it again")
-        lesions, _, remarks = read_coco(path / "annotations.json", trusted=True)
-        if remarks or {le.category for many in lesions.values() for le in many} - set(meta["categories"]):
+        lesions = read_coco(path / "annotations.json")
+        if {le.category for many in lesions.values() for le in many} - set(meta["categories"]):
             raise ValueError("annotations.json and scans or categories")
         scans = tuple(_scan(row, tuple(lesions[row["scan_id"]])) for row in _rows(path / "scans.csv"))
         fold_of = {row["patient_id"]: int(row["fold"]) for row in _rows(path / "folds.csv")}
@@ -183,6 +183,15 @@ class DatasetWriter:
         first: dict[str, str] = {}
         pairs = ((first.setdefault(self._digest_of[s.scan_id], s.patient_id), s.patient_id) for s in self.scans)
         return [(a, b) for a, b in pairs if a != b]
+
+    def copies_that_differ(self) -> list[str]:
+        """Scans of the same pixels that somebody annotated in different ways."""
+        said: dict[str, dict[str, tuple[Lesion, ...]]] = {}
+        for scan in self.scans:
+            if not {"unannotated", "taken-as-negative"} & set(scan.flags):
+                said.setdefault(self._digest_of[scan.scan_id], {})[scan.scan_id] = scan.lesions
+        return [scan_id for many in said.values() if any(le != next(iter(many.values())) for le in many.values())
+                for scan_id in many]
 
     def patient_content(self) -> dict[str, str]:
         """A hash of each patient's scans and lesions, independent of names and of the order of files."""
