@@ -40,7 +40,8 @@ def _data_parsers(verbs: Any) -> None:
     verb = _verb(verbs, "prepare", "raw scans and annotations -> dataset folder")
     verb.add_argument("source", metavar="SOURCE")
     verb.add_argument("dataset", metavar="DATASET")
-    verb.add_argument("--layout", default="auto", help="auto, dicom, coco, labelme, bs80k, bs80k_regions or masks")
+    verb.add_argument("--layout", default="auto",
+                      help="auto, dicom, coco, labelme, bs80k, bs80k_regions, masks or nnunet")
     verb.add_argument("--modality", default="NM", help="DICOM Modality to take, or 'any' (default %(default)s)")
     verb.add_argument("--folds", default="5", metavar="K", help="number of folds, or site: leave one site out")
     verb.add_argument("--seed", type=int, default=0, help="another order of patients of equal burden")
@@ -50,6 +51,11 @@ def _data_parsers(verbs: Any) -> None:
     verb.add_argument("--split", metavar="FILE", help="CSV of patient_id and fold (or test, training) to take")
     verb.add_argument("--negatives", default="folds", help="training: patients without metastases join every training "
                       "part and no validation (default %(default)s)")
+    verb.add_argument("--unannotated", default="apart", metavar="apart|negative",
+                      help="scans without annotation where others have one: kept apart, neither trained on nor scored, "
+                      "or taken as scans without lesion (default %(default)s)")
+    verb.add_argument("--allow-unmatched", action="store_true",
+                      help="go on although annotations find no scan, or several; they are left out")
     verb.add_argument("--categories", nargs="+", default=[], metavar="NAME=CATEGORY",
                       help="further names of annotations, such as mets=malignant fracture=fracture")
     verb.add_argument("--steps", nargs="+", default=[], metavar="STEP",

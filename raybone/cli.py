@@ -25,8 +25,10 @@ from raybone.terminal import bar, epoch_line, printable, progress, show_table, t
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    goes_on = False
     try:
         options = parser().parse_args(arguments)
+        goes_on = options.verb in ("search", "demo")
         return VERBS[options.verb](options) or 0
     except WrongInput as error:
         for problem in error.problems:
@@ -43,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"raybone: {place}{error.strerror or error}; free space or choose another place", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("raybone: interrupted; the same command resumes a study", file=sys.stderr)
+        print(f"raybone: interrupted; {'the same command resumes it' if goes_on else 'nothing is left of it'}",
+              file=sys.stderr)
         return 1
 
 
@@ -63,14 +66,20 @@ def _phantom(options: argparse.Namespace) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
+    from raybone.data.sources import told
     from raybone.prepare import prepare
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was written halfway is removed
     modality = None if options.modality.lower() == "any" else options.modality
     folds = int(options.folds) if options.folds.lstrip("-").isdecimal() else options.folds
     made = prepare(options.source, options.dataset, options.layout, modality, folds, options.key, options.seed,
                    bar("prepare"), holdout=options.holdout, split=options.split, steps=options.steps,
-                   categories=_pairs("--categories", options.categories), negatives=options.negatives)
+                   categories=_pairs("--categories", options.categories), negatives=options.negatives,
+                   unannotated=options.unannotated, allow_unmatched=options.allow_unmatched,
+                   show_paths=options.show_paths)
     counts = made.meta["counts"]
+    for line in told(made.accounts, counts, options.unannotated == "negative"):
+        print(line)
     apart = f", {counts['training_patients']} patients in training alone" if counts["training_patients"] else ""
     print(f"{made.path}: {counts['scans']} scans of {counts['patients']} patients with {counts['lesions']} lesions in "
           f"{counts['folds']} folds{apart}; {counts['rejected']} inputs not taken; hash {made.meta['hash']}")

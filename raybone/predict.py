@@ -130,12 +130,12 @@ def _gathered(scans: Sequence[str], place: Path) -> Path:
 
 
 def _prepared(root: Path, place: Path, bundle: Bundle, modality: str | None, progress: Progress) -> Prepared:
-    found = sources_of(root, "auto")[0]
+    found = sources_of(root, "auto")
     # Scans that nothing annotates may be DICOM or images; the layout of that name would take DICOM alone.
-    layout: Any = "labelme" if found == "dicom" and not (root / "annotations.json").is_file() else found
+    layout: Any = "labelme" if found.layout == "dicom" and not found.accounts else found.layout
     try:
         return prepare(root, place / "dataset", layout, modality, 2, place / "key", progress=progress,
-                       steps=bundle.meta["preprocessing"]["steps"])
+                       steps=bundle.meta["preprocessing"]["steps"], allow_unmatched=True)
     except WrongInput as error:
         raise WrongInput(*(p.replace("prepare: ", "predict: ").replace("--layout and ", "") for p in error.problems)
                          ) from None

@@ -7,21 +7,23 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from raybone.data.annotations import spelled
+from raybone.data.annotations import LEFT_OUT, NO_SCAN, spelled
 from raybone.data.archive import unpacked
 from raybone.data.dataset import DatasetWriter
 from raybone.data.folds import TEST, TRAINING, assign_folds, folds_by_site, stratum_label
 from raybone.data.identity import key_path, pseudonym, read_key, write_map
-from raybone.data.intake import Intake, Origin
-from raybone.data.layouts import LAYOUTS, Layout, Source, sources_of
+from raybone.data.intake import COPIES_DIFFER, Intake, Origin
+from raybone.data.layouts import LAYOUTS, Layout, sources_of
 from raybone.data.lookalike import joined, lookalikes
 from raybone.data.parallel import Died, cores, spread
 from raybone.data.reading import Read, read_source
+from raybone.data.sources import Account, Source, complaints
 from raybone.data.steps import STEPS, unit
 from raybone.data.tables import read_labels, read_split
 from raybone.records import Scan, WrongInput
@@ -31,14 +33,15 @@ from raybone.records import Scan, WrongInput
 class Prepared:
     """What ``prepare`` made: the content of dataset.json, the inputs that were not taken, and where inputs lie.
 
-    rejected: (input_id, bytes, reason). sources: (input_id, scan_id, path), for the person at the terminal alone, and
-    origins: the frames of inputs that scans are made of.
+    rejected: (input_id, bytes, reason). sources: (input_id, scan_id, path), for the person at the terminal alone.
+    accounts: the annotation files, and what found no scan. origins: the frames of inputs that scans are made of.
     """
 
     path: Path
     meta: dict[str, Any]
     rejected: tuple[tuple[str, int, str], ...]
     sources: tuple[tuple[str, str, str], ...]
+    accounts: tuple[Account, ...] = ()
     origins: tuple[Origin, ...] = ()
 
 
@@ -46,59 +49,66 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
             folds: int | Literal["site"] = 5, key: Path | str | None = None, seed: int = 0,
             progress: Callable[[int, int], None] = lambda done, total: None, *, holdout: float = 0.0,
             split: Path | str | None = None, categories: Mapping[str, str] | None = None,
-            steps: Sequence[str] = (), negatives: Literal["folds", "training"] = "folds") -> Prepared:
+            steps: Sequence[str] = (), negatives: Literal["folds", "training"] = "folds",
+            unannotated: Literal["apart", "negative"] = "apart", allow_unmatched: bool = False,
+            show_paths: bool = False) -> Prepared:
     """Read every scan under ``source`` and write the dataset folder, whole or not at all.
 
     Args:
-        source: a folder, with zip archives in it or not, a zip archive or a DICOMDIR. ``dicom`` takes every DICOM file
-            with an annotations.json (COCO) or an annotation file of its name beside, ``labelme`` any scan with such a
-            file (LabelMe JSON, VOC xml, NIfTI), ``coco`` the images which annotations.json names, ``bs80k`` BS-80K as
-            released, ``bs80k_regions`` its crops of regions, ``masks`` the pairs images/NAME and masks/NAME. A
-            labels.csv in it gives labels, sites and patients (see ``read_labels``).
+        source: a folder, with zip archives in it or not, a zip archive or a DICOMDIR. A labels.csv in it gives labels,
+            sites and patients (see ``read_labels``).
+        layout: ``dicom`` takes every DICOM file, ``labelme`` any scan, ``coco`` what COCO files name; see docs/data.md.
         dataset: the folder to make; it must not exist.
         modality: for DICOM, the only Modality taken; None takes all.
         folds: cross-validation folds, fewer when there are fewer patients; or ``site`` to leave one site out.
         key: file with the key of the pseudonyms; made (mode 0600) when absent. The map from inputs to paths is
             written beside it. Default: ``$XDG_CONFIG_HOME/raybone/key``.
-        seed: deals patients of equal burden out to the folds in another order.
-        progress: called with (inputs done, inputs in all).
+        seed: another order of patients of equal burden. progress: called with (inputs done, inputs in all).
         holdout: share (below 1) or number of the patients for the test group, which no search sees.
         split: CSV of patient_id and fold (or ``test``) to take the folds from.
         categories: further names of annotations -> categories of the dataset.
         negatives: whether patients without a malignant lesion are dealt out to the folds as all are, or are in the
             training part of every fold.
+        unannotated: whether a scan without annotation, where others have one, is kept apart, neither trained on nor
+            scored, or counts as one without lesion.
+        allow_unmatched: go on although annotations find no scan, or several; they are left out.
+        show_paths: name files in errors.
         steps: preprocessing, names of ``raybone.data.steps.STEPS`` in order.
     Raises:
-        WrongInput: no such folder, nothing to take, an impossible option, a leaking split, or the dataset exists.
+        WrongInput: no such folder, nothing to take, an impossible option, annotations that find no scan, a leaking
+            split, or the dataset exists.
     """
     source, dataset, key_file = Path(source), Path(dataset), key_path(key)
-    _check(source, dataset, key_file, layout, folds, holdout, split, steps, negatives)
+    _check(source, dataset, key_file, layout, folds, holdout, split, steps, negatives, unannotated)
     given = read_split(Path(split)) if split else None
-    intake = Intake(read_key(key_file), source)
+    intake = Intake(read_key(key_file), source, "unannotated" if unannotated == "apart" else "taken-as-negative")
     dataset.parent.mkdir(parents=True, exist_ok=True)
     half = Path(tempfile.mkdtemp(prefix=f".{dataset.name}.", suffix=".partial", dir=dataset.parent))
     try:
         raw = DatasetWriter(half / "raw")
         with unpacked(source, half) as (roots, closed):
-            found, inputs = _inputs(roots, closed, layout, intake)
+            found, inputs, accounts = _inputs(roots, closed, layout, intake)
+            _hold(accounts, allow_unmatched, show_paths)
             aliases = {spelled(name): category for name, category in (categories or {}).items()}
             work = partial(read_source, folder=raw.path, modality=modality, aliases=aliases)
             _read(inputs, work, intake, progress)
+        accounts += intake.join()
+        _hold(accounts, allow_unmatched, show_paths)
         writer = intake.settle(raw, half / "steps", steps)
         if not writer.scans:
-            why = "; ".join(f"{n} x {r}" for r, n in Counter(r for _, _, r in intake.rejected).most_common(3))
-            raise WrongInput(f"prepare: no scan was taken from {len(inputs)} inputs "
-                             f"({why or 'the folder holds none'}); see --layout and --modality")
-        content = _finish(intake, writer, found, steps, *_folds(intake, writer, folds, seed, holdout, given, negatives))
+            raise _nothing(intake, len(inputs))
+        dealt = _folds(intake, writer, folds, seed, holdout, given, negatives)
+        content = _finish(intake, writer, found, accounts, steps, *dealt)
         write_map(key_file, content["hash"], intake.sources())
         writer.path.rename(dataset)
     finally:
         shutil.rmtree(half, ignore_errors=True)
-    return Prepared(dataset, content, tuple(intake.rejected), tuple(intake.sources()), tuple(intake.origins))
+    return Prepared(dataset, content, tuple(intake.rejected), tuple(intake.sources()), tuple(accounts),
+                    tuple(intake.origins))
 
 
 def _check(source: Path, dataset: Path, key_file: Path, layout: str, folds: int | str, holdout: float,
-           split: Path | str | None, steps: Sequence[str], negatives: str) -> None:
+           split: Path | str | None, steps: Sequence[str], negatives: str, unannotated: str) -> None:
     problems = []
     if layout not in LAYOUTS:
         problems.append(f"--layout: must be one of {', '.join(LAYOUTS)}; got {layout}")
@@ -121,6 +131,8 @@ def _check(source: Path, dataset: Path, key_file: Path, layout: str, folds: int 
     if negatives == "training" and (split or folds == "site"):
         problems.append("--negatives: training cannot go with --split, which names such patients itself, or --folds "
                         "site; leave one out")
+    if unannotated not in ("apart", "negative"):
+        problems.append(f"--unannotated: must be apart or negative, got {unannotated}")
     if {"max_min", "brightness"} <= set(steps):
         problems.append("--steps: max_min and brightness undo each other; take one of them")
     unknown = [s for s in steps if s not in STEPS]
@@ -130,33 +142,47 @@ def _check(source: Path, dataset: Path, key_file: Path, layout: str, folds: int 
         raise WrongInput(*problems)
 
 
+def _hold(accounts: list[Account], allow_unmatched: bool, show_paths: bool) -> None:
+    """Refuse a source whose annotations find no scan."""
+    refused = [] if allow_unmatched else complaints(accounts, show_paths)
+    if refused:
+        raise WrongInput(*refused)
+
+
+def _nothing(intake: Intake, inputs: int) -> WrongInput:
+    why = "; ".join(f"{n} x {r}" for r, n in Counter(r for _, _, r in intake.rejected).most_common(3))
+    return WrongInput(f"prepare: no scan was taken from {inputs} inputs ({why or 'the folder holds none'}); see "
+                      "--layout and --modality")
+
+
 def _inputs(roots: list[tuple[str, Path]], closed: Mapping[str, str], layout: Layout,
-            intake: Intake) -> tuple[str, list[Source]]:
-    """The layout, and every input of all folders by its name below SOURCE; labels go to the intake."""
-    layouts, inputs = [], list[Source]()
+            intake: Intake) -> tuple[str, list[Source], list[Account]]:
+    """The layout, every input of all folders by its name below SOURCE, and accounts; labels go to the intake."""
+    layouts, inputs, accounts = [], list[Source](), list[Account]()
     opened = {prefix.rstrip("/") for prefix, _ in roots}
     for prefix, root in roots:
-        found, sources, remarks = sources_of(root, layout)
-        for rule, times in remarks.items():
+        found = sources_of(root, layout).below(prefix)
+        for rule, times in found.remarks.items():
             intake.remarks[rule] += [""] * times
-        inputs += [replace(s, name=prefix + s.name, aside=s.aside or closed.get(prefix + s.name, ""))
-                   for s in sources if prefix + s.name not in opened]
-        if sources and not all(s.name in opened for s in sources):
-            layouts.append(found)
+        inputs += [replace(s, aside=s.aside or closed.get(s.name, "")) for s in found.inputs if s.name not in opened]
+        accounts += found.accounts
+        if not {s.name for s in found.inputs} <= opened:
+            layouts.append(found.layout)
         if (root / "labels.csv").is_file():
             labels = read_labels(root / "labels.csv")
             intake.labels.by_patient.update(labels.by_patient)
             intake.labels.by_file.update({prefix + name: row for name, row in labels.by_file.items()})
-    return "+".join(dict.fromkeys(layouts)), inputs
+    return "+".join(dict.fromkeys(layouts)), inputs, accounts
 
 
 def _read(inputs: Sequence[Source], work: Callable[[Source], Read], intake: Intake,
           progress: Callable[[int, int], None]) -> None:
-    for number, (item, read) in enumerate(zip(inputs, spread(work, inputs, min(cores(), len(inputs)))), 1):
-        if isinstance(read, Died):
-            read = Read("", 0, reason="ended the process that read it: a decoder crashed")
-        intake.take(item, read)
-        progress(number, len(inputs))
+    with closing(spread(work, inputs, min(cores(), len(inputs)))) as results:
+        for number, (item, read) in enumerate(zip(inputs, results), 1):
+            if isinstance(read, Died):
+                read = Read("", 0, reason="ended the process that read it: a decoder crashed")
+            intake.take(item, read)
+            progress(number, len(inputs))
 
 
 def _folds(intake: Intake, writer: DatasetWriter, folds: int | Literal["site"], seed: int, holdout: float,
@@ -226,13 +252,19 @@ def _given(intake: Intake, patients: set[str], given: Mapping[str, int], warning
     return fold_of
 
 
-def _finish(intake: Intake, writer: DatasetWriter, layout: str, steps: Sequence[str], fold_of: dict[str, int],
-            warnings: list[str]) -> dict[str, Any]:
+def _finish(intake: Intake, writer: DatasetWriter, layout: str, accounts: Sequence[Account], steps: Sequence[str],
+            fold_of: dict[str, int], warnings: list[str]) -> dict[str, Any]:
     """Write the tables; returns the content of dataset.json."""
     scans = writer.scans
     if intake.unmatched_labels():
         intake.remarks["line of labels.csv without its scan or patient: left out"] += [""] * intake.unmatched_labels()
+    lost = [name for a in accounts for name in [a.name] * a.lost]
+    of_rejected = len(intake.remarks[NO_SCAN])
+    intake.remarks |= {NO_SCAN: intake.remarks[NO_SCAN] + lost} if lost else {}
     remarks = {rule: list(dict.fromkeys(intake.scan_ids(names))) for rule, names in intake.remarks.items() if names}
+    if differing := writer.copies_that_differ():
+        remarks = {COPIES_DIFFER: differing} | remarks
+        intake.remarks = {COPIES_DIFFER: differing} | intake.remarks
     remarked = [f"{len(names)} x {rule}" + (f" (first {remarks[rule][0]})" if remarks[rule] else "")
                 for rule, names in intake.remarks.items() if names]
     categories = sorted({le.category for s in scans for le in s.lesions}, key=lambda c: (c != "malignant", c))
@@ -244,6 +276,10 @@ def _finish(intake: Intake, writer: DatasetWriter, layout: str, steps: Sequence[
                           "unit": unit(steps), "high": "65535" if "max_min" in steps else
                           "median of the scans' 99.9 percentiles" if "brightness" in steps else "99.9 percentile"},
         "counts": {"scans": len(scans), "patients": len(fold_of), "lesions": sum(len(s.lesions) for s in scans),
+                   "unannotated": sum(intake.unannotated in s.flags for s in scans),
+                   "annotations": sum(a.annotations for a in accounts), "annotations_lost": len(lost),
+                   "annotations_of_rejected": of_rejected,
+                   "annotations_left_out": sum(len(intake.remarks[rule]) for rule in LEFT_OUT),
                    "rejected": len(intake.rejected), "folds": len({f for f in fold_of.values() if f >= 0}),
                    "test_patients": sum(f == TEST for f in fold_of.values()),
                    "training_patients": sum(f == TRAINING for f in fold_of.values())},

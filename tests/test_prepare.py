@@ -95,8 +95,8 @@ def test_masks_with_in_between_values_and_of_another_size(tmp_path: Path) -> Non
     image_HW = np.full((40, 48), 99, np.uint8)
     mask_HW = np.zeros((40, 48), np.uint8)
     mask_HW[5:10, 6:12] = 250
-    mask_HW[10:12, 6:12] = 90  # compression noise
     mask_HW[30:34, 30:40] = 250
+    mask_HW[20:22] = np.arange(96).reshape(2, 48) // 4  # compression noise
     for name, mask in (("a", mask_HW), ("b", mask_HW[:20])):
         Image.fromarray(np.stack([image_HW] * 3, -1)).save(tmp_path / "images" / f"{name}.png")
         Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
@@ -136,8 +136,14 @@ def test_annotations_without_a_scan_are_reported(cohort: Path, tmp_path: Path) -
 
     shutil.copytree(cohort, tmp_path / "src")
     next((tmp_path / "src").rglob("*.dcm")).unlink()
-    made = prepare(tmp_path / "src", tmp_path / "ds", folds=2, key=tmp_path / "k")
-    assert any("1 x annotated scan that is not there" in w for w in made.meta["warnings"])
+    coco = json.loads((tmp_path / "src" / "annotations.json").read_text())
+    gone = {i["id"] for i in coco["images"] if not (tmp_path / "src" / i["file_name"]).exists()}
+    lost = sum(a["image_id"] in gone for a in coco["annotations"])
+    with pytest.raises(WrongInput, match=f"{lost} of {len(coco['annotations'])} annotations find no scan, over 5 %"):
+        prepare(tmp_path / "src", tmp_path / "again", folds=2, key=tmp_path / "k")
+    made = prepare(tmp_path / "src", tmp_path / "ds", folds=2, key=tmp_path / "k", allow_unmatched=True)
+    assert any(f"{lost} x annotation without its scan" in w for w in made.meta["warnings"])
+    assert made.meta["counts"]["annotations_lost"] == lost > 0
     content = json.loads((made.path / "dataset.json").read_text())
     assert content["counts"]["scans"] == 17
 
@@ -196,7 +202,7 @@ def test_bs80k_as_released_keeps_boxes_patients_views_and_labels(tmp_path: Path)
     (source / "readme").write_text("x")
     lines = (source / "wholeBodyANT" / "wholeBodyANT.txt").read_text().replace("0001.jpg 1", "0001.jpg 0")
     (source / "wholeBodyANT" / "wholeBodyANT.txt").write_text(lines)
-    made = prepare(source, tmp_path / "ds", folds=2, key=tmp_path / "k")
+    made = prepare(source, tmp_path / "ds", folds=2, key=tmp_path / "k", allow_unmatched=True)
     opened = open_dataset(made.path)
     expected = open_dataset(prepare(phantom(tmp_path / "d", 3, 3, height=256), tmp_path / "ds2", folds=2,
                                     key=tmp_path / "k").path)
@@ -211,7 +217,7 @@ def test_bs80k_as_released_keeps_boxes_patients_views_and_labels(tmp_path: Path)
     assert [r["abnormal_chestL"] for r in labels if "abnormal_chestL" in r] == ["1"]
     assert sorted(reason for _, _, reason in made.rejected) == [
         "is a region of a whole-body scan; its label goes with that scan",
-        "is an annotation, not a scan, and no scan has its name", "is outside the folders of BS-80K"]
+        "is an annotation that no scan answers to", "is outside the folders of BS-80K"]
     assert sum("unannotated" in s.flags for s in opened.scans) == 1
     assert any("label line that cannot be read" in w for w in made.meta["warnings"])
 
@@ -225,7 +231,7 @@ def test_annotations_lie_beside_dicom_or_in_a_folder_of_their_own(tmp_path: Path
     for name in ("a", "b", "c"):
         write_scan(tmp_path / f"{name}.dcm", rng.poisson(5, mask_HW.shape).astype(np.uint16), patient=name,
                    view="anterior", pixel_mm=2, uid=name)
-    nibabel.save(nibabel.Nifti1Image(mask_HW.T[:, :, None], np.eye(4)), tmp_path / "a.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(mask_HW.T[:, :, None], np.diag([-2, -2, 1, 1])), tmp_path / "a.nii.gz")
     (tmp_path / "Annotations").mkdir()
     (tmp_path / "Annotations" / "b.xml").write_text(
         "<annotation><object><name>nidus</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>99</xmax><ymax>7</ymax>"
@@ -236,7 +242,7 @@ def test_annotations_lie_beside_dicom_or_in_a_folder_of_their_own(tmp_path: Path
                      (("malignant", (1.0, 2.0, 64.0, 7.0)),), ()}
     assert {w.split(" (first")[0] for w in made.meta["warnings"]} == {
         "1 x box beyond the border of its scan: cut there",
-        "1 x scan without annotation: counts as a scan without lesion"}
+        "1 x scan without annotation: neither trained on nor scored, unless --unannotated negative"}
 
 
 def test_labels_sites_and_patients_come_from_labels_csv(tmp_path: Path) -> None:
@@ -300,7 +306,7 @@ def test_steps_are_recorded_and_a_lone_view_is_rejected(tmp_path: Path) -> None:
     source = phantom(tmp_path / "src", 3, 3, height=256)
     next(iter(sorted(source.rglob("posterior.dcm")))).unlink()
     names = ["body_range", "brightness", "knee_cut", "montage"]
-    made = prepare(source, tmp_path / "ds", folds=2, key=tmp_path / "k", steps=names)
+    made = prepare(source, tmp_path / "ds", folds=2, key=tmp_path / "k", steps=names, allow_unmatched=True)
     opened = open_dataset(made.path)
     assert made.meta["preprocessing"]["steps"] == names
     assert [(s.height, s.width, s.view) for s in opened.scans] == [(160, 128, "anterior|posterior")] * 2
@@ -420,8 +426,10 @@ def test_masks_go_with_the_image_of_their_folder_and_patient_0_is_a_patient(tmp_
     assert not any("unannotated" in s.flags for s in open_dataset(made.path).scans)
     (tmp_path / "in" / "annotations.json").write_text(json.dumps({"images": images, "annotations": [],
                                                                   "categories": []}))
-    made = prepare(tmp_path / "in", tmp_path / "again", folds=2, key=tmp_path / "k")
-    assert [r for _, _, r in made.rejected] == ["is a COCO file by its name, which layout masks does not read"]
+    with pytest.raises(WrongInput, match="layout masks does not read; choose the layout"):
+        prepare(tmp_path / "in", tmp_path / "again", folds=2, key=tmp_path / "k")
+    made = prepare(tmp_path / "in", tmp_path / "again", folds=2, key=tmp_path / "k", allow_unmatched=True)
+    assert len(made.rejected) == 1
     made = prepare(tmp_path / "in", tmp_path / "coco", "coco", folds=2, key=tmp_path / "k")
     assert made.meta["counts"]["patients"] == 1
     assert made.meta["patients_known"]

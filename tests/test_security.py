@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from raybone.cli import main
-from raybone.data import formats
+from raybone.data import formats, nifti
 from raybone.data.dataset import open_dataset
 from raybone.fit import evaluate_weights
 from raybone.folder import Folder
@@ -187,15 +187,15 @@ def test_an_archive_larger_than_the_disk_is_one_line(tmp_path: Path) -> None:
 def test_annotations_that_unpack_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     image = nibabel.Nifti1Image(np.zeros((64, 64, 64), np.uint8), np.eye(4))
     small = gzip.compress(image.to_bytes())
-    assert len(formats.read_nifti(small)[0]) == 64
-    monkeypatch.setattr(formats, "MOST_BYTES", 1 << 17)
-    with pytest.raises(ValueError, match="not slices of NIfTI labels"):
-        formats.read_nifti(small)
+    assert len(nifti.read_nifti(small, (64, 64), None, {}).frames) == 64
+    monkeypatch.setattr(nifti, "MOST_BYTES", 1 << 17)
+    with pytest.raises(ValueError, match="fewer values than its header says"):
+        nifti.read_nifti(small, (64, 64), None, {})
     voc = ("<?xml version='1.0' encoding='{0}'?><!DOCTYPE a [<!ENTITY e 'm'>]><annotation><object><name>&e;</name>"
            "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></object></annotation>")
     for encoding in ("utf-8", "utf-16"):
-        with pytest.raises(ValueError, match="not VOC xml"):
-            formats.read_voc(voc.format(encoding).encode(encoding))
+        with pytest.raises(ValueError, match="declares entities, which are not read"):
+            formats.read_voc(voc.format(encoding).encode(encoding), (64, 64))
 
 
 @pytest.mark.parametrize("url", ["simplecache::memory://x", "zip://a.csv::file:///tmp/x.zip", "filecache::s3://b/x"])

@@ -11,20 +11,26 @@ from typing import NamedTuple
 import numpy as np
 
 from raybone.data.dataset import DatasetWriter, Stored, store
+from raybone.data.dicom import NotTaken
 from raybone.data.identity import pseudonym
-from raybone.data.layouts import Source, positive
-from raybone.data.reading import Read, Taken
+from raybone.data.reading import Read, Taken, together
+from raybone.data.sources import Account, Source, positive
 from raybone.data.steps import Part, View, apply_steps, unit
 from raybone.data.tables import Labels
-from raybone.records import Scan
+from raybone.records import Lesion, Scan
 
+UNANNOTATED = "scan without annotation: neither trained on nor scored, unless --unannotated negative"
 REMARK_OF_FLAG = {
-    "turned-over": "MONOCHROME1 with a bright border: turned over, so that uptake is high",
+    "turned-over": "bright border, as of dark on white: turned over, so that uptake is high",
+    "bright-border": "border brighter than the middle of the range: is it dark on white? It is left as it is",
+    "transparent": "transparent parts of a picture: they count as air",
     "other-windows": "frames of further energy windows: left out",
     "burned-in-text": "text suspected in the pixels: look at the scan before you train on it or share it",
     "lossy": "lossy compression: counts are not exact",
     "not-square": "pixels are not square: pixel_mm is their height",
-    "unannotated": "scan without annotation: counts as a scan without lesion"}
+    "unannotated": UNANNOTATED,
+    "taken-as-negative": "scan without annotation: counts as a scan without lesion, as --unannotated negative says"}
+COPIES_DIFFER = "scans of the same pixels whose annotations differ: one of them is wrong"
 LEFT_OUT = "is left out by the steps: montage needs both views of a study, and tiles without counts are not kept"
 
 
@@ -56,13 +62,15 @@ class _Known(NamedTuple):
 class Intake:
     """What was read so far.
 
-    secret: the key. root: SOURCE. rejected: (input_id, bytes, reason). remarks: rule -> names of inputs, which
+    secret: the key. root: SOURCE. unannotated: flag of a scan that nothing annotates.
+    rejected: (input_id, bytes, reason). remarks: rule -> names of inputs, which
     ``scan_ids`` turns into ids. unknown: the patient_ids that stand for a study or a file, as the source names no
     patient. name_of_patient: what the source calls the patient of a pseudonym, for tables that are keyed by it.
     """
 
     secret: bytes
     root: Path
+    unannotated: str = "unannotated"
     labels: Labels = field(default_factory=Labels)
     rejected: list[tuple[str, int, str]] = field(default_factory=list)
     remarks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -70,6 +78,8 @@ class Intake:
     name_of_patient: dict[str, str] = field(default_factory=dict)
     origins: list[Origin] = field(default_factory=list)
     _taken: list[_Known] = field(default_factory=list)
+    _marks: list[tuple[str, Read]] = field(default_factory=list)
+    _torn: set[str] = field(default_factory=set)
     _id_of: dict[str, str] = field(default_factory=dict)
     _scans_of: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
@@ -78,10 +88,54 @@ class Intake:
         self._id_of[item.name] = read.input_id or "i" + pseudonym(self.secret, "path", item.name, 16)
         for rule, times in read.remarks.items():
             self.remarks[rule] += [item.name] * times
+        if read.marks is not None:
+            self._marks.append((item.name, read))
         if read.reason:
             self.rejected.append((self._id_of[item.name], read.bytes, read.reason))
         for found in read.scans:
             self._taken.append(self._scan(item, found))
+
+    def join(self) -> list[Account]:
+        """Give the scans what segmentation objects say of them; returns an account of each object.
+
+        A scan that has another annotation, which differs, is rejected.
+        """
+        places: dict[str, list[int]] = defaultdict(list)
+        for place, known in enumerate(self._taken):
+            places[known.scan.instance].append(place)
+        accounts = []
+        for name, read in self._marks:
+            lost = 0
+            for mark in read.marks or ():
+                own = [p for p in places.get(pseudonym(self.secret, "instance", mark.instance), ())
+                       if mark.frame in (None, self._taken[p].frame)]
+                stored = self._taken[own[0]].stored if len(own) == 1 else None
+                if stored and mark.size == (stored.height, stored.width):
+                    self._mark(own[0], mark.lesions)
+                else:
+                    lost += 1
+            why = read.reason or "is a segmentation of objects that are not here, or of another size"
+            accounts.append(Account(name, max(1, len(read.marks or ())), lost or int(not read.marks), why, True,
+                                    bool(read.reason)))
+            if not read.reason and lost == len(read.marks or ()):
+                self.rejected.append((self._id_of[name], read.bytes, why))
+        self._taken = [k for k in self._taken if k.name not in self._torn]
+        return accounts
+
+    def _mark(self, place: int, lesions: tuple[Lesion, ...]) -> None:
+        known = self._taken[place]
+        scan = known.scan
+        if self.unannotated in scan.flags:
+            self.remarks[REMARK_OF_FLAG[self.unannotated]].remove(known.name)
+            scan = replace(scan, flags=tuple(f for f in scan.flags if f != self.unannotated), lesions=lesions)
+        else:
+            try:
+                scan = replace(scan, lesions=together(scan.lesions, lesions))
+            except NotTaken as reason:
+                if known.name not in self._torn:
+                    self.rejected.append((self._id_of[known.name], 0, str(reason)))
+                self._torn.add(known.name)
+        self._taken[place] = known._replace(scan=scan)
 
     def settle(self, raw: DatasetWriter, folder: Path, steps: Sequence[str]) -> DatasetWriter:
         """The scans in order of input, after the steps; in the folder they were read into, or in another."""
@@ -134,7 +188,7 @@ class Intake:
         self.name_of_patient[patient_id] = bare
         if not patient:
             self.unknown.add(patient_id)
-        flags = (*facts.flags, *(() if found.lesions is not None else ("unannotated",)))
+        flags = (*facts.flags, *(() if found.lesions is not None else (self.unannotated,)))
         for flag in flags:
             self.remarks[REMARK_OF_FLAG[flag]].append(item.name)
         site = labels.pop("site", "") or _masked(secret, "site", facts.site)

@@ -2,225 +2,120 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-from raybone.data.annotations import Remarks, read_coco
-from raybone.data.formats import READERS
-from raybone.records import Lesion, WrongInput
+from raybone.data.annotations import Remarks
+from raybone.data.claims import claim_of, load_json
+from raybone.data.matching import NOBODY, read_files
+from raybone.data.names import split_suffix
+from raybone.data.sources import Account, Beside, Source, Sources, is_image, mask_folder, walk
+from raybone.records import WrongInput
 
-Layout = Literal["auto", "dicom", "coco", "labelme", "bs80k", "bs80k_regions", "masks"]
+Layout = Literal["auto", "dicom", "coco", "labelme", "bs80k", "bs80k_regions", "masks", "nnunet"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-NOT_INPUTS = ("annotations.json", "labels.csv")
 REGION_CROP = "is a region of a whole-body scan; its label goes with that scan"
 WHOLE_BODY = "is of a whole body; layout bs80k_regions takes its regions alone"
 FOLDER_OF_BS80K = re.compile(r"(wholeBody|[a-z]{3,12}[LR]?)(ANT|POST)")
+NO_IMAGE = "is a mask, and no image has its name"
+CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
-@dataclass(frozen=True)
-class Source:
-    """One input file with what its layout says about it.
-
-    name: its path below SOURCE. kind: ``dicom`` or ``image`` alone, or ``any``. lesions, size: of a COCO file, for a
-    scan of that (H, W). beside: annotation files, each with a category when it is a mask. aside: why it is no scan.
-    """
-
-    path: Path
-    name: str
-    kind: Literal["dicom", "image", "any"] = "any"
-    patient: str = ""
-    view: str = ""
-    pixel_mm: float | None = None
-    lesions: tuple[Lesion, ...] | None = None
-    size: tuple[int, int] | None = None
-    beside: tuple[tuple[Path, str], ...] = ()
-    labels: tuple[tuple[str, str], ...] = ()
-    aside: str = ""
-
-
-def sources_of(root: Path, layout: Layout) -> tuple[str, list[Source], Remarks]:
-    """The layout (found out when ``auto``), every input in order of name, and remarks on annotations.
+def sources_of(root: Path, layout: Layout) -> Sources:
+    """Every input of a folder in order of name, by its layout (found out when ``auto``).
 
     Raises:
         WrongInput: the folder is not of that layout.
     """
-    files, closed = _walk(root)
-    found = layout if layout != "auto" else _layout_of(root, files)
-    read = {"dicom": _dicom, "coco": _coco, "labelme": _beside, "bs80k": _bs80k, "bs80k_regions": _regions,
-            "masks": _masks}[found]
-    sources, remarks = read(root, files)
-    sources += [Source(root / name, name, aside="is a folder that cannot be opened") for name in closed]
-    if found in ("labelme", "bs80k", "bs80k_regions", "masks") and (root / "annotations.json").is_file():
-        sources.append(Source(root / "annotations.json", "annotations.json",
-                              aside=f"is a COCO file by its name, which layout {found} does not read"))
-    return found, sorted(sources, key=lambda s: s.name), remarks
+    files, aside = walk(root)
+    kind = layout if layout != "auto" else _layout_of(root)
+    readers: dict[str, Callable[[Path, Mapping[str, Path]], Sources]] = {
+        "bs80k": _bs80k, "bs80k_regions": _regions, "masks": _masks, "nnunet": _nnunet}
+    found = readers[kind](root, files) if kind in readers else read_files(files, kind)
+    if layout == "coco" and not any(s.coco for s in found.inputs) and not found.accounts:
+        raise WrongInput("--layout coco: needs a JSON file with images, annotations and categories in SOURCE, but "
+                         "there is none; export it, or choose another layout")
+    found.inputs += [Source(root / name, name, aside=why) for name, why in aside.items()]
+    found.inputs.sort(key=lambda s: s.name)
+    return found
 
 
-def split_suffix(name: str) -> tuple[str, str]:
-    """A name without its suffix, and the suffix in small letters; .nii.gz is one."""
-    suffix = ".nii.gz" if name.lower().endswith(".nii.gz") else PurePosixPath(name).suffix
-    return name[: len(name) - len(suffix)], suffix.lower()
-
-
-def _walk(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """Every file by its name below the root, links followed once, and the folders that cannot be opened."""
-    files: dict[str, Path] = {}
-    closed: list[str] = []
-    seen: set[str] = set()
-
-    def refuse(error: OSError) -> None:
-        closed.append(Path(error.filename).relative_to(root).as_posix())
-
-    for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        below.sort()
-        for name in sorted(names):
-            path = Path(folder) / name
-            files[path.relative_to(root).as_posix()] = path
-    return {n: p for n, p in files.items() if n not in NOT_INPUTS and not n.startswith("phantom.key")}, closed
-
-
-def _layout_of(root: Path, files: Mapping[str, Path]) -> Literal["dicom", "coco", "labelme", "bs80k", "masks"]:
-    if (root / "wholeBodyANT").is_dir() or (root / "wholeBodyPOST").is_dir():
+def _layout_of(root: Path) -> str:
+    """The layouts that are told by their folders; ``auto`` for all others."""
+    folders = {p.name for p in root.iterdir() if p.is_dir()}
+    if {"wholeBodyANT", "wholeBodyPOST"} & folders:
         return "bs80k"
-    if (root / "images").is_dir() and (root / "masks").is_dir():
-        return "masks"
-    suffixes = {split_suffix(n)[1] for n in files}
-    named = set()
-    for path in _coco_files(root):
-        with contextlib.suppress(WrongInput):  # of another format, then; the layout chosen says what is wrong with it
-            named |= {split_suffix(n)[1] for n in read_coco(path)[0]}
-    if named & set(IMAGES):
-        return "coco"
-    dicom = any(p.suffix.lower() in ("", ".dcm", ".ima") or p.name.upper() == "DICOMDIR" for p in files.values())
-    return "labelme" if suffixes & set(READERS) and (suffixes & set(IMAGES) or not dicom) and not named else "dicom"
+    if {"imagesTr", "labelsTr"} <= folders:
+        return "nnunet"
+    return "masks" if {"images", "masks"} <= folders and any(is_image(p.name) for p in (root / "masks").rglob("*")) \
+        else "auto"
 
 
-def _dicom(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks]:
-    """DICOM files alone, with an annotations.json for all or an annotation file beside each."""
-    lesions, entries, remarks = dict[str, list[Lesion]](), dict[str, dict[str, Any]](), Remarks()
-    if (root / "annotations.json").is_file():
-        lesions, entries, remarks = read_coco(root / "annotations.json")
-        remarks["annotated scan that is not there"] += len(set(entries) - set(files))
-    sources, more = _beside(root, files)
-    return [replace(s, kind="dicom", lesions=tuple(lesions[s.name]), size=_size(entries[s.name]))
-            if s.name in lesions else replace(s, kind="dicom") for s in sources], remarks + more
-
-
-def _beside(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks]:  # noqa: ARG001
-    """Scans with annotation files of the same name beside them, or alone of that name elsewhere."""
-    notes = {n: split_suffix(n) for n in files if split_suffix(n)[1] in READERS}
-    scans = [n for n in files if n not in notes]
-    place = {stem: n for n in reversed(scans) for stem in (n, split_suffix(n)[0])}
-    homes = {PurePosixPath(n).parent for n in scans}
-    by_name: dict[str, set[str]] = defaultdict(set)
-    for stem, name in place.items():
-        by_name[PurePosixPath(stem).name].add(name)
-    beside: dict[str, list[tuple[Path, str]]] = defaultdict(list)
-    lone = []
-    for note, (stem, _) in notes.items():
-        # A folder of annotations alone goes with the only scan of that name, wherever it lies.
-        elsewhere = by_name[PurePosixPath(stem).name] if PurePosixPath(note).parent not in homes else set()
-        scan = place.get(stem) or (next(iter(elsewhere)) if len(elsewhere) == 1 else None)
-        if scan:
-            beside[scan].append((files[note], ""))
-        else:
-            lone.append(Source(files[note], note, beside=((files[note], ""),)))
-    return [Source(files[n], n, beside=tuple(beside[n])) for n in scans] + lone, Remarks()
-
-
-def _coco(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks]:
-    sources, named, remarks = [], set(), Remarks()
-    paths = _coco_files(root)
-    if not paths:
-        raise WrongInput("--layout coco: needs SOURCE/annotations.json or SOURCE/annotations/*.json, but has none; "
-                         "export it, or choose another layout")
-    for path in paths:
-        lesions, entries, more = read_coco(path)
-        remarks += more
-        named.add(path.relative_to(root).as_posix())
-        for file_name, entry in entries.items():
-            name = next((n for n in (file_name, f"images/{file_name}") if n in files), None)
-            if name is None:
-                remarks["annotated scan that is not there"] += 1
-                continue
-            if name in named:
-                remarks["scan that two COCO files annotate: the first counts"] += 1
-                continue
-            known = {k: str(entry[k]) for k in ("patient_id", "view", "pixel_mm") if entry.get(k) is not None}
-            named.add(name)
-            sources.append(Source(
-                files[name], name, "any", known.get("patient_id", ""),
-                known.get("view", "") if known.get("view") in ("anterior", "posterior") else "",
-                positive(known.get("pixel_mm")), tuple(lesions[file_name]), _size(entry)))
-    sources += [Source(p, n, aside="is not named by the COCO file") for n, p in files.items() if n not in named]
-    return sources, remarks
-
-
-def _bs80k(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks]:
+def _bs80k(root: Path, files: Mapping[str, Path]) -> Sources:  # noqa: ARG001
     """BS-80K as released: wholeBodyANT|POST with NNNN.jpg, xml in a folder below, "NNNN.jpg 0|1" lines in a txt."""
-    remarks, sources = Remarks(), []
+    found = Sources("bs80k")
     labels: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    notes: dict[tuple[str, str], list[Path]] = defaultdict(list)
-    scans: list[tuple[str, Path, str]] = []
+    notes: dict[tuple[str, str], list[str]] = defaultdict(list)
+    scans: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, path in files.items():
         top = FOLDER_OF_BS80K.fullmatch(PurePosixPath(name).parts[0])
         if not top:
-            sources.append(Source(path, name, aside="is outside the folders of BS-80K"))
+            _stray(found, path, name, "is outside the folders of BS-80K")
             continue
         region, view = top[1], "anterior" if top[2] == "ANT" else "posterior"
         if path.suffix == ".txt":
             column = "abnormal" if region == "wholeBody" else f"abnormal_{region}"
-            for stem, value in _said(path, remarks):
+            for stem, value in _said(path, found.remarks):
                 labels[stem, view][column] = value
         elif path.suffix == ".xml" and region == "wholeBody":
-            notes[path.stem, view].append(path)
+            notes[path.stem, view].append(name)
         elif region == "wholeBody":
-            scans.append((name, path, view))
+            scans[path.stem, view].append(name)
         else:
-            sources.append(Source(path, name, aside=REGION_CROP))
-    for name, path, view in scans:
-        beside = tuple((note, "") for note in notes.pop((path.stem, view), ()))
-        said_of = tuple(sorted(labels.pop((path.stem, view), {}).items()))
-        sources.append(Source(path, name, "image", path.stem, view, beside=beside, labels=said_of))
-    sources += [Source(p, p.relative_to(root).as_posix(), beside=((p, ""),)) for many in notes.values() for p in many]
-    remarks["label line without its whole-body scan: left out"] += len(labels)
-    return sources, +remarks
+            found.inputs.append(Source(path, name, aside=REGION_CROP))
+    for key, names in scans.items():
+        own = notes.pop(key, [])
+        beside = tuple(Beside(files[n], "voc") for n in own) if len(names) == 1 else ()
+        said_of = tuple(sorted(labels.pop(key, {}).items()))
+        found.inputs += [Source(files[n], n, "image", key[0], key[1], beside=beside, labels=said_of) for n in names]
+        found.accounts += [Account(n, 1, int(len(names) > 1), "fits several scans",
+                                   fits=tuple(names) if len(names) > 1 else ()) for n in own]
+    for many in notes.values():
+        found.inputs += [Source(files[n], n, aside=NOBODY) for n in many]
+        found.accounts += [Account(n, 1, 1, NOBODY) for n in many]
+    found.remarks["label line without its whole-body scan: left out"] += len(labels)
+    found.remarks = +found.remarks
+    return found
 
 
-def _regions(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks]:  # noqa: ARG001
+def _regions(root: Path, files: Mapping[str, Path]) -> Sources:  # noqa: ARG001
     """The region folders of BS-80K: crops NNNN.jpg of patient NNNN, labelled 0 or 1 by the txt beside them."""
-    remarks, sources = Remarks(), []
+    found = Sources("bs80k_regions")
     labels: dict[tuple[str, str], str] = {}
     crops: list[tuple[str, Path, str]] = []
     for name, path in files.items():
         folder = PurePosixPath(name).parts[0]
         top = FOLDER_OF_BS80K.fullmatch(folder)
-        if not top or top[1] == "wholeBody":
-            sources.append(Source(path, name, aside=WHOLE_BODY if top else "is outside the folders of BS-80K"))
+        if not top:
+            _stray(found, path, name, "is outside the folders of BS-80K")
+        elif top[1] == "wholeBody":
+            found.inputs.append(Source(path, name, aside=WHOLE_BODY))
         elif path.suffix == ".txt":
-            labels.update({(folder, stem): value for stem, value in _said(path, remarks)})
+            labels.update({(folder, stem): value for stem, value in _said(path, found.remarks)})
         else:
             crops.append((name, path, folder))
     for name, path, folder in crops:
         region, view = FOLDER_OF_BS80K.fullmatch(folder).groups()  # type: ignore[union-attr]
         value = labels.pop((folder, path.stem), "")
         said_of = (*([("abnormal", value)] if value else []), ("region", region))  # folds are alike in the first
-        sources.append(Source(path, name, "image", path.stem, "anterior" if view == "ANT" else "posterior",
-                              labels=said_of))
-    remarks["label line without its crop: left out"] += len(labels)
-    return sources, +remarks
+        found.inputs.append(Source(path, name, "image", path.stem, "anterior" if view == "ANT" else "posterior",
+                                   labels=said_of))
+    found.remarks["label line without its crop: left out"] += len(labels)
+    found.remarks = +found.remarks
+    return found
 
 
 def _said(path: Path, remarks: Remarks) -> Iterator[tuple[str, str]]:
@@ -233,30 +128,83 @@ def _said(path: Path, remarks: Remarks) -> Iterator[tuple[str, str]]:
             remarks["label line that cannot be read: left out"] += 1
 
 
-def _masks(root: Path, files: Mapping[str, Path]) -> tuple[list[Source], Remarks]:
+def _masks(root: Path, files: Mapping[str, Path]) -> Sources:  # noqa: ARG001
     """images/NAME with masks/NAME of lesions, and masks_CATEGORY/NAME of further categories."""
-    masks: dict[str, list[tuple[Path, str]]] = defaultdict(list)
-    images, sources = {}, []
+    found = Sources("masks")
+    masks: dict[str, list[tuple[str, Beside]]] = defaultdict(list)
+    images: dict[str, list[str]] = defaultdict(list)
     for name, path in files.items():
         top, _, below = name.partition("/")
-        if re.fullmatch(r"masks(_\w+)?", top) and path.suffix.lower() in IMAGES:
-            masks[split_suffix(below)[0]].append((path, top[6:] or "malignant"))
+        folder = mask_folder(top)
+        if folder and is_image(name):
+            masks[split_suffix(below)[0]].append((name, Beside(path, "mask", folder[1] or "malignant")))
         elif top == "images":
-            images[name] = path
+            images[split_suffix(below)[0]].append(name)
         else:
-            sources.append(Source(path, name, aside="is neither in images nor in masks"))
-    for name, path in images.items():
-        beside = tuple(masks.pop(split_suffix(name)[0].partition("/")[2], ()))
-        sources.append(Source(path, name, "image", beside=beside))
-    sources += [Source(p, p.relative_to(root).as_posix(), aside="is a mask, and no image has its name")
-                for many in masks.values() for p, _ in many]
-    return sources, Remarks()
+            _stray(found, path, name, "is neither in images nor in masks")
+    for stem, names in images.items():
+        beside = masks.get(stem, [])
+        scans = [n for n in names if is_image(n)]
+        for name in names:
+            own = tuple(b for _, b in beside) if len(scans) == 1 and is_image(name) else ()
+            found.inputs.append(Source(files[name], name, "image", beside=own))
+        several = len(scans) > 1 or len({b.category for _, b in beside}) < len(beside)
+        found.accounts += [Account(n, 1, int(several), "fits several images or masks", fits=tuple(scans if len(
+            scans) > 1 else [m for m, _ in beside]) if several else ()) for n, _ in beside]
+    for stem, beside in masks.items():
+        if stem not in images:
+            found.inputs += [Source(b.path, n, aside=NO_IMAGE) for n, b in beside]
+            found.accounts += [Account(n, 1, 1, NO_IMAGE) for n, _ in beside]
+    return found
 
 
-def _coco_files(root: Path) -> list[Path]:
-    if (root / "annotations.json").is_file():
-        return [root / "annotations.json"]
-    return sorted((root / "annotations").glob("*.json"))
+def _nnunet(root: Path, files: Mapping[str, Path]) -> Sources:
+    """A raw dataset of nnU-Net: imagesTr/CASE_0000.png with labelsTr/CASE.png, whose classes dataset.json names."""
+    found, names = Sources("nnunet"), _classes_of(root / "dataset.json")
+    labels = {split_suffix(n)[0].partition("/")[2]: n for n in files if n.startswith("labelsTr/")}
+    used = set[str]()
+    for name, path in files.items():
+        top, _, below = name.partition("/")
+        case = CHANNEL.fullmatch(split_suffix(below)[0])
+        if top not in ("imagesTr", "imagesTs") or not case:
+            if top != "labelsTr":
+                _stray(found, path, name, "is neither in imagesTr nor in labelsTr")
+        elif int(case[2]):
+            found.inputs.append(Source(path, name, aside="is a further channel of its case; the first is the scan"))
+        elif top == "imagesTr" and case[1] in labels:
+            note = labels[case[1]]
+            used.add(note)
+            kind: Literal["nifti", "mask"] = "mask" if is_image(note) else "nifti"
+            found.inputs.append(Source(path, name, "image", beside=(Beside(files[note], kind, names=names),)))
+        else:
+            found.inputs.append(Source(path, name, "image"))
+    for note in labels.values():
+        found.accounts.append(Account(note, 1, int(note not in used), "is a label map without its case"))
+        if note not in used:
+            found.inputs.append(Source(files[note], note, aside="is a label map without its case"))
+    return found
+
+
+def _stray(found: Sources, path: Path, name: str, why: str) -> None:
+    """An input outside the folders of its layout; an annotation there is one that nobody uses."""
+    claim = claim_of(path)
+    if claim.kind != "none":
+        why = f"is an annotation that layout {found.layout} does not read; choose the layout (--layout), or remove it"
+        found.accounts.append(Account(name, 1, 1, why, many=True, unread=True))
+    found.inputs.append(Source(path, name, aside=why))
+
+
+def _classes_of(path: Path) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Values of each category in nnU-Net's dataset.json; of older versions, which name each value, as well."""
+    try:
+        labels = load_json(path.read_bytes()).get("labels")
+        pairs: list[tuple[str, Any]] = [(str(v), k) if isinstance(v, str) else (str(k), v) for k, v in labels.items()]
+        values = [(name, tuple(int(v) for v in (value if isinstance(value, list) else [value])))
+                  for name, value in pairs]
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise WrongInput("--layout nnunet: needs SOURCE/dataset.json with labels, as nnU-Net's raw datasets have; "
+                         "put it there, or choose another layout") from None
+    return tuple((name, numbers) for name, numbers in values if numbers != (0,))
 
 
 def _lines(path: Path) -> list[str]:
@@ -264,16 +212,3 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(errors="replace").splitlines()
     except OSError:
         raise WrongInput("prepare: a label file of BS-80K cannot be opened; check its permissions") from None
-
-
-def positive(value: str | None) -> float | None:
-    """A spacing in mm, or None for what cannot be one."""
-    try:
-        return float(value) if value and 0 < float(value) < 1000 else None
-    except ValueError:
-        return None
-
-
-def _size(entry: Mapping[str, object]) -> tuple[int, int] | None:
-    height, width = entry.get("height"), entry.get("width")
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None

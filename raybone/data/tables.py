@@ -9,7 +9,7 @@ from pathlib import Path
 
 from raybone.data.dataset import COLUMNS
 from raybone.data.folds import SPECIAL
-from raybone.data.layouts import positive
+from raybone.data.sources import positive
 from raybone.records import WrongInput
 
 MOST_VALUES = 50  # a label with more is free text or an identifier
