@@ -28,6 +28,8 @@ from raybone.data.steps import STEPS, unit
 from raybone.data.tables import read_labels, read_split
 from raybone.records import Scan, WrongInput
 
+MOST_LINES = 20  # files that an error names
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -96,7 +98,7 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
         _hold(accounts, allow_unmatched, show_paths)
         writer = intake.settle(raw, half / "steps", steps)
         if not writer.scans:
-            raise _nothing(intake, len(inputs))
+            raise _nothing(intake, len(inputs), show_paths)
         dealt = _folds(intake, writer, folds, seed, holdout, given, negatives)
         content = _finish(intake, writer, found, accounts, steps, *dealt)
         write_map(key_file, content["hash"], intake.sources())
@@ -149,10 +151,13 @@ def _hold(accounts: list[Account], allow_unmatched: bool, show_paths: bool) -> N
         raise WrongInput(*refused)
 
 
-def _nothing(intake: Intake, inputs: int) -> WrongInput:
+def _nothing(intake: Intake, inputs: int, show_paths: bool) -> WrongInput:
+    """The error of a source without a scan: the commonest reasons, and whose they are if that is wanted."""
     why = "; ".join(f"{n} x {r}" for r, n in Counter(r for _, _, r in intake.rejected).most_common(3))
+    reason_of = {input_id: reason for input_id, _, reason in intake.rejected}
+    lines = [f"prepare: {path}: {reason_of[i]}" for i, _, path in intake.sources() if i in reason_of]
     return WrongInput(f"prepare: no scan was taken from {inputs} inputs ({why or 'the folder holds none'}); see "
-                      "--layout and --modality")
+                      "--layout and --modality", *(lines[:MOST_LINES] if show_paths else []))
 
 
 def _inputs(roots: list[tuple[str, Path]], closed: Mapping[str, str], layout: Layout,

@@ -166,7 +166,7 @@ def test_scans_that_look_otherwise_are_flagged_and_what_is_no_scan_is_named(
                  str(tmp_path / "note.txt"), "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
     assert "a 'picture.png: unlike the training scans: aspect is 1" in told
-    assert "note.txt: not taken: is not an image that can be read" in told
+    assert "note.txt: not taken: is not an image of the kinds" in told
     frames = {Path(f["source"]).name: f for f in predicted(tmp_path / "out")}
     assert frames[scan.name]["oddities"] == []
     assert len(frames["a 'picture.png"]["oddities"]) >= 2

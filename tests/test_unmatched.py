@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,40 @@ def test_equal_pixels_with_different_annotations_are_named(tmp_path: Path, capsy
     told = capsys.readouterr().out
     assert "2 x scans of the same pixels whose annotations differ: one of them is wrong" in told
     assert f"{source}/copy.png: scans of the same pixels" in told
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "shift_jis", "euc_kr", "utf-8"])
+def test_names_in_an_archive_of_another_system_still_find_their_scan(encoding: str, tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such archives do not say in which encoding their names are; some have backslashes."""
+    words = {"gbk": "\u8f6c\u79fb", "shift_jis": "\u8ee2\u79fb", "euc_kr": "\uc804\uc774", "utf-8": "m\u00e9tastase"}
+    monkeypatch.setattr(zipfile.ZipInfo, "_encodeFilenameFlags",
+                        lambda self: (self.filename.replace("/", "\\").encode(encoding), 0))
+    names = [f"{words[encoding]}{n}.png" for n in range(3)]
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for seed, name in enumerate(names):
+            picture(tmp_path / "one.png", seed)
+            archive.write(tmp_path / "one.png", f"images/{name}")
+        archive.writestr("labels.json", json.dumps({
+            "images": [{"id": n, "file_name": name, "height": 64, "width": 48} for n, name in enumerate(names)],
+            "annotations": [{"image_id": n, "category_id": 1, "bbox": [1, 1, n + 5, 9]} for n in range(3)],
+            "categories": [{"id": 1, "name": "nidus"}]}, ensure_ascii=False))
+    assert prepared(tmp_path / "in.zip") == 0
+    assert lesions_by_flag(tmp_path / "ds") == [((), 1)] * 3
+
+
+def test_values_of_masks_are_named_by_categories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(2):
+        picture(tmp_path / "in" / "images" / f"{seed}.png", seed)
+        mask_HW = np.zeros((64, 48), np.uint8)
+        mask_HW[5:9, 5:9], mask_HW[20:24, 5:9] = 1, 2
+        (tmp_path / "in" / "masks").mkdir(exist_ok=True)
+        Image.fromarray(mask_HW).save(tmp_path / "in" / "masks" / f"{seed}.png")
+    assert prepared(tmp_path / "in") == 2
+    assert "has a mask of the values 0, 1, 2, and nothing says which are lesion" in capsys.readouterr().err
+    assert prepared(tmp_path / "in", "--categories", "1=malignant", "2=benign") == 0
+    assert [[le.category for le in s.lesions] for s in open_dataset(tmp_path / "ds").scans] == [
+        ["malignant", "benign"]] * 2
 
 
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from raybone.data.sources import Account, Beside, Source, Sources, is_image, pos
 TEXTS = (".txt", ".csv")
 MUCH = 32 << 20  # bytes of annotation files from which on it pays to look into them with all cores
 BY_NAME = "scan found by its name alone: the folder that its annotation says is not there"
-NOT_NAMED = "is named by no COCO file"
+NOT_NAMED = "is named by no COCO file, and lies in no folder of which one names scans"
 PREVIEW = "is a picture of the DICOM file of its name"
 NOBODY = "is an annotation that no scan answers to"
 
@@ -39,11 +40,12 @@ def read_files(files: Mapping[str, Path], wanted: str) -> Sources:
     beside = _beside_of(names, files, {n: claims[n] for n in sorted(sure) if claims[n].kind != "coco"}, found)
     if wanted == "auto":
         found.layout = _layout(candidates, coco, beside, sure)
+    homes = {posixpath.dirname(n) for n in (*coco, *beside)}
     lone = {a.name: a for a in found.accounts if a.lost and not a.many}
     for name in candidates:
         source = replace(_known(files[name], name, coco.get(name, ())), beside=tuple(beside.get(name, ())))
         aside = PREVIEW if name in previews else claims[name].why if name in claims else ""
-        if found.layout == "coco" and not (source.coco or source.beside or aside):
+        if found.layout == "coco" and not aside and posixpath.dirname(name) not in homes:
             aside = NOT_NAMED
         found.inputs.append(replace(source, kind="dicom" if found.layout == "dicom" else "any", aside=aside))
     for name in sorted(set(lone)):
