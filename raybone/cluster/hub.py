@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,16 @@ class Hub:
         self._claimed: dict[str, Segment] = {}
         self._groups: dict[str, list[str]] = {}
         self._heard: dict[str, set[tuple[int, int]]] = {}
+        self._arrivals: Counter[str] = Counter()
         self._stop = False
+
+    def here(self, run: str) -> None:
+        """A worker of a run has begun."""
+        self._arrivals[run] += 1
+
+    def arrivals(self, run: str) -> int:
+        """How often a worker of a run has begun."""
+        return self._arrivals[run]
 
     def put(self, message: dict[str, Any]) -> bool:
         """An epoch of a run, or why a run is started again; whether the run should end with it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +13,12 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.logging.logging import SessionFileHandler
 
 # A process for Ray Data, which is not used here, and one that gives placement groups back only where a dashboard runs,
 # and has the hub do so at its place.
 NEEDLESS = (DatasetsCallback, PlacementGroupCleanerCallback)
+_BUILDING = threading.Lock()
 
 
 class Trainer(TorchTrainer):
@@ -48,8 +52,23 @@ class Trainer(TorchTrainer):
             worker_group_cls = Workers
 
         async def run() -> Any:
-            controller = Controller(**given)
+            controller = built(Controller, **given)
             await controller.run()
             return controller.get_result()
 
         return asyncio.run(run())
+
+
+def built(kind: type[TrainController], **given: Any) -> TrainController:
+    """A controller, of which a process builds one after the other.
+
+    Each sets up Ray Train's logging anew: that holds logging's own lock and waits for those of the handlers that it
+    replaces, while a handler that another thread logs through for the first time is held and waits for logging's own,
+    to open its file. The files are therefore opened here, before anybody logs.
+    """
+    with _BUILDING:
+        controller = kind(**given)
+        for handler in logging.getLogger("ray.train").handlers:
+            if isinstance(handler, SessionFileHandler):
+                handler.get_log_file_path()
+    return controller

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
+import os
 import tempfile
+import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +37,7 @@ from raybone.spec import Study
 
 POLL_SECONDS = 1.0
 LOSS_SECONDS = 30.0  # by when Ray's head has noticed the loss of a node
+NOBODY_SECONDS = 300.0  # after which a run without a worker hangs
 RETRIES = 2  # of a run that died without an epoch since it last did
 
 
@@ -90,7 +94,8 @@ def _train(job: Job) -> dict[str, Any]:
     while True:
         dead, at = _dead_nodes(), ray.get(hub.heard.remote(job.run))
         try:
-            return _fit(job)
+            with watched(job):
+                return _fit(job)
         except (TrainingFailedError, OSError) as error:
             reason, blame = cause_of(error)
             counted = 0 if ray.get(hub.heard.remote(job.run)) > at else counted
@@ -103,6 +108,32 @@ def _train(job: Job) -> dict[str, Any]:
                 raise
             ray.get(hub.put.remote({"config_id": job.work.config_id, "again": reason}))
             time.sleep(counted)
+
+
+@contextlib.contextmanager
+def watched(job: Job) -> Iterator[None]:
+    """Ends this process where a run still has no worker long after its start, so that Tune starts the trial again.
+
+    Ray Train gives up by itself when there is no room; what hangs before a worker is there, nothing else would end.
+    """
+    hub = find(job.hub)
+    before = ray.get(hub.arrivals.remote(job.run))
+
+    def give_up() -> None:
+        if ray.get(hub.arrivals.remote(job.run)) > before:
+            return
+        faulthandler.dump_traceback()  # into Ray's log of this trial
+        reason = f"a run had no worker {NOBODY_SECONDS:g} s after its start"
+        ray.wait([hub.put.remote({"config_id": job.work.config_id, "again": reason})], timeout=10)
+        os._exit(1)
+
+    timer = threading.Timer(NOBODY_SECONDS, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _fit(job: Job) -> dict[str, Any]:

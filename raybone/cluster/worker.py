@@ -45,6 +45,7 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
         over all folds once the last of them is there.
     """
     job = config["job"]
+    ray.get(find(job.hub).here.remote(job.run))
     settle(job.study)
     dataset = open_dataset(job.study.dataset, job.study.search.test_fold)
     model, folder = load(job.study.model), Folder(job.folder)
