@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from raybone.data.annotations import spelled
+from raybone.data.annotations import foci, spelled
 from raybone.data.archive import unpacked
 from raybone.data.dataset import DatasetWriter
 from raybone.data.folds import TEST, TRAINING, assign_folds, folds_by_site, stratum_label
@@ -243,7 +243,7 @@ def _finish(intake: Intake, writer: DatasetWriter, layout: str, steps: Sequence[
         "preprocessing": {"values": "modality values, negatives clipped to 0", "steps": list(steps),
                           "unit": unit(steps), "high": "65535" if "max_min" in steps else
                           "median of the scans' 99.9 percentiles" if "brightness" in steps else "99.9 percentile"},
-        "counts": {"scans": len(scans), "patients": len(fold_of), "lesions": sum(len(s.lesions) for s in scans),
+        "counts": {"scans": len(scans), "patients": len(fold_of), "lesions": sum(len(foci(s)) for s in scans),
                    "rejected": len(intake.rejected), "folds": len({f for f in fold_of.values() if f >= 0}),
                    "test_patients": sum(f == TEST for f in fold_of.values()),
                    "training_patients": sum(f == TRAINING for f in fold_of.values())},

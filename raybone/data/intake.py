@@ -24,7 +24,7 @@ REMARK_OF_FLAG = {
     "burned-in-text": "text suspected in the pixels: look at the scan before you train on it or share it",
     "lossy": "lossy compression: counts are not exact",
     "not-square": "pixels are not square: pixel_mm is their height",
-    "unannotated": "scan without annotation: counts as a scan without lesion"}
+    "unannotated": "scan without annotation: neither trained on nor scored, but by its labels"}
 LEFT_OUT = "is left out by the steps: montage needs both views of a study, and tiles without counts are not kept"
 
 
