@@ -112,13 +112,14 @@ def report(place: str, html: str | None = None, scans: bool = True,
     shown = _search_charts(study, state, completions, records, rows) | {"winner": _winner_charts(winner)}
     pictures = _pictures(study, winner) if winner and scans else []
     step(3, 4)
+    cases = classified(winner.dataset, winner.findings) if winner and winner.task == "classification" else {}
+    ours = {(r["metric"], r["subgroup"]): r for r in beside(study, best, cases.get("subgroups", {}))} if best else {}
     content = _page(shown, rows, {
         "study": study, "state": state, "records": records, "complete": complete, "best": best, "winner": winner,
         "missing": missing, "gone": gone, "dataset": dataset, "found": found, "pictures": pictures, "scans": scans,
         "warnings": _warnings(study, table, found), "clock": clock, "driver": Lease(folder).holder(),
         "csv": _base64(table.to_csv(index=False).encode()), "other": OTHER, "published": figures(study.name),
-        "ours": {row["metric"]: row for row in beside(study, best)} if best else {}, "few": charts.SHOWN,
-        "cases": classified(winner.dataset, winner.findings) if winner and winner.task == "classification" else {},
+        "ours": ours, "few": charts.SHOWN, "cases": cases,
         "yaml": (folder.read("study.yaml") or b"").decode("utf-8", "replace")}).encode()
     parent, slash, name = target.url.rpartition("/")
     Folder(parent or slash or ".").write(name, content)
