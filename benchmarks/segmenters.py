@@ -30,7 +30,7 @@ from machine import keep
 
 from raybone.compare import figures
 from raybone.data.dataset import open_dataset
-from raybone.data.loader import class_map
+from raybone.data.loader import masks_of
 from raybone.data.preprocess import to_intensity
 from raybone.fit import _Run
 from raybone.folder import Folder
@@ -170,8 +170,8 @@ def monais(name: str, path: str) -> tuple[list[float], int]:
     from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, RandFlipd, Resized
 
     dataset = open_dataset(path)
-    scans = [{"image": to_intensity(dataset.counts(s), s.high), "mask": class_map(s, ["malignant"]).astype(np.float32)}
-             for s in dataset.training(0)]
+    scans = [{"image": to_intensity(dataset.counts(s), s.high),
+              "mask": masks_of(s, ["malignant"])[0].astype(np.float32)} for s in dataset.training(0)]
     both = ["image", "mask"]
     steps = Compose([EnsureChannelFirstd(both, channel_dim="no_channel"), EnsureTyped(both),
                      Resized(both, (SIZE, SIZE // 4), mode=("area", "nearest")), RandFlipd(both, 0.5, 1)])

@@ -11,7 +11,7 @@ from scipy.special import expit, logit
 from torch import Tensor
 
 from raybone.data.dataset import Dataset
-from raybone.data.loader import class_map, validation_loader
+from raybone.data.loader import masks_of, validation_loader
 from raybone.ensemble import outputs
 from raybone.evaluate import Finding, scored
 from raybone.metrics.calibration import EDGE, calibrated, calibration_error, platt
@@ -70,11 +70,11 @@ def _pixels(dataset: Dataset, model: Model, config: TrainingConfig, fold: int, s
     levels = 2 * FAR * STEPS + 1
     counts_2L = np.zeros((2, levels))
     for number, (place, (prediction,)) in enumerate(outputs([module.to(device).eval()], samples, loader, device), 1):
-        truth_HW = class_map(samples.scans[place], list(config.categories))
-        for label, p_HW in enumerate(prediction.mask_CHW if prediction.mask_CHW is not None else (), 1):
+        truth_CHW = masks_of(samples.scans[place], config.categories)
+        for truth_HW, p_HW in zip(truth_CHW, prediction.mask_CHW if prediction.mask_CHW is not None else ()):
             level_HW = np.rint((logit(p_HW.clip(EDGE, 1 - EDGE)).clip(-FAR, FAR) + FAR) * STEPS).astype(int)
             for true in (0, 1):
-                counts_2L[true] += np.bincount(level_HW[(truth_HW == label) == true], minlength=levels)
+                counts_2L[true] += np.bincount(level_HW[truth_HW == true], minlength=levels)  # no pixel of a crowd
         progress(number, len(samples.scans))
     total_L = counts_2L.sum(0)
     seen_L = total_L > 0

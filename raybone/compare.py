@@ -34,7 +34,8 @@ def compare(place: str) -> dict[str, Any]:
     Returns:
         study, config_id, dataset_hash, note; rows: metric, mean over folds, low and high of Nadeau & Bengio's interval,
         test (mean over test folds, NaN without), and ``published``, a list of {system, variant, table, value}, empty
-        where the paper has none; subgroups, confusion and roc of a classifier's out-of-fold predictions.
+        where the paper has none; subgroups, confusion and roc of a classifier's out-of-fold predictions. What a paper
+        published of a ``subgroup`` has a row of its own, with ours of that subgroup (of all folds together).
     Raises:
         WrongInput: it has no complete configuration.
     """
@@ -43,27 +44,41 @@ def compare(place: str) -> dict[str, Any]:
     best = winner(study, State(Journal(folder).events()))
     if best is None:
         raise WrongInput(f"compare {place}: needs a complete configuration, but has none; let the search end")
-    found = {"study": study.name, "config_id": best.id, "dataset_hash": study.resolved.dataset_hash if study.resolved
-             else "", "note": OTHER, "rows": beside(study, best)}
-    if load(study.model).task != "classification":
-        return found
-    dataset = open_dataset(study.dataset)
-    return found | classified(dataset, findings_of(folder, study, best, dataset))
+    cases: dict[str, Any] = {}
+    if load(study.model).task == "classification":
+        dataset = open_dataset(study.dataset)
+        cases = classified(dataset, findings_of(folder, study, best, dataset))
+    return {"study": study.name, "config_id": best.id, "dataset_hash": study.resolved.dataset_hash if study.resolved
+            else "", "note": OTHER, "rows": beside(study, best, cases.get("subgroups", {})), **cases}
 
 
-def beside(study: Study, best: Configuration) -> list[dict[str, Any]]:
-    """``rows`` of ``compare``: what a complete configuration scored, and what is published."""
+def beside(study: Study, best: Configuration, subgroups: dict[str, Any]) -> list[dict[str, Any]]:
+    """``rows`` of ``compare``: what a complete configuration scored, and what is published.
+
+    Args:
+        subgroups: of ``classified``; none for other tasks.
+    """
     assert study.resolved is not None
     published = figures(study.name)
     measured = [m for m in DIRECTIONS if any(m in run.metrics for run in best.epochs.values()) and m != "val_loss"]
-    wanted = dict.fromkeys([study.metric, *(f["metric"] for f in published)])
-    return [_row(best, study.resolved.folds, metric, published) for metric in wanted if metric in measured]
+    groups = {name: group for table in subgroups.values() for name, group in table["groups"].items()}
+    wanted = dict.fromkeys([(study.metric, ""), *((f["metric"], f["subgroup"]) for f in published)])
+    unknown = dict.fromkeys(("low", "high", "test"), math.nan)
+    return [{"metric": metric, "subgroup": part, **(
+                {"mean": groups[part][metric], **unknown} if part else _measured(best, study.resolved.folds, metric)),
+             "published": [{k: f[k] for k in ("system", "variant", "table", "value")} for f in published
+                           if (f["metric"], f["subgroup"]) == (metric, part)]}
+            for metric, part in wanted if metric in measured and part in ("", *groups)]
 
 
 def figures(study: str) -> list[dict[str, Any]]:
-    """The published figures of the system that a study of this name repeats; none for other names."""
+    """The published figures of the system that a study of this name repeats; none for other names.
+
+    ``subgroup`` is what a figure of a part of the cases is of, by the name that it has here; empty for all cases.
+    """
     text = files("raybone").joinpath("published.csv").read_text(encoding="utf-8")
-    return [{**row, "metric": CALLED.get(row["metric"], row["metric"]), "value": float(row["value"])}
+    return [{**row, "metric": CALLED.get(row["metric"], row["metric"]), "value": float(row["value"]),
+             "subgroup": row["variant"].removesuffix(" lesions") if row["dataset"].endswith("subgroup") else ""}
             for row in csv.DictReader(text.splitlines()) if row["study"] == study]
 
 
@@ -103,8 +118,10 @@ def comparison_lines(found: dict[str, Any]) -> list[str]:
     lines = [f"{found['study']}: {found['config_id']} on dataset {found['dataset_hash']}; {found['note']}",
              f"{'metric':<12} {'ours':<26} {'test folds':<11} published"]
     for row in found["rows"]:
-        known = math.isfinite(row["mean"])
-        ours = f"{row['mean']:.4f} ({row['low']:.4f} to {row['high']:.4f})" if known else "undefined in a fold"
+        ours = f"{row['mean']:.4f}" if math.isfinite(row["mean"]) else \
+            "undefined" if row["subgroup"] else "undefined in a fold"
+        ours += f" ({row['low']:.4f} to {row['high']:.4f})" if math.isfinite(row["low"]) else ""
+        ours += f", {row['subgroup']}" if row["subgroup"] else ""
         test = f"{row['test']:.4f}" if math.isfinite(row["test"]) else ""
         said = [f"{p['value']:.4f} {', '.join(filter(None, (p['system'], p['variant'])))} ({p['table']})"
                 for p in row["published"]] or ["none"]
@@ -120,10 +137,8 @@ def comparison_lines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _row(best: Configuration, folds: int, metric: str, published: list[dict[str, Any]]) -> dict[str, Any]:
+def _measured(best: Configuration, folds: int, metric: str) -> dict[str, float]:
     values_K, tests_K = (np.array([best.epochs[k].last(name) for k in range(folds)]) for name in (
         metric, f"test_{metric}"))
     low, high = corrected_interval(values_K)
-    return {"metric": metric, "mean": float(values_K.mean()), "low": max(low, 0.0), "high": min(high, 1.0),
-            "test": float(tests_K.mean()), "published": [{k: f[k] for k in ("system", "variant", "table", "value")}
-                                                         for f in published if f["metric"] == metric]}
+    return {"mean": float(values_K.mean()), "low": max(low, 0.0), "high": min(high, 1.0), "test": float(tests_K.mean())}

@@ -13,17 +13,18 @@ from torch import distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 
-from raybone.data.annotations import mask_of, rle_of
-from raybone.data.loader import Batch, ScanSamples, class_map
+from raybone.data.annotations import NOT_LESIONS, foci, is_focus, lesion_mask, mask_of, rle_of
+from raybone.data.loader import CROWD, Batch, ScanSamples, masks_of
 from raybone.data.parts import TargetSamples
 from raybone.data.preprocess import resize
 from raybone.metrics.boxes import box_metrics, lesion_hits, weighted_ap
 from raybone.metrics.lesions import THRESHOLD, classification_metrics, patient_metrics, weighted_classification
-from raybone.metrics.masks import MaskScore, mask_metrics, mask_score, pixel_counts, weighted_overlap
+from raybone.metrics.masks import MaskScore, mask_metrics, mask_score, over_categories, pixel_counts, weighted_means
 from raybone.models._model import Model
 from raybone.records import Array, Prediction, Scan, Task
 
 Finding = dict[str, Any]
+Pair = tuple[Finding, Scan]
 
 
 def evaluate(module: nn.Module, samples: ScanSamples, loader: DataLoader[Any], model: Model,
@@ -64,15 +65,19 @@ def evaluate(module: nn.Module, samples: ScanSamples, loader: DataLoader[Any], m
 def score(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str], task: Task) -> dict[str, float]:
     """Metrics of findings (as in predictions.json) against the scans' lesions, in any order.
 
-    There is one finding a scan, or one for each that was classified.
+    There is one finding a scan, or one for each that was classified. Scans that nobody annotated, for which there need
+    be none, do not count unless they are classified; nor does what is found in crowds. Categories that are no lesions,
+    such as bone, are scored as others are, but in no metric of lesions or patients.
     """
     if task == "classification":
         return classification_metrics(*_judged(findings))
-    ordered = _ordered(findings, scans)
-    patients = _patients(ordered, scans, categories, task)
+    pairs = _pairs(findings, scans)
     if task == "segmentation":
-        return mask_metrics([m for f, s in zip(ordered, scans) for m in _masks(f, s, categories)]) | patients
-    return box_metrics([_truth(s, categories) for s in scans], [_boxes(f) for f in ordered], len(categories)) | patients
+        scores = [_masks(f, s, categories) for f, s in pairs]
+        found = over_categories({c: mask_metrics(own) for c, own in zip(categories, zip(*scores))})
+        return found | _patients(pairs, [_parts(own, categories) for own in scores], categories)
+    found = box_metrics(*_boxes(pairs, categories), _crowds(pairs, categories), _kinds(categories))
+    return found | _patients(pairs, [_alarms(f, s, categories) for f, s in pairs], categories)
 
 
 def resampled_score(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str], task: Task,
@@ -86,11 +91,10 @@ def resampled_score(findings: Sequence[Finding], scans: Sequence[Scan], categori
         place_of = {s.scan_id: n for n, s in enumerate(scans)}
         own = [f for f in findings if f["scan_id"] in place_of]
         return weighted_classification(*_judged(own), weights_BN[:, [place_of[f["scan_id"]] for f in own]])
-    ordered = _ordered(findings, scans)
+    pairs, weights_BN = _pairs(findings, scans), weights_BN[:, [s.annotated for s in scans]]
     if task == "segmentation":
-        return weighted_overlap(np.array([_pixels(f, s, categories) for f, s in zip(ordered, scans)]), weights_BN)
-    return weighted_ap([_truth(s, categories) for s in scans], [_boxes(f) for f in ordered], len(categories),
-                       weights_BN)
+        return weighted_means(np.array([_pixels(f, s, categories) for f, s in pairs]), weights_BN)
+    return weighted_ap(*_boxes(pairs, categories), weights_BN, _crowds(pairs, categories))
 
 
 def scored(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str],
@@ -102,21 +106,23 @@ def scored(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[
     if task == "classification":
         score_N, truth_N = _judged(findings)
         return score_N, truth_N, int(truth_N.sum())
-    truth = [_truth(s, categories) for s in scans]
-    score_D, hit_D = lesion_hits(truth, [_boxes(f) for f in _ordered(findings, scans)], len(categories))
-    return score_D, hit_D, sum(len(labels_N) for _, labels_N in truth)
+    pairs = _pairs(findings, scans)
+    hits = lesion_hits(*_boxes(pairs, categories), _crowds(pairs, categories), _kinds(categories))
+    return *hits, sum(le.category in categories for _, s in pairs for le in foci(s))
 
 
 def false_positives(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str], task: Task) -> float:
-    """Mean number of findings on a scan without lesions of the categories; NaN when every scan has one, and
-    for classifiers.
+    """Mean number of findings on a scan without lesions of the categories; NaN when every scan has one, none of the
+    categories is a lesion, and for classifiers.
 
     A finding is a box with a score of at least ``THRESHOLD``, or an 8-connected component of a mask that was cut
     there.
     """
-    if task == "classification":
+    if task == "classification" or not _kinds(categories):
         return math.nan
-    found = [_count(f, task) for f, s in zip(_ordered(findings, scans), scans) if not _sick(s, categories)]
+    clean = [(f, s) for f, s in _pairs(findings, scans) if _sick(s, categories) is False]
+    found = [_parts(_masks(f, s, categories), categories) if task == "segmentation" else _alarms(f, s, categories)
+             for f, s in clean]
     return float(np.mean(found)) if found else math.nan
 
 
@@ -161,9 +167,10 @@ def _loss(module: nn.Module, batch: Batch) -> float:
     return float(sum(module(batch).values()))
 
 
-def _ordered(findings: Sequence[Finding], scans: Sequence[Scan]) -> list[Finding]:
+def _pairs(findings: Sequence[Finding], scans: Sequence[Scan]) -> list[Pair]:
+    """Each scan that counts, with what was found on it."""
     by_id = {f["scan_id"]: f for f in findings}
-    return [by_id[s.scan_id] for s in scans]
+    return [(by_id[s.scan_id], s) for s in scans if s.annotated]
 
 
 def _metrics(findings: list[Finding], samples: ScanSamples, task: Task, loss: Any) -> dict[str, float]:
@@ -172,24 +179,38 @@ def _metrics(findings: list[Finding], samples: ScanSamples, task: Task, loss: An
     return {**score(findings, samples.scans, samples.categories, task), "val_loss": total / max(count, 1.0)}
 
 
-def _patients(findings: Sequence[Finding], scans: Sequence[Scan], categories: list[str],
-              task: Task) -> dict[str, float]:
-    called, sick = ({s.patient_id: False for s in scans} for _ in range(2))
-    for finding, scan in zip(findings, scans):
-        called[scan.patient_id] |= _count(finding, task) > 0
-        sick[scan.patient_id] |= _sick(scan, categories)
-    return patient_metrics(np.array(list(called.values())), np.array(list(sick.values())))
+def _patients(pairs: Sequence[Pair], counts: Sequence[int], categories: list[str]) -> dict[str, float]:
+    """Patients with crowds alone are neither sick nor well, and are left out."""
+    known = [(s.patient_id, _sick(s, categories)) for _, s in pairs]
+    sick, doubtful = ({patient for patient, ill in known if ill is state} for state in (True, None))
+    called = {s.patient_id for (_, s), count in zip(pairs, counts) if count}
+    patients = sick | {patient for patient, _ in known} - doubtful
+    return patient_metrics(*(np.array([p in some for p in patients], bool) for some in (called, sick)))
 
 
-def _sick(scan: Scan, categories: list[str]) -> bool:
-    return any(le.category in categories for le in scan.lesions)
+def _sick(scan: Scan, categories: list[str]) -> bool | None:
+    """Whether a scan has lesions of the categories; None where it has crowds of them alone."""
+    known = [is_focus(le) for le in scan.lesions if le.category in categories and le.category not in NOT_LESIONS]
+    return None if known and not any(known) else bool(known)
 
 
-def _count(finding: Finding, task: Task) -> int:
-    if task == "segmentation":
-        return sum(cv2.connectedComponents(mask_of(rle).astype(np.uint8), connectivity=8)[0] - 1
-                   for rle in finding["masks"])
-    return sum(score >= THRESHOLD for score in finding["scores"])
+def _kinds(categories: list[str]) -> list[int]:
+    """Labels of the categories that are lesions."""
+    return [label for label, name in enumerate(categories) if name not in NOT_LESIONS]
+
+
+def _parts(scores: Sequence[MaskScore], categories: list[str]) -> int:
+    """How many findings of lesions the masks of a scan have."""
+    return sum(scores[label].findings for label in _kinds(categories))
+
+
+def _alarms(finding: Finding, scan: Scan, categories: list[str]) -> int:
+    """How many findings of lesions the boxes of a scan have."""
+    kinds, pairs = _kinds(categories), [(finding, scan)]
+    if any(le.crowd for le in scan.lesions):
+        score_D, _ = lesion_hits(*_boxes(pairs, categories), _crowds(pairs, categories), kinds)
+        return int((score_D >= THRESHOLD).sum())
+    return sum(score >= THRESHOLD and label in kinds for score, label in zip(finding["scores"], finding["labels"]))
 
 
 def _to_scan(probability_HW: Array, scan: Scan, size: int) -> Array:
@@ -200,27 +221,33 @@ def _to_scan(probability_HW: Array, scan: Scan, size: int) -> Array:
 
 
 def _masks(finding: Finding, scan: Scan, categories: list[str]) -> list[MaskScore]:
-    truth_HW, scores = class_map(scan, categories), []
-    for label, (category, rle) in enumerate(zip(categories, finding["masks"]), 1):
-        lesions = [mask_of(le.rle) for le in scan.lesions if le.category == category and le.rle]
-        scores.append(mask_score(truth_HW == label, lesions, mask_of(rle), scan.pixel_mm))
+    scores = []
+    for category, mask_HW, rle in zip(categories, masks_of(scan, categories), finding["masks"]):
+        lesions = [lesion_mask(le, scan.height, scan.width) for le in foci(scan) if le.category == category]
+        scores.append(mask_score(mask_HW == 1, lesions, mask_of(rle), scan.pixel_mm, mask_HW == CROWD))
     return scores
 
 
 def _pixels(finding: Finding, scan: Scan, categories: list[str]) -> Array:
-    truth_HW = class_map(scan, categories)
-    return np.sum([pixel_counts(truth_HW == label, mask_of(rle)) for label, rle in enumerate(finding["masks"], 1)],
-                  axis=0)
+    """Pixel counts of each category, (C, 3)."""
+    return np.array([pixel_counts(mask_HW == 1, mask_of(rle) & (mask_HW != CROWD))
+                     for mask_HW, rle in zip(masks_of(scan, categories), finding["masks"])])
 
 
-def _truth(scan: Scan, categories: list[str]) -> tuple[Array, Array]:
-    known = [le for le in scan.lesions if le.category in categories]
+def _boxes(pairs: Sequence[Pair], categories: list[str]) -> tuple[list[tuple[Array, Array]], list[Prediction], int]:
+    """Truth, predictions and the number of categories, as metrics of boxes take them."""
+    found = [Prediction(np.array(f["boxes"], np.float32).reshape(-1, 4), np.array(f["scores"], np.float32),
+                        np.array(f["labels"], np.int64)) for f, _ in pairs]
+    return [_truth(s, categories, False) for _, s in pairs], found, len(categories)
+
+
+def _crowds(pairs: Sequence[Pair], categories: list[str]) -> list[tuple[Array, Array]]:
+    return [_truth(s, categories, True) for _, s in pairs]
+
+
+def _truth(scan: Scan, categories: list[str], crowd: bool) -> tuple[Array, Array]:
+    known = [le for le in scan.lesions if le.category in categories and le.crowd == crowd]
     return (np.array([le.box_xyxy for le in known], np.float32).reshape(-1, 4),
             np.array([categories.index(le.category) for le in known], np.int64))
-
-
-def _boxes(finding: Finding) -> Prediction:
-    return Prediction(np.array(finding["boxes"], np.float32).reshape(-1, 4), np.array(finding["scores"], np.float32),
-                      np.array(finding["labels"], np.int64))
 
 

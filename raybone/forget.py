@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from raybone.data.annotations import foci
 from raybone.data.cache import drop
 from raybone.data.dataset import Dataset, DatasetWriter, open_dataset, store
 from raybone.data.folds import TEST, TRAINING
@@ -142,7 +143,7 @@ def _meta(dataset: Dataset, kept: Sequence[Scan], fold_of: dict[str, int], lost:
     meta["before"] = [*meta.get("before", ()), dataset.hash]  # studies of these were trained on all who were there
     folds = list(fold_of.values())
     meta["counts"] = {**meta["counts"], "scans": len(kept), "patients": len(fold_of),
-                      "lesions": sum(len(s.lesions) for s in kept), "folds": len({f for f in folds if f >= 0}),
+                      "lesions": sum(len(foci(s)) for s in kept), "folds": len({f for f in folds if f >= 0}),
                       "test_patients": folds.count(TEST), "training_patients": folds.count(TRAINING)}
     remarks = {rule: [id_of.get(n, n) for n in names if n not in lost] for rule, names in meta["remarks"].items()}
     meta["remarks"] = {rule: names for rule, names in remarks.items() if names}

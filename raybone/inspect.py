@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from raybone.data.annotations import foci
 from raybone.data.dataset import Dataset, digest_of, open_dataset
 from raybone.data.folds import SPECIAL
 from raybone.data.lookalike import lookalikes, thumbnail
@@ -25,7 +26,8 @@ def inspect(dataset: Path | str,
             progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
     """Hash, counts, fingerprint, problems, warnings, near_duplicates [[patient, patient, distance]], repeats, suspects.
 
-    repeats: groups of scan_ids that have the same pixels or are the same object. suspects: [scan_id, why] of views
+    Lesions are foci: of bones and crowds there is only the number, in ``categories`` and ``crowds``. repeats: groups of
+    scan_ids that have the same pixels or are the same object. suspects: [scan_id, why] of views
     that may be swapped or mirrored; someone should look at them.
 
     Raises:
@@ -61,7 +63,9 @@ def _counts(dataset: Dataset) -> dict[str, Any]:
     for scan in scans:
         for name, value in scan.labels:
             labels[name][value] += 1
-    return {**dataset.meta["counts"], "categories": dict(Counter(le.category for s in scans for le in s.lesions)),
+    every = [le for s in scans for le in s.lesions]
+    return {**dataset.meta["counts"], "categories": dict(Counter(le.category for le in every if not le.crowd)),
+            "crowds": sum(le.crowd for le in every),
             "views": dict(Counter(s.view for s in scans)), "sites": dict(Counter(s.site for s in scans)),
             "scanners": dict(Counter(s.scanner for s in scans)),
             "flags": dict(Counter(f for s in scans for f in s.flags)),
@@ -152,19 +156,19 @@ def _suspects(dataset: Dataset) -> list[list[str]]:
 def _per_fold(dataset: Dataset) -> dict[str, dict[str, int]]:
     return {SPECIAL.get(k, str(k)): {
                 "patients": sum(f == k for f in dataset.fold_of.values()), "scans": len(dataset.validation(k)),
-                "lesions": sum(len(s.lesions) for s in dataset.validation(k))}
+                "lesions": sum(len(foci(s)) for s in dataset.validation(k))}
             for k in sorted(set(dataset.fold_of.values()), key=lambda k: (k < 0, k))}
 
 
 def _fingerprint(dataset: Dataset) -> dict[str, Any]:
     sides = [max(le.box_xyxy[2] - le.box_xyxy[0], le.box_xyxy[3] - le.box_xyxy[1])
-             for s in dataset.scans for le in s.lesions]
+             for s in dataset.scans for le in foci(s)]
     means = [float(dataset.counts(s).mean()) for s in dataset.scans]
     return {
         "shapes": dict(Counter(f"{s.height}x{s.width}" for s in dataset.scans)),
         "pixel_mm": sorted({s.pixel_mm for s in dataset.scans if s.pixel_mm}),
         "mean_counts": _quantiles(means, 3), "high": _quantiles([s.high for s in dataset.scans], 3),
-        "lesions_per_scan": round(float(np.mean([len(s.lesions) for s in dataset.scans])), 3) if means else 0.0,
+        "lesions_per_scan": round(float(np.mean([len(foci(s)) for s in dataset.scans])), 3) if means else 0.0,
         "lesion_side_px": _quantiles(sides, 1),
     }
 

@@ -123,7 +123,7 @@ def _row(study: Study, configuration: Configuration, ended: bool) -> dict[str, A
     assert study.resolved is not None
     folds, metric = study.resolved.folds, study.metric
     lengths = [len(configuration.epochs.get(k, ())) for k in range(folds)]
-    final = {m: [_final(configuration, k, m) for k in range(folds)] for m in DIRECTIONS}
+    final = {m: [_final(configuration, k, m) for k in range(folds)] for m in (*DIRECTIONS, *_seen([configuration])[1])}
     started = [v for v, n in zip(final[metric], lengths) if n]
     # A fold without a finite score makes the mean NaN: it is not left out.
     values = np.array(started, float)
@@ -195,11 +195,18 @@ def _columns(studies: Sequence[Study], configurations: Sequence[Configuration]) 
     study = studies[0]
     assert study.resolved is not None
     m = study.metric
-    seen = {k for c in configurations for run in c.epochs.values() for k in run.metrics}
+    seen, parts = _seen(configurations)
     params = list(dict.fromkeys(name for s in studies for name in [*s.fixed, *s.space]))
     return ["rank", "config_id", "model", "state", "folds_done", "epochs_done", f"{m}_mean", f"{m}_sd", f"{m}_ci_low",
             f"{m}_ci_high", f"{m}_pooled", *(f"{m}_fold{k}" for k in range(study.resolved.folds)),
             *(f"{o}_mean" for o in DIRECTIONS if o != m and o in seen), "delta_to_best", "p_to_best", "train_seconds",
             "gpu_hours", "parameters", *(f"cfg.{p}" for p in params), "seed", "dataset_hash", "code_version", "reason",
             "warnings", f"{m}_nb_low", f"{m}_nb_high", "delta_ci_low", "delta_ci_high", "p_to_best_bootstrap",
-            f"{m}_corrected", f"{m}_test", FALSE_POSITIVES, *([f"{m}_test_folds"] if study.search.test_fold else [])]
+            f"{m}_corrected", f"{m}_test", FALSE_POSITIVES, *([f"{m}_test_folds"] if study.search.test_fold else []),
+            *(f"{part}_mean" for part in parts)]
+
+
+def _seen(configurations: Sequence[Configuration]) -> tuple[set[str], list[str]]:
+    """The metrics that there are, and those of one category, such as ``dice[bone]``."""
+    seen = {k for c in configurations for run in c.epochs.values() for k in run.metrics}
+    return seen, sorted(k for k in seen if k.endswith("]") and not k.startswith("test_"))

@@ -186,7 +186,7 @@ def _fill(frames: Sequence[tuple[list[Origin], Frame]], dataset: Dataset, bundle
     scans = list(dataset.scans)
     if isinstance(config, ClassifierConfig) and config.target:  # which is not known yet
         scans = [replace(s, labels=((config.target, "0"),)) for s in scans]
-    samples = scored_samples(dataset, scans, bundle.model, config)
+    samples = scored_samples(dataset, scans, bundle.model, config, unannotated=True)
     if not len(samples):
         raise WrongInput("predict: this bundle says of lesions what they are, but no scan has annotated ones; give a "
                          "folder with annotations beside the scans, as `raybone prepare` reads them")

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from raybone.data.annotations import LEFT_OUT, NO_SCAN, spelled
+from raybone.data.annotations import LEFT_OUT, NO_SCAN, foci, spelled
 from raybone.data.archive import unpacked
 from raybone.data.dataset import DatasetWriter
 from raybone.data.folds import TEST, TRAINING, assign_folds, folds_by_site, stratum_label
@@ -280,7 +280,7 @@ def _finish(intake: Intake, writer: DatasetWriter, layout: str, accounts: Sequen
         "preprocessing": {"values": "modality values, negatives clipped to 0", "steps": list(steps),
                           "unit": unit(steps), "high": "65535" if "max_min" in steps else
                           "median of the scans' 99.9 percentiles" if "brightness" in steps else "99.9 percentile"},
-        "counts": {"scans": len(scans), "patients": len(fold_of), "lesions": sum(len(s.lesions) for s in scans),
+        "counts": {"scans": len(scans), "patients": len(fold_of), "lesions": sum(len(foci(s)) for s in scans),
                    "unannotated": sum(intake.unannotated in s.flags for s in scans),
                    "annotations": sum(a.annotations for a in accounts), "annotations_lost": len(lost),
                    "annotations_of_rejected": of_rejected,

@@ -38,7 +38,7 @@ class FitFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Lesion:
-    """One annotated focus.
+    """One annotated focus, or a bone or another structure that is no lesion (categories ``bone`` and ``other``).
 
     box_xyxy: (x1, y1, x2, y2) in pixels, 0 <= x1 < x2 <= W and 0 <= y1 < y2 <= H.
     category: a name of the dataset's categories, such as "malignant".
@@ -75,6 +75,11 @@ class Scan:
     flags: tuple[str, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
     lesions: tuple[Lesion, ...] = ()
+
+    @property
+    def annotated(self) -> bool:
+        """Whether its lesions are known, even if there are none."""
+        return "unannotated" not in self.flags
 
 
 @dataclass(frozen=True)

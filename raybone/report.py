@@ -21,6 +21,7 @@ from markupsafe import Markup
 from raybone import charts
 from raybone.charts import Chart
 from raybone.compare import OTHER, Finding, beside, classified, figures, findings_of
+from raybone.data.annotations import foci
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.evaluate import resampled_score, scored
 from raybone.folder import Folder
@@ -33,6 +34,7 @@ from raybone.metrics.lesions import THRESHOLD, operating_points
 from raybone.models import load
 from raybone.overlay import overlay
 from raybone.records import Array, Scan, Task, WrongInput
+from raybone.samples import usable
 from raybone.spec import Study
 
 if TYPE_CHECKING:
@@ -57,17 +59,18 @@ class _Winner:
     dataset: Dataset
 
     def of(self, *folds: int) -> tuple[list[Finding], list[Scan]]:
-        """Findings and scans of some folds."""
-        kept = {s.scan_id: s for k in folds for s in self.dataset.validation(k)}
+        """Findings and scans of some folds; only those scans that are scored."""
+        kept = {s.scan_id: s for k in folds for s in usable(self.dataset.validation(k), self.task)}
         return [f for f in self.findings if f["scan_id"] in kept], list(kept.values())
 
     def sick(self) -> list[Scan]:
-        """Scans with lesions to find."""
-        return [s for s in self.of(*range(self.dataset.folds))[1] if self.lesions(s)]
+        """Scans with something to find: lesions, or bones where they are looked for."""
+        return [s for s in self.of(*range(self.dataset.folds))[1] if any(
+            le.category in self.categories and not le.crowd for le in s.lesions)]
 
     def lesions(self, scan: Scan) -> int:
         """How many there are to find."""
-        return sum(le.category in self.categories for le in scan.lesions)
+        return sum(le.category in self.categories for le in foci(scan))
 
     def alone(self, scans: Sequence[Scan], metric: str) -> tuple[str, Array]:
         """The metric of each scan by itself, or another that one scan has, and its name."""
@@ -109,13 +112,14 @@ def report(place: str, html: str | None = None, scans: bool = True,
     shown = _search_charts(study, state, completions, records, rows) | {"winner": _winner_charts(winner)}
     pictures = _pictures(study, winner) if winner and scans else []
     step(3, 4)
+    cases = classified(winner.dataset, winner.findings) if winner and winner.task == "classification" else {}
+    ours = {(r["metric"], r["subgroup"]): r for r in beside(study, best, cases.get("subgroups", {}))} if best else {}
     content = _page(shown, rows, {
         "study": study, "state": state, "records": records, "complete": complete, "best": best, "winner": winner,
         "missing": missing, "gone": gone, "dataset": dataset, "found": found, "pictures": pictures, "scans": scans,
         "warnings": _warnings(study, table, found), "clock": clock, "driver": Lease(folder).holder(),
         "csv": _base64(table.to_csv(index=False).encode()), "other": OTHER, "published": figures(study.name),
-        "ours": {row["metric"]: row for row in beside(study, best)} if best else {}, "few": charts.SHOWN,
-        "cases": classified(winner.dataset, winner.findings) if winner and winner.task == "classification" else {},
+        "ours": ours, "few": charts.SHOWN, "cases": cases,
         "yaml": (folder.read("study.yaml") or b"").decode("utf-8", "replace")}).encode()
     parent, slash, name = target.url.rpartition("/")
     Folder(parent or slash or ".").write(name, content)

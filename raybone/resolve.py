@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from raybone import __version__
+from raybone.data.annotations import foci
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.parts import targets
 from raybone.earlier import OTSU, earlier_fold, winner_of
@@ -25,6 +26,7 @@ from raybone.models._classifier import ClassifierConfig
 from raybone.models._model import Model, TrainingConfig
 from raybone.models._weights import copy_into, start_from, weights_file
 from raybone.records import InvalidConfig, WrongInput
+from raybone.samples import usable
 from raybone.spec import Resolved, Study, problems_of
 
 # What a study may be ranked by: the metrics that the bootstrap over patients knows, and the loss.
@@ -60,7 +62,7 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
             problems += _check_lesions(dataset, model, config)
     if problems or not dataset or not model or not config:
         raise WrongInput(*problems)
-    steps = _steps(study, dataset, config)
+    steps = _steps(study, dataset, model, config)
     resolved = Resolved(dataset_hash=dataset.hash, code_version=__version__, folds=dataset.folds, steps=steps,
                         ladder=_ladder(study, dataset.folds, steps),
                         warnings=(*dataset.meta.get("fold_warnings", ()), *started))
@@ -98,7 +100,7 @@ def smallest_anchor(dataset: Dataset) -> float:
     apart. One number of all folds: that it knows the size of validation lesions is no leak that could be felt.
     """
     sides = [math.sqrt((x2 - x1) * (y2 - y1)) / max(s.height, s.width) for s in dataset.scans
-             if dataset.fold_of[s.patient_id] >= 0 for x1, y1, x2, y2 in (le.box_xyxy for le in s.lesions)]
+             if dataset.fold_of[s.patient_id] >= 0 for x1, y1, x2, y2 in (le.box_xyxy for le in foci(s))]
     return round(float(np.percentile(sides, SMALL)), 4) if sides else 0.0
 
 
@@ -209,8 +211,8 @@ def _check_lesions(dataset: Dataset, model: Model, config: TrainingConfig) -> li
         return [f"categories: the dataset has {', '.join(dataset.categories) or 'none'}, not {', '.join(missing)}; "
                 "set fixed: {categories: [...]}"]
     problems = []
-    counted = [(dataset.fold_of[s.patient_id], le) for s in dataset.scans for le in s.lesions
-               if le.category in config.categories]
+    counted = [(dataset.fold_of[s.patient_id], le) for s in usable(dataset.scans, model.task) for le in s.lesions
+               if le.category in config.categories and not le.crowd]
     if model.task == "segmentation" and counted:
         boxes = sum(le.rle is None for _, le in counted)
         if boxes:
@@ -218,6 +220,9 @@ def _check_lesions(dataset: Dataset, model: Model, config: TrainingConfig) -> li
                             "alone; use a detector or annotate masks")
     if isinstance(config, ClassifierConfig):
         return problems + _check_targets(dataset, config)
+    if dataset.test and not usable(dataset.test, model.task):
+        problems.append(f"dataset {dataset.path}: the test group needs annotated scans to be scored by, and has none; "
+                        "prepare it with another --holdout or --split")
     for fold in range(dataset.folds):
         if not any(f == fold for f, _ in counted):
             problems.append(f"dataset {dataset.path}: every fold needs a lesion to be scored by, fold {fold} has none "
@@ -237,18 +242,18 @@ def _check_targets(dataset: Dataset, config: ClassifierConfig) -> list[str]:
             for fold, count in enumerate(counts) if not (count[True] and count[False])]
 
 
-def _steps(study: Study, dataset: Dataset, config: TrainingConfig) -> int:
+def _steps(study: Study, dataset: Dataset, model: Model, config: TrainingConfig) -> int:
     """Optimiser steps of an epoch of the smallest fold at the largest batch of the space."""
     sizes = [p.choice or p.bounds or () for name, p in study.space.items() if name in ("batch", "nbs")]
     largest = max([float(config.batch), float(config.nbs), *(float(str(v)) for values in sizes for v in values)])
     # Two views that share a canvas are one image of the batch.
     pairs = 2 if config.montage or ("montage" in study.space and True in (study.space["montage"].choice or ())) else 1
-    return min(math.ceil(_samples(dataset, config, f) / pairs / largest) for f in range(dataset.folds))
+    return min(math.ceil(_samples(dataset, model, config, f) / pairs / largest) for f in range(dataset.folds))
 
 
-def _samples(dataset: Dataset, config: TrainingConfig, fold: int) -> int:
+def _samples(dataset: Dataset, model: Model, config: TrainingConfig, fold: int) -> int:
     """Samples of a fold's training part; tiles are counted as if their scans went in whole."""
-    scans = dataset.training(fold, config.negatives)
+    scans = usable(dataset.training(fold, config.negatives), model.task)
     if isinstance(config, ClassifierConfig):
         return sum(len(targets(s, list(config.categories), config.target)) for s in scans)
     return len(scans)

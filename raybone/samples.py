@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 from raybone.data.dataset import Dataset
@@ -12,9 +12,17 @@ from raybone.earlier import OTSU
 from raybone.models._classifier import ClassifierConfig
 from raybone.models._model import Model, TrainingConfig
 from raybone.models._segmenter import SegmenterConfig
-from raybone.records import Array, Scan
+from raybone.records import Array, Scan, Task
 
 Masks = Callable[[Scan], Array]
+
+
+def usable(scans: Iterable[Scan], task: Task) -> list[Scan]:
+    """The scans that a model of this task may learn from and be scored on.
+
+    A scan that nobody annotated is no scan without lesions. Classifiers take it: by its label, or for no lesion at all.
+    """
+    return [s for s in scans if s.annotated or task == "classification"]
 
 
 def training_samples(dataset: Dataset, model: Model, config: TrainingConfig, fold: int, seed: int, epochs: int,
@@ -25,7 +33,7 @@ def training_samples(dataset: Dataset, model: Model, config: TrainingConfig, fol
         epochs: length of the full run.
         mined: non-metastasis as an earlier study's model of this fold found it, where the configuration asks for that.
     """
-    scans, names = dataset.training(fold, config.negatives), list(config.categories)
+    scans, names = usable(dataset.training(fold, config.negatives), model.task), list(config.categories)
     close_at = epochs - config.close_mosaic
     if isinstance(config, ClassifierConfig):
         return TargetSamples(dataset, scans, names, config.imgsz, config.target, config, seed)
@@ -38,9 +46,13 @@ def training_samples(dataset: Dataset, model: Model, config: TrainingConfig, fol
 
 
 def scored_samples(dataset: Dataset, scans: list[Scan], model: Model, config: TrainingConfig,
-                   mined: Masks | None = None) -> ScanSamples:
-    """What a model is scored on: these scans as they are."""
-    names = list(config.categories)
+                   mined: Masks | None = None, unannotated: bool = False) -> ScanSamples:
+    """What a model is scored on: these scans as they are.
+
+    Args:
+        unannotated: take all of them, to predict on rather than to score.
+    """
+    scans, names = scans if unannotated else usable(scans, model.task), list(config.categories)
     if isinstance(config, ClassifierConfig):
         return TargetSamples(dataset, scans, names, config.imgsz, config.target)
     return ScanSamples(dataset, scans, names, config.imgsz, model.task == "segmentation", montage=config.montage,
@@ -54,4 +66,5 @@ def wants_mining(config: TrainingConfig) -> str:
 
 
 def _third(dataset: Dataset, config: TrainingConfig, mined: Masks | None) -> Masks | None:
-    return Otsu(dataset) if cast(str, getattr(config, "nm", "")) == OTSU else mined
+    nm = cast(str, getattr(config, "nm", ""))
+    return Otsu(dataset) if nm == OTSU else mined if nm else None

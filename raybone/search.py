@@ -28,6 +28,7 @@ from raybone.metrics.intervals import freedom, patient_draws
 from raybone.models._model import Model
 from raybone.records import Epoch, Pooled, RunFailed, Segment, WrongInput
 from raybone.resolve import checker, configure, resolve
+from raybone.samples import usable
 from raybone.spec import FALSE_POSITIVES, Prior, Study, write_study
 from raybone.warm import warm_start
 
@@ -266,7 +267,7 @@ def _bootstrap(study: Study, dataset: Dataset, model: Model, findings: list[Find
 
     Empty for val_loss, which is not known by patient, and where a fold has one patient.
     """
-    scans_of = [dataset.validation(fold) for fold in range(dataset.folds)]
+    scans_of = [usable(dataset.validation(fold), model.task) for fold in range(dataset.folds)]
     patients = list(dict.fromkeys(s.patient_id for scans in scans_of for s in scans))
     fold_P = np.array([dataset.fold_of[p] for p in patients])
     patients_K = np.bincount(fold_P)
@@ -274,7 +275,8 @@ def _bootstrap(study: Study, dataset: Dataset, model: Model, findings: list[Find
         return (), math.nan
     positive = {f["scan_id"] for f in findings if f.get("positive")}
     sick = {s.patient_id for scans in scans_of for s in scans if s.scan_id in positive or (
-        model.task != "classification" and any(le.category in categories for le in s.lesions))}
+        model.task != "classification" and any(
+            le.category in categories and not le.crowd for le in s.lesions))}
     draws_BP = patient_draws(fold_P, np.array([p in sick for p in patients]),
                              [int(dataset.hash, 16), study.search.seed])
     places = {patient: place for place, patient in enumerate(patients)}

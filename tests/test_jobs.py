@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import subprocess
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 
 from raybone.cli import main
+from raybone.data.dataset import open_dataset
+from raybone.prepare import prepare
 from raybone.resolve import configure, resolve
 from raybone.spec import read_study
 
@@ -64,6 +69,31 @@ def test_a_study_of_the_papers_is_sound_and_begins_with_their_settings(name: str
     resolved, _, model = resolve(read_study(JOBS / f"{name}.yaml", small if name != "bmseg_unet" else small[:2]))
     for point in study.search.points:
         configure(resolved, model, dict(point))
+
+
+def test_slices_of_a_patient_share_a_fold_by_the_labels_that_the_job_makes(tmp_path: Path) -> None:
+    """Twelve slices of four patients; the line of the job's comment is run as it stands."""
+    raw, rng = tmp_path / "raw", np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (raw / folder).mkdir(parents=True)
+    for number in range(12):
+        mask_HW = np.zeros((64, 64), np.uint8)
+        mask_HW[20:30, 10 + number:30] = 255
+        for folder, image_HW in (("images", rng.integers(0, 200, (64, 64)).astype(np.uint8)), ("masks", mask_HW)):
+            cv2.imwrite(str(raw / folder / f"p {number % 4}_{number}.png"), image_HW)
+    (line,) = (said[1:].strip() for said in (JOBS / "bmseg_unet.yaml").read_text().splitlines() if "labels.csv" in said
+               and said.strip("# ").startswith("("))
+    folds = []
+    for name in ("without", "with"):
+        made = prepare(raw, tmp_path / name, "masks", folds=3, key=tmp_path / "key")
+        whose = {scan_id: Path(path).name[:3] for _, scan_id, path in made.sources if scan_id}
+        opened = open_dataset(made.path)
+        assert len(whose) == len(opened.scans) == 12
+        folds.append({(whose[s.scan_id], opened.fold_of[s.patient_id]) for s in opened.scans})
+        assert made.meta["counts"]["patients"] == (12 if name == "without" else 4)
+        subprocess.run(["sh", "-c", line], cwd=raw, check=True)
+    assert len(folds[0]) > 4 == len(folds[1])
+    assert {fold for _, fold in folds[1]} == {0, 1, 2}
 
 
 def test_three_classes_by_otsu_run_from_their_file(dataset: Path, tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_annotations_lie_beside_dicom_or_in_a_folder_of_their_own(tmp_path: Path
                      (("malignant", (1.0, 2.0, 64.0, 7.0)),), ()}
     assert {w.split(" (first")[0] for w in made.meta["warnings"]} == {
         "1 x box beyond the border of its scan: cut there",
-        "1 x scan without annotation: neither trained on nor scored, unless --unannotated negative"}
+        "1 x scan without annotation: neither trained on nor scored, but by its labels (see --unannotated)"}
 
 
 def test_labels_sites_and_patients_come_from_labels_csv(tmp_path: Path) -> None:

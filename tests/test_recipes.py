@@ -18,7 +18,7 @@ from raybone.cli import main
 from raybone.data.annotations import mask_of
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.folds import TRAINING
-from raybone.data.loader import class_map
+from raybone.data.loader import masks_of
 from raybone.data.parts import Mined
 from raybone.data.steps import body_mask
 from raybone.fit import evaluate_weights, mined_masks
@@ -129,9 +129,8 @@ def test_otsu_makes_the_body_without_its_lesions_a_class(place: Path) -> None:
     samples = scored_samples(dataset, dataset.validation(0), model, model.Config(imgsz=128, nm="otsu"))
     _, sample = samples[-1, 0]
     scan = samples.scans[0]
-    lesion, body = class_map(scan, ["malignant"]) == 1, body_mask(dataset.counts(scan))
-    np.testing.assert_array_equal(sample.mask_HW == 1, lesion)
-    np.testing.assert_array_equal(sample.mask_HW == 2, body & ~lesion)
+    lesion, body = masks_of(scan, ["malignant"])[0] == 1, body_mask(dataset.counts(scan))
+    np.testing.assert_array_equal(sample.mask_CHW, [lesion, body & ~lesion])
     assert 0.1 < body.mean() < 0.6
 
 
@@ -160,7 +159,7 @@ def test_mining_takes_each_folds_masks_from_the_model_that_never_saw_its_patient
     config = model.Config(imgsz=128, nm=str(place / "first/runs/c000"))
     samples = scored_samples(dataset, dataset.training(0), model, config, lambda s: np.ones((s.height, s.width), bool))
     _, sample = samples[-1, 0]
-    assert set(np.unique(sample.mask_HW)) <= {1, 2}  # lesions are cut out of what was mined
+    np.testing.assert_array_equal(sample.mask_CHW.sum(0), 1)  # lesions are cut out of what was mined
 
 
 def test_transfer_starts_each_fold_from_the_same_fold(place: Path) -> None:
@@ -246,14 +245,14 @@ def test_tiles_are_trained_and_whole_scans_are_scored(place: Path) -> None:
                                                                  translate=0), 0, 0, 2) for tiles in ("all", "lesions"))
     scans = dataset.training(0)
     assert len(every) == 7 * len(scans)
-    whole = {s.scan_id: class_map(s, ["malignant"]) for s in scans}
+    whole = {s.scan_id: masks_of(s, ["malignant"])[0] for s in scans}
     with_lesions = sum(bool(whole[s.scan_id][y : y + 32].any()) for s in scans for y in range(0, 97, 16))
     assert len(sick) == with_lesions
     for index in range(len(sick)):
         place_of, y, x = sick.places[index]
         _, sample = sick[1, index]
         assert sample.image_HW.shape == (32, 32)
-        np.testing.assert_array_equal(sample.mask_HW, whole[scans[place_of].scan_id][y : y + 32, x : x + 32])
+        np.testing.assert_array_equal(sample.mask_CHW[0], whole[scans[place_of].scan_id][y : y + 32, x : x + 32])
 
 
 def stacked(dataset: Dataset, target: str = "") -> Any:
@@ -277,7 +276,7 @@ def test_one_sample_a_lesion_shows_the_whole_scan_and_that_lesion(place: Path) -
 def test_a_lesion_of_few_pixels_stays_in_its_mask_however_small_the_scan_is_seen(place: Path) -> None:
     dataset, model = open_dataset(place / "ds"), load("lesion_resnet50")
     samples = scored_samples(dataset, list(dataset.scans), model, model.Config(imgsz=32))
-    assert all(samples[-1, index][1].mask_HW.any() for index in range(len(samples)))
+    assert all(samples[-1, index][1].mask_CHW.any() for index in range(len(samples)))
 
 
 def test_a_lesion_that_augmentation_moves_out_of_sight_keeps_its_class(place: Path) -> None:

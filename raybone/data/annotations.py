@@ -76,6 +76,26 @@ def mask_of(rle: dict[str, Any]) -> Array:
     return np.asarray(coco_mask.decode(rle), bool)
 
 
+def lesion_mask(lesion: Lesion, height: int, width: int) -> Array:
+    """The boolean mask, shape (H, W), of a lesion; a box without a mask is its rectangle."""
+    if lesion.rle:
+        return mask_of(lesion.rle)
+    mask_HW = np.zeros((height, width), bool)
+    x1, y1, x2, y2 = (round(v) for v in lesion.box_xyxy)
+    mask_HW[y1:y2, x1:x2] = True
+    return mask_HW
+
+
+def is_focus(lesion: Lesion) -> bool:
+    """Whether an annotation counts as a lesion: it is neither of NOT_LESIONS nor a crowd."""
+    return not lesion.crowd and lesion.category not in NOT_LESIONS
+
+
+def foci(scan: Scan) -> list[Lesion]:
+    """The lesions of a scan that count."""
+    return [le for le in scan.lesions if is_focus(le)]
+
+
 def lesion_of_mask(mask_HW: Array, category: str) -> Lesion:
     """The one lesion, of any number of parts, of a boolean mask that is not empty."""
     rows, columns = np.nonzero(mask_HW.any(1))[0], np.nonzero(mask_HW.any(0))[0]

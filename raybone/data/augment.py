@@ -36,12 +36,15 @@ class Augmentation(Strict):
 
 @dataclass(frozen=True)
 class Sample:
-    """image_HW uint16 or float32 intensities; boxes_N4 float32 xyxy pixels; labels_N; mask_HW class map or None."""
+    """image_HW uint16 or float32 intensities; boxes_N4 float32 xyxy pixels; labels_N; mask_CHW uint8 or None.
+
+    A mask is 1 where its category lies, and whatever else the loader says; values are moved, never mixed.
+    """
 
     image_HW: Array
     boxes_N4: Array
     labels_N: Array
-    mask_HW: Array | None
+    mask_CHW: Array | None
 
 
 def augment(sample: Sample, hyper: Augmentation, rng: np.random.Generator, canvas: tuple[int, int],
@@ -70,18 +73,19 @@ def _mosaic(samples: list[Sample], rng: np.random.Generator, canvas: tuple[int, 
     yc = int(rng.integers(height // 2, 2 * height - height // 2))
     xc = int(rng.integers(width // 2, 2 * width - width // 2))
     image_HW = np.zeros((2 * height, 2 * width), samples[0].image_HW.dtype)
-    mask_HW = None if samples[0].mask_HW is None else np.zeros((2 * height, 2 * width), samples[0].mask_HW.dtype)
+    first_CHW = samples[0].mask_CHW
+    mask_CHW = None if first_CHW is None else np.zeros((len(first_CHW), 2 * height, 2 * width), first_CHW.dtype)
     boxes, labels = [], []
     for place, part in enumerate(samples):
         h, w = part.image_HW.shape
         left, top = (xc - w if place % 2 == 0 else xc), (yc - h if place < 2 else yc)
         x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + w, 2 * width), min(top + h, 2 * height)
         image_HW[y1:y2, x1:x2] = part.image_HW[y1 - top:y2 - top, x1 - left:x2 - left]
-        if mask_HW is not None and part.mask_HW is not None:
-            mask_HW[y1:y2, x1:x2] = part.mask_HW[y1 - top:y2 - top, x1 - left:x2 - left]
+        if mask_CHW is not None and part.mask_CHW is not None:
+            mask_CHW[:, y1:y2, x1:x2] = part.mask_CHW[:, y1 - top:y2 - top, x1 - left:x2 - left]
         boxes.append(part.boxes_N4 + np.array([left, top, left, top], np.float32))
         labels.append(part.labels_N)
-    whole = Sample(image_HW, np.concatenate(boxes), np.concatenate(labels), mask_HW)
+    whole = Sample(image_HW, np.concatenate(boxes), np.concatenate(labels), mask_CHW)
     return _clip(whole, whole.boxes_N4, 2 * height, 2 * width)
 
 
@@ -103,12 +107,13 @@ def _affine(sample: Sample, hyper: Augmentation, rng: np.random.Generator, canva
     pixels_23 = matrix_23.copy()
     pixels_23[:, 2] += matrix_23[:, :2] @ [0.5, 0.5] - 0.5
     image_HW = cv2.warpAffine(sample.image_HW, pixels_23, (width, height), flags=cv2.INTER_LINEAR, borderValue=0)
-    mask_HW = None if sample.mask_HW is None else cv2.warpAffine(
-        sample.mask_HW.astype(np.uint8), pixels_23, (width, height), flags=cv2.INTER_NEAREST, borderValue=0)
+    mask_CHW = None if sample.mask_CHW is None else np.stack([
+        cv2.warpAffine(m_HW, pixels_23, (width, height), flags=cv2.INTER_NEAREST, borderValue=0)
+        for m_HW in sample.mask_CHW])  # OpenCV warps four channels at most
     corners_N42 = sample.boxes_N4[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
     moved_N42 = corners_N42 @ matrix_23[:, :2].T + matrix_23[:, 2]
     boxes_N4 = np.concatenate([moved_N42.min(1), moved_N42.max(1)], 1).astype(np.float32)
-    return _clip(replace(sample, image_HW=image_HW, mask_HW=mask_HW), boxes_N4, height, width)
+    return _clip(replace(sample, image_HW=image_HW, mask_CHW=mask_CHW), boxes_N4, height, width)
 
 
 def _clip(sample: Sample, boxes_N4: Array, height: int, width: int) -> Sample:
@@ -125,8 +130,9 @@ def _flip(sample: Sample, width: int) -> Sample:
     """Mirror left and right; a lesion is a lesion on either side."""
     boxes_N4 = sample.boxes_N4.copy()
     boxes_N4[:, [0, 2]] = width - sample.boxes_N4[:, [2, 0]]
-    mask_HW = None if sample.mask_HW is None else np.ascontiguousarray(sample.mask_HW[:, ::-1])
-    return replace(sample, image_HW=np.ascontiguousarray(sample.image_HW[:, ::-1]), boxes_N4=boxes_N4, mask_HW=mask_HW)
+    mask_CHW = None if sample.mask_CHW is None else np.ascontiguousarray(sample.mask_CHW[..., ::-1])
+    return replace(sample, image_HW=np.ascontiguousarray(sample.image_HW[:, ::-1]), boxes_N4=boxes_N4,
+                   mask_CHW=mask_CHW)
 
 
 def _intensity(image_HW: Array, hyper: Augmentation, rng: np.random.Generator) -> Array:

@@ -198,7 +198,8 @@ class DatasetWriter:
         digests: dict[str, list[str]] = {}
         for scan in self.scans:
             note = [self._digest_of[scan.scan_id], scan.view,
-                    [[le.box_xyxy, le.category, le.rle, *(["crowd"] if le.crowd else [])] for le in scan.lesions]]
+                    [[le.box_xyxy, le.category, le.rle, *(["crowd"] if le.crowd else [])] for le in scan.lesions],
+                    *([] if scan.annotated else ["unannotated"])]
             digests.setdefault(scan.patient_id, []).append(
                 hashlib.sha256(json.dumps(note, sort_keys=True).encode()).hexdigest())
         return {p: hashlib.sha256("".join(sorted(d)).encode()).hexdigest() for p, d in digests.items()}

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from raybone.data.annotations import foci
 from raybone.records import Scan, WrongInput
 
 TEST = -1  # the fold of the test group, which no search sees
@@ -92,6 +93,6 @@ def _burden(scans: Sequence[Scan]) -> tuple[Counter[str], dict[str, str]]:
     burden: Counter[str] = Counter()
     label, stratum = stratum_label(scans), dict[str, str]()
     for scan in scans:
-        burden[scan.patient_id] += len(scan.lesions)
+        burden[scan.patient_id] += len(foci(scan))
         stratum[scan.patient_id] = max(stratum.get(scan.patient_id, ""), dict(scan.labels).get(label or "", ""))
     return burden, stratum

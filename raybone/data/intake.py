@@ -19,7 +19,7 @@ from raybone.data.steps import Part, View, apply_steps, unit
 from raybone.data.tables import Labels
 from raybone.records import Lesion, Scan
 
-UNANNOTATED = "scan without annotation: neither trained on nor scored, unless --unannotated negative"
+UNANNOTATED = "scan without annotation: neither trained on nor scored, but by its labels (see --unannotated)"
 REMARK_OF_FLAG = {
     "turned-over": "bright border, as of dark on white: turned over, so that uptake is high",
     "bright-border": "border brighter than the middle of the range: is it dark on white? It is left as it is",

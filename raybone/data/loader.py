@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -12,42 +12,47 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from raybone.data.annotations import mask_of
+from raybone.data.annotations import lesion_mask
 from raybone.data.augment import Augmentation, Sample, augment
 from raybone.data.cache import Intensities, as_float
 from raybone.data.dataset import Dataset
 from raybone.data.preprocess import canvas_of, pad
 from raybone.records import Array, Prediction, Scan
 
+CROWD = 2  # value of masks where nobody can tell: neither lesion nor none
+
 
 class Batch(NamedTuple):
-    """image_NCHW float32 in [0, 1]; per image boxes_N4 float32 xyxy pixels and labels_N int64; mask_NHW int64.
+    """image_NCHW float32 in [0, 1]; per image boxes_N4 float32 xyxy pixels and labels_N int64; mask_NCHW uint8.
 
-    ``index_N`` are the places of the scans in the list the loader was given; mask_NHW is empty for detection.
+    A mask is 1 where its category lies, CROWD where only a crowd of it does, else 0; masks may overlap. ``index_N`` are
+    the places of the scans in the list the loader was given; mask_NCHW is empty for detection.
     """
 
     image_NCHW: Tensor
     boxes: list[Tensor]
     labels: list[Tensor]
-    mask_NHW: Tensor
+    mask_NCHW: Tensor
     index_N: Tensor
 
     def to(self, device: torch.device, memory: torch.memory_format = torch.contiguous_format) -> Batch:
         """The same batch on a device, its images in a memory format."""
         image_NCHW = self.image_NCHW.to(device, non_blocking=True, memory_format=memory)
         return Batch(image_NCHW, [b.to(device) for b in self.boxes], [y.to(device) for y in self.labels],
-                     self.mask_NHW.to(device), self.index_N)
+                     self.mask_NCHW.to(device), self.index_N)
 
 
 class ScanSamples(TorchDataset[tuple[int, Sample]]):
     """Samples of some scans; indexed by (epoch, place), where a negative epoch means no augmentation.
 
     Args:
-        categories: the names that count; the place of a name is its label (boxes) or label + 1 (masks).
+        categories: the names that count; the place of a name is its label (boxes) or its channel (masks). There are no
+            boxes of crowds: detectors learn that what lies there is background.
         size: pixels of the long side; the aspect is the scan's own.
         hyper: augmentation, None for none; montage: both views of a patient side by side, wherever both exist.
-        non_metastasis: gives the boolean mask, of a scan's own size, of the class after the last category; lesions of
-            the categories are cut out of it.
+        non_metastasis: gives the boolean mask, of a scan's own size, of the class after the last category. Classes
+            exclude each other then, as a softmax has them: lesions of the categories are cut out of it, and where
+            categories overlap a pixel is of the first of them. Scores keep the overlap.
     Attributes:
         canvas: (H, W) that every sample is padded to; groups: the places of the scans on it, from left to right;
         stacked: whether the masks are a second channel of the images.
@@ -73,7 +78,7 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
         batch = _collate(items)
         if not self.stacked:
             return batch
-        return batch._replace(image_NCHW=torch.cat([batch.image_NCHW, batch.mask_NHW[:, None].float()], 1))
+        return batch._replace(image_NCHW=torch.cat([batch.image_NCHW, batch.mask_NCHW.float()], 1))
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, Sample]:
         epoch, index = key
@@ -101,28 +106,29 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
         if self.canvas == self.view:
             return views[0]
         shifts = [np.array([left, 0, left, 0], np.float32) for left in range(0, self.canvas[1], self.view[1])]
-        masks = [v.mask_HW for v in views if v.mask_HW is not None]
+        masks = [v.mask_CHW for v in views if v.mask_CHW is not None]
         return Sample(pad(np.concatenate([v.image_HW for v in views], 1), self.canvas),
                       np.concatenate([v.boxes_N4 + shift for v, shift in zip(views, shifts)]),
                       np.concatenate([v.labels_N for v in views]),
-                      pad(np.concatenate(masks, 1), self.canvas) if masks else None)
+                      pad(np.concatenate(masks, 2), self.canvas) if masks else None)
 
     def _view(self, place: int) -> Sample:
         scan = self.scans[place]
         image_HW = self.intensities(scan)
         scale = self.size / max(scan.height, scan.width)
-        known = [le for le in scan.lesions if le.category in self.categories]
+        known = [le for le in scan.lesions if le.category in self.categories and not le.crowd]
         boxes_N4 = np.array([le.box_xyxy for le in known], np.float32).reshape(-1, 4) * np.float32(scale)
         labels_N = np.array([self.categories.index(le.category) for le in known], np.int64)
-        mask_HW = pad(self._mask(scan, image_HW.shape), self.view) if self.masks else None
-        return Sample(pad(image_HW, self.view), boxes_N4, labels_N, mask_HW)
+        mask_CHW = pad(self._mask(scan, image_HW.shape), self.view) if self.masks else None
+        return Sample(pad(image_HW, self.view), boxes_N4, labels_N, mask_CHW)
 
     def _mask(self, scan: Scan, shape: tuple[int, ...]) -> Array:
-        """Class map: 0 background, label + 1 lesion, then non-metastasis; a box without a mask is its rectangle."""
-        full_HW = class_map(scan, self.categories)
+        """``masks_of`` at the network's size, and non-metastasis in a last channel."""
+        full_CHW = masks_of(scan, self.categories)
         if self.non_metastasis is not None:
-            full_HW[(full_HW == 0) & self.non_metastasis(scan)] = len(self.categories) + 1
-        return cv2.resize(full_HW, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+            full_CHW = _exclusive(full_CHW, self.non_metastasis(scan))
+        return np.stack([cv2.resize(m_HW, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+                         for m_HW in full_CHW])
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -143,18 +149,14 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return iter([(self.epoch, i) for i in order[self.rank :: self.world]])
 
 
-def class_map(scan: Scan, categories: list[str]) -> Array:
-    """uint8 class map of the scan's own size (H, W): 0 background, place of the category + 1."""
-    full_HW = np.zeros((scan.height, scan.width), np.uint8)
-    for lesion in scan.lesions:
+def masks_of(scan: Scan, categories: Sequence[str]) -> Array:
+    """Masks as a Batch has them, (C, H, W), of the scan's own size; a lesion inside a crowd is a lesion."""
+    mask_CHW = np.zeros((len(categories), scan.height, scan.width), np.uint8)
+    for lesion in sorted(scan.lesions, key=lambda le: not le.crowd):
         if lesion.category in categories:
-            value = categories.index(lesion.category) + 1
-            if lesion.rle:
-                full_HW[mask_of(lesion.rle)] = value
-            else:
-                x1, y1, x2, y2 = (round(v) for v in lesion.box_xyxy)
-                full_HW[y1:y2, x1:x2] = value
-    return full_HW
+            inside_HW = lesion_mask(lesion, scan.height, scan.width)
+            mask_CHW[categories.index(lesion.category)][inside_HW] = CROWD if lesion.crowd else 1
+    return mask_CHW
 
 
 def training_loader(samples: ScanSamples, batch: int, rank: int, world: int,
@@ -180,10 +182,20 @@ def _collate(items: list[tuple[int, Sample]]) -> Batch:
     image_NCHW = np.empty((len(items), 1, *items[0][1].image_HW.shape), np.float32)
     for place, (_, sample) in enumerate(items):
         as_float(sample.image_HW, image_NCHW[place, 0])
-    masks = [s.mask_HW for _, s in items if s.mask_HW is not None]
-    mask_NHW = torch.from_numpy(np.stack(masks)).long() if masks else torch.zeros(0, dtype=torch.int64)
+    masks = [s.mask_CHW for _, s in items if s.mask_CHW is not None]
+    mask_NCHW = torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, dtype=torch.uint8)
     return Batch(torch.from_numpy(image_NCHW), [torch.from_numpy(s.boxes_N4) for _, s in items],
-                 [torch.from_numpy(s.labels_N) for _, s in items], mask_NHW, torch.tensor([i for i, _ in items]))
+                 [torch.from_numpy(s.labels_N) for _, s in items], mask_NCHW, torch.tensor([i for i, _ in items]))
+
+
+def _exclusive(mask_CHW: Array, third_HW: Array) -> Array:
+    """Masks of which each pixel has one at most, and a third class where no category is; a crowd is unknown in all."""
+    lesion_CHW, crowd_HW = mask_CHW == 1, (mask_CHW == CROWD).any(0)
+    lesion_HW = lesion_CHW.any(0)
+    first_CHW = lesion_CHW & (lesion_CHW.cumsum(0) == 1)
+    every_CHW = np.concatenate([first_CHW, (third_HW & ~lesion_HW)[None]]).astype(np.uint8)
+    every_CHW[:, crowd_HW & ~lesion_HW] = CROWD
+    return every_CHW
 
 
 def _pairs(scans: list[Scan]) -> list[tuple[int, ...]]:

@@ -7,10 +7,10 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from raybone.data.annotations import mask_of
+from raybone.data.annotations import NOT_LESIONS, is_focus, lesion_mask, mask_of
 from raybone.data.augment import Augmentation, Sample
 from raybone.data.dataset import Dataset
-from raybone.data.loader import ScanSamples, class_map
+from raybone.data.loader import ScanSamples
 from raybone.data.preprocess import pad
 from raybone.data.steps import body_mask, tiles
 from raybone.records import Array, Scan
@@ -20,7 +20,8 @@ class TileSamples(ScanSamples):
     """Square tiles of the scans, which overlap by half; for training alone, as scans are scored whole.
 
     Args:
-        tile: pixels of the side, on the canvas of the network; lesions_only: leave out tiles without a lesion.
+        tile: pixels of the side, on the canvas of the network; lesions_only: leave out tiles without a lesion (bones
+            are none, unless nothing else is looked for).
         others: as ScanSamples has them.
     """
 
@@ -32,8 +33,9 @@ class TileSamples(ScanSamples):
         self.places = [(place, y, x) for place in range(len(scans)) for y, x in tiles(whole, tile, tile // 2)]
         if lesions_only:
             masks = [pad(self._mask(s, self.intensities(s).shape), whole) for s in scans]
+            kinds = [k for k, name in enumerate(categories) if name not in NOT_LESIONS] or [*range(len(categories))]
             self.places = [(n, y, x) for n, y, x in self.places
-                           if np.isin(masks[n][y : y + tile, x : x + tile], range(1, len(categories) + 1)).any()]
+                           if (masks[n][kinds, y : y + tile, x : x + tile] == 1).any()]
 
     def __len__(self) -> int:
         return len(self.places)
@@ -42,10 +44,10 @@ class TileSamples(ScanSamples):
         place, y, x = self.places[index]
         sample = self._view(place)
         box_4 = np.array([x, y, x, y], np.float32)
-        inside = (slice(y, y + self.tile), slice(x, x + self.tile))
-        mask_HW = None if sample.mask_HW is None else pad(sample.mask_HW[inside], self.canvas)
+        inside = (..., slice(y, y + self.tile), slice(x, x + self.tile))
+        mask_CHW = None if sample.mask_CHW is None else pad(sample.mask_CHW[inside], self.canvas)
         # A segmenter has no use for boxes, but augmentation moves them.
-        return Sample(pad(sample.image_HW[inside], self.canvas), sample.boxes_N4 - box_4, sample.labels_N, mask_HW)
+        return Sample(pad(sample.image_HW[inside], self.canvas), sample.boxes_N4 - box_4, sample.labels_N, mask_CHW)
 
 
 class TargetSamples(ScanSamples):
@@ -54,7 +56,7 @@ class TargetSamples(ScanSamples):
     Images have two channels: the whole scan, and the mask of the lesion in question (zeros where it is the scan).
 
     Args:
-        categories: those of positive lesions; every other lesion is negative.
+        categories: those of positive lesions; every other lesion is negative. Bones and crowds are no lesions.
         target: empty for lesions; else the label of the scans whose value 1 is positive and 0 negative; scans with
             another value or none are left out.
     Attributes:
@@ -78,20 +80,20 @@ class TargetSamples(ScanSamples):
     def _plain(self, index: int) -> Sample:
         place, lesion, positive = self.items[index]
         scan = self.scans[place]
-        alone = replace(scan, lesions=scan.lesions[lesion : lesion + 1] if lesion >= 0 else ())
         image_HW = self.intensities(scan)
-        names = list({le.category for le in alone.lesions})
-        # Not as class maps are: a lesion of a few pixels must not vanish, as nothing else tells which one is meant.
-        mask_HW = (cv2.resize(class_map(alone, names).astype(np.float32), image_HW.shape[::-1],
+        full_HW = lesion_mask(scan.lesions[lesion], scan.height, scan.width) if lesion >= 0 else np.zeros(
+            (scan.height, scan.width))
+        # Not as other masks are: a lesion of a few pixels must not vanish, as nothing else tells which one is meant.
+        mask_HW = (cv2.resize(full_HW.astype(np.float32), image_HW.shape[::-1],
                               interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
         return Sample(pad(image_HW, self.view), np.zeros((0, 4), np.float32), np.array([positive], np.int64),
-                      pad(mask_HW, self.view))
+                      pad(mask_HW[None], self.view))
 
 
 def targets(scan: Scan, categories: list[str], target: str) -> list[tuple[int, bool]]:
     """(place of the lesion or -1, whether it is positive) of all that is to be classified in a scan."""
     if not target:
-        return [(place, le.category in categories) for place, le in enumerate(scan.lesions)]
+        return [(place, le.category in categories) for place, le in enumerate(scan.lesions) if is_focus(le)]
     value = dict(scan.labels).get(target)
     return [(-1, value == "1")] if value in ("0", "1") else []
 

@@ -36,11 +36,15 @@ def resize(image_HW: Array, long_side: int) -> tuple[Array, float]:
 
 
 def pad(image_HW: Array, canvas: tuple[int, int]) -> Array:
-    """Put the image at the top left of a canvas of zeros (air, not grey) of shape (H, W); itself when it fills it."""
-    if image_HW.shape == canvas:
+    """Put the image at the top left of a canvas of zeros (air, not grey) of shape (H, W); itself when it fills it.
+
+    Axes before the last two, as of masks (C, H, W), stay.
+    """
+    *others, height, width = image_HW.shape
+    if (height, width) == canvas:
         return image_HW
-    out_HW = np.zeros(canvas, image_HW.dtype)
-    out_HW[: image_HW.shape[0], : image_HW.shape[1]] = image_HW
+    out_HW = np.zeros((*others, *canvas), image_HW.dtype)
+    out_HW[..., :height, :width] = image_HW
     return out_HW
 
 

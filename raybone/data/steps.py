@@ -142,7 +142,11 @@ def _knee_cut(views: list[View]) -> list[View]:
 
 
 def _montage(views: list[View]) -> list[View]:
-    """Anterior at the left and posterior at the right, for each pair of one shape; a lone view is left out."""
+    """Anterior at the left and posterior at the right, for each pair of one shape; a lone view is left out.
+
+    Labels of 0 and 1 say whether either view is abnormal: 1 where one is, and nothing where one is 0 and the other
+    unknown. Of other labels, values that differ are joined, as in ``left|right``.
+    """
     backs = [v for v in views if v.scan.view == "posterior"]
     merged = []
     for front in (v for v in views if v.scan.view == "anterior"):
@@ -154,8 +158,17 @@ def _montage(views: list[View]) -> list[View]:
         left, right = _window(front, 0, 0, rows, 2 * columns), _window(back, 0, -columns, rows, 2 * columns)
         merged.append(View(left.values_HW + right.values_HW, replace(
             left.scan, view="anterior|posterior", lesions=left.scan.lesions + right.scan.lesions,
-            flags=tuple(sorted({*left.scan.flags, *right.scan.flags}))), left.made_of + right.made_of))
+            flags=tuple(sorted({*left.scan.flags, *right.scan.flags})),
+            labels=tuple(_either(dict(left.scan.labels), dict(right.scan.labels)))), left.made_of + right.made_of))
     return merged
+
+
+def _either(left: dict[str, str], right: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Labels of two views as those of both together."""
+    for name in dict.fromkeys([*left, *right]):
+        values = {left.get(name, ""), right.get(name, "")}
+        if values != {"", "0"}:
+            yield name, "1" if values <= {"", "0", "1"} and "1" in values else "|".join(sorted(values - {""}))
 
 
 def _tile(views: list[View]) -> list[View]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -40,9 +39,3 @@ def focal_tversky_loss(probability_NCHW: Tensor, target_NCHW: Tensor, alpha: flo
     tversky_C = (both_C + smooth) / (both_C + alpha * false_C + beta * missed_C + smooth)
     # A perfect category has an infinite slope.
     return ((1 - tversky_C).clamp(min=1e-7) ** gamma).mean()
-
-
-def one_hot(mask_NHW: Tensor, categories: int) -> Tensor:
-    """Class map (0 background, label + 1) to a float target (N, C, H, W) without the background."""
-    labels_C = torch.arange(1, categories + 1, device=mask_NHW.device)
-    return (mask_NHW[:, None] == labels_C[None, :, None, None]).float()

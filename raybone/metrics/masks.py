@@ -1,9 +1,12 @@
-"""Metrics of segmentation: pixels pooled over all scans as the papers do and scan by scan, lesions, and distances."""
+"""Metrics of segmentation: pixels pooled over all scans as the papers do and scan by scan, lesions, and distances.
+
+Categories are never pooled: a metric is the mean over those that there are, as COCO has it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -16,7 +19,7 @@ from raybone.records import Array
 
 @dataclass(frozen=True)
 class MaskScore:
-    """What is counted on one scan.
+    """What is counted of one category on one scan; of what lies in crowds, nothing is.
 
     pixels_3: true positive, false positive and false negative pixels.
     found, lesions: lesions that were found, of how many; hits, findings: components that found one, of how many.
@@ -31,18 +34,23 @@ class MaskScore:
     hd95_mm: float
 
 
-def mask_score(truth_HW: Array, lesions: Sequence[Array], predicted_HW: Array, pixel_mm: float | None) -> MaskScore:
+def mask_score(truth_HW: Array, lesions: Sequence[Array], predicted_HW: Array, pixel_mm: float | None,
+               crowd_HW: Array | None = None) -> MaskScore:
     """Compare one category of one scan.
 
     A finding is an 8-connected component of the prediction; a lesion is found by one that overlaps its own mask with an
-    IoU of at least ``FOUND``.
+    IoU of at least ``FOUND``. A component that finds none and lies in crowds by a share of ``FOUND`` is no finding.
 
     Args:
         truth_HW, predicted_HW: boolean masks of the category.
         lesions: boolean mask (H, W) of each lesion of it.
+        crowd_HW: where nobody can tell; outside ``truth_HW``.
     """
     count, labels_HW = cv2.connectedComponents(predicted_HW.astype(np.uint8), connectivity=8)
-    area_C = np.bincount(labels_HW.ravel(), minlength=count)
+    open_HW = np.ones_like(predicted_HW) if crowd_HW is None else ~crowd_HW
+    hidden_C = np.bincount(labels_HW[~open_HW], minlength=count)
+    predicted_HW = predicted_HW & open_HW
+    area_C = np.bincount(labels_HW[open_HW], minlength=count)
     found, hit_C = 0, np.zeros(count, bool)
     for mask_HW in lesions:
         both_C = np.bincount(labels_HW[mask_HW], minlength=count)
@@ -50,12 +58,14 @@ def mask_score(truth_HW: Array, lesions: Sequence[Array], predicted_HW: Array, p
         hits_C[0] = False
         found += bool(hits_C.any())
         hit_C |= hits_C
+    ignored_C = ~hit_C & (hidden_C > 0) & (hidden_C >= FOUND * (hidden_C + area_C))
     distance = hausdorff95(truth_HW, predicted_HW) * (pixel_mm or math.nan)
-    return MaskScore(pixel_counts(truth_HW, predicted_HW), found, len(lesions), int(hit_C.sum()), count - 1, distance)
+    return MaskScore(pixel_counts(truth_HW, predicted_HW), found, len(lesions), int(hit_C.sum()),
+                     count - 1 - int(ignored_C[1:].sum()), distance)
 
 
 def mask_metrics(scores: Sequence[MaskScore]) -> dict[str, float]:
-    """Metrics of the masks of all scans (and categories).
+    """Metrics of one category's masks of all scans.
 
     dice (= F1), iou, precision, sensitivity: of the pixels pooled over all scans. scan_*: of one scan, mean over scans
     with a lesion. lesion_sensitivity and lesion_precision: detection rate of the lesions, and share of the findings
@@ -71,6 +81,18 @@ def mask_metrics(scores: Sequence[MaskScore]) -> dict[str, float]:
             "lesion_sensitivity": sum(s.found for s in scores) / lesions if lesions else math.nan,
             "lesion_precision": sum(s.hits for s in scores) / max(findings, 1) if lesions else math.nan,
             "hd95_mm": float(np.mean(distances)) if distances else math.nan}
+
+
+def over_categories(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric over the categories that have it, and of several categories theirs, as ``dice[bone]``.
+
+    Args:
+        metrics: ``mask_metrics`` by category.
+    """
+    names, several = list(next(iter(metrics.values()))), len(metrics) > 1
+    means = {name: _mean_known(np.array([[found[name]] for found in metrics.values()])).item() for name in names}
+    return means | {f"{name}[{category}]": found[name] for category, found in metrics.items() for name in names
+                    if several}
 
 
 def pixel_counts(truth_HW: Array, predicted_HW: Array) -> Array:
@@ -101,6 +123,16 @@ def weighted_overlap(counts_N3: Array, weights_BN: Array) -> dict[str, Array]:
             "precision": hit_B / np.maximum(hit_B + false_B, 1), "sensitivity": hit_B / (hit_B + missed_B)}
 
 
+def weighted_means(counts_NC3: Array, weights_BN: Array) -> dict[str, Array]:
+    """The means of ``weighted_overlap`` over the categories that a sample holds, each of shape (B,).
+
+    Args:
+        counts_NC3: pixel counts of each category of each.
+    """
+    found = [weighted_overlap(counts_N3, weights_BN) for counts_N3 in counts_NC3.transpose(1, 0, 2)]
+    return {name: _mean_known(np.array([f[name] for f in found])) for name in found[0]}
+
+
 def hausdorff95(truth_HW: Array, predicted_HW: Array) -> float:
     """The larger 95th percentile of distances from one outline to the other, in pixels; NaN for an empty mask.
 
@@ -112,6 +144,13 @@ def hausdorff95(truth_HW: Array, predicted_HW: Array) -> float:
     outlines = [np.argwhere(mask_HW & ~_eroded(mask_HW)) for mask_HW in (truth_HW, predicted_HW)]
     ways = (outlines, outlines[::-1])
     return max(float(np.percentile(KDTree(to_P2).query(from_P2)[0], 95)) for from_P2, to_P2 in ways)
+
+
+def _mean_known(values_CB: Array) -> Array:
+    """Mean over categories that are not NaN, (B,); NaN without any."""
+    known_CB = np.isfinite(values_CB)
+    count_B = known_CB.sum(0)
+    return np.asarray(np.where(known_CB, values_CB, 0).sum(0) / np.where(count_B > 0, count_B, math.nan))
 
 
 def _eroded(mask_HW: Array) -> Array:

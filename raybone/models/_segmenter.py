@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raybone.data.loader import Batch
-from raybone.losses.overlap import dice_loss, focal_tversky_loss, one_hot
+from raybone.data.loader import CROWD, Batch
+from raybone.losses.overlap import dice_loss, focal_tversky_loss
 from raybone.models._model import TrainingConfig
 from raybone.records import Prediction
 from raybone.spec import Param
@@ -51,11 +51,12 @@ class SegmenterConfig(TrainingConfig):
 class Segmenter(nn.Module):
     """A network of logits under the raybone contract.
 
-    Two classes have a sigmoid output a category. With non-metastasis (``nm``) there is a softmax over background,
-    categories and non-metastasis, in which the logit of the background is the constant 0: it carries no loss and no
-    gradient (section 3.7 of the study of whole-body scans by double U-Nets; a softmax does not change when a number is
-    added to all its logits, so that nothing is lost by the constant). Pixels of background do count as false positives
-    of the other classes in overlap losses, and not at all in the cross-entropy.
+    There is a sigmoid output a category, so that categories may overlap; with non-metastasis (``nm``) a softmax over
+    background, categories and non-metastasis, in which the logit of the background is the constant 0: it carries no
+    loss and no gradient (section 3.7 of the study of whole-body scans by double U-Nets; a softmax does not change when
+    a number is added to all its logits, so that nothing is lost by the constant). Pixels of background do count as
+    false positives of the other classes in overlap losses, and not at all in the cross-entropy. Pixels of crowds count
+    in no loss.
 
     Args:
         net: image_NCHW to logits of its height and width, or a list of them, all of which are trained and the last of
@@ -72,7 +73,7 @@ class Segmenter(nn.Module):
         if not self.training:
             probability_NCHW = probabilities(outputs[-1], self.config)[:, : len(self.config.categories)]
             return [Prediction(mask_CHW=m) for m in probability_NCHW.detach().cpu().numpy()]
-        losses = [self._losses(logits_NCHW, cast(Batch, batch).mask_NHW) for logits_NCHW in outputs]
+        losses = [self._losses(logits_NCHW, cast(Batch, batch).mask_NCHW) for logits_NCHW in outputs]
         return {name: torch.stack([part[name] for part in losses]).sum() for name in losses[0]}
 
     def _outputs(self, image_NCHW: Tensor) -> list[Tensor]:
@@ -90,20 +91,22 @@ class Segmenter(nn.Module):
             found = self.net(image_NCHW)
         return [o.float() for o in _listed(found)]
 
-    def _losses(self, logits_NCHW: Tensor, mask_NHW: Tensor) -> dict[str, Tensor]:
-        config, probability_NCHW = self.config, probabilities(logits_NCHW, self.config)
-        target_NCHW = one_hot(mask_NHW, config.channels)
+    def _losses(self, logits_NCHW: Tensor, mask_NCHW: Tensor) -> dict[str, Tensor]:
+        config, known_NCHW = self.config, (mask_NCHW != CROWD).float()
+        target_NCHW = (mask_NCHW == 1).float()
+        probability_NCHW = probabilities(logits_NCHW, config) * known_NCHW
         losses: dict[str, tuple[float, Callable[[], Tensor]]] = {
             "dice_loss": (config.dice, lambda: dice_loss(probability_NCHW, target_NCHW)),
-            "cross_entropy_loss": (config.cross_entropy, lambda: self._entropy(logits_NCHW, mask_NHW)),
+            "cross_entropy_loss": (config.cross_entropy, lambda: self._entropy(logits_NCHW, target_NCHW, known_NCHW)),
             "focal_tversky_loss": (config.focal_tversky, lambda: focal_tversky_loss(probability_NCHW, target_NCHW))}
         return {name: weight * loss() for name, (weight, loss) in losses.items() if weight}
 
-    def _entropy(self, logits_NCHW: Tensor, mask_NHW: Tensor) -> Tensor:
+    def _entropy(self, logits_NCHW: Tensor, target_NCHW: Tensor, known_NCHW: Tensor) -> Tensor:
         if not self.config.nm:
-            return functional.binary_cross_entropy_with_logits(logits_NCHW, one_hot(mask_NHW, self.config.channels))
-        total = functional.cross_entropy(_with_background(logits_NCHW), mask_NHW, ignore_index=0, reduction="sum")
-        return total / (mask_NHW > 0).sum().clamp(min=1)
+            return functional.binary_cross_entropy_with_logits(logits_NCHW, target_NCHW, known_NCHW)
+        class_NHW = _with_background(target_NCHW).argmax(1)
+        total = functional.cross_entropy(_with_background(logits_NCHW), class_NHW, ignore_index=0, reduction="sum")
+        return total / (class_NHW > 0).sum().clamp(min=1)
 
 
 def probabilities(logits_NCHW: Tensor, config: SegmenterConfig) -> Tensor:

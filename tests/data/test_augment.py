@@ -12,10 +12,12 @@ CANVAS = (128, 64)
 
 
 def sample() -> Sample:
-    image_HW, mask_HW = np.zeros(CANVAS, np.float32), np.zeros(CANVAS, np.int64)
+    """A bright square, its mask, and five masks of what is around it."""
+    image_HW, mask_CHW = np.zeros(CANVAS, np.float32), np.zeros((6, *CANVAS), np.uint8)
     image_HW[40:60, 20:34] = 1
-    mask_HW[40:60, 20:34] = 1
-    return Sample(image_HW, np.array([[20, 40, 34, 60]], np.float32), np.zeros(1, np.int64), mask_HW)
+    mask_CHW[:, 40:60, 20:34] = 1
+    mask_CHW[1:, 30:40, 10:50] = 2
+    return Sample(image_HW, np.array([[20, 40, 34, 60]], np.float32), np.zeros(1, np.int64), mask_CHW)
 
 
 def run(hyper: Augmentation, seed: int, closed: bool = False) -> Sample:
@@ -36,7 +38,7 @@ def test_every_box_frames_its_bright_square(change: dict[str, float]) -> None:
         done = run(OFF.model_copy(update=change), seed)
         assert done.image_HW.shape == CANVAS
         assert done.image_HW.dtype == np.float32
-        assert abs((done.image_HW > 0.5).sum() - (done.mask_HW > 0).sum()) < 80
+        assert abs((done.image_HW > 0.5).sum() - (done.mask_CHW[0] > 0).sum()) < 80
         for x1, y1, x2, y2 in done.boxes_N4.round().astype(int):
             seen += 1
             assert 0 <= x1 < x2 <= 64
@@ -45,6 +47,19 @@ def test_every_box_frames_its_bright_square(change: dict[str, float]) -> None:
             # A rotated square fills less of its frame.
             assert inner.size == 0 or inner.mean() > (0.6 if change.get("degrees") else 0.85)
     assert seen > 10
+
+
+@pytest.mark.parametrize("change", [{"fliplr": 1.0}, {"degrees": 30.0, "translate": 0.1, "scale": 0.2},
+                                    {"mosaic": 1.0}])
+def test_all_masks_move_alike_and_keep_their_values(change: dict[str, float]) -> None:
+    for seed in range(5):
+        mask_CHW = run(OFF.model_copy(update=change), seed).mask_CHW
+        assert mask_CHW.dtype == np.uint8
+        assert mask_CHW.shape == (6, *CANVAS)
+        for one_HW in mask_CHW[1:]:
+            np.testing.assert_array_equal(one_HW, mask_CHW[1])
+            np.testing.assert_array_equal(one_HW == 1, mask_CHW[0] == 1)
+        assert set(np.unique(mask_CHW)) == {0, 1, 2}
 
 
 def test_the_same_generator_gives_the_same_sample_and_closed_ends_the_mosaic() -> None:

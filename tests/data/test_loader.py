@@ -100,11 +100,11 @@ def test_a_montage_puts_both_views_of_a_patient_side_by_side_and_takes_them_apar
         assert len({scans[i].patient_id for i in group}) == 1
         sample = pairs[(-1, index)][1]
         as_found = Prediction(sample.boxes_N4, np.ones(len(sample.boxes_N4), np.float32), sample.labels_N)
-        as_mask = Prediction(mask_CHW=sample.mask_HW[None].astype(np.float32))
+        as_mask = Prediction(mask_CHW=sample.mask_CHW.astype(np.float32))
         for (place, boxes), (_, mask) in zip(pairs.parts(index, as_found), pairs.parts(index, as_mask)):
             alone = single[(-1, place)][1]
             np.testing.assert_allclose(boxes.boxes_N4, alone.boxes_N4, atol=1e-4)
-            np.testing.assert_array_equal(mask.mask_CHW[0], alone.mask_HW)
+            np.testing.assert_array_equal(mask.mask_CHW, alone.mask_CHW)
 
 
 def test_a_box_across_the_middle_of_a_montage_goes_with_its_centre_and_stays_inside(dataset: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -70,6 +72,17 @@ def test_the_papers_chain_gives_640_by_512_with_every_lesion_where_it_was(views:
         rows, columns = np.nonzero(mask_of(lesion.rle))
         assert x1 <= columns.min() <= columns.max() < x2
         assert y1 <= rows.min() <= rows.max() < y2
+
+
+@pytest.mark.parametrize(("left", "right", "both"), [
+    ("0", "1", "1"), ("1", "0", "1"), ("0", "0", "0"), ("1", "1", "1"), ("1", "", "1"), ("0", "", ""), ("", "0", ""),
+    ("breast", "breast", "breast"), ("breast", "lung", "breast|lung"), ("", "lung", "lung"), ("0", "2", "0|2")])
+def test_a_montage_is_abnormal_where_one_of_its_views_is(left: str, right: str, both: str, views: list[View]) -> None:
+    said = [replace(v, scan=replace(v.scan, labels=(("kind", value), ("tumour", "x")) if value else (("tumour", "x"),)))
+            for v, value in zip(views, (left, right))]
+    for order in (said, said[::-1]):
+        (joined,) = apply_steps(order, ["montage"])
+        assert dict(joined.scan.labels) == {"tumour": "x", **({"kind": both} if both else {})}
 
 
 def test_what_is_found_after_the_steps_goes_back_to_where_it_was_before_them(views: list[View]) -> None:

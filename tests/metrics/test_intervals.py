@@ -10,9 +10,10 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from raybone.metrics.boxes import SIZES, box_metrics, weighted_ap
+from raybone.metrics.boxes import SIZES, box_metrics, lesion_hits, weighted_ap
 from raybone.metrics.intervals import bootstrap_interval, bootstrap_p, corrected_winner, freedom, patient_draws
-from raybone.metrics.masks import pixel_counts, weighted_overlap
+from raybone.metrics.lesions import lesion_metrics
+from raybone.metrics.masks import pixel_counts, weighted_means, weighted_overlap
 from raybone.records import Prediction
 
 Cohort = tuple[list[tuple[np.ndarray, np.ndarray]], list[Prediction]]
@@ -36,36 +37,54 @@ def cohort(rng: np.random.Generator, scans: int, most: int, levels: int, categor
     return truth, predictions
 
 
+def crowds_of(rng: np.random.Generator, truth: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, ...]]:
+    """Up to two regions a scan, around lesions or anywhere."""
+    found = []
+    for boxes, _ in truth:
+        near = boxes[: rng.integers(0, 2), :2] - 5
+        corner = np.concatenate([near, rng.uniform(0, 180, (rng.integers(0, 2), 2))])
+        region = np.concatenate([corner, corner + rng.uniform(20, 80, corner.shape)], axis=1).astype(np.float32)
+        found.append((region, rng.integers(0, 2, len(region))))
+    return found
+
+
+@pytest.mark.parametrize("crowded", [False, True])
 @pytest.mark.parametrize("levels", [1, 3, 20, 10_000])
-def test_weighted_ap_is_that_of_the_scans_repeated(levels: int) -> None:
+def test_weighted_ap_is_that_of_the_scans_repeated(levels: int, crowded: bool) -> None:
     """One level makes all scores ties; small cohorts have draws without lesions and scans without boxes."""
     rng = np.random.default_rng(levels)
     for scans, most in ((1, 4), (3, 0), (4, 6), (12, 8)):
         truth, predictions = cohort(rng, scans, most, levels)
-        draws = rng.multinomial(scans, np.full(scans, 1 / scans), 4)
-        weighted = weighted_ap(truth, predictions, 2, draws)
+        crowds = crowds_of(rng, truth) if crowded else [(box[:0], label[:0]) for box, label in truth]
+        draws = np.concatenate([np.ones((1, scans), int), rng.multinomial(scans, np.full(scans, 1 / scans), 4)])
+        weighted = weighted_ap(truth, predictions, 2, draws, crowds)
         for sample, weights in enumerate(draws):
             repeated = np.repeat(np.arange(scans), weights)
-            plain = box_metrics([truth[i] for i in repeated], [predictions[i] for i in repeated], 2)
+            plain = box_metrics(*([part[i] for i in repeated] for part in (truth, predictions)), 2,
+                                [crowds[i] for i in repeated])
             for name, values_B in weighted.items():
                 assert values_B[sample] == pytest.approx(plain[name], abs=1e-9, nan_ok=True)
 
 
+@pytest.mark.parametrize("crowded", [False, True])
 @pytest.mark.parametrize("levels", [1, 50])
-def test_ap_and_ar_are_pycocotools_to_the_ninth_digit(levels: int) -> None:
-    """pycocotools itself, told the same limits of size."""
+def test_ap_and_ar_are_pycocotools_to_the_ninth_digit(levels: int, crowded: bool) -> None:
+    """pycocotools itself, told the same limits of size; of lesions and findings, what it has matched and ignored."""
     import contextlib
     import io
 
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    truth, predictions = cohort(np.random.default_rng(5), 20, 130, levels)
+    rng = np.random.default_rng(5)
+    truth, predictions = cohort(rng, 20, 130, levels)
+    crowds = crowds_of(rng, truth) if crowded else ()
     coco = COCO()
-    boxes = [(i, box, label) for i, (boxes, labels) in enumerate(truth) for box, label in zip(boxes, labels)]
-    annotations = [{"id": n, "image_id": i, "category_id": int(label), "iscrowd": 0,
+    boxes = [(i, box, label, crowd) for crowd, parts in enumerate((truth, crowds)) for i, part in enumerate(parts)
+             for box, label in zip(*part)]
+    annotations = [{"id": n, "image_id": i, "category_id": int(label), "iscrowd": crowd,
                     "bbox": [*box[:2], *(box[2:] - box[:2])], "area": float(np.prod(box[2:] - box[:2]))}
-                   for n, (i, box, label) in enumerate(boxes, 1)]
+                   for n, (i, box, label, crowd) in enumerate(boxes, 1)]
     coco.dataset = {"info": {}, "images": [{"id": i} for i in range(20)], "categories": [{"id": 0}, {"id": 1}],
                     "annotations": annotations}
     rows = [[i, *box[:2], *(box[2:] - box[:2]), score, label] for i, p in enumerate(predictions)
@@ -77,11 +96,23 @@ def test_ap_and_ar_are_pycocotools_to_the_ninth_digit(levels: int) -> None:
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    ours = box_metrics(truth, predictions, 2)
+    ours = box_metrics(truth, predictions, 2, crowds)
     names = ["AP", "AP50", "AP75", *SIZES]
     assert [ours[name] for name in names] == pytest.approx(evaluation.stats[:6], abs=1e-9)
     assert ours["AR"] == pytest.approx(evaluation.stats[8], abs=1e-9)
     assert 0 < ours["AP_medium"] < 1
+    for lesions in ([0, 1], [1], []):
+        seen = [e for e in evaluation.evalImgs if e and e["aRng"] == [0, 1e10] and e["category_id"] in lesions]
+        score, hit, ignored = (np.concatenate([np.zeros(0), *parts]) for parts in zip(*(
+            (e["dtScores"], e["dtMatches"][0] > 0, e["dtIgnore"][0]) for e in seen))) if seen else np.zeros((3, 0))
+        assert (ignored > 0).any() == (crowded and bool(lesions))
+        counts = ignored == 0
+        found, hits = lesion_hits(truth, predictions, 2, crowds, lesions)
+        assert sorted(zip(found, hits)) == sorted(zip(score[counts], hit[counts] > 0))
+        expected = lesion_metrics(found, hits, sum(int(np.isin(labels, lesions).sum()) for _, labels in truth), 20)
+        some = box_metrics(truth, predictions, 2, crowds, lesions)
+        assert {k: some[k] for k in expected} == pytest.approx(expected, nan_ok=True)
+        assert some["AP"] == ours["AP"]
 
 
 def test_weighted_overlap_is_scikit_learns_on_the_scans_repeated() -> None:
@@ -93,6 +124,22 @@ def test_weighted_overlap_is_scikit_learns_on_the_scans_repeated() -> None:
         flat = np.repeat(truth, weights, 0).ravel(), np.repeat(found, weights, 0).ravel()
         for name, outside in (("dice", f1_score), ("precision", precision_score), ("sensitivity", recall_score)):
             assert weighted[name][sample] == pytest.approx(outside(*flat))
+
+
+def test_weighted_means_are_over_the_categories_that_a_sample_holds() -> None:
+    """The second category is on one scan of five, the third on none."""
+    rng = np.random.default_rng(1)
+    truth, found = rng.random((5, 3, 16, 8)) < 0.2, rng.random((5, 3, 16, 8)) < 0.3
+    truth[1:, 1] = truth[:, 2] = False
+    draws = np.array([[1, 1, 1, 1, 1], [0, 2, 1, 1, 1], [0, 0, 0, 0, 0]])
+    counts = np.array([[pixel_counts(t, f) for t, f in zip(*pair)] for pair in zip(truth, found)])
+    means = weighted_means(counts, draws)
+    for sample, held in enumerate([[0, 1], [0]]):
+        drawn = [np.repeat(part, draws[sample], 0) for part in (truth, found)]
+        for name, outside in (("dice", f1_score), ("precision", precision_score), ("sensitivity", recall_score)):
+            each = [outside(*(part[:, c].ravel() for part in drawn)) for c in held]
+            assert means[name][sample] == pytest.approx(np.mean(each))
+    assert all(math.isnan(values[2]) for values in means.values())
 
 
 def test_weighted_overlap_is_undefined_where_no_lesion_is_drawn() -> None:

@@ -42,20 +42,20 @@ def batch_of(count: int = 4, height: int = 256, width: int = 64, empty: bool = F
     """Scans of noise with one bright square each, or none; stacked with their masks, every other one is positive."""
     rng = np.random.default_rng(0)
     image_NCHW = rng.random((count, 1, height, width), np.float32) * 0.2
-    mask_NHW = np.zeros((count, height, width), np.int64)
+    mask_NCHW = np.zeros((count, 1, height, width), np.uint8)
     boxes = []
     for i in range(count):
         x, y = 8 + 6 * i, 20 + height // 8 * i
         if not empty:
             image_NCHW[i, 0, y:y + 24, x:x + 24] = 1
-            mask_NHW[i, y:y + 24, x:x + 24] = 1
+            mask_NCHW[i, 0, y:y + 24, x:x + 24] = 1
         boxes.append(torch.tensor([[x, y, x + 24, y + 24]] if not empty else [], dtype=torch.float32).reshape(-1, 4))
     if stacked:
         labels = [torch.tensor([int(not empty and i % 2 == 0)]) for i in range(count)]
-        return Batch(torch.from_numpy(np.concatenate([image_NCHW, mask_NHW[:, None].astype(np.float32)], 1)), boxes,
-                     labels, torch.from_numpy(mask_NHW), torch.arange(count))
+        return Batch(torch.from_numpy(np.concatenate([image_NCHW, mask_NCHW.astype(np.float32)], 1)), boxes, labels,
+                     torch.from_numpy(mask_NCHW), torch.arange(count))
     return Batch(torch.from_numpy(image_NCHW), boxes, [torch.zeros(len(b), dtype=torch.int64) for b in boxes],
-                 torch.from_numpy(mask_NHW), torch.arange(count))
+                 torch.from_numpy(mask_NCHW), torch.arange(count))
 
 
 def stacked(model: Model) -> bool:
@@ -107,7 +107,7 @@ def test_overfits_one_batch(name: str) -> None:
     batch = batch_of(2, 128, 64, stacked=stacked(model)) if name in PACE else batch_of()
     losses = train(net, batch, *PACE.get(name, (45, 3e-3)))
     assert losses[-1] < 0.5 * losses[0]
-    swapped = batch._replace(boxes=batch.boxes[::-1], labels=batch.labels[::-1], mask_NHW=batch.mask_NHW.flip(0))
+    swapped = batch._replace(boxes=batch.boxes[::-1], labels=batch.labels[::-1], mask_NCHW=batch.mask_NCHW.flip(0))
     with torch.no_grad():
         right, wrong = (float(torch.stack(list(net(b).values())).sum()) for b in (batch, swapped))
     assert right < 0.7 * wrong

@@ -14,7 +14,7 @@ THREE = {"nm": "otsu", "width": 4, "depth": 2}
 
 
 def batch(mask: torch.Tensor) -> Batch:
-    return Batch(torch.rand(len(mask), 1, *mask.shape[1:]), [], [], mask, torch.arange(len(mask)))
+    return Batch(torch.rand(len(mask), 1, *mask.shape[2:]), [], [], mask, torch.arange(len(mask)))
 
 
 @pytest.mark.parametrize(("name", "millions"), [
@@ -45,7 +45,7 @@ def test_the_background_of_three_classes_carries_no_cross_entropy_and_no_logit_o
     model = load(name)
     config = model.Config(nm="otsu", width=8, dice=0, cross_entropy=1)
     net = model.build(config).train()
-    losses = net(batch(torch.zeros(2, 32, 32, dtype=torch.int64)))
+    losses = net(batch(torch.zeros(2, 2, 32, 32, dtype=torch.uint8)))
     assert {k: float(v) for k, v in losses.items()} == {"cross_entropy_loss": 0.0}
     heads = [net.net.head] if name == "unet" else net.net.heads
     assert {h.out_channels for h in heads} == {2}
@@ -67,7 +67,7 @@ def test_three_classes_are_a_softmax_with_the_background_at_logit_0() -> None:
 def test_metastasis_in_air_costs_overlap_although_air_has_no_loss_of_its_own() -> None:
     model = load("unet")
     net = model.build(model.Config(**THREE, dice=1, cross_entropy=0)).train()
-    net(batch(torch.zeros(1, 32, 32, dtype=torch.int64)))["dice_loss"].backward()
+    net(batch(torch.zeros(1, 2, 32, 32, dtype=torch.uint8)))["dice_loss"].backward()
     assert float(net.net.head.weight.grad.abs().sum()) > 0
 
 
@@ -96,8 +96,8 @@ def test_every_weight_of_a_segmenter_is_trained() -> None:
     """One without a gradient would stop data-parallel training."""
     for name in ("unet", "double_unet", "msma_unet", "unet_plus_plus", "attention_unet", "res_unet"):
         net = load(name).build(load(name).Config(width=8)).train()
-        mask = torch.zeros(2, 64, 32, dtype=torch.int64)
-        mask[:, 4:9, 4:9] = 1
+        mask = torch.zeros(2, 1, 64, 32, dtype=torch.uint8)
+        mask[..., 4:9, 4:9] = 1
         torch.stack(list(net(batch(mask)).values())).sum().backward()
         assert [n for n, p in net.named_parameters() if p.grad is None] == []
 
