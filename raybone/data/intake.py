@@ -21,6 +21,14 @@ from raybone.records import Scan
 REMARK_OF_FLAG = {
     "turned-over": "MONOCHROME1 with a bright border: turned over, so that uptake is high",
     "other-windows": "frames of further energy windows: left out",
+    "windows-unknown": "several energy windows, and nothing says which frame is of which: all frames are taken",
+    "off-peak": "energy window that does not hold the photopeak: may be scatter, or of a tracer that is not named",
+    "windowed": "Secondary Capture: values may be those of a screen, and not counts",
+    "derived": "derived image: was computed from others, values may not be counts",
+    "kind-unknown": "nothing says that it is a planar scan: look at it",
+    "rescale": "Rescale Slope or Intercept is no usable number, or not said of every frame: 1 and 0 there",
+    "no-photometric": "nothing says whether high values are bright: taken as counts",
+    "more-pixels": "more pixels than its header says: the rest is left out",
     "burned-in-text": "text suspected in the pixels: look at the scan before you train on it or share it",
     "lossy": "lossy compression: counts are not exact",
     "not-square": "pixels are not square: pixel_mm is their height",
@@ -125,7 +133,9 @@ class Intake:
 
     def _scan(self, item: Source, found: Taken) -> _Known:
         facts, secret = found.facts, self.secret
-        patient = self.labels.by_file.get(item.name, {}).get("patient_id", "") or facts.patient
+        issued = f"{facts.issuer}:{facts.patient}" if facts.issuer and facts.patient else facts.patient
+        named = f"{facts.name}:{facts.birth}" if facts.name and facts.birth else ""
+        patient = self.labels.by_file.get(item.name, {}).get("patient_id", "") or issued or named
         bare = patient if patient in self.labels.by_patient else patient.rpartition(":")[2]  # without its issuer
         labels = self.labels.of(bare, item.name)
         labels.pop("patient_id", "")
