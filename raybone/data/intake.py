@@ -13,6 +13,7 @@ import numpy as np
 from raybone.data.dataset import DatasetWriter, Stored, store
 from raybone.data.identity import pseudonym
 from raybone.data.layouts import Source, positive
+from raybone.data.persons import Claim, nobody, persons_of
 from raybone.data.reading import Read, Taken
 from raybone.data.steps import Part, View, apply_steps, unit
 from raybone.data.tables import Labels
@@ -58,6 +59,7 @@ class _Known(NamedTuple):
     study: str
     stored: Stored
     scan: Scan
+    claim: Claim
 
 
 @dataclass
@@ -65,8 +67,9 @@ class Intake:
     """What was read so far.
 
     secret: the key. root: SOURCE. rejected: (input_id, bytes, reason). remarks: rule -> names of inputs, which
-    ``scan_ids`` turns into ids. unknown: the patient_ids that stand for a study or a file, as the source names no
-    patient. name_of_patient: what the source calls the patient of a pseudonym, for tables that are keyed by it.
+    ``scan_ids`` turns into ids. From ``settle`` on: unknown, the patient_ids that stand for a study or a file, as the
+    source names no patient; name_of_patient, what the source calls the patient of a pseudonym, for tables that are
+    keyed by it; doubts, as remarks, on who is who; together, pairs of patient_ids that may be one person.
     """
 
     secret: bytes
@@ -76,8 +79,11 @@ class Intake:
     remarks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     unknown: set[str] = field(default_factory=set)
     name_of_patient: dict[str, str] = field(default_factory=dict)
+    doubts: dict[str, list[str]] = field(default_factory=dict)
+    together: list[tuple[str, str]] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
     _taken: list[_Known] = field(default_factory=list)
+    _labelled: set[str] = field(default_factory=set)
     _id_of: dict[str, str] = field(default_factory=dict)
     _scans_of: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
@@ -93,6 +99,7 @@ class Intake:
 
     def settle(self, raw: DatasetWriter, folder: Path, steps: Sequence[str]) -> DatasetWriter:
         """The scans in order of input, after the steps; in the folder they were read into, or in another."""
+        self._name_patients()
         if not steps:
             for known in self._taken:
                 self._note(raw.add(known.stored, known.scan), known, Part(""))
@@ -118,32 +125,42 @@ class Intake:
         return writer
 
     def scan_ids(self, names: Sequence[str]) -> list[str]:
-        """The scans that came of these inputs; the input_id of one that gave none."""
-        return [i for name in names if name in self._id_of for i in self._scans_of.get(name) or [self._id_of[name]]]
+        """The scans that came of these inputs; the input_id of one that gave none; scan_ids as they are."""
+        return [i for name in names if name for i in self._scans_of.get(name) or [self._id_of.get(name, name)]]
 
     def unmatched_labels(self) -> int:
         """Lines of labels.csv that no input or patient answers to."""
-        return len(set(self.labels.by_patient) - set(self.name_of_patient.values())) + len(
-            set(self.labels.by_file) - set(self._id_of))
+        return len(set(self.labels.by_patient) - self._labelled) + len(set(self.labels.by_file) - set(self._id_of))
 
     def sources(self) -> list[tuple[str, str, str]]:
         """input_id, scan_id (empty when rejected) and path, for the map beside the key."""
         return [(input_id, scan_id, str(self.root / name)) for name, input_id in self._id_of.items()
                 for scan_id in self._scans_of.get(name) or [""]]
 
+    def _name_patients(self) -> None:
+        """Pseudonyms of patients, which only all scans together tell apart."""
+        found = persons_of([known.claim for known in self._taken])
+        for place, (known, identity) in enumerate(zip(self._taken, found.identities)):
+            kind, name = ("patient", identity) if identity else ("study", known.study)
+            patient_id = "p" + pseudonym(self.secret, kind, name)
+            self.name_of_patient[patient_id] = known.claim.id or identity
+            if not identity:
+                self.unknown.add(patient_id)
+            self._taken[place] = known._replace(scan=replace(known.scan, patient_id=patient_id))
+        self.doubts = {rule: [self._taken[n].name for n in places] for rule, places in found.doubts.items()}
+        self.together = [(self._taken[a].scan.patient_id, self._taken[b].scan.patient_id) for a, b in found.together]
+
     def _scan(self, item: Source, found: Taken) -> _Known:
         facts, secret = found.facts, self.secret
-        issued = f"{facts.issuer}:{facts.patient}" if facts.issuer and facts.patient else facts.patient
-        named = f"{facts.name}:{facts.birth}" if facts.name and facts.birth else ""
-        patient = self.labels.by_file.get(item.name, {}).get("patient_id", "") or issued or named
-        bare = patient if patient in self.labels.by_patient else patient.rpartition(":")[2]  # without its issuer
-        labels = self.labels.of(bare, item.name)
+        given = self.labels.by_file.get(item.name, {}).get("patient_id", "").strip()  # which counts alone
+        claim = Claim(given) if given else Claim(facts.patient.strip(), facts.issuer, facts.name, facts.birth,
+                                                 facts.study, bool(facts.study or facts.instance or facts.name))
+        issued = f"{claim.issuer}:{claim.id}"
+        key = issued if issued in self.labels.by_patient else claim.id
+        self._labelled.add(key)
+        labels = self.labels.of(key, item.name)
         labels.pop("patient_id", "")
-        study = facts.study or (f"patient:{patient}" if patient else f"input:{self._id_of[item.name]}")
-        patient_id = "p" + (pseudonym(secret, "patient", patient) if patient else pseudonym(secret, "study", study))
-        self.name_of_patient[patient_id] = bare
-        if not patient:
-            self.unknown.add(patient_id)
+        alone = f"input:{self._id_of[item.name]}" if nobody(claim.id) else f"patient:{claim.id}"
         flags = (*facts.flags, *(() if found.lesions is not None else ("unannotated",)))
         for flag in flags:
             self.remarks[REMARK_OF_FLAG[flag]].append(item.name)
@@ -153,9 +170,9 @@ class Intake:
         view, pixel_mm = labels.pop("view", ""), labels.pop("pixel_mm", "")
         view = (view if view in ("anterior", "posterior") else "") or item.view or facts.view or "unknown"
         spacing = positive(pixel_mm) or facts.pixel_mm
-        return _Known(item.name, facts.frame, study, found.stored, Scan(
-            "", patient_id, view, 0, 0, spacing, 0, 0.0, site, scanner, instance, flags,
-            tuple({**dict(item.labels), **labels}.items()), found.lesions or ()))
+        return _Known(item.name, facts.frame, facts.study or alone, found.stored, Scan(
+            "", "", view, 0, 0, spacing, 0, 0.0, site, scanner, instance, flags,
+            tuple({**dict(item.labels), **labels}.items()), found.lesions or ()), claim)
 
     def _note(self, scan: Scan, known: _Known, part: Part) -> None:
         """Remember what a scan of the dataset comes from."""
