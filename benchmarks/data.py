@@ -30,7 +30,7 @@ from raybone.data.augment import Augmentation
 from raybone.data.cache import STEPS
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.dicom import write_scan
-from raybone.data.loader import EpochSampler, ScanSamples, collate
+from raybone.data.loader import EpochSampler, ScanSamples
 from raybone.data.preprocess import resize, to_intensity
 from raybone.prepare import prepare
 from raybone.records import Array, Scan
@@ -154,7 +154,7 @@ def _samples(dataset: Dataset, scans: list[Scan], hyper: Augmentation | None,
 
 def _epochs(samples: ScanSamples, workers: int) -> Iterator[int]:
     loader = DataLoader(samples, BATCH, sampler=EpochSampler(len(samples), 0, 0, 1), num_workers=workers,
-                        collate_fn=collate, persistent_workers=workers > 0)
+                        collate_fn=samples.collate, persistent_workers=workers > 0)
     for _ in loader:  # starts the workers and warms the files
         pass
     while True:

@@ -118,17 +118,12 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _models(options: argparse.Namespace) -> None:
-    from raybone.models import MENU, load
+    from raybone.models import menu
 
-    rows = []
-    for name in MENU:
-        model = load(name)
-        weights = model.build(model.Config()).parameters()
-        rows.append((name, model.task, sum(p.numel() for p in weights if p.requires_grad), model.SOURCE))
     if options.json:
-        print(json.dumps([dict(zip(("name", "task", "parameters", "source"), row)) for row in rows], indent=1))
+        print(json.dumps([dict(zip(("name", "task", "parameters", "source"), row)) for row in menu()], indent=1))
     else:
-        for name, task, parameters, source in rows:
+        for name, task, parameters, source in menu():
             print(f"{name:<19} {task:<14} {parameters / 1e6:6.1f} M  {source}")
 
 

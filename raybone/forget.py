@@ -17,6 +17,7 @@ from raybone.data.cache import drop
 from raybone.data.dataset import Dataset, DatasetWriter, open_dataset, store
 from raybone.data.folds import TEST, TRAINING
 from raybone.data.identity import key_path, move_map, pseudonym, read_key
+from raybone.data.persons import meanings
 from raybone.earlier import places_of
 from raybone.folder import Folder
 from raybone.hpo.journal import read_resolved
@@ -103,7 +104,8 @@ def forgotten_lines(dataset: str, done: Forgotten) -> list[str]:
 
 def _known(dataset: Dataset, name: str, key: Path) -> str:
     """The pseudonym of a patient who is given by pseudonym or by id."""
-    told = {name} | ({"p" + pseudonym(read_key(key), "patient", name)} if key.is_file() else set())
+    secret = read_key(key) if key.is_file() else None
+    told = {name, *("p" + pseudonym(secret, "patient", known) for known in meanings(name) if secret)}
     if not told & set(dataset.fold_of):
         raise WrongInput(f"forget: the dataset has no patient {name!r}; give a patient_id of folds.csv, or the "
                          f"source's id and the --key that it was prepared with, which {key} is not")
@@ -149,8 +151,8 @@ def _meta(dataset: Dataset, kept: Sequence[Scan], fold_of: dict[str, int], lost:
     meta["remarks"] = {rule: names for rule, names in remarks.items() if names}
     empty = dataset.folds - meta["counts"]["folds"]
     new = [f"deleted patients left {empty} fold(s) empty: folds = {meta['counts']['folds']}"] if empty else []
-    meta["fold_warnings"] = [*meta["fold_warnings"], *new]
-    meta["warnings"] = [told for w in meta["warnings"] if (told := _warned(w, remarks))] + new
+    for key in ("fold_warnings", "warnings"):
+        meta[key] = [told for w in meta[key] if (told := _warned(w, remarks))] + new
     return meta
 
 

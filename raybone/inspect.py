@@ -114,7 +114,8 @@ def _pixels(scan: Scan) -> str:
 def _near_duplicates(dataset: Dataset) -> list[list[Any]]:
     """Pairs of patients with scans of the same view and shape that look alike, exact copies of any view included."""
     closest: dict[tuple[str, str], float] = {}
-    for a, b, distance in lookalikes(dataset.scans, dataset.counts, dataset.meta.get("patients_known", True)):
+    strangers = set() if dataset.meta.get("patients_known", True) else set(dataset.fold_of)
+    for a, b, distance in lookalikes(dataset.scans, dataset.counts, strangers):
         pair = (min(a.patient_id, b.patient_id), max(a.patient_id, b.patient_id))
         closest[pair] = min(distance, closest.get(pair, 1.0))
     copies: dict[str, set[str]] = defaultdict(set)

@@ -249,7 +249,8 @@ def _segment(out: Path, frame: Frame, bundle: Bundle) -> None:
         frame.notes.append("no DICOM Segmentation: nothing was found")
     else:
         try:
-            write_segmentation(source, frame.frame, masks, bundle.model.name, target)
+            if not write_segmentation(source, frame.frame, masks, bundle.model.name, target, frame.pixel_mm):
+                frame.notes.append("DICOM Segmentation without a size of pixels, which the source does not say")
             frame.files.append(target.name)
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # what highdicom says of an unusual header
             frame.notes.append(f"no DICOM Segmentation: {type(error).__name__}: {' '.join(str(error).split())[:200]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -29,6 +29,7 @@ from raybone.data.tables import read_labels, read_split
 from raybone.records import Scan, WrongInput
 
 MOST_LINES = 20  # files that an error names
+ALIKE = "scan that looks like one of another patient: may be one person"
 
 
 @dataclass(frozen=True)
@@ -194,19 +195,27 @@ def _folds(intake: Intake, writer: DatasetWriter, folds: int | Literal["site"], 
            given: Mapping[str, int] | None, negatives: str) -> tuple[dict[str, int], list[str]]:
     """Fold of each patient, and warnings on what folds cannot rule out."""
     scans, warnings = writer.scans, list[str]()
-    content, groups = writer.patient_content(), _groups(intake, writer, warnings)
+    dealt = given is None and folds != "site"
+    content, pairs = writer.patient_content(), _pairs(intake, writer, dealt, warnings)
     patients = {s.patient_id for s in scans}
-    if given is not None or folds == "site":
+    groups = joined(sorted(patients), pairs)
+    if not dealt:
         fold_of = folds_by_site(scans, content) if given is None else _given(intake, patients, given, warnings)
+        option = "--folds site" if given is None else "--split"
         if any(fold_of[a] != fold_of[b] for a, b in writer.copies()):
-            raise WrongInput(f"{'--folds site' if given is None else '--split'}: scans with the same pixels are in two "
-                             "folds under two patient ids, which leaks; `raybone inspect` of a dataset made without it "
-                             "names them: put these patients into one fold, or leave one out")
+            raise WrongInput(f"{option}: scans with the same pixels are in two folds under two patient ids, which "
+                             "leaks; `raybone inspect` of a dataset made without it names them: put these patients "
+                             "into one fold, or leave one out")
+        torn = {frozenset(pair) for pair in pairs if fold_of[pair[0]] != fold_of[pair[1]]}
+        if torn:
+            warnings.append(f"{len(torn)} pairs of patients who may be one person are in two folds by {option}: "
+                            "leakage between folds cannot be excluded; put each pair into one fold, or leave one out")
     elif isinstance(folds, int):
         spare = _without_metastasis(scans, groups) if negatives == "training" else set()
         if spare == patients:
             raise WrongInput("--negatives: training needs patients with malignant lesions to score by, and there is "
                              "none; leave it out")
+        warnings += _kept(groups, intake.unknown)
         fold_of = assign_folds([s for s in scans if s.patient_id not in spare], content, folds, seed, holdout=holdout,
                                together=groups) | dict.fromkeys(sorted(spare), TRAINING)
         made = len({f for f in fold_of.values() if f >= 0})
@@ -228,27 +237,39 @@ def _without_metastasis(scans: Sequence[Scan], groups: Mapping[str, str]) -> set
     return {s.patient_id for s in scans if groups[s.patient_id] not in sick}
 
 
-def _groups(intake: Intake, writer: DatasetWriter, warnings: list[str]) -> dict[str, str]:
-    """Patients that must share a fold: with a scan of the same pixels, and look-alikes whose names are unknown."""
-    patients = sorted({s.patient_id for s in writer.scans})
-    pairs = writer.copies()
+def _pairs(intake: Intake, writer: DatasetWriter, dealt: bool, warnings: list[str]) -> list[tuple[str, str]]:
+    """Patients who may be one person: with a scan of the same pixels, look-alikes, and those in doubt by their ids."""
+    alike = list(lookalikes(writer.scans, writer.counts, intake.unknown))
+    pairs = [(a.patient_id, b.patient_id) for a, b, _ in alike]
     if intake.unknown:
-        strangers = [s for s in writer.scans if s.patient_id in intake.unknown]
-        alike = [(a.patient_id, b.patient_id) for a, b, _ in lookalikes(strangers, writer.counts, False)]
-        together = joined(patients, alike)
-        grouped = Counter(together[p] for p in intake.unknown)
-        warnings.append(f"{len(strangers)} scans have no patient id: leakage between folds cannot be excluded; each "
-                        f"study or file counts as a patient, and {sum(n for n in grouped.values() if n > 1)} of them "
-                        f"that look alike are kept together in {sum(n > 1 for n in grouped.values())} groups")
-        pairs += alike
-    return joined(patients, pairs)
+        strangers = sum(s.patient_id in intake.unknown for s in writer.scans)
+        together = joined(intake.unknown, [pair for pair in pairs if set(pair) <= intake.unknown])
+        sizes = [n for n in Counter(together.values()).values() if n > 1]
+        kept = f", and {sum(sizes)} of them that look alike are kept together in {len(sizes)} groups" * dealt
+        warnings.append(f"{strangers} scans have no patient id: leakage between folds cannot be excluded; each study "
+                        f"or file counts as a patient{kept}")
+    intake.doubts[ALIKE] = sorted({s.scan_id for a, b, _ in alike for s in (a, b)
+                                   if not {a.patient_id, b.patient_id} <= intake.unknown})
+    here = {s.patient_id for s in writer.scans}  # the steps may have left some out
+    return [*writer.copies(), *pairs, *(pair for pair in intake.together if set(pair) <= here)]
+
+
+def _kept(groups: Mapping[str, str], unknown: set[str]) -> list[str]:
+    """What is done about patients who may be one person, where ids or scans of known ones say so."""
+    members: dict[str, set[str]] = defaultdict(set)
+    for patient, group in groups.items():
+        members[group].add(patient)
+    sizes = [len(many) for many in members.values() if len(many) > 1 and not many <= unknown]
+    return [f"{sum(sizes)} patients who may be one person with another are kept together in {len(sizes)} groups"
+            ] if sizes else []
 
 
 def _given(intake: Intake, patients: set[str], given: Mapping[str, int], warnings: list[str]) -> dict[str, int]:
     """The split's fold of each patient, who may be named by id or by pseudonym."""
-    fold_of = {p: given[name] for p in patients for name in (p, intake.name_of_patient[p]) if name in given}
-    if len(given) > len(fold_of):
-        warnings.append(f"{len(given) - len(fold_of)} patients of --split have no scan here")
+    named = {p: name for p in patients for name in (p, intake.name_of_patient[p]) if name in given}
+    fold_of = {p: given[name] for p, name in named.items()}
+    if unused := set(given) - set(named.values()):
+        warnings.append(f"{len(unused)} patients of --split have no scan here")
     missing = len(patients) - len(fold_of)
     if missing:
         raise WrongInput(f"--split: every patient needs a fold, {missing} of {len(patients)} have none; add them")
@@ -266,12 +287,10 @@ def _finish(intake: Intake, writer: DatasetWriter, layout: str, accounts: Sequen
     lost = [name for a in accounts for name in [a.name] * a.lost]
     of_rejected = len(intake.remarks[NO_SCAN])
     intake.remarks |= {NO_SCAN: intake.remarks[NO_SCAN] + lost} if lost else {}
-    remarks = {rule: list(dict.fromkeys(intake.scan_ids(names))) for rule, names in intake.remarks.items() if names}
-    if differing := writer.copies_that_differ():
-        remarks = {COPIES_DIFFER: differing} | remarks
-        intake.remarks = {COPIES_DIFFER: differing} | intake.remarks
-    remarked = [f"{len(names)} x {rule}" + (f" (first {remarks[rule][0]})" if remarks[rule] else "")
-                for rule, names in intake.remarks.items() if names]
+    intake.remarks = {COPIES_DIFFER: writer.copies_that_differ(), **intake.remarks}
+    doubts, remarked = _told(intake, intake.doubts), _told(intake, intake.remarks)
+    remarks = {rule: list(dict.fromkeys(intake.scan_ids(names)))
+               for rule, names in {**intake.remarks, **intake.doubts}.items() if names}
     categories = sorted({le.category for s in scans for le in s.lesions}, key=lambda c: (c != "malignant", c))
     meta = {
         "layout": layout, "patients_known": not intake.unknown,
@@ -288,6 +307,13 @@ def _finish(intake: Intake, writer: DatasetWriter, layout: str, accounts: Sequen
                    "rejected": len(intake.rejected), "folds": len({f for f in fold_of.values() if f >= 0}),
                    "test_patients": sum(f == TEST for f in fold_of.values()),
                    "training_patients": sum(f == TRAINING for f in fold_of.values())},
-        "warnings": remarked + warnings, "fold_warnings": warnings, "remarks": remarks,
+        "warnings": remarked + doubts + warnings, "fold_warnings": doubts + warnings, "remarks": remarks,
     }
     return writer.finish(fold_of, categories, meta, intake.rejected)
+
+
+def _told(intake: Intake, remarks: Mapping[str, Sequence[str]]) -> list[str]:
+    """A warning for each rule: how often it was applied, and the first scan."""
+    first = {rule: intake.scan_ids(names)[:1] for rule, names in remarks.items()}
+    return [f"{len(names)} x {rule}" + (f" (first {first[rule][0]})" if first[rule] else "")
+            for rule, names in remarks.items() if names]

@@ -49,6 +49,14 @@ def test_models_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(rows["unet"]) == {"name", "task", "parameters", "source"}
 
 
+def test_the_menu_is_told_without_torch() -> None:
+    """Importing it and building every network took half a minute."""
+    code = "import sys; import raybone.cli as c; c.main(['models']); print({'torch', 'torchvision'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "unet " in run.stdout
+    assert run.stdout.endswith("set()\n")
+
+
 def test_preview_counts_before_spending(study: dict[str, Any], tmp_path: Path,
                                         capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))

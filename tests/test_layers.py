@@ -18,9 +18,9 @@ ORDER = [
 ]
 HOME_OF = {
     "ray": {"cluster"}, "ultralytics": {"models/yolo.py"},
-    "pydicom": {"data/dicom.py", "data/header.py", "data/segmentation.py", "data/segments.py"},
-    "highdicom": {"data/segmentation.py"},
-    "nibabel": {"data/nifti.py"},
+    "pydicom": {"data/dicom.py", "data/header.py", "data/pixels.py", "data/planar.py", "data/windows.py",
+                "data/segmentation.py", "data/segments.py"},
+    "highdicom": {"data/segmentation.py"}, "nibabel": {"data/nifti.py"},
     "torch": {"data/loader.py", "losses", "models", "evaluate.py", "earlier.py", "fit.py", "search.py", "preview.py",
               "cluster/worker.py", "bundle.py", "refit.py", "predict.py", "ensemble.py", "calibrate.py"},
     "altair": {"charts.py"}, "vl_convert": {"charts.py"}, "jinja2": {"report.py", "refit.py"},

@@ -212,6 +212,36 @@ def test_headers_without_preamble_dates_or_square_pixels_are_told_as_they_are(
         "rejected"]] == ["a\nnote", "another"]
 
 
+def test_a_segmentation_says_the_spacing_and_the_name_that_the_scan_does(place: Path, tmp_path: Path) -> None:
+    """A size of pixels from any element that areas are told by, or none at all; names in Korean and Japanese."""
+    scan = next((place / "new").rglob("anterior.dcm"))
+    (tmp_path / "in").mkdir()
+    for name, spacing, charset, person in (
+            ("detector", {"ImagerPixelSpacing": [2.4, 2.4]}, ["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+            ("none", {}, ["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+            ("wide", {"PixelSpacing": [2.0, 4.0]}, "GB18030", "王^小东")):
+        header = pydicom.dcmread(scan)
+        del header.PixelSpacing
+        for keyword, value in {**spacing, "SpecificCharacterSet": charset, "PatientName": person}.items():
+            setattr(header, keyword, value)
+        header.SOPInstanceUID = f"1.2.3.{len(name)}"
+        header.save_as(tmp_path / "in" / f"{name}.dcm")
+    assert main(["predict", str(place / "bundle"), str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    frames = {Path(f["source"]).stem: f for f in predicted(tmp_path / "out")}
+    sizes: dict[str, list[float] | None] = {}
+    for name, frame in frames.items():
+        made = pydicom.dcmread(tmp_path / "out" / f"{frame['number']:04d}.seg.dcm")
+        measures = made.SharedFunctionalGroupsSequence[0].get("PixelMeasuresSequence")
+        sizes[name] = measures and [float(v) for v in measures[0].PixelSpacing]
+        assert str(made.PatientName) == str(pydicom.dcmread(frame["source"]).PatientName)
+    assert sizes == {"detector": [2.4, 2.4], "none": None, "wide": [2.0, 4.0]}
+    for found in frames["detector"]["findings"]:
+        assert found["area_mm2"] == pytest.approx(found["area_px"] * 2.4**2, abs=0.06)
+    assert {f["area_mm2"] for name in ("none", "wide") for f in frames[name]["findings"]} == {None}
+    assert frames["none"]["notes"] == ["DICOM Segmentation without a size of pixels, which the source does not say"]
+    assert not frames["detector"]["notes"]
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_one_model_of_all_patients_on_ray_is_the_one_of_this_process(
         place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

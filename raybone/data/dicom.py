@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.pixels import apply_modality_lut, pixel_array
 from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -21,28 +20,24 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from raybone.data.annotations import MOST_PIXELS
-from raybone.data.header import NOT_PLANAR, flags_of, numbers, patient_of, pixel_mm_of, scanner_of, views_of
+from raybone.data.header import NotTaken as NotTaken
+from raybone.data.header import axes_of, flags_of, patient_of, pixel_mm_of, scanner_of, text, views_of
+from raybone.data.pixels import pixels_of, settled
+from raybone.data.planar import captured, check_object, check_planar, modality_of
+from raybone.data.windows import photopeak
 from raybone.records import Array
 
-# Defined terms of Modality (PS3.3 C.7.3.1.1.1) that meet in a nuclear medicine archive; others are not repeated.
-MODALITIES = ("CR", "CT", "DX", "ECG", "KO", "MG", "MR", "NM", "OT", "PR", "PT", "REG", "RF", "RTDOSE", "RTPLAN",
-              "RTSTRUCT", "SC", "SEG", "SR", "US", "XA", "XC", "DOC", "none")
 LEAST_FRACTIONS = 10.0  # below it, rounded fractions are no image any more
-PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-
-
-class NotTaken(ValueError):
-    """An input that is not a scan; the message is its reason and holds nothing from the file's identity."""
 
 
 @dataclass(frozen=True)
 class Facts:
     """What an input says about one of its views.
 
-    ``patient``, ``study``, ``instance``, ``site`` and ``scanner`` are as the source has them, to be replaced by
-    pseudonyms; ``make`` is a known maker's name. ``flags`` are of burned-in-text, lossy, not-square,
-    turned-over and other-windows. ``frame`` is its place in the object, from 0.
+    ``patient``, its ``issuer``, ``name``, ``birth``, ``study``, ``instance``, ``site`` and ``scanner`` are as the
+    source has them, to be replaced by pseudonyms or not stored; ``make`` is a known maker's name. ``flags`` are those
+    of ``raybone.data.intake.REMARK_OF_FLAG``. ``frame`` is its place in the object, from 0. ``axes`` are the direction
+    cosines of its rows and columns (x, y, z each, to the patient's left, back and head), where the object has them.
     """
 
     patient: str = ""
@@ -55,13 +50,18 @@ class Facts:
     make: str = "scanner"
     flags: tuple[str, ...] = ()
     frame: int = 0
+    axes: tuple[float, ...] | None = None
+    issuer: str = ""
+    name: str = ""
+    birth: str = ""
 
 
 def read_frames(content: bytes, file_name: str, modality: str | None = "NM") -> list[tuple[Array, Facts]]:
     """Every frame of a DICOM object as counts uint16 of shape (H, W), with what is known about it.
 
-    Modality rescale is applied (PS3.3 C.11.1), negatives are clipped to 0, values are rounded; MONOCHROME1 with a
-    bright border is turned over; of several energy windows the first is taken. Nothing is cropped or resampled.
+    Each frame's modality rescale is applied (PS3.3 C.11.1), padding and negatives are 0, values are rounded;
+    MONOCHROME1 with a bright border is turned over; of several energy windows the photopeak's is taken. Nothing is
+    cropped or resampled.
 
     Args:
         content: the file's bytes, with or without preamble.
@@ -75,27 +75,38 @@ def read_frames(content: bytes, file_name: str, modality: str | None = "NM") -> 
         warnings.simplefilter("ignore")
         try:
             header = _header(content)
-            _refuse(header, modality)
-            frames_NHW = _counts(header)
-            views, (pixel_mm, square) = views_of(header, len(frames_NHW), file_name), pixel_mm_of(header)
-            site, scanner, make = scanner_of(header)
-            study, instance = (str(header.get(k, "") or "") for k in ("StudyInstanceUID", "SOPInstanceUID"))
-            windows = numbers(header.get("EnergyWindowVector"), int)
-            others = len(windows) == len(frames_NHW) and len(set(windows)) > 1
-            known = flags_of(header) + ([] if square else ["not-square"]) + (["other-windows"] if others else [])
-            found = []
-            for number, (counts_HW, view) in enumerate(zip(frames_NHW, views)):
-                if others and windows[number] != min(windows):
-                    continue
-                turned = _turned(header, counts_HW)
-                facts = Facts(patient_of(header), view, pixel_mm, study, instance, site, scanner, make,
-                              tuple(known + ["turned-over"] * turned), number)
-                found.append((counts_HW.max() + counts_HW.min() - counts_HW if turned else counts_HW, facts))
-            return found
+            check_object(header, modality)
+            frames, flags = settled(header)
+            flags += ["windowed"] * captured(header)
+            if modality_of(header) == "NM":
+                flags += check_planar(header, frames)
+            kept, more = photopeak(header, frames)
+            return _views(header, frames, file_name, kept, [*flags_of(header), *flags, *more])
         except NotTaken:
             raise
-        except Exception as error:  # elements are converted when first read, and may hold what their type cannot
-            raise NotTaken(f"DICOM header holds a value that cannot be read ({type(error).__name__})") from None
+        except Exception as error:  # a header may be damaged in ways that nobody has thought of
+            raise NotTaken(f"has a DICOM header that is damaged ({type(error).__name__}); export it again") from None
+
+
+def _views(header: Dataset, frames: int, file_name: str, kept: list[int],
+           flags: list[str]) -> list[tuple[Array, Facts]]:
+    """The frames that are kept, with their facts."""
+    (patient, issuer, name, birth), (site, scanner, make) = patient_of(header), scanner_of(header)
+    study, instance = text(header, "StudyInstanceUID"), text(header, "SOPInstanceUID")
+    values_NHW, padded_NHW, odd = pixels_of(header, frames)
+    if padded_NHW is not None:
+        values_NHW = np.where(padded_NHW, 0, values_NHW)
+    found = []
+    for frame, view, counts_HW in zip(kept, views_of(header, frames, file_name, kept), counts_of(values_NHW[kept])):
+        seen_HW = np.ones(counts_HW.shape, bool) if padded_NHW is None else ~padded_NHW[frame]
+        turned = header.PhotometricInterpretation == "MONOCHROME1" and _turned(counts_HW, seen_HW)
+        if turned:
+            counts_HW = np.where(seen_HW, counts_HW[seen_HW].max() + counts_HW[seen_HW].min() - counts_HW, 0)
+        pixel_mm, square = pixel_mm_of(header, frame)
+        known = (*flags, *["rescale"] * odd, *["not-square"] * (not square), *["turned-over"] * turned)
+        found.append((counts_HW, Facts(patient, view, pixel_mm, study, instance, site, scanner, make, known, frame,
+                                       axes_of(header, frame, frames), issuer, name, birth)))
+    return found
 
 
 def shows_text(counts_HW: Array) -> bool:
@@ -176,46 +187,15 @@ def _header(content: bytes) -> Dataset:
     return header
 
 
-def _refuse(header: Dataset, modality: str | None) -> None:
-    """Raise NotTaken for an object that is no scan of the wanted modality."""
-    found = str(header.get("Modality", "") or "none")
-    if modality and found != modality:
-        raise NotTaken(f"Modality is {found if found in MODALITIES else 'another'}, not {modality}")
-    if not any(k in header for k in PIXELS):
-        raise NotTaken("has no pixel data")
-    if header.get("SamplesPerPixel", 1) not in (1, None) or header.get("PhotometricInterpretation") == "PALETTE COLOR":
-        raise NotTaken("is a colour image, not counts")
-    kind = header.get("ImageType") or []
-    if found == "NM" and len(kind) > 2 and not isinstance(kind, str) and kind[2] in NOT_PLANAR:
-        raise NotTaken(f"is {kind[2]}, not a planar scan")
-    size = int(header.Rows) * int(header.Columns) * int(header.get("NumberOfFrames", 1) or 1)
-    if not 0 < size <= MOST_PIXELS:
-        raise NotTaken(f"says it has {size} pixels, which is not between 1 and {MOST_PIXELS}")
+def _turned(counts_HW: Array, seen_HW: Array) -> bool:
+    """Whether uptake is low where it should be high, in a scan of MONOCHROME1 whose other pixels are padding.
 
-
-def _counts(header: Dataset) -> Array:
-    """All frames, uint16, shape (N, H, W)."""
-    try:
-        values = pixel_array(header)
-        if any(k in header for k in ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence")):
-            values = np.asarray(apply_modality_lut(values, header), np.float64)
-    except Exception:
-        uid = header.file_meta.TransferSyntaxUID
-        syntax = uid.name if uid.name != str(uid) else "unknown"
-        raise NotTaken(f"no decoder reads its pixels (transfer syntax {syntax})") from None
-    counts = counts_of(values)
-    return counts[None] if counts.ndim == 2 else counts
-
-
-def _turned(header: Dataset, counts_HW: Array) -> bool:
-    """Whether uptake is low where it should be high.
-
-    MONOCHROME1 says how to show values (PS3.3 C.7.6.3.1.2): it stands at counts that are to be dark on white, and at
-    pictures that were turned over. The border of the picture, which is air, tells them apart.
+    It says how to show values (PS3.3 C.7.6.3.1.2): it stands at counts that are to be dark on white, and at pictures
+    that were turned over. What lies at the border, of the picture or of its padding, is air and tells them apart.
     """
-    border_N = np.concatenate([counts_HW[0], counts_HW[-1], counts_HW[:, 0], counts_HW[:, -1]])
-    middle = (float(counts_HW.min()) + float(counts_HW.max())) / 2
-    return header.get("PhotometricInterpretation") == "MONOCHROME1" and float(np.median(border_N)) > middle
+    inside_HW = cv2.erode(np.pad(seen_HW.astype(np.uint8), 1), np.ones((3, 3), np.uint8))[1:-1, 1:-1]
+    seen_P, border_P = counts_HW[seen_HW], counts_HW[seen_HW & (inside_HW == 0)]
+    return bool(seen_P.size) and float(np.median(border_P)) > (float(seen_P.min()) + float(seen_P.max())) / 2
 
 
 def counts_of(values: Array) -> Array:

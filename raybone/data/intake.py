@@ -13,6 +13,7 @@ import numpy as np
 from raybone.data.dataset import DatasetWriter, Stored, store
 from raybone.data.dicom import NotTaken
 from raybone.data.identity import pseudonym
+from raybone.data.persons import Claim, nobody, persons_of
 from raybone.data.reading import Read, Taken, together
 from raybone.data.sources import Account, Source, positive
 from raybone.data.steps import Part, View, apply_steps, unit
@@ -25,6 +26,14 @@ REMARK_OF_FLAG = {
     "bright-border": "border brighter than the middle of the range: is it dark on white? It is left as it is",
     "transparent": "transparent parts of a picture: they count as air",
     "other-windows": "frames of further energy windows: left out",
+    "windows-unknown": "several energy windows, and nothing says which frame is of which: all frames are taken",
+    "off-peak": "energy window that does not hold the photopeak: may be scatter, or of a tracer that is not named",
+    "windowed": "Secondary Capture: values may be those of a screen, and not counts",
+    "derived": "derived image: was computed from others, values may not be counts",
+    "kind-unknown": "nothing says that it is a planar scan: look at it",
+    "rescale": "Rescale Slope or Intercept is no usable number, or not said of every frame: 1 and 0 there",
+    "no-photometric": "nothing says whether high values are bright: taken as counts",
+    "more-pixels": "more pixels than its header says: the rest is left out",
     "burned-in-text": "text suspected in the pixels: look at the scan before you train on it or share it",
     "lossy": "lossy compression: counts are not exact",
     "not-square": "pixels are not square: pixel_mm is their height",
@@ -56,6 +65,7 @@ class _Known(NamedTuple):
     study: str
     stored: Stored
     scan: Scan
+    claim: Claim
 
 
 @dataclass
@@ -63,9 +73,10 @@ class Intake:
     """What was read so far.
 
     secret: the key. root: SOURCE. unannotated: flag of a scan that nothing annotates.
-    rejected: (input_id, bytes, reason). remarks: rule -> names of inputs, which
-    ``scan_ids`` turns into ids. unknown: the patient_ids that stand for a study or a file, as the source names no
-    patient. name_of_patient: what the source calls the patient of a pseudonym, for tables that are keyed by it.
+    rejected: (input_id, bytes, reason). remarks: rule -> names of inputs, which ``scan_ids`` turns into ids.
+    From ``settle`` on: unknown, the patient_ids that stand for a study or a file, as the source names no patient;
+    name_of_patient, what the source calls the patient of a pseudonym, for tables that are keyed by it; doubts, as
+    remarks, on who is who; together, pairs of patient_ids that may be one person.
     """
 
     secret: bytes
@@ -76,10 +87,13 @@ class Intake:
     remarks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     unknown: set[str] = field(default_factory=set)
     name_of_patient: dict[str, str] = field(default_factory=dict)
+    doubts: dict[str, list[str]] = field(default_factory=dict)
+    together: list[tuple[str, str]] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
     _taken: list[_Known] = field(default_factory=list)
     _marks: list[tuple[str, Read]] = field(default_factory=list)
     _torn: set[str] = field(default_factory=set)
+    _labelled: set[str] = field(default_factory=set)
     _id_of: dict[str, str] = field(default_factory=dict)
     _scans_of: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
@@ -139,6 +153,7 @@ class Intake:
 
     def settle(self, raw: DatasetWriter, folder: Path, steps: Sequence[str]) -> DatasetWriter:
         """The scans in order of input, after the steps; in the folder they were read into, or in another."""
+        self._name_patients()
         if not steps:
             for known in self._taken:
                 self._note(raw.add(known.stored, known.scan), known, Part(""))
@@ -164,30 +179,50 @@ class Intake:
         return writer
 
     def scan_ids(self, names: Sequence[str]) -> list[str]:
-        """The scans that came of these inputs; the input_id of one that gave none."""
-        return [i for name in names if name in self._id_of for i in self._scans_of.get(name) or [self._id_of[name]]]
+        """The scans that came of these inputs; the input_id of one that gave none; scan_ids as they are.
+
+        Other names, as of files that annotate many scans, are left out: they are the source's.
+        """
+        scans = {scan_id for many in self._scans_of.values() for scan_id in many}
+        ids: list[str] = []
+        for name in names:
+            own = [self._id_of[name]] if name in self._id_of else [name] if name in scans else []
+            ids += self._scans_of.get(name) or own
+        return ids
 
     def unmatched_labels(self) -> int:
         """Lines of labels.csv that no input or patient answers to."""
-        return len(set(self.labels.by_patient) - set(self.name_of_patient.values())) + len(
-            set(self.labels.by_file) - set(self._id_of))
+        return len(set(self.labels.by_patient) - self._labelled) + len(set(self.labels.by_file) - set(self._id_of))
 
     def sources(self) -> list[tuple[str, str, str]]:
         """input_id, scan_id (empty when rejected) and path, for the map beside the key."""
         return [(input_id, scan_id, str(self.root / name)) for name, input_id in self._id_of.items()
                 for scan_id in self._scans_of.get(name) or [""]]
 
+    def _name_patients(self) -> None:
+        """Pseudonyms of patients, which only all scans together tell apart."""
+        found = persons_of([known.claim for known in self._taken])
+        for place, (known, identity) in enumerate(zip(self._taken, found.identities)):
+            kind, name = ("patient", identity) if identity else ("study", known.study)
+            patient_id = "p" + pseudonym(self.secret, kind, name)
+            self.name_of_patient[patient_id] = known.claim.id or identity
+            if not identity:
+                self.unknown.add(patient_id)
+            self._taken[place] = known._replace(scan=replace(known.scan, patient_id=patient_id))
+        self.doubts = {rule: [self._taken[n].name for n in places] for rule, places in found.doubts.items()}
+        self.together = [(self._taken[a].scan.patient_id, self._taken[b].scan.patient_id) for a, b in found.together]
+
     def _scan(self, item: Source, found: Taken) -> _Known:
         facts, secret = found.facts, self.secret
-        patient = self.labels.by_file.get(item.name, {}).get("patient_id", "") or facts.patient
-        bare = patient if patient in self.labels.by_patient else patient.rpartition(":")[2]  # without its issuer
-        labels = self.labels.of(bare, item.name)
+        given = self.labels.by_file.get(item.name, {}).get("patient_id", "").strip()  # which counts alone
+        claim = Claim(given) if given else Claim(facts.patient.strip(), facts.issuer, facts.name, facts.birth,
+                                                 facts.study, bool(facts.study or facts.instance or facts.name))
+        issued = f"{claim.issuer}:{claim.id}"
+        key = issued if issued in self.labels.by_patient else claim.id
+        self._labelled.add(key)
+        labels = self.labels.of(key, item.name)
         labels.pop("patient_id", "")
-        study = facts.study or (f"patient:{patient}" if patient else f"input:{self._id_of[item.name]}")
-        patient_id = "p" + (pseudonym(secret, "patient", patient) if patient else pseudonym(secret, "study", study))
-        self.name_of_patient[patient_id] = bare
-        if not patient:
-            self.unknown.add(patient_id)
+        alone = f"input:{self._id_of[item.name]}" if nobody(claim.id) else f"patient:{claim.id}"
         flags = (*facts.flags, *(() if found.lesions is not None else (self.unannotated,)))
         for flag in flags:
             self.remarks[REMARK_OF_FLAG[flag]].append(item.name)
@@ -197,9 +232,9 @@ class Intake:
         view, pixel_mm = labels.pop("view", ""), labels.pop("pixel_mm", "")
         view = (view if view in ("anterior", "posterior") else "") or item.view or facts.view or "unknown"
         spacing = positive(pixel_mm) or facts.pixel_mm
-        return _Known(item.name, facts.frame, study, found.stored, Scan(
-            "", patient_id, view, 0, 0, spacing, 0, 0.0, site, scanner, instance, flags,
-            tuple({**dict(item.labels), **labels}.items()), found.lesions or ()))
+        return _Known(item.name, facts.frame, facts.study or alone, found.stored, Scan(
+            "", "", view, 0, 0, spacing, 0, 0.0, site, scanner, instance, flags,
+            tuple({**dict(item.labels), **labels}.items()), found.lesions or ()), claim)
 
     def _note(self, scan: Scan, known: _Known, part: Part) -> None:
         """Remember what a scan of the dataset comes from."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raybone.records import WrongInput
@@ -20,6 +22,15 @@ MENU = {
     **dict.fromkeys(("unet_plus_plus", "attention_unet", "res_unet"), "unet_variants"),
     **dict.fromkeys(("lesion_resnet50", "lesion_inception_v3", "lesion_vgg16", "lesion_densenet169"), "lesion"),
 }
+
+
+def menu() -> list[tuple[str, str, int, str]]:
+    """Name, task, trained parameters with the default configuration, and source of every model.
+
+    They stand in menu.csv, as counting them would import torch and build every network.
+    """
+    with Path(__file__).with_name("menu.csv").open(newline="", encoding="utf-8") as file:
+        return [(row["name"], row["task"], int(row["parameters"]), row["source"]) for row in csv.DictReader(file)]
 
 
 def load(name: str) -> Model:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from io import BytesIO
 from typing import Any
 
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from raybone.data.header import patient_of, pixel_mm_of, views_of
@@ -64,6 +67,7 @@ def test_the_view_is_told_by_the_first_that_says_it(elements: dict[str, Any], fr
     ({"ImagerPixelSpacing": [2.4, 4.8]}, (2.4, False)),
     ({"DetectorElementSpacing": [3.0, 3.0], "PixelSpacing": [0, 0]}, (3.0, True)),
     ({"PixelSpacing": 2.0}, (2.0, True)),
+    ({"PixelSpacing": [2.0, 3.0, 4.0], "ImagerPixelSpacing": [5.0, 5.0]}, (5.0, True)),
     ({"SharedFunctionalGroupsSequence": [header(PixelMeasuresSequence=[header(PixelSpacing=[1.5, 1.5])])]},
      (1.5, True)),
     ({}, (None, True)),
@@ -72,9 +76,42 @@ def test_spacing_is_found_wherever_it_stands(elements: dict[str, Any], expected:
     assert pixel_mm_of(header(**elements)) == expected
 
 
-def test_patients_are_told_apart_by_id_and_issuer_else_by_name_and_birth_date() -> None:
-    known = [patient_of(header(**e)) for e in (
-        {"PatientID": "1"}, {"PatientID": "1", "IssuerOfPatientID": "B"}, {"PatientName": "A^B"},
-        {"PatientName": "A^B", "PatientBirthDate": "19500101"}, {"PatientName": "A^B", "PatientBirthDate": "19500102"})]
-    assert known[2] == ""
-    assert len(set(known)) == 5
+@pytest.mark.parametrize(("elements", "told"), [
+    ({"PatientID": "1"}, ("1", "", "", "")),
+    ({"PatientID": " 1 ", "IssuerOfPatientID": "B", "PatientName": "A^B", "PatientBirthDate": "19500101"},
+     ("1", "B", "A^B", "19500101")),
+    ({"PatientID": "1^^^B&1.2&ISO"}, ("1", "B", "", "")),
+    ({"PatientID": None, "PatientBirthDate": ""}, ("", "", "", "")),
+])
+def test_a_patient_is_told_by_id_issuer_name_and_birth_date(elements: dict[str, Any], told: tuple[str, ...]) -> None:
+    assert patient_of(header(**elements)) == told
+
+
+CHINESE, KOREAN, JAPANESE = "王^小东", "Hong^Gildong=洪^吉洞=홍^길동", "Yamada^Tarou=山田^太郎=やまだ^たろう"
+
+
+@pytest.mark.parametrize(("charset", "raw", "name"), [
+    ("GB18030", CHINESE.encode("gb18030"), CHINESE),
+    ("GBK", CHINESE.encode("gbk"), CHINESE),
+    ("ISO_IR 192", CHINESE.encode(), CHINESE),
+    ("", CHINESE.encode(), CHINESE),
+    ("", CHINESE.encode("gb18030"), CHINESE),
+    ("NONSENSE", CHINESE.encode("gb18030"), CHINESE),
+    ("ISO_IR 192", CHINESE.encode("gb18030"), CHINESE),
+    ("", "Müller^Jörg".encode("latin-1"), "Müller^Jörg"),
+    ("ISO_IR 100", "Müller^Jörg".encode("latin-1"), "Müller^Jörg"),
+    (["", "ISO 2022 IR 149"], re.sub(rb"([\xa1-\xfe]+)", b"\x1b$)C\\1", KOREAN.encode("euc_kr")), KOREAN),
+    (["", "ISO 2022 IR 58"], b"Wang^Xiaodong=\x1b$)A\xcd\xf5^\x1b$)A\xd0\xa1\xb6\xab", f"Wang^Xiaodong={CHINESE}"),
+    (["", "ISO 2022 IR 87"], JAPANESE.encode("iso2022_jp"), JAPANESE),
+    (["ISO 2022 IR 13", "ISO 2022 IR 87"], JAPANESE.encode("iso2022_jp"), JAPANESE),
+    ("", JAPANESE.encode("iso2022_jp"), JAPANESE),
+    ("", b"\xff^\xfe", "ÿ^þ"),
+], ids=str)
+def test_a_name_is_the_same_in_whatever_character_set_it_was_written(charset: Any, raw: bytes, name: str) -> None:
+    """PS3.5 H and I; where the character set is missing or wrong, by what the bytes can be."""
+    place = header(SpecificCharacterSet=charset) if charset else header()
+    content = BytesIO()
+    place.PatientName = "PLACE"
+    place.save_as(content, implicit_vr=True, little_endian=True)
+    written = content.getvalue().replace(b"\x06\0\0\0PLACE ", len(raw).to_bytes(4, "little") + raw)
+    assert patient_of(dcmread(BytesIO(written), force=True))[2] == name

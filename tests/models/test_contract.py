@@ -13,7 +13,7 @@ import torch
 
 import raybone.models
 from raybone.data.loader import Batch
-from raybone.models import MENU, load
+from raybone.models import MENU, load, menu
 from raybone.models._model import Model
 from raybone.records import InvalidConfig, Prediction, WrongInput
 
@@ -83,6 +83,7 @@ def test_the_menu_is_what_the_files_offer() -> None:
         module = import_module(f"raybone.models.{stem}")
         offered.update({m.name: stem for m in getattr(module, "MODELS", None) or [module.MODEL]})
     assert offered == MENU
+    assert [name for name, *_ in menu()] == list(MENU)
 
 
 def test_an_unknown_model_lists_the_menu() -> None:
@@ -93,7 +94,9 @@ def test_an_unknown_model_lists_the_menu() -> None:
 @pytest.mark.parametrize("name", MENU)
 def test_every_model_builds_with_defaults_and_has_a_source_and_a_sound_space(name: str) -> None:
     model = load(name)
-    assert sum(p.numel() for p in model.build(model.Config()).parameters()) > 0
+    trained = sum(p.numel() for p in model.build(model.Config()).parameters() if p.requires_grad)
+    (row,) = (row for row in menu() if row[0] == name)
+    assert row == (name, model.task, trained, model.SOURCE)
     assert model.SOURCE
     for key, param in model.SPACE.items():
         for value in param.choice or param.bounds or ():
