@@ -303,7 +303,7 @@ def _finish(intake: Intake, writer: DatasetWriter, layout: str, accounts: Sequen
                    "unannotated": sum(intake.unannotated in s.flags for s in scans),
                    "annotations": sum(a.annotations for a in accounts), "annotations_lost": len(lost),
                    "annotations_of_rejected": of_rejected,
-                   "annotations_left_out": sum(len(intake.remarks[rule]) for rule in LEFT_OUT),
+                   "annotations_left_out": sum(len(intake.remarks.get(rule, ())) for rule in LEFT_OUT),
                    "rejected": len(intake.rejected), "folds": len({f for f in fold_of.values() if f >= 0}),
                    "test_patients": sum(f == TEST for f in fold_of.values()),
                    "training_patients": sum(f == TRAINING for f in fold_of.values())},

@@ -347,7 +347,8 @@ def test_who_is_in_doubt_may_be_left_out_by_the_steps(tmp_path: Path) -> None:
         scan.PatientID = "phantom 2"
         scan.save_as(path)
     (root / "PHANTOM-0001" / "posterior.dcm").unlink()
-    made = prepare(root, tmp_path / "ds", folds=2, key=tmp_path / "k", steps=["montage"])
+    made = prepare(root, tmp_path / "ds", folds=2, key=tmp_path / "k", steps=["montage"],
+                   allow_unmatched=True)
     assert made.meta["counts"]["patients"] == 2
     assert any("but for case, blanks, zeros or signs" in w for w in made.meta["warnings"])
 

@@ -200,6 +200,7 @@ def test_bs80k_as_released_keeps_boxes_patients_views_and_labels(tmp_path: Path)
     (source / "chestLANT" / "chestLANT.txt").write_text("0001.jpg 1\nnonsense\n")
     (source / "wholeBodyANT" / "ant" / "0099.xml").write_text("<annotation/>")
     (source / "wholeBodyPOST" / "post" / "0002.xml").unlink()
+    (source / "wholeBodyANT" / "ant" / "0001.xml").unlink()
     (source / "readme").write_text("x")
     lines = (source / "wholeBodyANT" / "wholeBodyANT.txt").read_text().replace("0001.jpg 1", "0001.jpg 0")
     (source / "wholeBodyANT" / "wholeBodyANT.txt").write_text(lines)
@@ -221,6 +222,9 @@ def test_bs80k_as_released_keeps_boxes_patients_views_and_labels(tmp_path: Path)
         "is an annotation that no scan answers to", "is outside the folders of BS-80K"]
     assert sum("unannotated" in s.flags for s in opened.scans) == 1
     assert any("label line that cannot be read" in w for w in made.meta["warnings"])
+    # 0001 from the front is called normal, and so has no lesion; of 0002 from the back nobody says that.
+    assert any("1 x scan that its label calls normal" in w for w in made.meta["warnings"])
+    assert [dict(s.labels)["abnormal"] for s in opened.scans if "unannotated" in s.flags] == ["1"]
 
 
 def test_annotations_lie_beside_dicom_or_in_a_folder_of_their_own(tmp_path: Path) -> None:

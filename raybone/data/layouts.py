@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from raybone.data.annotations import Remarks
 from raybone.data.claims import claim_of, load_json
+from raybone.data.coco import CocoImage
 from raybone.data.matching import NOBODY, read_files
 from raybone.data.names import split_suffix
 from raybone.data.sources import Account, Beside, Source, Sources, is_image, mask_folder, walk
@@ -20,6 +21,7 @@ LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 REGION_CROP = "is a region of a whole-body scan; its label goes with that scan"
 WHOLE_BODY = "is of a whole body; layout bs80k_regions takes its regions alone"
 FOLDER_OF_BS80K = re.compile(r"(wholeBody|[a-z]{3,12}[LR]?)(ANT|POST)")
+NORMAL = "scan that its label calls normal, without boxes: a scan without lesion"
 NO_IMAGE = "is a mask, and no image has its name"
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -80,7 +82,11 @@ def _bs80k(root: Path, files: Mapping[str, Path]) -> Sources:  # noqa: ARG001
         own = notes.pop(key, [])
         beside = tuple(Beside(files[n], "voc") for n in own) if len(names) == 1 else ()
         said_of = tuple(sorted(labels.pop(key, {}).items()))
-        found.inputs += [Source(files[n], n, "image", key[0], key[1], beside=beside, labels=said_of) for n in names]
+        normal = ("abnormal", "0") in said_of and not own
+        found.remarks[NORMAL] += normal * len(names)
+        nothing = (CocoImage(""),) if normal else ()
+        found.inputs += [Source(files[n], n, "image", key[0], key[1], coco=nothing, beside=beside, labels=said_of)
+                         for n in names]
         found.accounts += [Account(n, 1, int(len(names) > 1), "fits several scans",
                                    fits=tuple(names) if len(names) > 1 else ()) for n in own]
     for many in notes.values():
