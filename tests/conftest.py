@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ os.environ.update(HOME=_HOME, XDG_CONFIG_HOME=f"{_HOME}/.config", YOLO_CONFIG_DI
                   OMP_NUM_THREADS="1")
 Path(_HOME, "ultralytics").mkdir()
 os.environ.pop("RAY_ADDRESS", None)
+
+# A suite that is started in the background ignores Ctrl-C, and so would every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Nothing is written into the checkout, and a slow machine is no failure.
 settings.register_profile("raybone", database=None, deadline=None)
