@@ -11,6 +11,7 @@ from raybone.records import WrongInput
 JSON_HELP = "one JSON document on stdout"
 WAIT: dict[str, Any] = {"type": float, "default": 0, "metavar": "MINUTES",
                         "help": "wait so long for nodes that an autoscaler adds, while not one run fits (default 0)"}
+MOVED: dict[str, Any] = {"default": "", "metavar": "DATASET", "help": "where the dataset is now, if it was moved"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,6 +83,7 @@ def _study_parsers(verbs: Any) -> None:
     verb.add_argument("--out", required=True, metavar="STUDY", help="study folder, or an fsspec URL")
     verb.add_argument("--address", help="a Ray cluster (default: RAY_ADDRESS, else a local one for the run)")
     verb.add_argument("--wait", **WAIT)
+    verb.add_argument("--dataset", **MOVED)
     verb.add_argument("--local", action="store_true", help="in this process, without Ray")
     verb.add_argument("--record", action="store_true",
                       help="train every fold of every configuration in full, and write STUDY/curves.npz for simulate")
@@ -124,9 +126,11 @@ def _study_parsers(verbs: Any) -> None:
     verb.add_argument("--csv", metavar="FILE", help="write the table here as well")
     verb = _verb(verbs, "compare", "the winner beside what papers published of its system; a classifier's subgroups")
     verb.add_argument("studies", nargs="+", metavar="STUDY")
+    verb.add_argument("--dataset", **MOVED)
     verb.add_argument("--json", action="store_true", help=JSON_HELP)
     verb = _verb(verbs, "report", "one self-contained HTML file on a study, finished or not")
     verb.add_argument("study", metavar="STUDY")
+    verb.add_argument("--dataset", **MOVED)
     verb.add_argument("--html", metavar="FILE", help="default: STUDY/report.html")
     verb.add_argument("--no-scans", action="store_true", help="leave out pictures of patients' scans")
 
@@ -135,6 +139,7 @@ def _result_parsers(verbs: Any) -> None:
     verb = _verb(verbs, "refit", "the winner, or another rank, as a model bundle")
     verb.add_argument("study", metavar="STUDY")
     verb.add_argument("--out", required=True, metavar="BUNDLE", help="folder to make")
+    verb.add_argument("--dataset", **MOVED)
     verb.add_argument("--rank", type=int, default=1, metavar="N", help="of the leaderboard (default %(default)s)")
     verb.add_argument("--all-patients", action="store_true",
                       help="train one model on all patients but the test group, instead of the fold models together")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -19,8 +20,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from raybone.arguments import parser
-from raybone.records import RunFailed, WrongInput
+from raybone.records import DamagedFile, RunFailed, WrongInput
 from raybone.terminal import bar, epoch_line, printable, progress, show_table, tell_end
+
+# What to do about an error of the system.
+MEND = {errno.ENOSPC: "free space or choose another place", errno.EDQUOT: "free space or choose another place",
+        errno.EROFS: "it is read-only: choose another place", errno.EACCES: "check its permissions",
+        errno.EPERM: "check its permissions", errno.ENOENT: "check the path", errno.EISDIR: "give a file",
+        errno.ENOTDIR: "give a folder", errno.EMFILE: "raise the limit of open files (ulimit -n)",
+        errno.ENAMETOOLONG: "choose a shorter name", errno.ENOMEM: "free memory, or use less at once"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,9 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except DamagedFile as error:
+        print(f"raybone: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(f"raybone: {place}{error.strerror or error}; free space or choose another place", file=sys.stderr)
+        print(f"raybone: {place}{error.strerror or error}; {MEND.get(error.errno or 0, 'look there, then try again')}",
+              file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"raybone: interrupted; {'the same command resumes it' if goes_on else 'nothing is left of it'}",
@@ -148,8 +160,8 @@ def _preview(options: argparse.Namespace) -> None:
 def _search(options: argparse.Namespace) -> None:
     from raybone.spec import read_study
 
-    full = ["search.scheduler=full"] if options.record else []
-    study = read_study(options.study, [*options.overrides, *full])
+    more = [f"dataset={options.dataset}"] * bool(options.dataset) + ["search.scheduler=full"] * options.record
+    study = read_study(options.study, [*options.overrides, *more])
     if options.local:
         from raybone.search import search as local
 
@@ -270,7 +282,7 @@ def _compare(options: argparse.Namespace) -> None:
 
     from raybone.compare import compare, comparison_lines
 
-    found = [compare(study) for study in options.studies]
+    found = [compare(study, options.dataset) for study in options.studies]
     print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() if options.json else
           "\n\n".join("\n".join(comparison_lines(f)) for f in found))
 
@@ -290,7 +302,7 @@ def _refit(options: argparse.Namespace) -> None:
         from raybone.cluster.refit import train_on_ray
 
         train = partial(train_on_ray, address=options.address, tell=epoch_line)
-    made = refit(options.study, options.out, options.rank, train, options.onnx, bar("refit"))
+    made = refit(options.study, options.out, options.rank, train, options.onnx, bar("refit"), options.dataset)
     print(f"{options.out}: {made.meta['kind']} of {made.model.name}, {made.meta['study']['config_id']} of study "
           f"{made.meta['study']['name']}, trained on {len(made.meta['patients'])} patients; read its README.md")
 
@@ -325,7 +337,7 @@ def _forget(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from raybone.report import report
 
-    written, size = report(options.study, options.html, not options.no_scans, bar)
+    written, size = report(options.study, options.html, not options.no_scans, bar, options.dataset)
     print(f"{written}: {size / 1e6:.1f} MB")
 
 

@@ -28,7 +28,7 @@ CALLED = {"F1": "dice", "DSC": "dice", "recall": "sensitivity"}
 OTHER = "published figures are of other patients, scanners and readers: they say what to expect, not who is better"
 
 
-def compare(place: str) -> dict[str, Any]:
+def compare(place: str, dataset: str = "") -> dict[str, Any]:
     """The winner of a study folder beside what is published of its system, and a classifier's subgroups.
 
     Returns:
@@ -40,14 +40,14 @@ def compare(place: str) -> dict[str, Any]:
         WrongInput: it has no complete configuration.
     """
     folder = Folder(place)
-    study = read_resolved(folder)
+    study = read_resolved(folder, dataset)
     best = winner(study, State(Journal(folder).events()))
     if best is None:
         raise WrongInput(f"compare {place}: needs a complete configuration, but has none; let the search end")
     cases: dict[str, Any] = {}
     if load(study.model).task == "classification":
-        dataset = open_dataset(study.dataset)
-        cases = classified(dataset, findings_of(folder, study, best, dataset))
+        opened = open_dataset(study.dataset)
+        cases = classified(opened, findings_of(folder, study, best, opened))
     return {"study": study.name, "config_id": best.id, "dataset_hash": study.resolved.dataset_hash if study.resolved
             else "", "note": OTHER, "rows": beside(study, best, cases.get("subgroups", {})), **cases}
 

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from raybone.checkpoint import read_checkpoint
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.folds import TEST
 from raybone.folder import Folder
@@ -64,11 +63,10 @@ def earlier_fold(place: str, fold: int) -> dict[str, Any]:
     """
     folder = Folder(place)
     number = fold if f"fold{fold}" in folder.names() else 0
-    content = folder.child(f"fold{number}").read("last.pt")
-    if content is None:
+    state = read_checkpoint(folder.child(f"fold{number}"))
+    if state is None:
         raise FitFailed(f"{place}/fold{number}: must have the weights of an earlier study, but last.pt is gone; train "
                         "that again, with a larger keep")
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 import math
 import time
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from raybone.checkpoint import read_checkpoint, write_checkpoint
 from raybone.data.dataset import Dataset
 from raybone.data.loader import Batch, training_loader, validation_loader
 from raybone.data.parts import Mined
@@ -24,7 +24,7 @@ from raybone.folder import Folder
 from raybone.models import load
 from raybone.models._model import Model, TrainingConfig
 from raybone.models._weights import copy_into, start_from, weights_file
-from raybone.records import Epoch, FitFailed, Scan
+from raybone.records import DamagedFile, Epoch, FitFailed, Scan
 from raybone.samples import Masks, scored_samples, training_samples, wants_mining
 from raybone.spec import DIRECTIONS
 
@@ -79,8 +79,7 @@ def mined_masks(dataset: Dataset, place: str, fold: int, scans: list[Scan], devi
 
 
 def _state(folder: Folder) -> dict[str, Any] | None:
-    content = folder.read("last.pt")
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True) if content else None
+    return read_checkpoint(folder)
 
 
 def _applied(dataset: Dataset, model: Model, config: TrainingConfig, state: dict[str, Any], scans: list[Scan],
@@ -155,10 +154,12 @@ class _Run:
                                                     config.loader_workers)
 
     def _resume(self) -> None:
-        content = self.folder.read("last.pt")
-        if content is None:
+        state = read_checkpoint(self.folder, device=self.device)
+        if state is None:
             return
-        state = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
+        if state["config"] != self.config.model_dump(mode="json"):
+            raise DamagedFile(f"{self.folder.url}/last.pt: must be of this configuration, but was trained with other "
+                              "hyper-parameters; put the right file there, or remove it and the fold starts again")
         self.net.load_state_dict(state["net"])
         self.average.load_state_dict(state["average"])
         if state["optimizer"] is not None:
@@ -248,20 +249,15 @@ class _Run:
         sign = 1 if DIRECTIONS[self.metric] == "maximize" else -1
         worth = [sign * e.metrics[self.metric] for e in self.history if self.metric in e.metrics]
         if worth and worth[-1] >= max((w for w in worth if not math.isnan(w)), default=-math.inf):
-            self._write("best.pt", {"average": self.average.state_dict(), "epoch": len(self.history)})
+            write_checkpoint(self.folder, "best.pt", {"average": self.average.state_dict(), "epoch": len(self.history)})
         if findings is not None:
             content = {"fold": self.fold, "epoch": len(self.history), "findings": findings}
             self.folder.write("predictions.json", json.dumps(content).encode())
-        self._write("last.pt", {
+        write_checkpoint(self.folder, "last.pt", {
             "net": self.net.state_dict(), "average": self.average.state_dict(), "updates": self.updates,
             "optimizer": self.optimizer.state_dict() if len(self.history) < self.epochs else None,
             "history": [vars(e) for e in self.history], "model": self.model.name,
             "config": self.config.model_dump(mode="json")})
-
-    def _write(self, name: str, state: dict[str, Any]) -> None:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        self.folder.write(name, buffer.getvalue())
 
 
 def _optimizer(net: nn.Module, config: TrainingConfig, accumulate: int) -> torch.optim.Optimizer:

@@ -16,11 +16,10 @@ from raybone.data.parts import Mined
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.race import START_UP, expected, ladder_of, name_of
-from raybone.hpo.sampler import ATTEMPTS, propose
-from raybone.hpo.state import State, gpu_hours
-from raybone.models._model import Model, TrainingConfig
-from raybone.records import InvalidConfig, WrongInput
-from raybone.resolve import configure, resolve
+from raybone.hpo.state import gpu_hours
+from raybone.models._model import Model
+from raybone.records import WrongInput
+from raybone.resolve import first_taken, resolve
 from raybone.samples import training_samples
 from raybone.spec import Study
 
@@ -98,7 +97,7 @@ def _earlier(study: Study, sources: Sequence[str]) -> tuple[float, str]:
 
 def _time_here(study: Study, dataset: Dataset, model: Model) -> tuple[float, str]:
     """Seconds of a fold epoch from a few training steps of the first configuration, and where that is from."""
-    config = _first(study, model)
+    config = first_taken(study, model)
     device = torch.device("cuda" if study.resources.gpus and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(study.resources.cpus)
     nothing = Mined({s.scan_id: [] for s in dataset.scans})  # stands for what an earlier study found
@@ -119,16 +118,3 @@ def _time_here(study: Study, dataset: Dataset, model: Model) -> tuple[float, str
     return timed[len(timed) // 2] * len(loader), f"timed here on {device.type}, without evaluation"
 
 
-def _first(study: Study, model: Model) -> TrainingConfig:
-    """The first configuration that the model takes."""
-    state, reason = State(), "nothing is proposed"
-    for _ in range(ATTEMPTS):
-        params = propose(study, state, 0)
-        if params is None:
-            break
-        try:
-            return configure(study, model, params)
-        except InvalidConfig as error:
-            reason = str(error)
-            state.apply({"event": "invalid", "time": 0.0, "params": params})
-    raise WrongInput(f"space: {study.model} must take one of its configurations, but: {reason}; change the space")

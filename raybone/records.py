@@ -28,6 +28,10 @@ class RunFailed(RuntimeError):
     """A run that started well came to a bad end: one line, exit code 1."""
 
 
+class DamagedFile(OSError):
+    """A file of a study or dataset that is not what was written: nobody's bad hyper-parameters, and mended by hand."""
+
+
 class InvalidConfig(ValueError):
     """A model refuses this combination of hyper-parameters; the sampler draws another."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -18,7 +17,8 @@ from jinja2 import StrictUndefined, Template
 from raybone import __version__
 from raybone.bundle import Bundle, write_bundle
 from raybone.calibrate import calibrate
-from raybone.data.dataset import Dataset, open_dataset
+from raybone.checkpoint import read_checkpoint
+from raybone.data.dataset import Dataset
 from raybone.data.folds import TEST, TRAINING
 from raybone.data.likeness import likeness_of
 from raybone.data.preprocess import canvas_of
@@ -34,7 +34,7 @@ from raybone.models._classifier import ClassifierConfig
 from raybone.models._model import TrainingConfig
 from raybone.models._onnx import export_onnx, refuse_onnx
 from raybone.records import Epoch, FitFailed, RunFailed, WrongInput
-from raybone.resolve import configure
+from raybone.resolve import configure, dataset_of
 from raybone.search import refuse_here
 from raybone.spec import Study
 
@@ -46,21 +46,21 @@ Train = Callable[[Study, Folder, dict[str, Any]], None]
 
 
 def refit(place: str, out: Path | str, rank: int = 1, train: Train | None = None, onnx: bool = False,
-          progress: Progress = lambda done, total: None) -> Bundle:
+          progress: Progress = lambda done, total: None, moved: str = "") -> Bundle:
     """Write a bundle of the configuration of this rank.
 
     Args:
         place: study folder or URL.
         out: folder to make.
         train: trains one model on all patients but the test group; None takes the fold models as an ensemble.
-        onnx: write the networks as ONNX files as well.
+        onnx: write the networks as ONNX files as well. moved: where the study's dataset is now, if not at its place.
     Raises:
         WrongInput: no such rank, its weights or the study's dataset are gone, or ``out`` exists.
     """
     if "://" in str(out):
         raise WrongInput(f"--out {out}: must be a folder of this machine; copy the bundle from there")
     folder, out = Folder(place), Path(out)
-    study = read_resolved(folder)
+    study = read_resolved(folder, moved)
     assert study.resolved is not None
     model = load(study.model)
     if os.path.lexists(out):
@@ -69,15 +69,15 @@ def refit(place: str, out: Path | str, rank: int = 1, train: Train | None = None
         refuse_onnx(model)
     state = State(Journal(folder).events())
     row = _row(place, study, state, rank)
-    dataset = _dataset(place, study)
+    dataset = dataset_of(study)
     chosen = state.configurations[row["config_id"]]
     runs = folder.child(f"runs/{chosen.id}")
-    folds = [_weights(runs, f"fold{k}") for k in range(dataset.folds)]
+    folds = [read_checkpoint(runs.child(f"fold{k}")) for k in range(dataset.folds)]
     known = [s for s in folds if s is not None]
     if train:
         there = runs.child(ALL)
         train(study, Folder(os.path.abspath(there.path)) if there.local else there, chosen.params)  # noqa: PTH100
-        if (made := _weights(runs, ALL)) is None:
+        if (made := read_checkpoint(runs.child(ALL))) is None:
             raise RunFailed(f"refit {place}: {there.url} must hold last.pt after the training, but does not; does "
                             "every node reach that folder?")
         weights = {ALL: made}
@@ -114,7 +114,7 @@ def epochs_of_everyone(study: Study, folder: Folder, params: dict[str, Any]) -> 
     What a configuration builds on of an earlier study (init_from, nm) is that of its first fold.
     """
     model = load(study.model)
-    dataset = open_dataset(study.dataset)
+    dataset = replace(dataset_of(study), test_fold=False)
     fold_of = {p: f if f in (TEST, TRAINING) else 1 for p, f in dataset.fold_of.items()}
     yield from fit(replace(dataset, fold_of=fold_of), model, configure(study, model, params), 0, folder,
                    metric=study.metric, epochs=study.epochs, stop=study.epochs, seed=study.search.seed,
@@ -128,20 +128,6 @@ def _row(place: str, study: Study, state: State, rank: int) -> dict[str, Any]:
         raise WrongInput(f"--rank {rank}: study {place} has {len(complete)} complete configurations; "
                          + ("choose one of them" if complete else "let the search end"))
     return complete[rank - 1]
-
-
-def _dataset(place: str, study: Study) -> Dataset:
-    assert study.resolved is not None
-    dataset = open_dataset(study.dataset, study.search.test_fold)
-    if dataset.hash != study.resolved.dataset_hash:
-        raise WrongInput(f"refit {place}: needs the dataset that the study was made on, {study.resolved.dataset_hash}, "
-                         f"but {study.dataset} is {dataset.hash}; put it back")
-    return dataset
-
-
-def _weights(runs: Folder, name: str) -> dict[str, Any] | None:
-    content = runs.child(name).read("last.pt")
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True) if content else None
 
 
 def _findings(runs: Folder, study: Study, folds: int) -> list[list[dict[str, Any]]]:

@@ -80,7 +80,8 @@ class _Winner:
 
 
 def report(place: str, html: str | None = None, scans: bool = True,
-           progress: Callable[[str], Bar] = lambda what: lambda done, total: None) -> tuple[str, int]:
+           progress: Callable[[str], Bar] = lambda what: lambda done, total: None,
+           moved: str = "") -> tuple[str, int]:
     """Write the page of a study, whatever there is of it so far; what is missing is said on the page.
 
     Args:
@@ -88,13 +89,14 @@ def report(place: str, html: str | None = None, scans: bool = True,
         html: the file to write; STUDY/report.html by default.
         scans: whether the page shows scans of the winner.
         progress: gives a bar for each thing that takes time, by its name.
+        moved: where the study's dataset is now, if not at its place.
     Returns:
         The file and its size in bytes.
     Raises:
         WrongInput: no study there, its journal is damaged, or the file cannot be one.
     """
     folder, step = Folder(place), progress("report")
-    study = read_resolved(folder)
+    study = read_resolved(folder, moved)
     target = Folder(f"{folder.url}/report.html" if html is None else html)
     if html is not None and (not html or html.endswith("/") or target.fs.isdir(target.path)):
         raise WrongInput(f"report: --html must be a file name, got {html!r}; choose another")

@@ -20,7 +20,9 @@ from raybone.data.parts import targets
 from raybone.earlier import OTSU, earlier_fold, winner_of
 from raybone.folder import Folder
 from raybone.hpo.race import ladder
+from raybone.hpo.sampler import propose
 from raybone.hpo.space import left_by_rules
+from raybone.hpo.state import State
 from raybone.models import load
 from raybone.models._classifier import ClassifierConfig
 from raybone.models._model import Model, TrainingConfig
@@ -33,6 +35,7 @@ from raybone.spec import Resolved, Study, problems_of
 METRICS = {"detection": ("AP", "AP50", "AP75", "val_loss"),
            "segmentation": ("dice", "iou", "precision", "sensitivity", "val_loss"),
            "classification": ("AUC", "accuracy", "sensitivity", "specificity", "PPV", "NPV", "val_loss")}
+FEW = 10  # proposals that a model may refuse before a study of fixed values that it does not take is refused
 SMALL = 10  # per cent of the lesions that are smaller than the smallest anchor
 
 
@@ -55,6 +58,7 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
                             f"{', '.join(METRICS[model.task])}; got {study.metric}")
         config = _check_space(study, model, problems)
         if config:
+            problems += _check_shares(study, config)
             study, started = _with_places(study, model, config, dataset, problems)
     if dataset:
         problems += _check_folds(study, dataset)
@@ -62,6 +66,8 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
             problems += _check_lesions(dataset, model, config)
     if problems or not dataset or not model or not config:
         raise WrongInput(*problems)
+    if _built(model, config) is None:
+        first_taken(study, model)
     steps = _steps(study, dataset, model, config)
     resolved = Resolved(dataset_hash=dataset.hash, code_version=__version__, folds=dataset.folds, steps=steps,
                         ladder=_ladder(study, dataset.folds, steps),
@@ -72,16 +78,53 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
     return study.model_copy(update={"resolved": resolved, "dataset": absolute}), dataset, model
 
 
+def dataset_of(study: Study) -> Dataset:
+    """The dataset that a study was made on, wherever its path leads now.
+
+    Raises:
+        WrongInput: another one lies there.
+    """
+    dataset = open_dataset(study.dataset, study.search.test_fold)
+    if study.resolved and dataset.hash != study.resolved.dataset_hash:
+        raise WrongInput(f"dataset {study.dataset}: study {study.name} was begun on the dataset of hash "
+                         f"{study.resolved.dataset_hash}, but this one is {dataset.hash}; put the old one back, say "
+                         "where it is now (--dataset), or start another study")
+    return dataset
+
+
 def configure(study: Study, model: Model, params: dict[str, Any]) -> TrainingConfig:
     """The model's configuration from the study's fixed values and sampled ones.
 
     Raises:
-        InvalidConfig: the values do not go together.
+        InvalidConfig: the values do not go together, or the batch cannot be shared out evenly.
     """
     try:
-        return model.Config.model_validate({**study.fixed, **params})
+        config = model.Config.model_validate({**study.fixed, **params})
     except ValidationError as error:
         raise InvalidConfig("; ".join(problems_of(error, study.model, model.Config))) from None
+    if config.batch % study.resources.workers:
+        raise InvalidConfig(f"batch {config.batch} cannot be shared out over {study.resources.workers} workers")
+    return config
+
+
+def first_taken(study: Study, model: Model) -> TrainingConfig:
+    """The first proposal that the model takes.
+
+    Raises:
+        WrongInput: it refuses all of ``FEW``.
+    """
+    state, reason = State(), "nothing is proposed"
+    for _ in range(FEW):
+        params = propose(study, state, 0)
+        if params is None:
+            break
+        try:
+            checker(study, model)(params)
+            return configure(study, model, params)
+        except InvalidConfig as error:
+            reason = str(error)
+            state.apply({"event": "invalid", "time": 0.0, "params": params, "reason": reason})
+    raise WrongInput(f"space: {study.model} must take one of its configurations, but: {reason}; change fixed or space")
 
 
 def checker(study: Study, model: Model) -> Callable[[dict[str, Any]], int]:
@@ -185,6 +228,16 @@ def _check_space(study: Study, model: Model, problems: list[str]) -> TrainingCon
             except ValidationError as error:
                 problems += [f"space.{line}" for line in _plain(error)]
     return config
+
+
+def _check_shares(study: Study, config: TrainingConfig) -> list[str]:
+    """Batches that the workers of a run cannot share out evenly would be others than their rows say."""
+    workers, param = study.resources.workers, study.space.get("batch")
+    values = (param.choice or ()) if param else (config.batch,)
+    uneven = [str(v) for v in values if isinstance(v, int) and v % workers]
+    where = "space.batch" if param else "fixed.batch"
+    return [f"{where}: must be a multiple of the {workers} resources.workers, got {', '.join(uneven)}; change one of "
+            "them"] if uneven else []
 
 
 def _plain(error: ValidationError) -> list[str]:

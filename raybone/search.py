@@ -8,6 +8,7 @@ import math
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -224,7 +225,21 @@ def conclude(opened: OpenStudy, examiner: Callable[..., dict[str, float]] = exam
     if reason.startswith("limits.failed_trials"):
         raise RunFailed(f"{reason}; reasons are in {opened.folder.url}/leaderboard.csv and the journal; "
                         "mend the cause and start the same command")
+    if reason.startswith(ENDS) and (why := _fruitless(opened)):
+        raise RunFailed(f"study {opened.folder.url}: {why}; mend the cause and start another study")
     return reason
+
+
+def _fruitless(opened: OpenStudy) -> str:
+    """Why a search that came to its end has nothing to rank; empty when it has."""
+    configurations = list(opened.brain.state.configurations.values())
+    if any(c.status == "complete" for c in configurations):
+        return ""
+    reasons = Counter(c.reason for c in configurations if c.status == "failed") or Counter(opened.brain.state.refused)
+    common = f", most often: {reasons.most_common(1)[0][0]}" if reasons else ""
+    if configurations:
+        return f"none of its {len(configurations)} configurations came to a result{common}"
+    return f"not one configuration could be tried{common}"
 
 
 def _look(opened: OpenStudy, best: Configuration, examiner: Callable[..., dict[str, float]]) -> None:
@@ -253,8 +268,8 @@ def _work(opened: OpenStudy, work: Work, tell: Callable[[Brain], None]) -> None:
         if pooled:
             brain.pooled(work.config_id, pooled)
         brain.rung_done(work.config_id, work.rung)
-    except OSError:
-        raise  # a disk that is full or gone is nobody's bad configuration
+    except (OSError, WrongInput):
+        raise  # a disk that is full, or a file that is damaged or replaced, is nobody's bad configuration
     except Exception as error:
         brain.fail(work.config_id, f"{type(error).__name__}: {error}")
     opened.publish()
@@ -297,10 +312,11 @@ def _agree(folder: Folder, study: Study) -> Study:
         return study
     started = read_resolved(folder)
     old, new = (s.model_dump(mode="json") for s in (started, study))
-    changed = [k for k in new if k not in CHANGEABLE and old[k] != new[k]]
+    same = old["resolved"]["dataset_hash"] == new["resolved"]["dataset_hash"]
+    changed = [k for k in new if k not in CHANGEABLE and old[k] != new[k] and not (k == "dataset" and same)]
     if changed == ["search"] and all(old["search"][k] == new["search"][k] for k in old["search"] if k != "trials"):
         changed = []
-    if old["resolved"]["dataset_hash"] != new["resolved"]["dataset_hash"]:
+    if not same:
         changed.append(f"dataset (hash {old['resolved']['dataset_hash']}, now {new['resolved']['dataset_hash']})")
     if old["resolved"]["ladder"] != new["resolved"]["ladder"] and not changed:
         changed.append("ladder")
@@ -329,6 +345,8 @@ def _writing(out: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        raise RunFailed(f"--out {out}: cannot be written: {os.strerror(error.errno)} ({error.errno}); free or choose "
-                        "another place and start the same command again: it resumes") from error
+        own = not error.filename or str(error.filename).startswith(os.path.abspath(out))  # noqa: PTH100
+        where = f"--out {out}: cannot be written" if own else f"{error.filename}: cannot be used"
+        raise RunFailed(f"{where}: {os.strerror(error.errno)} ({error.errno}); mend that and start the same command "
+                        "again: it resumes") from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 import reprlib
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from raybone.records import WrongInput
 from raybone.rules import holds, problem_of
+from raybone.yaml12 import NO_YAML, Dumper, Loader
 
 # The metrics there are, and whether more is better; which of them a study may be ranked by depends on its model.
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
@@ -46,7 +46,6 @@ DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "val_loss": "minimize",
 }
 FALSE_POSITIVES = "false_positives_per_lesion_free_scan"  # of a complete configuration; not one to rank by
-_NO_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)  # of a loader on hostile text
 # Aliases let a few lines of YAML stand for more than any memory holds.
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -268,8 +267,8 @@ def parse_yaml(text: str | bytes, where: str) -> dict[str, Any]:
         WrongInput: it is no YAML, or no mapping.
     """
     try:
-        content = yaml.load(text, Loader=_Loader)
-    except _NO_YAML as error:
+        content = yaml.load(text, Loader=Loader)
+    except NO_YAML as error:
         raise WrongInput(f"{where}: must be YAML: {' '.join(str(error).split())}; mend that line") from None
     if not isinstance(content, dict):
         raise WrongInput(f"{where}: a study is a YAML mapping, got {type(content).__name__}; see jobs/smoke.yaml")
@@ -312,7 +311,7 @@ def write_study(study: Study) -> str:
     """The study as YAML text which ``read_study`` reads back to an equal study."""
     content = study.model_dump(mode="json", exclude_none=True)
     content["limits"] = {k: v for k, v in study.limits.model_dump().items() if v not in (math.inf, None)}
-    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+    return str(yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True))
 
 
 def problems_of(error: ValidationError, where: str, model: type[BaseModel]) -> list[str]:
@@ -362,36 +361,10 @@ def _override(content: dict[str, Any], item: str) -> None:
         if not isinstance(node, dict):
             raise WrongInput(f"--set {item}: {part!r} holds a value, not a mapping; set {part} itself")
     try:
-        node[last] = yaml.load(text, Loader=_Loader)
-    except _NO_YAML:
+        node[last] = yaml.load(text, Loader=Loader)
+    except NO_YAML:
         raise WrongInput(f"--set {item}: {text!r} must be a YAML value; quote it") from None
 
 
 def _kind(param: Param) -> str:
     return next(k for k in ("uniform", "log_uniform", "int_uniform", "choice") if getattr(param, k) is not None)
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen:
-                raise ValueError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes text which _Loader would read as a number."""
-
-
-for _kind_of in (_Loader, _Dumper):
-    _kind_of.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"
-                   r"|\.inf|\.Inf|\.INF|[-+]\.inf|\.nan|\.NaN|\.NAN)$"),
-        list("-+0123456789."),
-    )

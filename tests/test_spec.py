@@ -120,6 +120,18 @@ def test_a_wrong_point_or_rule_is_one_line(tmp_path: Path, search: str, line: st
     assert line in caught.value.problems[0]
 
 
+def test_numbers_are_those_that_people_read(tmp_path: Path) -> None:
+    """YAML 1.1 reads 010 as eight and 1:30 as ninety."""
+    study = read_study(write(tmp_path, GOOD.replace("epochs: 100", "epochs: 010")), ["fixed.batch=0200",
+                                                                                         "limits.hours=09"])
+    assert (study.epochs, study.fixed["batch"], study.limits.hours) == (10, 200, 9)
+    for text in ("1:30", "12:00", "0x10"):
+        with pytest.raises(WrongInput, match=f"limits.hours: .*got '{text}'"):
+            read_study(write(tmp_path, GOOD), [f"limits.hours={text}"])
+    named = read_study(write(tmp_path, GOOD), ["name='010'", "model='1:30'"])
+    assert read_study(write(tmp_path, write_study(named))) == named
+
+
 def test_points_and_rules_survive_writing_and_reading(tmp_path: Path) -> None:
     more = GOOD.replace("seed: 0}", "seed: 0, points: [{lr0: 0.01}, {momentum: 0.7}], "
                                     "reject: ['lr0 > 0.05 and batch >= 16', optimizer == 'SGD' and momentum < 0.65]}") \

@@ -17,11 +17,11 @@ import ray.util
 import torch
 
 from raybone.cluster.hub import find
-from raybone.data.dataset import open_dataset
 from raybone.folder import Folder
 from raybone.hpo.brain import Work
 from raybone.models import load
 from raybone.records import Epoch, FitFailed, Segment
+from raybone.resolve import dataset_of
 from raybone.search import examine, pool, train
 from raybone.spec import Study
 
@@ -47,7 +47,7 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
     job = config["job"]
     ray.get(find(job.hub).here.remote(job.run))
     settle(job.study)
-    dataset = open_dataset(job.study.dataset, job.study.search.test_fold)
+    dataset = dataset_of(job.study)
     model, folder = load(job.study.model), Folder(job.folder)
     context, done = ray.train.get_context(), False
     try:
@@ -79,7 +79,7 @@ def settle(study: Study) -> None:
 def examine_remotely(study: Study, folder: str, config_id: str, params: dict[str, Any]) -> dict[str, float]:
     """``search.examine`` as a Ray task with the resources of a training worker."""
     torch.set_num_threads(study.resources.cpus)
-    dataset = open_dataset(study.dataset, study.search.test_fold)
+    dataset = dataset_of(study)
     return examine(study, Folder(folder), dataset, load(study.model), config_id, params)
 
 

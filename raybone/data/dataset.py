@@ -20,7 +20,7 @@ import numpy as np
 from raybone.data.annotations import read_coco, to_coco
 from raybone.data.folds import TEST, TRAINING
 from raybone.data.remote import local_copy
-from raybone.records import Array, Lesion, Scan, WrongInput
+from raybone.records import Array, DamagedFile, Lesion, Scan, WrongInput
 
 FORMAT = 1
 COLUMNS = ("scan_id", "patient_id", "view", "height", "width", "pixel_mm", "row", "high", "site", "scanner",
@@ -33,6 +33,7 @@ class Dataset:
     """A checked dataset: its scans with lesions, and the fold of each patient.
 
     test_fold: whether each fold leaves the next one (after the last the first) out of its training, to be reported on.
+    stamp: which dataset.json it was read from, so that pixels of another one put in its place are not taken for its.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Dataset:
     scans: tuple[Scan, ...]
     fold_of: dict[str, int]
     test_fold: bool = False
+    stamp: tuple[int, int] = (0, 0)
 
     @property
     def hash(self) -> str:
@@ -78,7 +80,14 @@ class Dataset:
         return (fold + 1) % self.folds
 
     def counts(self, scan: Scan) -> Array:
-        """The scan's counts, uint16, shape (H, W), as a read-only view of the memory map."""
+        """The scan's counts, uint16, shape (H, W), as a read-only view of the memory map.
+
+        Raises:
+            DamagedFile: another dataset lies there since it was opened.
+        """
+        if _stamp(self.path) != self.stamp:
+            raise DamagedFile(f"dataset {self.path}: was replaced while it was in use; put the old one back (hash "
+                              f"{self.hash}), then give the same command")
         path = self.path / "pixels" / f"{scan.height}x{scan.width}.npy"
         made = path.stat()
         return _pixels(path, made.st_ino, made.st_mtime_ns)[scan.row]
@@ -95,6 +104,7 @@ def open_dataset(path: Path | str, test_fold: bool = False) -> Dataset:
         raise WrongInput(f"dataset {path}: must be a folder made by `raybone prepare`, but it has no dataset.json; "
                          f"run `raybone prepare SOURCE {path}`")
     try:
+        stamp = _stamp(path)
         meta = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
         if meta["format"] != FORMAT:
             raise WrongInput(f"dataset {path}: format must be {FORMAT}, got {meta['format']}; prepare it again")
@@ -112,7 +122,7 @@ def open_dataset(path: Path | str, test_fold: bool = False) -> Dataset:
     if missing:
         raise WrongInput(f"dataset {path}: every patient needs a fold in folds.csv, {len(missing)} have none "
                          f"(first {min(missing)}); prepare it again")
-    return Dataset(path, meta, scans, fold_of, test_fold)
+    return Dataset(path, meta, scans, fold_of, test_fold, stamp)
 
 
 @dataclass(frozen=True)
@@ -229,6 +239,15 @@ class DatasetWriter:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(rows)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What changes when dataset.json is written anew; nothing known where it is gone."""
+    try:
+        found = (path / "dataset.json").stat()
+    except OSError:
+        return 0, 1
+    return found.st_ino, found.st_mtime_ns
 
 
 @lru_cache(maxsize=64)

@@ -27,9 +27,11 @@ Event = dict[str, Any]
 SEAL = ',"crc":"'  # what comes before the checksum of a line
 
 
-def read_resolved(folder: Folder) -> Study:
+def read_resolved(folder: Folder, dataset: str = "") -> Study:
     """The study of a study folder.
 
+    Args:
+        dataset: where its dataset is now, if that has been moved.
     Raises:
         WrongInput: there is none.
     """
@@ -42,7 +44,7 @@ def read_resolved(folder: Folder) -> Study:
     if study.resolved is None:
         raise WrongInput(f"study {folder.url}: its study.yaml must be one that `raybone search` wrote, but has no "
                          "`resolved`; give another folder")
-    return study
+    return study.model_copy(update={"dataset": dataset}) if dataset else study
 
 
 class Journal:

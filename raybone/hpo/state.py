@@ -100,6 +100,8 @@ class State:
         self.old_news = 0
         # Hyper-parameters that are tried, or that the model refused.
         self.taken: set[str] = set()
+        # Why it refused them.
+        self.refused: list[str] = []
         self.fold_epochs = 0
         self.train_seconds = 0.0
         self.slots = 1
@@ -165,6 +167,7 @@ class State:
 
     def _on_invalid(self, event: Event) -> None:
         self.taken.add(identity(event["params"]))
+        self.refused.append(event["reason"])
 
     def _on_work(self, event: Event) -> None:
         configuration = self.configurations[event["config_id"]]
