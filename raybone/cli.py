@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from raybone.arguments import parser
-from raybone.records import DamagedFile, RunFailed, WrongInput
+from raybone.records import MachineFault, RunFailed, WrongInput
 from raybone.terminal import bar, epoch_line, printable, progress, show_table, tell_end
 
 # What to do about an error of the system.
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except DamagedFile as error:
+    except MachineFault as error:
         print(f"raybone: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -60,6 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"raybone: interrupted; {'the same command resumes it' if goes_on else 'nothing is left of it'}",
               file=sys.stderr)
         return 1
+
+
+def _interrupt(*_: object) -> None:
+    """An eviction ends a search as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -95,6 +100,8 @@ def _prepare(options: argparse.Namespace) -> None:
     apart = f", {counts['training_patients']} patients in training alone" if counts["training_patients"] else ""
     print(f"{made.path}: {counts['scans']} scans of {counts['patients']} patients with {counts['lesions']} lesions in "
           f"{counts['folds']} folds{apart}; {counts['rejected']} inputs not taken; hash {made.meta['hash']}")
+    if small := [f"{n} at imgsz {size}" for size, n in counts["too_small"].items() if n]:
+        print(f"lesions that get under 2 pixels a side, which detectors are not trained on: {', '.join(small)}")
     for warning in made.meta["warnings"]:
         print(f"warning: {warning}")
     if options.show_paths:
@@ -153,6 +160,8 @@ def _preview(options: argparse.Namespace) -> None:
     print(f"{seen.fold_epochs:.0f} fold epochs expected, {seen.exhaustive / seen.fold_epochs:.1f} times fewer than the "
           f"{seen.exhaustive:.0f} of exhaustive cross-validation")
     gpus = f", {seen.gpu_hours:.2f} GPU-hours" if seen.gpu_hours else ""
+    for warning in seen.warnings:
+        print(f"warning: {warning}")
     print(f"about {seen.wall_hours:.2f} hours with {seen.slots} run(s) at once{gpus}, at {seen.epoch_seconds:.1f} s a "
           f"fold epoch ({seen.timed}); starting the runs is included in the hours")
 
@@ -160,6 +169,7 @@ def _preview(options: argparse.Namespace) -> None:
 def _search(options: argparse.Namespace) -> None:
     from raybone.spec import read_study
 
+    signal.signal(signal.SIGTERM, _interrupt)
     more = [f"dataset={options.dataset}"] * bool(options.dataset) + ["search.scheduler=full"] * options.record
     study = read_study(options.study, [*options.overrides, *more])
     if options.local:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
-from raybone.data.loader import Batch, ScanSamples
+from raybone.data.loader import Loader, ScanSamples
 from raybone.data.parts import TargetSamples
 from raybone.evaluate import in_scan
 from raybone.records import Array, Prediction
@@ -19,7 +18,7 @@ from raybone.records import Array, Prediction
 MERGE = 0.55
 
 
-def outputs(modules: Sequence[nn.Module], samples: ScanSamples, loader: DataLoader[Any],
+def outputs(modules: Sequence[nn.Module], samples: ScanSamples, loader: Loader,
             device: torch.device) -> Iterator[tuple[int, list[Prediction]]]:
     """A prediction a module of every scan, in pixels of the scan, by its place; of a classifier, of every sample.
 
@@ -27,7 +26,7 @@ def outputs(modules: Sequence[nn.Module], samples: ScanSamples, loader: DataLoad
         modules: in eval mode, on the device.
     """
     for batch in loader:
-        batch = cast(Batch, batch).to(device)
+        batch = batch.to(device)
         with torch.no_grad():
             found = [cast(list[Prediction], module(batch.image_NCHW)) for module in modules]
         for row, index in enumerate(batch.index_N.tolist()):

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader
 
 from raybone.data.annotations import NOT_LESIONS, foci, is_focus, lesion_mask, mask_of, rle_of
-from raybone.data.loader import CROWD, Batch, ScanSamples, masks_of
+from raybone.data.loader import CROWD, Batch, Loader, ScanSamples, masks_of
 from raybone.data.parts import TargetSamples
 from raybone.data.preprocess import resize
 from raybone.metrics.boxes import box_metrics, lesion_hits, weighted_ap
@@ -27,7 +26,7 @@ Finding = dict[str, Any]
 Pair = tuple[Finding, Scan]
 
 
-def evaluate(module: nn.Module, samples: ScanSamples, loader: DataLoader[Any], model: Model,
+def evaluate(module: nn.Module, samples: ScanSamples, loader: Loader, model: Model,
              device: torch.device) -> tuple[dict[str, float], list[Finding]]:
     """Metrics and findings of this module on the samples' scans, over all ranks.
 
@@ -40,7 +39,7 @@ def evaluate(module: nn.Module, samples: ScanSamples, loader: DataLoader[Any], m
     findings: list[Finding] = []
     loss = torch.zeros(2, dtype=torch.float64)
     for batch in loader:
-        batch = cast(Batch, batch).to(device)
+        batch = batch.to(device)
         with torch.no_grad():
             images = len(batch.index_N)
             with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -12,7 +12,7 @@ from raybone.folder import Folder
 from raybone.hpo.journal import Journal
 from raybone.hpo.state import Configuration, State, gpu_hours
 from raybone.metrics.intervals import bootstrap_interval, bootstrap_p, corrected_interval, corrected_p, corrected_winner
-from raybone.records import Array, WrongInput
+from raybone.records import Array, WrongInput, safe_cell
 from raybone.spec import DIRECTIONS, FALSE_POSITIVES, Study
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def interval(study: Study, configuration: Configuration, folds_K: Array) -> tupl
 def write_leaderboard(folder: Folder, study: Study, state: State | None = None) -> pd.DataFrame:
     """Write leaderboard.csv of a study folder, from its journal unless the state is given."""
     table = leaderboard(study, state or State(Journal(folder).events()))
-    folder.write("leaderboard.csv", table.to_csv(index=False).encode())
+    folder.write("leaderboard.csv", table.map(safe_cell).to_csv(index=False).encode())
     return table
 
 

@@ -33,7 +33,7 @@ from raybone.frames import Canvas, Frame
 from raybone.models._classifier import ClassifierConfig
 from raybone.overlay import overlay
 from raybone.prepare import Prepared, prepare
-from raybone.records import Prediction, Scan, WrongInput
+from raybone.records import Prediction, Scan, WrongInput, safe_cell
 from raybone.samples import scored_samples
 
 COLUMNS = ("number", "source", "frame", "category", "x1", "y1", "x2", "y2", "score", "probability", "sd", "area_px",
@@ -270,4 +270,5 @@ def _write(out: Path, bundle: Bundle, result: Predicted) -> None:
             common = {"number": frame.number, "source": frame.source, "frame": frame.frame,
                       "oddities": "; ".join(frame.oddities)}
             rows = [{**common, **asdict(f), **dict(zip(("x1", "y1", "x2", "y2"), f.box))} for f in frame.findings]
-            writer.writerows(rows or [common])  # a scan without findings was seen, too
+            for row in rows or [common]:  # a scan without findings was seen, too
+                writer.writerow({name: safe_cell(value) for name, value in row.items()})

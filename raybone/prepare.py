@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from raybone.data.annotations import LEFT_OUT, NO_SCAN, foci, spelled
 from raybone.data.archive import unpacked
+from raybone.data.augment import lost_at
 from raybone.data.dataset import DatasetWriter
 from raybone.data.folds import TEST, TRAINING, assign_folds, folds_by_site, stratum_label
 from raybone.data.identity import key_path, pseudonym, read_key, write_map
@@ -28,6 +29,7 @@ from raybone.data.steps import STEPS, unit
 from raybone.data.tables import read_labels, read_split
 from raybone.records import Scan, WrongInput
 
+SIZES = (128, 256, 512, 1024)  # of images, at which lesions that get too small are counted
 MOST_LINES = 20  # files that an error names
 ALIKE = "scan that looks like one of another patient: may be one person"
 
@@ -304,6 +306,8 @@ def _finish(intake: Intake, writer: DatasetWriter, layout: str, accounts: Sequen
                    "annotations": sum(a.annotations for a in accounts), "annotations_lost": len(lost),
                    "annotations_of_rejected": of_rejected,
                    "annotations_left_out": sum(len(intake.remarks.get(rule, ())) for rule in LEFT_OUT),
+                   "too_small": {str(size): lost_at([replace(s, lesions=tuple(foci(s))) for s in scans], size)
+                                 for size in SIZES},
                    "rejected": len(intake.rejected), "folds": len({f for f in fold_of.values() if f >= 0}),
                    "test_patients": sum(f == TEST for f in fold_of.values()),
                    "training_patients": sum(f == TRAINING for f in fold_of.values())},

@@ -33,6 +33,7 @@ class Preview:
     rungs: (name, configurations, fold epochs). exhaustive: fold epochs of cross-validating every configuration in
     full. epoch_seconds: of one fold epoch, as ``timed`` says. hours: of all runs one after the other, with what they
     take to start; wall_hours: with ``slots`` runs at once. gpu_hours: of the epochs, as ``limits.gpu_hours`` counts.
+    warnings: what the leaderboard will warn of.
     """
 
     rungs: tuple[tuple[str, float, float], ...]
@@ -44,6 +45,7 @@ class Preview:
     gpu_hours: float
     slots: int
     wall_hours: float
+    warnings: tuple[str, ...] = ()
 
 
 def preview(study: Study, epoch_seconds: float | None = None, epochs_from: Sequence[str] = (),
@@ -76,7 +78,8 @@ def preview(study: Study, epoch_seconds: float | None = None, epochs_from: Seque
     hours = (fold_epochs * epoch_seconds + starts * START_UP) / 3600
     return Preview(tuple((name_of(ladder_of(study), r), n, e) for r, n, e in rows), fold_epochs,
                    float(study.search.trials * dataset.folds * study.epochs), epoch_seconds, timed, hours,
-                   gpu_hours(study, fold_epochs * epoch_seconds), slots, hours / slots)
+                   gpu_hours(study, fold_epochs * epoch_seconds), slots, hours / slots,
+                   study.resolved.warnings if study.resolved else ())
 
 
 def _earlier(study: Study, sources: Sequence[str]) -> tuple[float, str]:

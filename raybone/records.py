@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+RUN = ("=", "+", "-", "@", "\t", "\r")  # what begins a formula
 Task = Literal["detection", "segmentation", "classification"]
 
 
@@ -28,8 +29,12 @@ class RunFailed(RuntimeError):
     """A run that started well came to a bad end: one line, exit code 1."""
 
 
-class DamagedFile(OSError):
-    """A file of a study or dataset that is not what was written: nobody's bad hyper-parameters, and mended by hand."""
+class MachineFault(OSError):
+    """The machine fails a run in a way that a person mends: nobody's bad hyper-parameters."""
+
+
+class DamagedFile(MachineFault):
+    """A file of a study or dataset is not what was written."""
 
 
 class InvalidConfig(ValueError):
@@ -38,6 +43,19 @@ class InvalidConfig(ValueError):
 
 class FitFailed(RuntimeError):
     """A fold cannot go on for a reason of its own (loss not finite): not worth a retry."""
+
+
+def safe_cell(value: Any) -> Any:
+    """A cell of a CSV table that no spreadsheet runs: text that begins like a formula gets an apostrophe before it.
+
+    Source: OWASP, CSV Injection.
+    """
+    return f"'{value}" if isinstance(value, str) and value[:1] in RUN else value
+
+
+def plain_cell(text: str) -> str:
+    """The text that ``safe_cell`` made a cell of."""
+    return text[1:] if text[:1] == "'" and text[1:2] in RUN else text
 
 
 @dataclass(frozen=True)

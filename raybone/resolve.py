@@ -6,6 +6,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from pydantic import ValidationError
 
 from raybone import __version__
 from raybone.data.annotations import foci
+from raybone.data.augment import LEAST_SIDE, lost_at
 from raybone.data.dataset import Dataset, open_dataset
+from raybone.data.folds import TEST
 from raybone.data.parts import targets
 from raybone.earlier import OTSU, earlier_fold, winner_of
 from raybone.folder import Folder
@@ -29,7 +32,7 @@ from raybone.models._model import Model, TrainingConfig
 from raybone.models._weights import copy_into, start_from, weights_file
 from raybone.records import InvalidConfig, WrongInput
 from raybone.samples import usable
-from raybone.spec import Resolved, Study, problems_of
+from raybone.spec import Resolved, Study, problems_of, renamed
 
 # What a study may be ranked by: the metrics that the bootstrap over patients knows, and the loss.
 METRICS = {"detection": ("AP", "AP50", "AP75", "val_loss"),
@@ -71,10 +74,11 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
     steps = _steps(study, dataset, model, config)
     resolved = Resolved(dataset_hash=dataset.hash, code_version=__version__, folds=dataset.folds, steps=steps,
                         ladder=_ladder(study, dataset.folds, steps),
-                        warnings=(*dataset.meta.get("fold_warnings", ()), *started))
+                        warnings=(*dataset.meta.get("fold_warnings", ()), *started,
+                                  *_lost(study, dataset, model, config)))
     if out is not None and out.local:
         _check_disk(study, model, config, Path(out.path), dataset.folds)
-    absolute = study.dataset if "://" in study.dataset else str(Path(study.dataset).resolve())
+    absolute = study.dataset if "://" in study.dataset else str(Path(study.dataset).expanduser().resolve())
     return study.model_copy(update={"resolved": resolved, "dataset": absolute}), dataset, model
 
 
@@ -180,17 +184,8 @@ def _with_places(study: Study, model: Model, config: TrainingConfig, dataset: Da
         if key in study.fixed:
             study = study.model_copy(update={"fixed": {**study.fixed, key: look_up(study.fixed[key])}})
         if key in study.space and (choice := study.space[key].choice):
-            study = _renamed(study, key, {v: look_up(v) for v in choice})
+            study = renamed(study, key, {v: look_up(v) for v in choice})
     return study, tuple(told.values())
-
-
-def _renamed(study: Study, key: str, names: dict[Any, Any]) -> Study:
-    """The study with other values of a searched choice, wherever they stand but in rules."""
-    space = {name: p.model_copy(update={"when": {k: names.get(v, v) if k == key else v for k, v in p.when.items()}})
-             if p.when else p for name, p in study.space.items()}
-    space[key] = space[key].model_copy(update={"choice": tuple(names.values())})
-    points = tuple({**p, key: names.get(p[key], p[key])} if key in p else p for p in study.search.points)
-    return study.model_copy(update={"space": space, "search": study.search.model_copy(update={"points": points})})
 
 
 def _built(model: Model, config: TrainingConfig) -> Any:
@@ -273,13 +268,12 @@ def _check_lesions(dataset: Dataset, model: Model, config: TrainingConfig) -> li
                             "alone; use a detector or annotate masks")
     if isinstance(config, ClassifierConfig):
         return problems + _check_targets(dataset, config)
-    if dataset.test and not usable(dataset.test, model.task):
-        problems.append(f"dataset {dataset.path}: the test group needs annotated scans to be scored by, and has none; "
-                        "prepare it with another --holdout or --split")
-    for fold in range(dataset.folds):
+    for fold in [*range(dataset.folds), *([TEST] if dataset.test else [])]:
         if not any(f == fold for f, _ in counted):
-            problems.append(f"dataset {dataset.path}: every fold needs a lesion to be scored by, fold {fold} has none "
-                            f"of {', '.join(config.categories)}; prepare it with fewer --folds")
+            which, how = ("the test group", "another --holdout or --split") if fold == TEST else \
+                (f"fold {fold}", "fewer --folds")
+            problems.append(f"dataset {dataset.path}: every fold and the test group need a lesion to be scored by, "
+                            f"{which} has none of {', '.join(config.categories)}; prepare it with {how}")
     return problems
 
 
@@ -289,10 +283,29 @@ def _check_targets(dataset: Dataset, config: ClassifierConfig) -> list[str]:
         f"lesions of {', '.join(config.categories)} and others"
     counts = [Counter(positive for s in dataset.validation(fold)
                       for _, positive in targets(s, list(config.categories), config.target))
-              for fold in range(dataset.folds)]
-    return [f"dataset {dataset.path}: every fold needs {what} to be scored by, fold {fold} has {count[True]} positive "
-            f"and {count[False]} negative; prepare it with fewer --folds, or classify something else"
+              for fold in [*range(dataset.folds), *([TEST] if dataset.test else [])]]
+    return [f"dataset {dataset.path}: every fold and the test group need {what} to be scored by, "
+            f"{f'fold {fold}' if fold < dataset.folds else 'the test group'} has {count[True]} positive and "
+            f"{count[False]} negative; prepare it with another split, or classify something else"
             for fold, count in enumerate(counts) if not (count[True] and count[False])]
+
+
+def too_small(dataset: Dataset, model: Model, config: TrainingConfig, size: int) -> tuple[int, int]:
+    """Lesions whose boxes get under ``LEAST_SIDE`` pixels a side at an image size, and all there are, outside the test
+    group: detectors are not trained on them, but scored."""
+    scans = [s for s in usable(dataset.scans, model.task) if dataset.fold_of[s.patient_id] != TEST]
+    wanted = [replace(s, lesions=tuple(le for le in foci(s) if le.category in config.categories)) for s in scans]
+    return lost_at(wanted, size), sum(len(s.lesions) for s in wanted)
+
+
+def _lost(study: Study, dataset: Dataset, model: Model, config: TrainingConfig) -> list[str]:
+    """A warning for each image size of the study at which a detector loses lesions."""
+    param = study.space.get("imgsz")
+    values = (param.choice or param.bounds or ()) if param else (config.imgsz,)
+    sizes = sorted(v for v in values if isinstance(v, int))
+    found = {size: too_small(dataset, model, config, size) for size in sizes} if model.task == "detection" else {}
+    return [f"imgsz {size}: {lost} of {total} lesions are under {LEAST_SIDE} pixels a side; they are not trained on, "
+            "but scored" for size, (lost, total) in found.items() if lost]
 
 
 def _steps(study: Study, dataset: Dataset, model: Model, config: TrainingConfig) -> int:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,9 @@ CHANGEABLE = {"limits", "resources", "keep", "resolved"}
 
 # Reasons at which a search has what it was after, and its winner meets the test group.
 ENDS = ("complete", "limits.target", "limits.converged")
+
+# What a study folder may hold before its study.yaml is written.
+OWN = ("lease.json", "stop", "logs", "journal", "runs")
 
 # The reason that begins so is a failure of machines or storage.
 HALTED = "halted"
@@ -137,8 +141,7 @@ def open_study(study: Study, out: str, connect: Callable[[Study], int] = lambda 
         WrongInput: the study is wrong, another driver is at work, or the folder holds another study.
     """
     folder = Folder(out)
-    if folder.local and os.path.exists(folder.path) and not os.path.isdir(folder.path):  # noqa: PTH110, PTH112
-        raise WrongInput(f"--out {out}: must be a folder, but is a file; choose another name")
+    _check_out(folder, out)
     checked, dataset, model = resolve(study, folder)
     if warm:
         checked = _with_prior(checked, warm_start(checked, warm))
@@ -299,6 +302,19 @@ def _bootstrap(study: Study, dataset: Dataset, model: Model, findings: list[Find
                                           draws_BP[:, [places[s.patient_id] for s in scans]])[study.metric]
                           for scans in scans_of])
     return tuple(scores_KB.mean(0).tolist()), freedom(scores_KB, patients_K)
+
+
+def _check_out(folder: Folder, out: str) -> None:
+    """A study has a folder of its own."""
+    if folder.local and os.path.exists(folder.path) and not os.path.isdir(folder.path):  # noqa: PTH110, PTH112
+        raise WrongInput(f"--out {out}: must be a folder, but is a file; choose another name")
+    inside = [p for p in Path(folder.path).absolute().parents if (p / "dataset.json").is_file()] if folder.local else []
+    foreign = [] if folder.read("study.yaml") else [n for n in folder.names() if n not in OWN]
+    if inside or "dataset.json" in foreign:
+        raise WrongInput(f"--out {out}: must not lie in a dataset, which others are given; choose another place")
+    if foreign:
+        raise WrongInput(f"--out {out}: must be new, empty or a study's, but holds {len(foreign)} other things; choose "
+                         "another name")
 
 
 def _with_prior(study: Study, prior: Prior | None) -> Study:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
+import subprocess
+import sys
+import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from raybone.cli import main
+from raybone.cluster.manifests import manifests
+from raybone.cluster.submit import pack
+from raybone.data.cache import Intensities
+from raybone.data.dataset import open_dataset
+from raybone.data.loader import ScanSamples, validation_loader
 from raybone.hpo.brain import Brain
-from raybone.records import DamagedFile, WrongInput
+from raybone.records import DamagedFile, MachineFault, WrongInput, plain_cell, safe_cell
 from raybone.resolve import dataset_of
 from raybone.search import search
-from raybone.spec import parse_study, read_study
+from raybone.spec import parse_study, read_study, relocated
 
 Mapping = dict[str, Any]
 
@@ -47,8 +60,8 @@ def searched(place: Path, *sets: str, out: str = "st") -> int:
 
 def test_a_dataset_that_is_replaced_under_a_search_ends_it(place: Path, held_out: Path,
                                                            capsys: pytest.CaptureFixture[str]) -> None:
-    study = read_study(place / "s.yaml", ["space={imgsz: {choice: [64, 96]}}", "search.sampler=grid", "search.trials=2",
-                                          "fixed={batch: 4, nbs: 4, width: 4, depth: 2}"])
+    study = read_study(place / "s.yaml", ["space={imgsz: {choice: [160, 224]}}", "search.sampler=grid",
+                                          "search.trials=2", "fixed={batch: 4, nbs: 4, width: 4, depth: 2}"])
 
     def replace(brain: Brain) -> None:
         if "c000" in brain.state.configurations and brain.state.configurations["c000"].status == "complete" and \
@@ -148,3 +161,148 @@ def test_weights_of_other_hyper_parameters_are_not_taken_for_a_configurations_ow
     assert main(["search", str(place / "s.yaml"), "--out", str(place / "st"), "--local", "--set",
                  "space.lr0={choice: [0.01]}"]) == 1
     assert "must be of this configuration, but was trained with other hyper-parameters" in capsys.readouterr().err
+
+
+def test_lesions_that_a_small_image_loses_are_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In 128 pixels of 256 a lesion of under 4 pixels a side is under 2; masks keep it."""
+    dataset = open_dataset(place / "ds")
+    sides = [min(x2 - x1, y2 - y1) for s in dataset.scans for le in s.lesions if le.category == "malignant"
+             for x1, y1, x2, y2 in [le.box_xyxy]]
+    lost = sum(side < 4 for side in sides)
+    assert 0 < lost < len(sides)
+    sets = ["model=yolo11n", "metric=AP50", "fixed={batch: 4}", "space={imgsz: {choice: [128, 256]}}"]
+    assert main(["preview", str(place / "s.yaml"), "--epoch-seconds", "1", "--set", *sets]) == 0
+    assert f"warning: imgsz 128: {lost} of {len(sides)} lesions are under 2 pixels a side; they are not trained on" in \
+        capsys.readouterr().out
+    assert main(["preview", str(place / "s.yaml"), "--epoch-seconds", "1"]) == 0
+    assert "pixels a side" not in capsys.readouterr().out
+
+
+def test_prepare_counts_lesions_that_get_too_small(cohort: Path, tmp_path: Path,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", str(cohort), str(tmp_path / "ds"), "--folds", "3", "--key", str(tmp_path / "k")]) == 0
+    counts = open_dataset(tmp_path / "ds").meta["counts"]["too_small"]
+    assert counts["128"] > counts["256"] == 0
+    assert f"not trained on: {counts['128']} at imgsz 128\n" in capsys.readouterr().out
+
+
+def test_a_damaged_cache_is_made_anew(place: Path) -> None:
+    dataset = open_dataset(place / "ds")
+    plain = [Intensities(dataset, 64)(s).copy() for s in dataset.scans]
+    ((file, _),) = set(Intensities(dataset, 64).files.values())
+    for damage in (file.read_bytes()[:-50], file.read_bytes()[:-50] + bytes(50)):
+        file.write_bytes(damage)
+        for before_HW, scan in zip(plain, dataset.scans):
+            np.testing.assert_array_equal(Intensities(dataset, 64)(scan), before_HW)
+
+
+def test_a_folder_of_something_else_is_no_study_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "mine").mkdir()
+    (place / "mine" / "thesis.tex").write_text("x")
+    for out, why in (("mine", "holds 1 other things"), ("ds", "must not lie in a dataset"),
+                     ("ds/runs/first", "must not lie in a dataset")):
+        assert searched(place, out=out) == 2
+        assert why in capsys.readouterr().err
+    assert (place / "mine" / "thesis.tex").read_text() == "x"
+
+
+def test_a_home_folder_is_meant_by_a_tilde(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(place))
+    assert searched(place, "dataset=~/ds") == 0
+
+
+def test_a_user_without_a_home_folder_is_told_to_give_a_key(cohort: Path, tmp_path: Path) -> None:
+    """As containers run with any user id: no entry in the list of users, and no HOME, or one that is not theirs."""
+    for home in ({}, {"HOME": "/proc"}):
+        words = ["prepare", str(cohort), str(tmp_path / "ds"), "--folds", "2"]
+        done = nameless(f"import sys; from raybone.cli import main; sys.exit(main({words}))", home)
+        assert done.returncode == 2, done.stderr
+        assert "--key" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_models_that_ask_for_the_user_load_without_one() -> None:
+    done = nameless("from raybone.models import load; print(load('attention_unet').name)", {"HOME": "/"})
+    assert done.stdout.strip() == "attention_unet", done.stderr
+
+
+def nameless(code: str, more: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run code as a user whom the system does not know."""
+    gone = "import pwd\ndef getpwuid(uid): raise KeyError(f'uid not found: {uid}')\npwd.getpwuid = getpwuid\n"
+    without = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CONFIG_HOME", "USER", "LOGNAME")}
+    return subprocess.run([sys.executable, "-c", gone + code], env={**without, **more}, capture_output=True, text=True)
+
+
+def test_loader_processes_need_shared_memory_and_may_not_be_silent(place: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    room = shutil.disk_usage
+
+    def small(path: Any) -> Any:
+        return room(path)._replace(free=1000) if str(path) == "/dev/shm" else room(path)
+
+    monkeypatch.setattr("raybone.data.loader.shutil.disk_usage", small)
+    assert searched(place, "fixed.loader_workers=1") == 1
+    assert "/dev/shm: 1 loader_workers need" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.undo()
+    assert "failed" not in (place / "st" / "leaderboard.csv").read_text()
+    assert searched(place, "fixed.loader_workers=1") == 0
+
+
+class Silent(ScanSamples):
+    """Samples that never come."""
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        time.sleep(60)
+
+
+def test_a_loader_process_that_is_silent_is_a_fault_of_the_machine(place: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raybone.data.loader.SILENT", 1.0)
+    dataset = open_dataset(place / "ds")
+    loader = validation_loader(Silent(dataset, list(dataset.scans), ["malignant"], 64, False), 2, 0, 1, 1)
+    with pytest.raises(MachineFault, match="1 loader_workers failed: DataLoader timed out"):
+        next(iter(loader))
+
+
+def test_a_cell_is_no_formula_and_reads_back_as_it_was(tmp_path: Path) -> None:
+    for text in ("=1+1", "+49", "-x", "@SUM(A1)", "\tx", "plain", "'quoted", ""):
+        cell = safe_cell(text)
+        assert cell[:1] not in ("=", "+", "-", "@", "\t")
+        assert plain_cell(cell) == text
+    assert safe_cell(-0.5) == -0.5
+    (tmp_path / "in" / "images").mkdir(parents=True)
+    (tmp_path / "in" / "masks").mkdir()
+    lines = ["file,grade"]
+    for n, grade in enumerate(("=1", "-", "b")):
+        for kind, values in (("images", np.full((40, 40), 9 + n, np.uint8)), ("masks", np.zeros((40, 40), np.uint8))):
+            Image.fromarray(values).save(tmp_path / "in" / kind / f"{n}.png")
+        lines.append(f"images/{n}.png,{grade}")
+    (tmp_path / "in" / "labels.csv").write_text("\n".join(lines))
+    words = ["prepare", str(tmp_path / "in"), str(tmp_path / "ds"), "--folds", "2", "--key", str(tmp_path / "k")]
+    assert main(words) == 0
+    table = (tmp_path / "ds" / "scans.csv").read_text()
+    assert ",'=1\n" in table
+    assert {dict(s.labels)["grade"] for s in open_dataset(tmp_path / "ds").scans} == {"=1", "-", "b"}
+
+
+def test_places_that_a_study_starts_from_travel_with_it(study: Mapping) -> None:
+    parsed = parse_study({**study, "fixed": {**study["fixed"], "init_from": "runs/first", "weights": "yolo11n"},
+                          "space": {"nm": {"choice": ["otsu", "runs/second"]},
+                                    "lr0": {"choice": [0.1], "when": {"nm": "runs/second"}}},
+                          "search": {"trials": 2, "points": [{"nm": "runs/second"}]}})
+    moved = relocated(parsed, lambda place: f"/there/{place}")
+    assert moved.fixed["init_from"] == "/there/runs/first"
+    assert moved.fixed["weights"] == "yolo11n"
+    assert moved.space["nm"].choice == ("otsu", "/there/runs/second")
+    assert moved.space["lr0"].when == {"nm": "/there/runs/second"}
+    assert moved.search.points == ({"nm": "/there/runs/second"},)
+    assert "init_from: /raybone/runs/first" in manifests(parsed, None, None)
+    with zipfile.ZipFile(io.BytesIO(pack(parsed, None).content)) as archive:
+        assert f"init_from: {os.path.abspath('runs/first')}" in archive.read("study.yaml").decode()  # noqa: PTH100
+
+
+def test_the_dashboards_address_is_told_apart_from_a_clusters(place: Path, monkeypatch: pytest.MonkeyPatch,
+                                                              capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    assert main(["search", str(place / "s.yaml"), "--out", str(place / "st")]) == 2
+    assert "RAY_ADDRESS http://127.0.0.1:8265: is a dashboard" in capsys.readouterr().err

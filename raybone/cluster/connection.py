@@ -7,7 +7,9 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 
 import ray
@@ -27,7 +29,12 @@ def connection(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    asked = "--address" if address else "RAY_ADDRESS"
     address = address or os.environ.get("RAY_ADDRESS")
+    if address and address.startswith(("http://", "https://")):
+        raise WrongInput(f"{asked} {address}: is a dashboard, where `raybone submit` sends jobs; to search from here "
+                         "give HOST:6379 of the cluster, or unset RAY_ADDRESS for a Ray of this machine")
+    on_term = signal.getsignal(signal.SIGTERM)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": NAMESPACE,
              "runtime_env": {"env_vars": _environment()}}
     place = None
@@ -39,7 +46,7 @@ def connection(address: str | None) -> Iterator[None]:
             except WrongInput:
                 raise
             except (ConnectionError, RuntimeError, ValueError) as error:
-                raise WrongInput(f"--address {address}: a Ray cluster must answer there, but: "
+                raise WrongInput(f"{asked} {address}: a Ray cluster must answer there, but: "
                                  f"{' '.join(str(error).split())[:200]}; check the address") from None
         else:
             # With no mode set, Ray turns token authentication on, and takes this token instead of writing one to HOME.
@@ -48,6 +55,8 @@ def connection(address: str | None) -> Iterator[None]:
             place = tempfile.mkdtemp(prefix="raybone-")
             ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, _temp_dir=place,
                      object_store_memory=200 * 2**20, **quiet)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_term)  # Ray's own prints a stack and aborts
         yield
     finally:
         ray.shutdown()

@@ -14,7 +14,7 @@ import yaml
 
 from raybone import __version__
 from raybone.records import WrongInput
-from raybone.spec import Study, write_study
+from raybone.spec import Study, relocated, write_study
 
 MOUNT = "/raybone"  # the shared volume, in every pod that trains
 STUDY = "raybone/study"  # the annotation that a file of the head is made from: data, which no shell reads
@@ -43,8 +43,9 @@ def manifests(study: Study, out: str | None = None, image: str | None = None) ->
         problems.append(f"--image {image!r}: must end in a tag other than latest, or a digest; name the version to run")
     if problems:
         raise WrongInput(*problems)
+    study = relocated(study, _mounted)
     if "://" not in study.dataset:
-        study = study.model_copy(update={"dataset": posixpath.normpath(posixpath.join(MOUNT, study.dataset))})
+        study = study.model_copy(update={"dataset": _mounted(study.dataset)})
     job = yaml.safe_load(files("raybone.cluster").joinpath("rayjob.yaml").read_text(encoding="utf-8"))
     job["metadata"]["name"] = _name(study.name)
     spec, hours = job["spec"], study.limits.hours
@@ -94,6 +95,11 @@ def _runs(study: Study) -> int:
     """Training runs at once, at full size."""
     wanted = study.resources.concurrent
     return min(study.search.trials, RUNS) if wanted == "auto" else int(wanted)
+
+
+def _mounted(place: str) -> str:
+    """A relative path below the shared volume."""
+    return posixpath.normpath(posixpath.join(MOUNT, place))
 
 
 def _name(study: str) -> str:

@@ -23,7 +23,7 @@ import raybone
 from raybone.cluster.access import job_client
 from raybone.folder import plain_url
 from raybone.records import RunFailed, WrongInput
-from raybone.spec import Study, write_study
+from raybone.spec import Study, relocated, write_study
 
 POLL_SECONDS = 2.0
 
@@ -54,7 +54,7 @@ def pack(study: Study, out: str | None, wait: float = 0) -> Parcel:
     out = _absolute(out or f"{dataset.rstrip('/').rpartition('/')[0]}/runs/{study.name}")
     root = Path(raybone.__file__).parent
     files = {f"raybone/{path.relative_to(root).as_posix()}": path.read_text("utf-8") for path in root.rglob("*.py")}
-    files["study.yaml"] = write_study(study.model_copy(update={"dataset": dataset}))
+    files["study.yaml"] = write_study(relocated(study, _absolute).model_copy(update={"dataset": dataset}))
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, text in sorted(files.items()):  # with one date, as Ray names a package by its hash

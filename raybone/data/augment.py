@@ -7,7 +7,7 @@ count and Poisson changes stand in for it. The border is always 0, as air is on 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -15,8 +15,10 @@ import numpy as np
 from pydantic import Field
 
 from raybone.data.cache import as_float
-from raybone.records import Array
+from raybone.records import Array, Scan
 from raybone.spec import Strict
+
+LEAST_SIDE = 2  # pixels of a box that is trained on
 
 
 class Augmentation(Strict):
@@ -116,13 +118,19 @@ def _affine(sample: Sample, hyper: Augmentation, rng: np.random.Generator, canva
     return _clip(replace(sample, image_HW=image_HW, mask_CHW=mask_CHW), boxes_N4, height, width)
 
 
+def lost_at(scans: Iterable[Scan], size: int) -> int:
+    """Lesions whose boxes are under ``LEAST_SIDE`` when the long side of their scan has so many pixels."""
+    return sum(min(x2 - x1, y2 - y1) * size < LEAST_SIDE * max(s.height, s.width)
+               for s in scans for x1, y1, x2, y2 in (le.box_xyxy for le in s.lesions))
+
+
 def _clip(sample: Sample, boxes_N4: Array, height: int, width: int) -> Sample:
     """Cut boxes at the border and drop those of which under a tenth, or under 2 px a side, is left."""
     cut_N4 = boxes_N4.copy()
     cut_N4[:, 0::2] = cut_N4[:, 0::2].clip(0, width)
     cut_N4[:, 1::2] = cut_N4[:, 1::2].clip(0, height)
     sides_N2, before_N2 = cut_N4[:, 2:] - cut_N4[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]
-    stays_N = (sides_N2.min(1, initial=np.inf) >= 2) & (sides_N2.prod(1) >= 0.1 * before_N2.prod(1))
+    stays_N = (sides_N2.min(1, initial=np.inf) >= LEAST_SIDE) & (sides_N2.prod(1) >= 0.1 * before_N2.prod(1))
     return replace(sample, boxes_N4=cut_N4[stays_N], labels_N=sample.labels_N[stays_N])
 
 

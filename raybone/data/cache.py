@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from raybone.data.preprocess import resize, to_intensity
 from raybone.data.remote import private_cache
 from raybone.records import Array, Scan
 
-VERSION = 1  # raise it with any change of to_intensity or resize
+VERSION = 2  # raise it with any change of to_intensity or resize
 STEPS = 65535  # of an intensity between 0 and 1, which is kept in 16 bits until a batch is made of it
 
 
@@ -28,7 +29,7 @@ class Intensities:
 
     def __init__(self, dataset: Dataset, size: int) -> None:
         self.dataset, self.size = dataset, size
-        self.files: dict[tuple[int, int], Path] = {}
+        self.files: dict[tuple[int, int], tuple[Path, int]] = {}
         self._row: dict[str, int] = {}
         folder = private_cache()
         for shape in {(s.height, s.width) for s in dataset.scans}:
@@ -36,13 +37,13 @@ class Intensities:
             scans = sorted((s for s in dataset.scans if (s.height, s.width) == shape), key=lambda s: s.scan_id)
             self._row.update({s.scan_id: row for row, s in enumerate(scans)})
             path = folder / f"{dataset.hash}-{shape[0]}x{shape[1]}-{size}-v{VERSION}.npy"
-            if folder.stat().st_uid == os.getuid() and (path.exists() or self._make(path, scans)):
-                self.files[shape] = path
+            if folder.stat().st_uid == os.getuid() and (_sound(path) or self._make(path, scans)):
+                self.files[shape] = (path, path.stat().st_mtime_ns)
 
     def __call__(self, scan: Scan) -> Array:
         """The intensities of a scan, (H, W); what a cache holds is read-only and not copied."""
         path = self.files.get((scan.height, scan.width))
-        return np.asarray(_open(path)[self._row[scan.scan_id]]) if path else self._made(scan)
+        return np.asarray(_open(*path)[self._row[scan.scan_id]]) if path else self._made(scan)
 
     def _make(self, path: Path, scans: list[Scan]) -> bool:
         first_HW = self._made(scans[0])
@@ -53,7 +54,10 @@ class Intensities:
             for row, scan in enumerate(scans):
                 values_NHW[row] = self._made(scan)
             values_NHW.flush()
+            # After the values, so that a cache without its sum is none.
+            Path(own, "sum").write_text(str(_sum(Path(own, "x"))), encoding="utf-8")
             Path(own, "x").replace(path)
+            Path(own, "sum").replace(path.with_suffix(".sum"))
         return True
 
     def _made(self, scan: Scan) -> Array:
@@ -63,8 +67,30 @@ class Intensities:
 
 def drop(dataset_hash: str) -> None:
     """Remove what this machine has cached of a dataset."""
-    for path in private_cache().glob(f"{dataset_hash}-*.npy"):
+    for path in private_cache().glob(f"{dataset_hash}-*"):
         path.unlink(missing_ok=True)
+
+
+def _sound(path: Path) -> bool:
+    """Whether a cache is there and what was written; read whole once a process, at the speed of memory."""
+    try:
+        found = path.stat()
+        return _matches(path, found.st_ino, found.st_mtime_ns)
+    except OSError:
+        return False
+
+
+@lru_cache(maxsize=64)
+def _matches(path: Path, inode: int, changed: int) -> bool:  # noqa: ARG001  the file may be made anew
+    return path.with_suffix(".sum").read_text(encoding="utf-8") == str(_sum(path))
+
+
+def _sum(path: Path) -> int:
+    total = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 24):
+            total = zlib.crc32(part, total)
+    return total
 
 
 def as_float(image_HW: Array, out: Array | None = None) -> Array:
@@ -77,5 +103,5 @@ def as_float(image_HW: Array, out: Array | None = None) -> Array:
 
 
 @lru_cache(maxsize=64)
-def _open(path: Path) -> Array:
+def _open(path: Path, changed: int) -> Array:  # noqa: ARG001  the file may be made anew
     return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ import numpy as np
 from raybone.data.annotations import read_coco, to_coco
 from raybone.data.folds import TEST, TRAINING
 from raybone.data.remote import local_copy
-from raybone.records import Array, DamagedFile, Lesion, Scan, WrongInput
+from raybone.records import Array, DamagedFile, Lesion, Scan, WrongInput, plain_cell, safe_cell
 
 FORMAT = 1
 COLUMNS = ("scan_id", "patient_id", "view", "height", "width", "pixel_mm", "row", "high", "site", "scanner",
@@ -99,7 +99,7 @@ def open_dataset(path: Path | str, test_fold: bool = False) -> Dataset:
     Raises:
         WrongInput: it is missing, of another format version, or its files disagree.
     """
-    path = local_copy(str(path)) if "://" in str(path) else Path(path)
+    path = local_copy(str(path)) if "://" in str(path) else Path(path).expanduser()
     if not (path / "dataset.json").is_file():
         raise WrongInput(f"dataset {path}: must be a folder made by `raybone prepare`, but it has no dataset.json; "
                          f"run `raybone prepare SOURCE {path}`")
@@ -238,7 +238,7 @@ class DatasetWriter:
         with (self.path / name).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
-            writer.writerows(rows)
+            writer.writerows([safe_cell(value) for value in row] for row in rows)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -266,7 +266,7 @@ def _percentile(counts_HW: Array, share: float = 0.999) -> float:
 
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [{k: plain_cell(v) if isinstance(v, str) else v for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 def _scan(row: dict[str, str], lesions: tuple[Any, ...]) -> Scan:

@@ -15,20 +15,29 @@ from raybone.records import WrongInput
 
 def key_path(given: Path | str | None) -> Path:
     """The key file asked for, or the one of the user's config folder."""
-    home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return Path(given) if given else Path(home) / "raybone" / "key"
+    if given:
+        return Path(given)
+    try:
+        home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    except RuntimeError:
+        raise WrongInput("--key: is needed, as this user has no home folder to keep a key in; give a file") from None
+    return Path(home) / "raybone" / "key"
 
 
 def read_key(path: Path) -> bytes:
     """The key's bytes; a new random key, readable by its owner alone, when there is none.
 
     Raises:
-        WrongInput: the file is empty, or others may read it.
+        WrongInput: the file is empty, cannot be made, or others may read it.
     """
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_hex(32))
+        except OSError as error:
+            raise WrongInput(f"--key {path}: cannot be made there ({error.strerror}); give --key FILE in a folder that "
+                             "you may write to") from None
     if path.stat().st_mode & 0o077:
         raise WrongInput(f"--key {path}: must be readable by its owner alone; run chmod 600 on it")
     content = path.read_bytes().strip()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -17,8 +19,10 @@ from raybone.data.augment import Augmentation, Sample, augment
 from raybone.data.cache import Intensities, as_float
 from raybone.data.dataset import Dataset
 from raybone.data.preprocess import canvas_of, pad
-from raybone.records import Array, Prediction, Scan
+from raybone.records import Array, MachineFault, Prediction, Scan
 
+SHARED = Path("/dev/shm")
+SILENT = 600.0  # seconds after which a loader process that gives no batch hangs
 CROWD = 2  # value of masks where nobody can tell: neither lesion nor none
 
 
@@ -159,22 +163,58 @@ def masks_of(scan: Scan, categories: Sequence[str]) -> Array:
     return mask_CHW
 
 
+class Loader:
+    """Batches of a DataLoader, whose processes must not hang and need room in shared memory.
+
+    Raises:
+        MachineFault: there is none, or a process dies or gives nothing for ``SILENT`` seconds.
+    """
+
+    def __init__(self, samples: ScanSamples, batch: int, sampler: Any, processes: int, pinned: bool = False) -> None:
+        self.dataset, self.processes = samples, processes
+        need = processes * 2 * batch * samples.canvas[0] * samples.canvas[1] * 4 * (1 + len(samples.categories))
+        if processes and SHARED.is_dir() and (free := shutil.disk_usage(SHARED).free) < need:
+            raise MachineFault(f"{SHARED}: {processes} loader_workers need {need / 1e6:.0f} MB of shared memory, but "
+                               f"{free / 1e6:.0f} MB are free; enlarge it (docker --shm-size, an emptyDir of medium "
+                               "Memory), or set loader_workers to 0; then give the same command")
+        self.loader: DataLoader[tuple[int, Sample]] = DataLoader(
+            samples, batch, sampler=sampler, num_workers=processes, collate_fn=samples.collate,
+            persistent_workers=processes > 0, pin_memory=pinned and torch.cuda.is_available(),
+            timeout=SILENT if processes else 0)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._guarded(iter(self.loader))  # begins now, as it draws a random number
+
+    def _guarded(self, batches: Iterator[Any]) -> Iterator[Batch]:
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError as error:  # what torch says of a process that died or was silent
+                if not self.processes:
+                    raise
+                raise MachineFault(f"{self.processes} loader_workers failed: {' '.join(str(error).split())[:200]}; is "
+                                   f"{SHARED} too small? Enlarge it or set loader_workers to 0, then give the same "
+                                   "command") from None
+            if batch is None:
+                return
+            yield cast(Batch, batch)
+
+
 def training_loader(samples: ScanSamples, batch: int, rank: int, world: int,
-                    processes: int) -> tuple[DataLoader[tuple[int, Sample]], EpochSampler]:
+                    processes: int) -> tuple[Loader, EpochSampler]:
     """Loader of this rank's share of each batch, and the sampler that is told the epoch."""
     sampler = EpochSampler(len(samples), samples.seed, rank, world)
-    share = max(1, batch // world)
-    loader = DataLoader(samples, share, sampler=sampler, num_workers=processes, collate_fn=samples.collate,
-                        persistent_workers=processes > 0, pin_memory=torch.cuda.is_available())
-    return loader, sampler
+    return Loader(samples, max(1, batch // world), sampler, processes, pinned=True), sampler
 
 
 def validation_loader(samples: ScanSamples, batch: int, rank: int, world: int,
-                      processes: int) -> DataLoader[tuple[int, Sample]]:
+                      processes: int) -> Loader:
     """Loader of this rank's share, without padding: every scan is seen exactly once over all ranks."""
     places = [(-1, i) for i in range(rank, len(samples), world)]
-    return DataLoader(samples, batch, sampler=places, num_workers=processes, collate_fn=samples.collate,
-                      persistent_workers=processes > 0)
+    return Loader(samples, batch, places, processes)
 
 
 def _collate(items: list[tuple[int, Sample]]) -> Batch:

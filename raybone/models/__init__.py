@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import difflib
+import os
+import pwd
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,17 @@ MENU = {
     **dict.fromkeys(("unet_plus_plus", "attention_unet", "res_unet"), "unet_variants"),
     **dict.fromkeys(("lesion_resnet50", "lesion_inception_v3", "lesion_vgg16", "lesion_densenet169"), "lesion"),
 }
+
+
+def _name_user() -> None:
+    """Give a user whom the system does not know a name: libraries of models ask for it at their import, and fail."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("LOGNAME", f"uid{os.getuid()}")
+
+
+_name_user()
 
 
 def menu() -> list[tuple[str, str, int, str]]:

@@ -76,7 +76,7 @@ def test_a_cache_changes_nothing_whatever_the_order_of_rows(dataset: Path, tmp_p
         first, second = Intensities(opened, size), Intensities(open_dataset(turned), size)
         assert set(first.files) == {(256, 64)}
         assert first.files == second.files
-        assert all(p.parent.stat().st_mode & 0o077 == 0 for p in first.files.values())
+        assert all(p.parent.stat().st_mode & 0o077 == 0 for p, _ in first.files.values())
         for scan in opened.scans:
             plain_HW, _ = resize(to_intensity(opened.counts(scan), scan.high), size)
             np.testing.assert_allclose(as_float(first(scan)), plain_HW, atol=1e-5)
