@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
     _demo_parser(verbs)
     _data_parsers(verbs)
     _study_parsers(verbs)
+    _following_parsers(verbs)
     _result_parsers(verbs)
     return top
 
@@ -111,6 +112,9 @@ def _study_parsers(verbs: Any) -> None:
     verb.add_argument("--schedulers", nargs="+", default=[], metavar="NAME", help="default: all that are known")
     verb.add_argument("--plot", metavar="FILE.png", help="draw regret against cost")
     verb.add_argument("--json", action="store_true", help=JSON_HELP)
+
+
+def _following_parsers(verbs: Any) -> None:
     verb = _verb(verbs, "watch", "what a study is doing, wherever it runs")
     verb.add_argument("study", metavar="STUDY")
     verb.add_argument("--once", action="store_true", help="show it once and leave")
