@@ -14,9 +14,11 @@ class Loader(yaml.SafeLoader):
     """SafeLoader of numbers in tens, with an exponent or not, that refuses a key given twice."""
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """A whole number in tens."""
         return int(str(self.construct_scalar(node)).replace("_", ""))
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are given once."""
         seen = set()
         for key_node, _ in node.value:
             key = key_node.value
