@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import pickle
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -16,15 +16,16 @@ def read_checkpoint(folder: Folder, name: str = "last.pt", device: torch.device 
     """What ``write_checkpoint`` wrote, or None where there is no such file.
 
     Raises:
-        DamagedFile: it was cut short, or is something else.
+        DamagedFile: it was cut short, or holds more than tensors and plain values, which could run code.
     """
     content = folder.read(name)
     if content is None:
         return None
     try:
         return cast(dict[str, Any], torch.load(io.BytesIO(content), map_location=device, weights_only=True))
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise DamagedFile(f"{folder.url}/{name}: must hold weights, but is damaged or cut short ({len(content)} bytes, "
+    except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise DamagedFile(f"{folder.url}/{name}: must hold weights and nothing that runs, but is damaged, cut short or "
+                          f"another file ({len(content)} bytes, "
                           f"{type(error).__name__}); put a good copy there, or remove it and the fold starts again; "
                           "then give the same command") from None
 

@@ -78,8 +78,7 @@ def _ranked(entries: Mapping[str, Entry], studies: Sequence[Study]) -> pd.DataFr
     for rank, row in enumerate(complete, 1):
         row["rank"] = rank
         row["delta_to_best"] = row[mean] - complete[0][mean]
-        if rank > 1:
-            row |= _against(row, complete[0], entries)
+        row |= _against(row, complete[0], entries) if rank > 1 else {"verdict": "best"}
     if complete:
         folds_CK = np.array([_folds(study, row) for row in complete])
         complete[0][f"{study.metric}_corrected"] = -sign * corrected_winner(-sign * folds_CK)
@@ -159,7 +158,7 @@ def _within(study: Study, limit: float) -> float:
     return limit if study.direction == "minimize" else float(np.clip(limit, 0.0, 1.0))
 
 
-def _against(row: dict[str, Any], best: dict[str, Any], entries: Mapping[str, Entry]) -> dict[str, float]:
+def _against(row: dict[str, Any], best: dict[str, Any], entries: Mapping[str, Entry]) -> dict[str, Any]:
     """Paired comparison of a complete row with the best; studies of other seeds have drawn other patients."""
     (study, one, _), (_, other, _) = (entries[r["config_id"]] for r in (row, best))
     folds_K, best_K = _folds(study, row), _folds(study, best)
@@ -171,7 +170,12 @@ def _against(row: dict[str, Any], best: dict[str, Any], entries: Mapping[str, En
         found["p_to_best_bootstrap"] = bootstrap_p(*paired)
     else:
         low, high = corrected_interval(folds_K - best_K)
-    return {**found, "delta_ci_low": low, "delta_ci_high": high}
+    return {**found, "delta_ci_low": low, "delta_ci_high": high, "verdict": _verdict(found["p_to_best"])}
+
+
+def _verdict(p_value: float) -> str:
+    """One word a pair: by the test that allows for other training patients (Nadeau & Bengio 2003), at 5 %."""
+    return "worse" if p_value < 0.05 else "not told apart"
 
 
 def _final(configuration: Configuration, fold: int, metric: str) -> float:
@@ -203,7 +207,7 @@ def _columns(studies: Sequence[Study], configurations: Sequence[Configuration]) 
             "gpu_hours", "parameters", *(f"cfg.{p}" for p in params), "seed", "dataset_hash", "code_version", "reason",
             "warnings", f"{m}_nb_low", f"{m}_nb_high", "delta_ci_low", "delta_ci_high", "p_to_best_bootstrap",
             f"{m}_corrected", f"{m}_test", FALSE_POSITIVES, *([f"{m}_test_folds"] if study.search.test_fold else []),
-            *(f"{part}_mean" for part in parts)]
+            "verdict", *(f"{part}_mean" for part in parts)]
 
 
 def _seen(configurations: Sequence[Configuration]) -> tuple[set[str], list[str]]:

@@ -194,8 +194,8 @@ def _read(inputs: Sequence[Source], work: Callable[[Source], Read], intake: Inta
 
 
 def _folds(intake: Intake, writer: DatasetWriter, folds: int | Literal["site"], seed: int, holdout: float,
-           given: Mapping[str, int] | None, negatives: str) -> tuple[dict[str, int], list[str]]:
-    """Fold of each patient, and warnings on what folds cannot rule out."""
+           given: Mapping[str, int] | None, negatives: str) -> tuple[dict[str, int], dict[str, str], list[str]]:
+    """Fold and group of each patient, and warnings on what folds cannot rule out; a group may be one person."""
     scans, warnings = writer.scans, list[str]()
     dealt = given is None and folds != "site"
     content, pairs = writer.patient_content(), _pairs(intake, writer, dealt, warnings)
@@ -229,7 +229,7 @@ def _folds(intake: Intake, writer: DatasetWriter, folds: int | Literal["site"], 
     most = Counter(s.patient_id for s in scans).most_common(1)[0][1]
     if len(patients) > 1 and most > 20 and most > len(scans) / 2:
         warnings.append(f"{most} of {len(scans)} scans have one patient id: is it a placeholder?")
-    return fold_of, warnings
+    return fold_of, groups, warnings
 
 
 def _without_metastasis(scans: Sequence[Scan], groups: Mapping[str, str]) -> set[str]:
@@ -281,7 +281,7 @@ def _given(intake: Intake, patients: set[str], given: Mapping[str, int], warning
 
 
 def _finish(intake: Intake, writer: DatasetWriter, layout: str, accounts: Sequence[Account], steps: Sequence[str],
-            fold_of: dict[str, int], warnings: list[str]) -> dict[str, Any]:
+            fold_of: dict[str, int], groups: Mapping[str, str], warnings: list[str]) -> dict[str, Any]:
     """Write the tables; returns the content of dataset.json."""
     scans = writer.scans
     if intake.unmatched_labels():
@@ -313,7 +313,7 @@ def _finish(intake: Intake, writer: DatasetWriter, layout: str, accounts: Sequen
                    "training_patients": sum(f == TRAINING for f in fold_of.values())},
         "warnings": remarked + doubts + warnings, "fold_warnings": doubts + warnings, "remarks": remarks,
     }
-    return writer.finish(fold_of, categories, meta, intake.rejected)
+    return writer.finish(fold_of, categories, meta, intake.rejected, groups)
 
 
 def _told(intake: Intake, remarks: Mapping[str, Sequence[str]]) -> list[str]:

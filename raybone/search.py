@@ -283,23 +283,25 @@ def _bootstrap(study: Study, dataset: Dataset, model: Model, findings: list[Find
                categories: list[str]) -> tuple[tuple[float, ...], float]:
     """Replicates of the mean over folds, and their degrees of freedom; patients are drawn alike in every configuration.
 
-    Empty for val_loss, which is not known by patient, and where a fold has one patient.
+    Patients who may be one person, as slices that look alike, are drawn together. Empty for val_loss, which is not
+    known by patient, and where a fold has one person.
     """
+    person: dict[str, tuple[str, int]] = {p: (dataset.group_of[p], f) for p, f in dataset.fold_of.items()}
     scans_of = [usable(dataset.validation(fold), model.task) for fold in range(dataset.folds)]
-    patients = list(dict.fromkeys(s.patient_id for scans in scans_of for s in scans))
-    fold_P = np.array([dataset.fold_of[p] for p in patients])
+    patients = list(dict.fromkeys(person[s.patient_id] for scans in scans_of for s in scans))
+    fold_P = np.array([fold for _, fold in patients])
     patients_K = np.bincount(fold_P)
     if study.metric == "val_loss" or patients_K.min() < 2:
         return (), math.nan
     positive = {f["scan_id"] for f in findings if f.get("positive")}
-    sick = {s.patient_id for scans in scans_of for s in scans if s.scan_id in positive or (
+    sick = {person[s.patient_id] for scans in scans_of for s in scans if s.scan_id in positive or (
         model.task != "classification" and any(
             le.category in categories and not le.crowd for le in s.lesions))}
     draws_BP = patient_draws(fold_P, np.array([p in sick for p in patients]),
                              [int(dataset.hash, 16), study.search.seed])
     places = {patient: place for place, patient in enumerate(patients)}
     scores_KB = np.array([resampled_score(findings, scans, categories, model.task,
-                                          draws_BP[:, [places[s.patient_id] for s in scans]])[study.metric]
+                                          draws_BP[:, [places[person[s.patient_id]] for s in scans]])[study.metric]
                           for scans in scans_of])
     return tuple(scores_KB.mean(0).tolist()), freedom(scores_KB, patients_K)
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from raybone.records import WrongInput
 from raybone.rules import holds, problem_of
-from raybone.yaml12 import NO_YAML, Dumper, Loader
+from raybone.yaml12 import NO_YAML, Dumper, load_yaml
 
 # The metrics there are, and whether more is better; which of them a study may be ranked by depends on its model.
 DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
@@ -268,7 +268,7 @@ def parse_yaml(text: str | bytes, where: str) -> dict[str, Any]:
         WrongInput: it is no YAML, or no mapping.
     """
     try:
-        content = yaml.load(text, Loader=Loader)
+        content = load_yaml(text)
     except NO_YAML as error:
         raise WrongInput(f"{where}: must be YAML: {' '.join(str(error).split())}; mend that line") from None
     if not isinstance(content, dict):
@@ -390,7 +390,7 @@ def _override(content: dict[str, Any], item: str) -> None:
         if not isinstance(node, dict):
             raise WrongInput(f"--set {item}: {part!r} holds a value, not a mapping; set {part} itself")
     try:
-        node[last] = yaml.load(text, Loader=Loader)
+        node[last] = load_yaml(text)
     except NO_YAML:
         raise WrongInput(f"--set {item}: {text!r} must be a YAML value; quote it") from None
 

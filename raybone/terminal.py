@@ -39,8 +39,8 @@ def show_table(table: pd.DataFrame) -> None:
     """A leaderboard's columns that a person reads first."""
     metric = next(c for c in table.columns if c.endswith("_ci_low")).removesuffix("_ci_low")
     searched = [c for c in table.columns if c.startswith("cfg.") and table[c].astype(str).nunique() > 1]
-    columns = ["rank", "config_id", "state", "epochs_done", f"{metric}_mean", f"{metric}_ci_low", f"{metric}_ci_high",
-               "p_to_best", *searched]
+    columns = ["rank", "config_id", "state", "epochs_done", f"{metric}_mean", f"{metric}_nb_low", f"{metric}_nb_high",
+               "verdict", *searched]
     shown = table[columns].rename(columns=lambda c: c.removeprefix("cfg."))
     shown["rank"] = [f"{r:.0f}" if r == r else "" for r in shown["rank"].astype(float)]
     print(shown.to_string(index=False, na_rep="", float_format=lambda v: f"{v:.4g}"))

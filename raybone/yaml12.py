@@ -45,3 +45,8 @@ for _kind_of in (Loader, Dumper):
     )
 
 Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+
+
+def load_yaml(text: str | bytes) -> Any:
+    """Plain values of a text; raises one of ``NO_YAML`` where it is none."""
+    return yaml.load(text, Loader=Loader)

@@ -329,8 +329,8 @@ def test_a_fold_or_test_group_that_nobody_annotated_is_refused(slices: Path, tmp
     study = parse_study({"name": "x", "dataset": str(tmp_path / "ds"), "model": "unet", "epochs": 1, "metric": "dice"})
     opened = resolve(study)[1]
     table = pd.read_csv(tmp_path / "ds/scans.csv", keep_default_na=False)
-    for fold, said in ((1, "every fold needs a lesion to be scored by, fold 1 has none of malignant"),
-                       (-1, "the test group needs annotated scans to be scored by, and has none")):
+    for fold, said in ((1, "every fold and the test group need a lesion to be scored by, fold 1 has none of malignant"),
+                       (-1, "the test group has none of malignant; prepare it with another --holdout")):
         mine = table["patient_id"].map(opened.fold_of) == fold
         table.assign(flags=np.where(mine, "unannotated", "")).to_csv(tmp_path / "ds/scans.csv", index=False)
         with pytest.raises(WrongInput, match=said):

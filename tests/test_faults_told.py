@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -59,7 +60,9 @@ def searched(place: Path, *sets: str, out: str = "st") -> int:
 
 
 def test_a_dataset_that_is_replaced_under_a_search_ends_it(place: Path, held_out: Path,
+                                                           monkeypatch: pytest.MonkeyPatch,
                                                            capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(place))  # no cache of an earlier run
     study = read_study(place / "s.yaml", ["space={imgsz: {choice: [160, 224]}}", "search.sampler=grid",
                                           "search.trials=2", "fixed={batch: 4, nbs: 4, width: 4, depth: 2}"])
 
@@ -144,7 +147,8 @@ def test_a_checkpoint_cut_short_ends_the_search_and_can_be_put_back(place: Path,
         last.write_bytes(bad)
         assert searched(place) == 1
         told = capsys.readouterr().err.splitlines()[-1]
-        assert f"{last}: must hold weights, but is damaged or cut short ({len(bad)} bytes" in told
+        assert f"{last}: must hold weights and nothing that runs, but is damaged, cut short or another file (" in told
+        assert f"({len(bad)} bytes" in told
         assert "failed" not in (place / "st" / "leaderboard.csv").read_text()
     last.write_bytes(good)
     assert searched(place) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ def journal(metric: str = "dice", replicates: bool = True) -> list[Mapping]:
 def test_new_columns_stand_at_the_end_and_intervals_come_from_the_journals_replicates() -> None:
     events = journal()
     table = leaderboard(made(), State(events))
-    assert [c.removeprefix("dice_") for c in table.columns[-8:]] == NEW
-    assert list(table.columns[-10:-8]) == ["reason", "warnings"]
+    assert [c.removeprefix("dice_") for c in table.columns[-9:]] == [*NEW, "verdict"]
+    assert list(table.columns[-11:-9]) == ["reason", "warnings"]
     best, second = table.iloc[0], table.iloc[1]
     drawn = {e["config_id"]: np.array(e["replicates"][1:]) for e in events if e["event"] == "pooled"}
     mean = float(np.mean(FOLDS["a"]))
@@ -63,6 +64,16 @@ def test_new_columns_stand_at_the_end_and_intervals_come_from_the_journals_repli
     assert second["p_to_best_bootstrap"] < 0.001 < second["p_to_best"]
     assert math.isnan(best["p_to_best_bootstrap"])
     assert best["false_positives_per_lesion_free_scan"] == 0.25
+    assert list(table["verdict"]) == ["best", "not told apart"]  # though the bootstrap alone would tell them apart
+
+
+def test_a_configuration_that_is_behind_in_every_fold_is_worse() -> None:
+    behind = {"a": [0.7, 0.7, 0.7], "b": [0.20, 0.21, 0.22]}
+    level = [{**e, "metrics": {"dice": behind[e["config_id"]][e["fold"]]}} if e["event"] == "epoch" else e
+             for e in journal()]
+    table = leaderboard(made(), State(level))
+    assert list(table["verdict"]) == ["best", "worse"]
+    assert table["p_to_best"][1] < 0.05
 
 
 def test_the_winner_alone_has_a_corrected_score() -> None:
@@ -115,6 +126,19 @@ def test_the_winner_meets_the_test_group_once_even_when_no_weights_are_kept(held
     assert not list((tmp_path / "st").rglob("*.pt"))
     (drawn, other) = (e["replicates"] for e in Journal(Folder(tmp_path / "st")).events() if e["event"] == "pooled")
     assert len(drawn) == len(other) == 1000
+
+
+def test_patients_who_may_be_one_person_are_drawn_as_one(dataset: Path, study: Mapping, tmp_path: Path) -> None:
+    shutil.copytree(dataset, tmp_path / "ds")
+    folds = pd.read_csv(dataset / "folds.csv")
+    assert list(folds.columns) == ["patient_id", "fold", "group"]
+    assert (folds["group"] == folds["patient_id"]).all()
+    folds.loc[folds["fold"] == 0, "group"] = folds["patient_id"][folds["fold"] == 0].min()
+    folds.to_csv(tmp_path / "ds" / "folds.csv", index=False)
+    small = {**study, "dataset": str(tmp_path / "ds"), "epochs": 1, "search": {**study["search"], "trials": 1}}
+    search(parse_study(small), str(tmp_path / "st"))
+    (pooled,) = (e for e in Journal(Folder(tmp_path / "st")).events() if e["event"] == "pooled")
+    assert not pooled.get("replicates")  # nobody can be drawn from a fold of one person
 
 
 def test_weights_that_are_gone_are_a_warning_in_words(held_out: Path, study: Mapping, tmp_path: Path) -> None:

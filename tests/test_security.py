@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import gzip
 import os
-import pickle
 import subprocess
 import sys
 import zipfile
@@ -26,7 +25,7 @@ from raybone.folder import Folder
 from raybone.hpo.journal import Journal
 from raybone.models import load
 from raybone.prepare import prepare
-from raybone.records import WrongInput
+from raybone.records import DamagedFile, WrongInput
 
 ROOT = Path(__file__).resolve().parents[1]
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -41,7 +40,9 @@ def dangers(source: str) -> list[str]:
             and [ast.unparse(b) for b in c.bases] == ["yaml.SafeLoader"]}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = {a.name for a in node.names}
+            names = {a.name for a in node.names} - {"UnpicklingError"}  # an exception runs nothing
+            if not names:
+                continue
             rooms = {n.split(".")[0] for n in [*names, getattr(node, "module", None) or ""]}
             if rooms & (PICKLES | SHELLS) or names & {"eval", "exec", "system", "popen"}:
                 found.append(f"{node.lineno} {ast.unparse(node)}")
@@ -90,7 +91,8 @@ class Trap:
 
 
 def test_weights_that_carry_code_are_refused_and_the_code_does_not_run(dataset: Path, study: dict[str, Any],
-                                                                       tmp_path: Path) -> None:
+                                                                       tmp_path: Path,
+                                                                       capsys: pytest.CaptureFixture[str]) -> None:
     trap = {"net": Trap(tmp_path / "sprung"), "average": Trap(tmp_path / "sprung")}
     (tmp_path / "st" / "runs" / "c000" / "fold0").mkdir(parents=True)
     torch.save(trap, tmp_path / "st" / "runs" / "c000" / "fold0" / "last.pt")
@@ -98,10 +100,9 @@ def test_weights_that_carry_code_are_refused_and_the_code_does_not_run(dataset: 
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**study, "epochs": 1, "search": {"trials": 1, "scheduler": "full"},
                                                      "limits": {"failed_trials": 0}}))
     assert main(["search", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "st"), "--local"]) == 1
-    reasons = [e["reason"] for e in Journal(Folder(tmp_path / "st")).events() if e["event"] == "failed"]
-    assert "Weights only load failed" in reasons[0]
+    assert f"{tmp_path}/st/runs/c000/fold0/last.pt: must hold weights and nothing that runs" in capsys.readouterr().err
     model, opened = load("unet"), open_dataset(dataset)
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(DamagedFile, match="nothing that runs"):
         evaluate_weights(opened, model, model.Config(), Folder(tmp_path), opened.scans, gpu=False)
     assert not (tmp_path / "sprung").exists()
 

@@ -8,8 +8,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Dataset:
     """A checked dataset: its scans with lesions, and the fold of each patient.
 
     test_fold: whether each fold leaves the next one (after the last the first) out of its training, to be reported on.
+    group_of: of each patient the one that stands for all who may be the same person, and share its fold.
     stamp: which dataset.json it was read from, so that pixels of another one put in its place are not taken for its.
     """
 
@@ -42,6 +43,7 @@ class Dataset:
     fold_of: dict[str, int]
     test_fold: bool = False
     stamp: tuple[int, int] = (0, 0)
+    group_of: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def hash(self) -> str:
@@ -112,7 +114,9 @@ def open_dataset(path: Path | str, test_fold: bool = False) -> Dataset:
         if {le.category for many in lesions.values() for le in many} - set(meta["categories"]):
             raise ValueError("annotations.json and scans or categories")
         scans = tuple(_scan(row, tuple(lesions[row["scan_id"]])) for row in _rows(path / "scans.csv"))
-        fold_of = {row["patient_id"]: int(row["fold"]) for row in _rows(path / "folds.csv")}
+        rows = _rows(path / "folds.csv")
+        fold_of = {row["patient_id"]: int(row["fold"]) for row in rows}
+        group_of = {row["patient_id"]: row.get("group") or row["patient_id"] for row in rows}
         missing = {s.patient_id for s in scans} - set(fold_of)
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, WrongInput):
@@ -122,7 +126,7 @@ def open_dataset(path: Path | str, test_fold: bool = False) -> Dataset:
     if missing:
         raise WrongInput(f"dataset {path}: every patient needs a fold in folds.csv, {len(missing)} have none "
                          f"(first {min(missing)}); prepare it again")
-    return Dataset(path, meta, scans, fold_of, test_fold, stamp)
+    return Dataset(path, meta, scans, fold_of, test_fold, stamp, group_of)
 
 
 @dataclass(frozen=True)
@@ -215,8 +219,12 @@ class DatasetWriter:
         return {p: hashlib.sha256("".join(sorted(d)).encode()).hexdigest() for p, d in digests.items()}
 
     def finish(self, fold_of: dict[str, int], categories: list[str], meta: dict[str, Any],
-               rejected: Iterable[tuple[str, int, str]]) -> dict[str, Any]:
-        """Complete the arrays and write the tables; returns the content of dataset.json."""
+               rejected: Iterable[tuple[str, int, str]], groups: Mapping[str, str]) -> dict[str, Any]:
+        """Complete the arrays and write the tables; returns the content of dataset.json.
+
+        Args:
+            groups: of each patient the one that stands for all who may be the same person.
+        """
         for path in (self.path / "pixels").iterdir():
             height, width = (int(n) for n in path.stem.split("x"))
             rows = (path.stat().st_size - HEADER) // (2 * height * width)
@@ -227,7 +235,8 @@ class DatasetWriter:
         content = {"format": FORMAT, "hash": hashlib.sha256("\n".join(folds).encode()).hexdigest()[:16], **meta}
         labels = list(dict.fromkeys(name for s in self.scans for name, _ in s.labels))
         self._table("scans.csv", (*COLUMNS, *labels), (_cells(s, labels) for s in self.scans))
-        self._table("folds.csv", ("patient_id", "fold"), sorted(fold_of.items()))
+        folds_of = [(patient, fold, groups[patient]) for patient, fold in sorted(fold_of.items())]
+        self._table("folds.csv", ("patient_id", "fold", "group"), folds_of)
         self._table("rejected.csv", ("input_id", "bytes", "reason"), rejected)
         coco = to_coco(self.scans, categories)
         (self.path / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")

@@ -57,11 +57,11 @@ def lookalikes(scans: Sequence[Scan], counts_of: Callable[[Scan], Array],
 
 
 def joined(names: Iterable[str], pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """For each name the one that stands for its group, where pairs join groups."""
+    """For each name the first of its group, where pairs join groups."""
     groups = DisjointSet(names)
     for a, b in pairs:
         groups.merge(a, b)
-    return {name: groups[name] for name in groups}
+    return {name: min(groups.subset(name)) for name in groups}
 
 
 def _of_strangers(group: Sequence[Scan], counts_of: Callable[[Scan], Array]) -> Iterator[tuple[Scan, Scan, float]]:
