@@ -128,6 +128,7 @@ def _following_parsers(verbs: Any) -> None:
                  "rebuild leaderboard.csv from the journal and show it; several studies make one table")
     verb.add_argument("studies", nargs="+", metavar="STUDY")
     verb.add_argument("--csv", metavar="FILE", help="write the table here as well")
+    verb.add_argument("--brief", action="store_true", help="only the ten columns that a reviewer reads first")
     verb = _verb(verbs, "compare", "the winner beside what papers published of its system; a classifier's subgroups")
     verb.add_argument("studies", nargs="+", metavar="STUDY")
     verb.add_argument("--dataset", **MOVED)

@@ -18,10 +18,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raybone.arguments import parser
-from raybone.records import MachineFault, RunFailed, WrongInput
+from raybone.records import MachineFault, RunFailed, WrongInput, safe_cell
 from raybone.terminal import bar, epoch_line, printable, progress, show_table, tell_end
+
+if TYPE_CHECKING:
+    from raybone.hpo.brain import Brain
+    from raybone.spec import Study
 
 # What to do about an error of the system.
 MEND = {errno.ENOSPC: "free space or choose another place", errno.EDQUOT: "free space or choose another place",
@@ -72,7 +77,9 @@ def _demo(options: argparse.Namespace) -> None:
     from raybone.demo import prepare_demo
 
     study = prepare_demo(Path(options.out), bar("phantom"), bar("prepare"))
-    tell_end(search(study, options.out, None, progress()), options.out)
+    with _following(study) as tell:
+        reason = search(study, options.out, None, tell)
+    tell_end(reason, options.out)
 
 
 def _phantom(options: argparse.Namespace) -> None:
@@ -177,11 +184,13 @@ def _search(options: argparse.Namespace) -> None:
 
         if options.address:
             raise WrongInput("search: --local has no Ray to give --address to; leave one out")
-        reason = local(study, options.out, progress(), options.warm_start)
+        with _following(study) as tell:
+            reason = local(study, options.out, tell, options.warm_start)
     else:
         from raybone.cluster.tuner import search
 
-        reason = search(study, options.out, options.address, progress(), options.warm_start, options.wait)
+        with _following(study) as tell:
+            reason = search(study, options.out, options.address, tell, options.warm_start, options.wait)
     tell_end(reason, options.out)
     if options.record:
         from raybone.record import record
@@ -189,6 +198,20 @@ def _search(options: argparse.Namespace) -> None:
         taken, tried = record(options.out)
         print(f"{options.out.rstrip('/')}/curves.npz: {taken} of {tried} configurations; replay them with "
               "`raybone simulate --curves`")
+
+
+def _following(study: Study) -> contextlib.AbstractContextManager[Callable[[Brain], None]]:
+    """What a search is given to tell of itself: a picture on a terminal, lines elsewhere."""
+    print(f"{study.name}: checks its dataset and starts", flush=True)
+    if not _drawable():
+        return contextlib.nullcontext(progress())
+    from raybone.live import following
+
+    return following()
+
+
+def _drawable() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def _manifests(options: argparse.Namespace) -> None:
@@ -244,7 +267,7 @@ def _watch(options: argparse.Namespace) -> None:
     from raybone.watch import status_lines, watch
 
     with contextlib.suppress(KeyboardInterrupt):  # leaving stops no study
-        if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        if _drawable():
             from raybone.live import live
 
             live(options.study, not options.once)
@@ -274,7 +297,7 @@ def _leaderboard(options: argparse.Namespace) -> None:
     from raybone.folder import Folder
     from raybone.hpo.journal import Journal, read_resolved
     from raybone.hpo.state import State
-    from raybone.leaderboard import merged_leaderboard, write_leaderboard
+    from raybone.leaderboard import brief_of, merged_leaderboard, write_leaderboard
 
     folders = [Folder(study) for study in options.studies]
     if len(folders) == 1:
@@ -283,8 +306,8 @@ def _leaderboard(options: argparse.Namespace) -> None:
         table = merged_leaderboard({place: (read_resolved(f), State(Journal(f).events()))
                                     for place, f in zip(options.studies, folders)})
     if options.csv:
-        table.to_csv(options.csv, index=False)
-    show_table(table)
+        (table[brief_of(table)] if options.brief else table).map(safe_cell).to_csv(options.csv, index=False)
+    show_table(table, options.brief)
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -93,6 +93,14 @@ def _ranked(entries: Mapping[str, Entry], studies: Sequence[Study]) -> pd.DataFr
     return table
 
 
+def brief_of(table: pd.DataFrame) -> list[str]:
+    """The names of the columns that a reviewer reads first."""
+    m = next(c for c in table.columns if c.endswith("_nb_low")).removesuffix("_nb_low")
+    first = ("rank", "config_id", "model", "state", f"{m}_mean", f"{m}_nb_low", f"{m}_nb_high", "verdict",
+             f"{m}_corrected", f"{m}_test")
+    return [name for name in first if name in table.columns]
+
+
 def winner(study: Study, state: State) -> Configuration | None:
     """The first row's configuration, when it is complete."""
     table = leaderboard(study, state)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
@@ -13,11 +17,15 @@ from rich.text import Text
 
 from raybone.hpo.race import ladder_of
 from raybone.logs import harmless
-from raybone.watch import HOW, Status, best_line, busy_line, clock, watch
+from raybone.watch import HOW, Status, best_line, busy_line, clock, in_short, status_of, warm_lines, watch
+
+if TYPE_CHECKING:
+    from raybone.hpo.brain import Brain
 
 # Of HOW, each with a shape of its own, as not everybody sees colours.
 SHAPES = dict(zip(HOW, (("█", "green"), ("▒", "cyan"), ("×", "magenta"), ("·", "yellow"), ("!", "red"))))
 NEWS = 3  # lines that one piece of news may take
+EVERY = 1.0  # seconds between pictures of a search at work
 
 
 def live(out: str, follow: bool = True) -> None:
@@ -40,6 +48,28 @@ def live(out: str, follow: bool = True) -> None:
     finally:
         screen.stop()
         console.print(*last, end="")
+
+
+@contextlib.contextmanager
+def following() -> Iterator[Callable[[Brain], None]]:
+    """Draws this process's own search in place, below all else that is printed; the last picture stays."""
+    screen, drawn = Live(auto_refresh=False), -math.inf
+
+    def tell(brain: Brain) -> None:
+        nonlocal drawn
+        if drawn < 0:
+            for line in warm_lines(brain.study):
+                print(line)
+        if time.monotonic() - drawn >= EVERY or brain.state.end:
+            with brain.lock:
+                screen.start()
+                screen.update(Picture(status_of(brain.study, brain.state)), refresh=True)
+            drawn = time.monotonic()
+
+    try:
+        yield tell
+    finally:
+        screen.stop()
 
 
 class Picture:
@@ -71,11 +101,14 @@ class Picture:
                 *wrapped(best_line(status.study, status.best), "bold", each)]
         rungs = _rungs(status, width, max(2, height - len(head) - 7))
         room = height - len(head) - rungs.row_count - 1
+        leaders = _leaders(status, width, room - 5)  # a run and what happened last are more urgent
+        room -= leaders.row_count + 1 if leaders.row_count else 0
         runs = _runs(status, width, max(1, room // 2 - 1))
         room = max(0, room - (runs.row_count + 1 if status.running else 0))
         failed = latest("red", -(-room // 3), "failed")
         told = latest("", room - len(failed), "decision", "again", "slots")
-        yield Panel(Group(*head, rungs, *([runs] if status.running else []), *told, *failed), title_align="left",
+        shown = [table for table in (leaders, runs) if table.row_count]
+        yield Panel(Group(*head, rungs, *shown, *told, *failed), title_align="left",
                     title=Text(harmless(status.title), "bold"),
                     border_style="dim" if status.state.end or not status.driven else "green")
 
@@ -118,13 +151,23 @@ def _rungs(status: Status, width: int, most: int) -> Table:
     return table
 
 
+def _leaders(status: Status, width: int, most: int) -> Table:
+    """The best so far with their hyper-parameters; one is in the head already."""
+    table = _grid(width, "best", "hyper-parameters", status.study.metric[:8], "95 %", "folds x epochs")
+    for best in status.leaders[:most] if min(most, len(status.leaders)) > 1 else ():
+        sure = f"{best.low:.3f}-{best.high:.3f}" if math.isfinite(best.low) else ""
+        rung = " x ".join(word for word in best.rung.split() if word.isdecimal())
+        table.add_row(best.config_id, Text(harmless(in_short(best.params))), f"{best.value:.3f}", sure, rung)
+    return table
+
+
 def _runs(status: Status, width: int, most: int) -> Table:
     """The folds at work, or that a run is starting."""
     rows = [(run, fold) for run in status.running for fold in run.folds or [None]]
     name = "running, to rung" if len(rows) <= most else f"{most} of {len(rows)} running"
     table = _grid(width, name, "", "fold", "epoch", status.study.metric[:8], "s/epoch", "rung in")
     for run, fold in rows[:most]:
-        told = [str(fold[0]), f"{fold[1]}/{run.epochs}", f"{fold[2]:.4f}"] if fold else ["starts", "", ""]
+        told = [str(fold[0]), f"{fold[1]}/{run.epochs}", f"{fold[2]:.3f}"] if fold else ["starts", "", ""]
         speed = [f"{run.epoch_seconds:.3g}", clock(run.seconds)] if math.isfinite(run.seconds) else ["", ""]
         bar = _Bar((run.share, SHAPES["passed"]), (1 - run.share, ("░", "dim")))
         table.add_row(Text(f"{harmless(run.config_id)} to {run.target + 1}"), bar, *told, *speed)

@@ -15,7 +15,8 @@ from raybone.hpo.race import Ladder, ladder_of, name_of
 from raybone.records import WrongInput
 
 WORDS = {"start": "a driver starts, with {slots} run(s) at once", "config": "is new: {params}",
-         "invalid": "the model refuses {params}: {reason}", "rung": "has done {rung}: score {score}",
+         "invalid": "the model refuses {params}: {reason}",
+         "rung": "has done {rung}: {score} as the mean of its last epochs",
          "decision": "{action}: {reason}", "again": "a run starts again: {reason}",
          "slots": "the cluster has room for {slots} run(s)", "failed": "failed: {reason}",
          "end": "the search ends: {reason}", "test": "on the test group: {metrics}{reason}"}

@@ -263,12 +263,11 @@ def _warnings(study: Study, table: pd.DataFrame, found: dict[str, Any] | None) -
     said = [w for text in table["warnings"].dropna().unique() for w in str(text).split("; ") if w]
     if complete.empty:
         said.append("no configuration is complete: nothing is ranked, and scores are of the folds and epochs so far")
-    p = complete[["p_to_best", "p_to_best_bootstrap"]].astype(float).max(axis=1)
-    near = [str(rank) for rank in complete["rank"][p >= 0.05]]
+    near = [str(rank) for rank in complete["rank"][complete["verdict"] == "not told apart"]]
     if near:
         more = f" and {len(near) - 12} more" if len(near) > 12 else ""
         said.append(f"rank{'s' * (len(near) > 1)} {', '.join(near[:12])}{more} cannot be told from the winner (p of at "
-                    "least 0.05, by one of the two tests)")
+                    "least 0.05)")
     if len(failed):
         said.append(f"{len(failed)} configurations failed, the first ({failed['config_id'].iloc[0]}) with: "
                     f"{str(failed['reason'].iloc[0])[:200]}")

@@ -115,7 +115,9 @@ def search(study: Study, out: str, tell: Callable[[Brain], None] = lambda brain:
         brain = opened.brain
         while not opened.stop_wanted() and (work := brain.peek()):
             _work(opened, brain.start(work), tell)
-        return conclude(opened)
+        reason = conclude(opened)
+        tell(brain)
+        return reason
 
 
 def refuse_here(study: Study, problems: Sequence[str] = ()) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from raybone.records import Epoch
 
 
+EVERY = 10.0  # seconds between two lines on the running folds
+
+
 def tell_end(reason: str, out: str) -> None:
     """The end of a search on the terminal."""
     import io
@@ -35,15 +38,27 @@ def tell_end(reason: str, out: str) -> None:
           f"{shlex.quote(out)}` makes a page of it")
 
 
-def show_table(table: pd.DataFrame) -> None:
-    """A leaderboard's columns that a person reads first."""
-    metric = next(c for c in table.columns if c.endswith("_ci_low")).removesuffix("_ci_low")
+def show_table(table: pd.DataFrame, brief: bool = False) -> None:
+    """A leaderboard's columns that a person reads first, and unless it is to be brief what was searched."""
+    from raybone.leaderboard import brief_of
+
+    first = brief_of(table)
+    metric = first[4].removesuffix("_mean")
+    shown = table[first].astype(object)
+    for name in shown:
+        shown[name] = [f"{v:.3f}" if isinstance(v, float) else v for v in shown[name].where(shown[name].notna(), "")]
+    shown["rank"] = [f"{r:.0f}" if r == r else "" for r in table["rank"].astype(float)]
+    high = shown.pop(f"{metric}_nb_high")
+    shown[f"{metric}_nb_low"] = [f"{low}-{top}" if low else "" for low, top in zip(shown[f"{metric}_nb_low"], high)]
+    if table["model"].nunique() == 1:
+        shown.pop("model")
     searched = [c for c in table.columns if c.startswith("cfg.") and table[c].astype(str).nunique() > 1]
-    columns = ["rank", "config_id", "state", "epochs_done", f"{metric}_mean", f"{metric}_nb_low", f"{metric}_nb_high",
-               "verdict", *searched]
-    shown = table[columns].rename(columns=lambda c: c.removeprefix("cfg."))
-    shown["rank"] = [f"{r:.0f}" if r == r else "" for r in shown["rank"].astype(float)]
-    print(shown.to_string(index=False, na_rep="", float_format=lambda v: f"{v:.4g}"))
+    for name in () if brief else searched:
+        shown[name.removeprefix("cfg.")] = table[name]
+    shown = shown.loc[:, (shown.astype(str) != "").any()].rename(columns={
+        f"{metric}_mean": metric, f"{metric}_nb_low": "95 %", "config_id": "config",
+        f"{metric}_corrected": "corrected", f"{metric}_test": "test"})
+    print(shown.to_string(index=False, na_rep="", float_format="{:.3g}".format))
     for warning in filter(None, table["warnings"].fillna("").unique()):
         print(f"warning: {warning}")
 
@@ -52,11 +67,10 @@ def progress() -> Callable[[Brain], None]:
     """Lines on what happens: news at once, the running folds every few seconds."""
     from raybone.hpo.race import ladder_of
     from raybone.logs import in_words
-    from raybone.watch import best_line, busy_line, clock, running_line, status_of, time_left
+    from raybone.watch import best_line, busy_line, clock, running_line, status_of, time_left, warm_lines
 
     told = {"news": -1, "time": 0.0, "version": -1}
     began = time.monotonic()
-    every = 2.0 if sys.stdout.isatty() else 10.0
 
     def tell(brain: Brain) -> None:
         study, state = brain.study, brain.state
@@ -65,15 +79,14 @@ def progress() -> Callable[[Brain], None]:
             told["news"] = state.old_news
             print(f"{study.name}: {study.search.trials} configurations of {study.model}, {brain.slots} run(s) at once, "
                   f"rungs (folds x epochs): {', '.join(f'{k}x{e}' for k, e in rungs)}", flush=True)
-            if study.resolved and (prior := study.resolved.prior):
-                print(f"warm start: {len(prior.observations)} rows to propose from, {len(prior.points)} tried first, "
-                      f"{prior.left_out} left out as outside the space", flush=True)
+            for line in warm_lines(study):
+                print(line, flush=True)
         for event in state.news[int(told["news"]):]:
             print(f"[{now}] {in_words(event, rungs)}", flush=True)
             told["news"] += 1
         if state.end and state.fold_epochs:
             print(f"[{now}] {busy_line(study, state)}", flush=True)
-        if brain.version != told["version"] and time.monotonic() - told["time"] >= every:
+        if brain.version != told["version"] and time.monotonic() - told["time"] >= EVERY:
             told["time"], told["version"] = time.monotonic(), brain.version
             status = status_of(study, state)
             running = " | ".join(running_line(study, r) for r in status.running)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from raybone.leaderboard import interval
 from raybone.logs import harmless, in_words
 from raybone.spec import Study
 
+LEADERS = 5
 HOW = ("passed", "waiting", "stopped", "coming", "failed")  # what a configuration may do at a rung
 
 
@@ -38,9 +40,10 @@ class Rung:
 
 @dataclass(frozen=True)
 class Best:
-    """The leader of the highest rung that any configuration has finished, by its mean over the folds of that rung.
+    """A leader: of the highest rung that any configuration has finished, by its mean over the folds of that rung.
 
     low, high: ``ci`` of the leaderboard once it is complete, else Nadeau & Bengio's over its folds; NaN for one fold.
+    params: its searched hyper-parameters.
     """
 
     config_id: str
@@ -48,6 +51,7 @@ class Best:
     value: float
     low: float
     high: float
+    params: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,20 @@ class Running:
 
 @dataclass(frozen=True)
 class Status:
-    """What there is to tell of a study; ``driven`` is whether a driver is at work."""
+    """What there is to tell of a study; ``driven`` is whether a driver is at work, ``leaders`` are the best, at most
+    ``LEADERS``, best first."""
 
     study: Study
     state: State
     driven: bool
     rungs: tuple[Rung, ...]
-    best: Best | None
+    leaders: tuple[Best, ...]
     running: tuple[Running, ...]
+
+    @property
+    def best(self) -> Best | None:
+        """The first leader."""
+        return self.leaders[0] if self.leaders else None
 
     @property
     def title(self) -> str:
@@ -141,7 +151,7 @@ def watch(out: str, show: Callable[[Status, bool], None], follow: bool = True, p
 
 def status_of(study: Study, state: State, driven: bool = True) -> Status:
     """The facts of a study."""
-    return Status(study, state, driven, _rungs(study, state), _best(study, state),
+    return Status(study, state, driven, _rungs(study, state), _leaders(study, state),
                   tuple(_running(study, state, c) for c in state.running))
 
 
@@ -170,13 +180,25 @@ def best_line(study: Study, best: Best | None) -> str:
     """The leader in words."""
     if best is None:
         return "best so far: none yet"
-    sure = f" (95 %: {best.low:.4f} to {best.high:.4f})" if math.isfinite(best.low) else ""
-    return f"best so far: {best.config_id} {study.metric} {best.value:.4f}{sure} over {best.rung}"
+    sure = f" (95 %: {best.low:.3f} to {best.high:.3f})" if math.isfinite(best.low) else ""
+    return f"best so far: {best.config_id} {study.metric} {best.value:.3f}{sure} over {best.rung}"
+
+
+def in_short(params: Mapping[str, Any]) -> str:
+    """Hyper-parameters in few words, such as ``lr0 0.0031 imgsz 512``."""
+    return " ".join(f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in params.items())
+
+
+def warm_lines(study: Study) -> list[str]:
+    """What a study began with, if it began warm."""
+    prior = study.resolved.prior if study.resolved else None
+    return [f"warm start: {len(prior.observations)} rows to propose from, {len(prior.points)} tried first, "
+            f"{prior.left_out} left out as outside the space"] if prior else []
 
 
 def running_line(study: Study, running: Running) -> str:
     """One running configuration: target rung, folds and epochs, last score, time to that rung."""
-    folds = ", ".join(f"fold {k} epoch {n}/{running.epochs} {study.metric} {score:.4f}"
+    folds = ", ".join(f"fold {k} epoch {n}/{running.epochs} {study.metric} {score:.3f}"
                       for k, n, score in running.folds)
     left = f"; {running.epoch_seconds:.3g} s an epoch, {clock(running.seconds)} to go" \
         if math.isfinite(running.seconds) else ""
@@ -215,21 +237,17 @@ def _rungs(study: Study, state: State) -> tuple[Rung, ...]:
     return tuple(Rung(name_of(ladder, number), **rung) for number, rung in enumerate(tally))
 
 
-def _best(study: Study, state: State) -> Best | None:
+def _leaders(study: Study, state: State) -> tuple[Best, ...]:
     sign = 1 if study.direction == "maximize" else -1
-    ladder, leader = ladder_of(study), None
+    ladder, found = ladder_of(study), []
     for configuration in state.configurations.values():
         folds, epochs = ladder[configuration.rung]
-        folds_K = [configuration.fold_score(k, epochs, study.metric) for k in range(folds)]
-        value = sum(folds_K) / folds
-        if configuration.rung >= 0 and math.isfinite(value) and (
-                leader is None or (configuration.rung, sign * value) > leader[0]):
-            leader = (configuration.rung, sign * value), configuration, folds_K
-    if leader is None:
-        return None
-    (rung, value), configuration, folds_K = leader
-    low, high = interval(study, configuration, np.array(folds_K))
-    return Best(configuration.id, name_of(ladder, rung), sign * value, low, high)
+        folds_K = np.array([configuration.fold_score(k, epochs, study.metric) for k in range(folds)])
+        if configuration.rung >= 0 and np.isfinite(folds_K).all():
+            found.append((configuration.rung, sign * float(folds_K.mean()), configuration, folds_K))
+    found.sort(key=lambda one: one[:2], reverse=True)
+    return tuple(Best(c.id, name_of(ladder, rung), sign * value, *interval(study, c, folds_K), c.params)
+                 for rung, value, c, folds_K in found[:LEADERS])
 
 
 def _running(study: Study, state: State, configuration: Configuration) -> Running:

@@ -36,6 +36,11 @@ def test_phantom_prepare_inspect_search_leaderboard_watch(tmp_path: Path, capsys
     assert "done: " in out
     assert cli("leaderboard", place / "st", "--csv", tmp_path / "copy.csv") == 0
     assert (tmp_path / "copy.csv").read_text().startswith("rank,config_id,model,state,")
+    capsys.readouterr()
+    assert cli("leaderboard", place / "st", "--brief", "--csv", tmp_path / "brief.csv") == 0
+    assert capsys.readouterr().out.split()[:5] == ["rank", "config", "state", "dice", "95"]
+    assert (tmp_path / "brief.csv").read_text().splitlines()[0] == (
+        "rank,config_id,model,state,dice_mean,dice_nb_low,dice_nb_high,verdict,dice_corrected,dice_test")
     assert cli("watch", place / "st", "--once") == 0
     assert "best so far: c000 dice" in capsys.readouterr().out
     assert cli("stop", place / "st") == 0

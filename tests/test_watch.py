@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from raybone.cli import main
@@ -117,8 +118,8 @@ def test_the_picture_fits_the_terminal_and_shows_what_counts(raced: Study, width
     assert len(lines) <= height
     assert all(len(line) <= width for line in lines)
     text = "\n".join(lines)
-    for part in ("tiny: unet", "3/4 configurations", "2: 2 x 6", "best so far: c000", "0.5000 (95 %", "c000 to 3",
-                 "7/9 0.6500", "c002 failed", "c001 stop", "0:26", "× stopped", "8 failures are allowed"):
+    for part in ("tiny: unet", "3/4 configurations", "2: 2 x 6", "best so far: c000", "0.500 (95 %", "c000 to 3",
+                 "7/9 0.650", "c002 failed", "c001 stop", "0:26", "× stopped", "8 failures are allowed", "c000 lr0 1 "):
         assert part in text, part
 
 
@@ -160,7 +161,7 @@ def test_reasons_are_neither_markup_nor_commands_to_the_terminal(raced: Study) -
 
 def test_lines_hold_the_same_facts(raced: Study) -> None:
     text = "\n".join(status_lines(status_of(raced, State(events()), driven=False)))
-    for part in ("no driver: `raybone search`", "1 passed, 1 stopped, 1 failed", "0.5000 (95 %",
+    for part in ("no driver: `raybone search`", "1 passed, 1 stopped, 1 failed", "0.500 (95 %",
                  "4 s an epoch, 0:26 to go", "c002 failed: out of memory", "time of the training slots"):
         assert part in text, part
 
@@ -195,7 +196,7 @@ def test_a_study_that_another_driver_runs_is_read_from_its_folder(folder: Folder
     assert main(["watch", folder.url]) == 0
     told = capsys.readouterr().out
     assert "no driver" in told
-    assert "c000 to 3 folds x 9 epochs: fold 0 epoch 7/9 dice 0.6500" in told
+    assert "c000 to 3 folds x 9 epochs: fold 0 epoch 7/9 dice 0.650" in told
 
 
 def test_lines_are_told_again_only_when_something_happened(folder: Folder) -> None:
@@ -237,3 +238,39 @@ def test_on_a_terminal_the_last_picture_stays_and_ctrl_c_leaves(folder: Folder, 
     assert b"c002 failed" in screen
     assert b"c002 failed: out of memory" in stays
     lease.drop()
+
+
+def test_the_five_best_are_shown_with_their_hyper_parameters(raced: Study) -> None:
+    told: list[dict[str, Any]] = [{"event": "start", "slots": 1}]
+    for n in range(7):
+        name = f"c{n:03d}"
+        told += [{"event": "config", "config_id": name, "params": {"lr0": 0.00123456 * n, "imgsz": 64 * n}},
+                 {"event": "work", "config_id": name, "rung": 0}, *(epoch(name, 0, e, n / 10) for e in (1, 2, 3)),
+                 {"event": "rung", "config_id": name, "rung": 0}]
+    status = status_of(raced, State(told))
+    assert [b.config_id for b in status.leaders] == ["c006", "c005", "c004", "c003", "c002"]
+    text = "\n".join(drawn(status, 80, 24))
+    assert "c006 lr0 0.00741 imgsz 384" in text
+    assert "c002 lr0 0.00247 imgsz 128" in text
+    assert "c001 lr0" not in text
+
+
+def test_a_search_on_a_terminal_draws_itself_and_leaves_its_last_picture(study: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**study, "epochs": 1}))
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "raybone.cli", "search", str(tmp_path / "s.yaml"), "--local"]
+    done = subprocess.Popen([*command, "--out", str(tmp_path / "st")], stdout=theirs, stderr=theirs,
+                            env={**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"})
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # the end of a terminal whose process has gone
+        while part := os.read(ours, 65536):
+            said += part
+    os.close(ours)
+    assert done.wait() == 0
+    shown = said.decode()
+    assert "tiny: checks its dataset and starts" in shown
+    picture = shown[shown.rindex("╭"):shown.rindex("╰")]
+    assert "2/2 configurations" in picture
+    assert "complete" in picture
+    assert "running" not in picture
