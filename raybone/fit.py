@@ -21,6 +21,7 @@ from raybone.data.parts import Mined
 from raybone.earlier import earlier_fold
 from raybone.evaluate import evaluate
 from raybone.folder import Folder
+from raybone.memory import refuse_too_large
 from raybone.models import load
 from raybone.models._model import Model, TrainingConfig
 from raybone.models._weights import copy_into, start_from, weights_file
@@ -44,7 +45,7 @@ def fit(dataset: Dataset, model: Model, config: TrainingConfig, fold: int, folde
         known: epochs that the caller has already; those after it that ``last.pt`` holds are yielded again first.
         gpu: train on this process's current CUDA device.
     Raises:
-        FitFailed: the gradient is not finite.
+        FitFailed: the gradient is not finite, or a step needs more memory than there is.
     """
     run = _Run(dataset, model, config, fold, folder, metric, epochs, seed, gpu)
     yield from run.history[known:stop]
@@ -197,6 +198,8 @@ class _Run:
         self.optimizer.zero_grad()
         total, waiting = torch.zeros((), device=self.device), 0
         for step, batch in enumerate(batches):
+            if self.updates == step == 0 and self.device.type == "cpu":  # CUDA says itself what it has no room for
+                refuse_too_large(self.net, batch)
             accumulate = self._schedule(number, step)
             loss = self._loss(batch.to(self.device, self.memory))
             scale = self.world if self.model.reduction == "sum" else 1 / accumulate

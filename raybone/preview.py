@@ -17,8 +17,9 @@ from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.race import START_UP, expected, ladder_of, name_of
 from raybone.hpo.state import gpu_hours
+from raybone.memory import refuse_too_large
 from raybone.models._model import Model
-from raybone.records import WrongInput
+from raybone.records import FitFailed, WrongInput
 from raybone.resolve import first_taken, resolve
 from raybone.samples import training_samples
 from raybone.spec import Study
@@ -58,7 +59,8 @@ def preview(study: Study, epoch_seconds: float | None = None, epochs_from: Seque
             steps of the first configuration are timed here.
         slots: training runs at once.
     Raises:
-        WrongInput: the study, the seconds, the slots or an earlier study is wrong.
+        WrongInput: the study, the seconds, the slots or an earlier study is wrong, or a step that is timed here needs
+            more memory than there is.
     """
     if epoch_seconds is not None and not (0 < epoch_seconds < math.inf):
         raise WrongInput(f"--epoch-seconds: must be over 0 and finite, got {epoch_seconds:g}")
@@ -109,8 +111,14 @@ def _time_here(study: Study, dataset: Dataset, model: Model) -> tuple[float, str
     net = model.build(config).to(device).train()
     seconds = []
     for step, batch in enumerate(loader):
-        started = time.monotonic()
         assert isinstance(batch, Batch)
+        if step == 0 and device.type == "cpu":
+            try:
+                refuse_too_large(net, batch)
+            except FitFailed as error:
+                raise WrongInput(f"preview: {error}, or say what an epoch takes where it is to run "
+                                 "(--epoch-seconds)") from None
+        started = time.monotonic()
         torch.stack(list(net(batch.to(device)).values())).sum().backward()  # type: ignore[no-untyped-call]
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1] / "raybone"
 ORDER = [
     {"records"}, {"rules", "folder", "arguments", "yaml12"}, {"spec", "checkpoint"},
     {"data", "losses", "metrics", "hpo"}, {"models"},
-    {"earlier"}, {"samples"}, {"phantom", "prepare", "inspect", "contact", "evaluate", "overlay"},
+    {"earlier"}, {"samples", "memory"}, {"phantom", "prepare", "inspect", "contact", "evaluate", "overlay"},
     {"resolve", "ensemble"}, {"fit", "bundle", "calibrate"}, {"frames"},
     {"leaderboard", "warm", "preview", "demo", "simulate", "record"}, {"search", "compare"},
     {"logs", "charts"}, {"watch", "report", "refit", "predict", "forget"}, {"cluster", "terminal", "live"}, {"cli"},
@@ -22,7 +22,7 @@ HOME_OF = {
     "pydicom": {"data/dicom.py", "data/header.py", "data/pixels.py", "data/planar.py", "data/windows.py",
                 "data/segmentation.py", "data/segments.py"},
     "highdicom": {"data/segmentation.py"}, "nibabel": {"data/nifti.py"},
-    "torch": {"data/loader.py", "checkpoint.py", "losses", "models", "evaluate.py", "earlier.py", "fit.py",
+    "torch": {"data/loader.py", "checkpoint.py", "memory.py", "losses", "models", "evaluate.py", "earlier.py", "fit.py",
               "search.py", "preview.py", "cluster/worker.py", "bundle.py", "refit.py", "predict.py", "ensemble.py",
               "calibrate.py"},
     "altair": {"charts.py"}, "vl_convert": {"charts.py"}, "jinja2": {"report.py", "refit.py"},
