@@ -56,11 +56,11 @@ def test_every_command_of_a_journey_runs(name: str, folder: Path, monkeypatch: p
         local = ["--local"] if words[1] == "search" and "--local" not in words else []
         assert main([*words[1:], *local]) == 0, shlex.join(words)
     told = capsys.readouterr().out
+    if name == "researcher":
+        assert len((folder / "found/predictions.csv").read_text().splitlines()) > 2
+        assert len(list((folder / "found").glob("*.seg.dcm"))) > 1
     if name == "reviewer":
         assert (folder / "again.csv").read_text() == (folder / "ours.csv").read_text()
-        scores = [[line.split(",")[6:10] for line in (folder / f"runs/{run}/leaderboard.csv").read_text().splitlines()]
-                  for run in ("ours", "again")]
-        assert scores[0] == scores[1]
     if name == JOURNEYS[-1]:  # the last, as the study would not go on without its patient
         assert [main(words[1:]) for words in withdrawn] == [0]
         assert "models/ours: was trained on them" in capsys.readouterr().out
