@@ -15,6 +15,7 @@ from raybone.spec import parse_study
 SEARCHES = 100
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("local_ray")
 def test_a_hundred_searches_of_two_folds_end(study: dict[str, Any], cohort: Path, tmp_path: Path) -> None:
     """Threads that started two folds of one process at once used to lock each other out, in 2 of 21 searches."""
