@@ -202,9 +202,9 @@ def _search(options: argparse.Namespace) -> None:
 
 def _following(study: Study) -> contextlib.AbstractContextManager[Callable[[Brain], None]]:
     """What a search is given to tell of itself: a picture on a terminal, lines elsewhere."""
-    print(f"{study.name}: checks its dataset and starts", flush=True)
     if not _drawable():
         return contextlib.nullcontext(progress())
+    print(f"{study.name}: checks its dataset and starts", flush=True)
     from raybone.live import following
 
     return following()
