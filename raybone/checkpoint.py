@@ -25,9 +25,8 @@ def read_checkpoint(folder: Folder, name: str = "last.pt", device: torch.device 
         return cast(dict[str, Any], torch.load(io.BytesIO(content), map_location=device, weights_only=True))
     except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as error:
         raise DamagedFile(f"{folder.url}/{name}: must hold weights and nothing that runs, but is damaged, cut short or "
-                          f"another file ({len(content)} bytes, "
-                          f"{type(error).__name__}); put a good copy there, or remove it and the fold starts again; "
-                          "then give the same command") from None
+                          f"another file ({len(content)} bytes, {type(error).__name__}); put a good copy there, or "
+                          "remove it and the fold starts again; then give the same command") from None
 
 
 def write_checkpoint(folder: Folder, name: str, state: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ def evaluate_weights(dataset: Dataset, model: Model, config: TrainingConfig, fol
     Args:
         folder: where the fold's ``last.pt`` lives.
     """
-    state = _state(folder)
+    state = read_checkpoint(folder)
     return _applied(dataset, model, config, state, scans, _device(gpu))[0] if state else None
 
 
@@ -77,10 +77,6 @@ def mined_masks(dataset: Dataset, place: str, fold: int, scans: list[Scan], devi
     config = model.Config.model_validate(state["config"])
     findings = _applied(dataset, model, config, state, scans, device)[1]
     return Mined({f["scan_id"]: f["masks"] for f in findings})
-
-
-def _state(folder: Folder) -> dict[str, Any] | None:
-    return read_checkpoint(folder)
 
 
 def _applied(dataset: Dataset, model: Model, config: TrainingConfig, state: dict[str, Any], scans: list[Scan],

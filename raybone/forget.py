@@ -126,8 +126,10 @@ def _rewritten(dataset: Dataset, kept: Sequence[Scan], gone: set[str]) -> tuple[
         with (path / "rejected.csv").open(newline="", encoding="utf-8") as file:
             rejected = [(r["input_id"], int(r["bytes"]), r["reason"]) for r in csv.DictReader(file)]
         lost = {s.scan_id for s in dataset.scans if s.patient_id in gone}
-        content = writer.finish(fold_of, dataset.categories, _meta(dataset, kept, fold_of, lost, id_of), rejected,
-                                {p: dataset.group_of[p] for p in fold_of})
+        first: dict[str, str] = {}  # who stands for a group must be there
+        groups = {p: first.setdefault(dataset.group_of[p], p) for p in sorted(fold_of)}
+        meta = _meta(dataset, kept, fold_of, lost, id_of)
+        content = writer.finish(fold_of, dataset.categories, meta, rejected, groups)
         shutil.copymode(path, writer.path)
         path.rename(place / "old")
         try:

@@ -14,21 +14,23 @@ from raybone.records import FitFailed
 
 LARGE = 2**24  # pixels of a batch; smaller ones are not worth the look
 SMALL = 2**16  # pixels of the batch that is tried, about
-GROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of control groups, version 2 and 1
 
 
 def refuse_too_large(net: nn.Module, batch: Batch) -> None:
-    """Nothing where a training step of this batch fits into the memory that is free, as far as that is known.
+    """Nothing where this machine has the memory that a training step of this batch takes, as far as that is known.
+
+    What others hold of it now does not count: that would be no fault of the configuration.
 
     Raises:
-        FitFailed: it does not; the system would end the process, and tell nobody why.
+        FitFailed: it has not; the system would end the process, and tell nobody why.
     """
-    free = free_bytes()
-    if batch.image_NCHW.numel() < LARGE or free is None or (need := step_bytes(net, batch)) < free:
+    most = memory_bytes()
+    if batch.image_NCHW.numel() < LARGE or most is None or (need := step_bytes(net, batch)) < most:
         return
     images, _, height, width = batch.image_NCHW.shape
     raise FitFailed(f"a training step of {images} images of {height}x{width} pixels takes about {need / 1e9:.0f} GB of "
-                    f"memory, but {free / 1e9:.0f} GB are free; lower batch, imgsz or the width of the model")
+                    f"memory, but there are {most / 1e9:.0f} GB; lower batch, imgsz or the width of the model")
 
 
 def step_bytes(net: nn.Module, batch: Batch) -> int:
@@ -50,15 +52,15 @@ def step_bytes(net: nn.Module, batch: Batch) -> int:
     return int(held * batch.image_NCHW.numel() / small.image_NCHW.numel())
 
 
-def free_bytes(system: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Memory that this process may still take: of the machine, or of its control group where that has less."""
+def memory_bytes(system: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Memory of the machine, or of this process's control group where that has less."""
     try:
-        found = [int(line.split()[1]) * 1024 for line in system.read_text().splitlines() if "MemAvailable" in line]
+        found = [int(line.split()[1]) * 1024 for line in system.read_text().splitlines() if "MemTotal" in line]
     except OSError:
         return None
-    for limit, used in GROUPS:
+    for limit in LIMITS:
         try:
-            found.append(int((groups / limit).read_text()) - int((groups / used).read_text()))
+            found.append(int((groups / limit).read_text()))
         except (OSError, ValueError):  # there is none, or it is "max"
             continue
     return min(found, default=None)

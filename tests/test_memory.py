@@ -12,7 +12,7 @@ import yaml
 
 from raybone.cli import main
 from raybone.data.loader import Batch
-from raybone.memory import free_bytes, step_bytes
+from raybone.memory import memory_bytes, step_bytes
 from raybone.models import load
 
 
@@ -58,15 +58,13 @@ def test_what_a_step_keeps_is_what_autograd_saved(name: str) -> None:
 
 
 def test_a_control_group_may_have_less_than_the_machine(tmp_path: Path) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 4000 kB\n")
-    assert free_bytes(tmp_path / "meminfo", tmp_path) == 4000 * 1024
+    (tmp_path / "meminfo").write_text("MemTotal: 4000 kB\nMemAvailable: 10 kB\n")
+    assert memory_bytes(tmp_path / "meminfo", tmp_path) == 4000 * 1024
     (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("1000\n")
-    assert free_bytes(tmp_path / "meminfo", tmp_path) == 4000 * 1024
+    assert memory_bytes(tmp_path / "meminfo", tmp_path) == 4000 * 1024
     (tmp_path / "memory.max").write_text("3000\n")
-    assert free_bytes(tmp_path / "meminfo", tmp_path) == 2000
+    assert memory_bytes(tmp_path / "meminfo", tmp_path) == 3000
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory/memory.limit_in_bytes").write_text("2500\n")
-    (tmp_path / "memory/memory.usage_in_bytes").write_text("1000\n")
-    assert free_bytes(tmp_path / "meminfo", tmp_path) == 1500
-    assert free_bytes(tmp_path / "none", tmp_path) is None
+    assert memory_bytes(tmp_path / "meminfo", tmp_path) == 2500
+    assert memory_bytes(tmp_path / "none", tmp_path) is None
