@@ -53,17 +53,10 @@ def task_of(name: str) -> Task:
     Raises:
         WrongInput: no such model; the message lists the menu.
     """
-    names: dict[Task, list[str]] = {}
     for known, task, *_ in menu():
         if known == name:
             return task
-        names.setdefault(task, []).append(known)
-    spelled = name.lower().replace("+", "_plus").replace("-", "_")
-    near = difflib.get_close_matches(spelled, MENU, n=5, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}? " if near else ""
-    raise WrongInput(f"model: must be a name of the menu, got {name!r}; {hint}Boxes, and nothing else, come from "
-                     f"{', '.join(names['detection'])}; masks from {', '.join(names['segmentation'])}; classes from "
-                     f"{', '.join(names['classification'])}")
+    raise _unknown(name)
 
 
 def load(name: str) -> Model:
@@ -72,6 +65,19 @@ def load(name: str) -> Model:
     Raises:
         WrongInput: no such model; the message lists the menu.
     """
-    task_of(name)
+    if name not in MENU:  # a job's code comes without menu.csv
+        raise _unknown(name)
     module = import_module(f"raybone.models.{MENU[name]}")
     return next(m for m in getattr(module, "MODELS", None) or [module.MODEL] if m.name == name)
+
+
+def _unknown(name: str) -> WrongInput:
+    """The error of a name that is not in the menu: near ones, and which models find what."""
+    names: dict[Task, list[str]] = {}
+    for known, task, *_ in menu():
+        names.setdefault(task, []).append(known)
+    near = difflib.get_close_matches(name.lower().replace("+", "_plus").replace("-", "_"), MENU, n=5, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}? " if near else ""
+    return WrongInput(f"model: must be a name of the menu, got {name!r}; {hint}Boxes, and nothing else, come from "
+                      f"{', '.join(names['detection'])}; masks from {', '.join(names['segmentation'])}; classes from "
+                      f"{', '.join(names['classification'])}")
