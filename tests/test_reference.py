@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import zipfile
 from copy import deepcopy
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ import pytest
 import yaml
 
 from raybone.cli import main
+from raybone.cluster.submit import pack
 from raybone.defaults import complete
 from raybone.models import MENU, load
 from raybone.reference import reference, schema
@@ -149,3 +155,14 @@ def test_a_space_without_distribution_says_how_to_write_it(given: str, line: str
     error = capsys.readouterr().err
     assert line in error
     assert error.count("\n") == 1
+
+
+def test_a_submitted_study_carries_what_was_filled_in_and_its_code_needs_no_menu(tmp_path: Path) -> None:
+    parcel = pack(parse_study(complete({"dataset": "data/ours", "model": "unet"}, "ours")), None)
+    zipfile.ZipFile(BytesIO(parcel.content)).extractall(tmp_path)
+    held = yaml.safe_load((tmp_path / "study.yaml").read_text())
+    assert (held["name"], held["metric"], held["epochs"], len(held["space"])) == ("ours", "dice", 100, 5)
+    code = "import raybone\nfrom raybone.models import load\nprint(raybone.__file__, load('unet').task)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+                         capture_output=True, text=True, check=True)
+    assert run.stdout == f"{tmp_path / 'raybone/__init__.py'} segmentation\n"
