@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := raybone jobs tests benchmarks
 
-.PHONY: install demo test chaos benchmark papers check clean
+.PHONY: install demo test chaos benchmark papers reference check clean
 
 install: .venv/.installed
 
@@ -43,6 +43,10 @@ benchmark: install
 # The studies of the papers on a phantom, beside the published figures; half an hour each.
 papers: install
 	for paper in wbbs spect lesions bs80k; do PATH="$$PWD/.venv/bin:$$PATH" jobs/paper.sh $$paper || exit 1; done
+
+# The tables of docs/study.md, after a key was added or changed.
+reference: install
+	$(PY) -m raybone.reference > docs/study.md
 
 clean:
 	rm -rf runs .mypy_cache .ruff_cache

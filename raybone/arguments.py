@@ -67,8 +67,10 @@ def _data_parsers(verbs: Any) -> None:
     verb.add_argument("dataset", metavar="DATASET")
     verb.add_argument("--json", action="store_true", help=JSON_HELP)
     verb.add_argument("--png", metavar="FILE", help="write a contact sheet: scans to look at first, then a selection")
-    verb = _verb(verbs, "models", "the menu")
+    verb = _verb(verbs, "models", "the menu, or the hyper-parameters of one model")
+    verb.add_argument("name", nargs="?", metavar="MODEL", help="whose hyper-parameters to list")
     verb.add_argument("--json", action="store_true", help=JSON_HELP)
+    _verb(verbs, "schema", "the JSON schema of a study's YAML, for editors")
 
 
 def _study_parsers(verbs: Any) -> None:

@@ -146,19 +146,35 @@ def _inspect(options: argparse.Namespace) -> None:
 def _models(options: argparse.Namespace) -> None:
     from raybone.models import menu
 
-    if options.json:
+    if options.name:
+        from raybone.reference import hyper_parameter_lines, hyper_parameters
+
+        found = hyper_parameters(options.name)
+        print(json.dumps(found, indent=1) if options.json else "\n".join(hyper_parameter_lines(found)))
+    elif options.json:
         print(json.dumps([dict(zip(("name", "task", "parameters", "source"), row)) for row in menu()], indent=1))
     else:
         for name, task, parameters, source in menu():
             print(f"{name:<19} {task:<14} {parameters / 1e6:6.1f} M  {source}")
 
 
-def _preview(options: argparse.Namespace) -> None:
-    from raybone.preview import preview
+def _schema(_: argparse.Namespace) -> None:
+    from raybone.reference import schema
+
+    print(json.dumps(schema(), indent=1))
+
+
+def _study(options: argparse.Namespace, *more: str) -> Study:
+    from raybone.defaults import complete
     from raybone.spec import read_study
 
-    seen = preview(read_study(options.study, options.overrides), options.epoch_seconds, options.epochs_from,
-                   options.slots)
+    return read_study(options.study, [*options.overrides, *more], complete)
+
+
+def _preview(options: argparse.Namespace) -> None:
+    from raybone.preview import preview
+
+    seen = preview(_study(options), options.epoch_seconds, options.epochs_from, options.slots)
     if options.json:
         print(json.dumps(dataclasses.asdict(seen), indent=1))
         return
@@ -174,11 +190,9 @@ def _preview(options: argparse.Namespace) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
-    from raybone.spec import read_study
-
     signal.signal(signal.SIGTERM, _interrupt)
     more = [f"dataset={options.dataset}"] * bool(options.dataset) + ["search.scheduler=full"] * options.record
-    study = read_study(options.study, [*options.overrides, *more])
+    study = _study(options, *more)
     if options.local:
         from raybone.search import search as local
 
@@ -216,17 +230,15 @@ def _drawable() -> bool:
 
 def _manifests(options: argparse.Namespace) -> None:
     from raybone.cluster.manifests import manifests
-    from raybone.spec import read_study
 
-    print(manifests(read_study(options.study, options.overrides), options.out, options.image), end="")
+    print(manifests(_study(options), options.out, options.image), end="")
 
 
 def _submit(options: argparse.Namespace) -> int:
     from raybone.cluster.access import use_token
     from raybone.cluster.submit import follow, pack, submit
-    from raybone.spec import read_study
 
-    parcel = pack(read_study(options.study, options.overrides), options.out, options.wait)
+    parcel = pack(_study(options), options.out, options.wait)
     if options.dry_run:
         print(json.dumps({"address": options.address, "token from": use_token(), "entrypoint": parcel.entrypoint,
                           "environment": {}, "dataset": parcel.dataset, "out": parcel.out, "files": parcel.files,
@@ -376,9 +388,9 @@ def _report(options: argparse.Namespace) -> None:
 
 VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "demo": _demo, "phantom": _phantom, "prepare": _prepare, "inspect": _inspect, "models": _models,
-    "preview": _preview, "search": _search, "manifests": _manifests, "submit": _submit, "simulate": _simulate,
-    "watch": _watch, "logs": _logs, "stop": _stop, "leaderboard": _leaderboard, "compare": _compare,
-    "report": _report, "refit": _refit, "predict": _predict, "forget": _forget}
+    "schema": _schema, "preview": _preview, "search": _search, "manifests": _manifests, "submit": _submit,
+    "simulate": _simulate, "watch": _watch, "logs": _logs, "stop": _stop, "leaderboard": _leaderboard,
+    "compare": _compare, "report": _report, "refit": _refit, "predict": _predict, "forget": _forget}
 
 
 if __name__ == "__main__":

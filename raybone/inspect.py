@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from raybone.data.annotations import foci
+from raybone.data.annotations import foci, nothing_to_learn
 from raybone.data.dataset import Dataset, digest_of, open_dataset
 from raybone.data.folds import SPECIAL
 from raybone.data.lookalike import lookalikes, thumbnail
@@ -35,6 +35,7 @@ def inspect(dataset: Path | str,
     """
     opened = open_dataset(dataset)
     problems, readable = _problems(opened, progress)
+    problems += nothing_to_learn(opened.scans)
     counts, warnings = _counts(opened), list(opened.meta.get("warnings", ()))
     opened = replace(opened, scans=tuple(readable))
     repeats = _repeats(opened.scans)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from raybone.data.annotations import LEFT_OUT, NO_SCAN, foci, spelled
+from raybone.data.annotations import LEFT_OUT, NO_SCAN, foci, nothing_to_learn, spelled
 from raybone.data.archive import unpacked
 from raybone.data.augment import lost_at
 from raybone.data.dataset import DatasetWriter
@@ -311,7 +311,8 @@ def _finish(intake: Intake, writer: DatasetWriter, layout: str, accounts: Sequen
                    "rejected": len(intake.rejected), "folds": len({f for f in fold_of.values() if f >= 0}),
                    "test_patients": sum(f == TEST for f in fold_of.values()),
                    "training_patients": sum(f == TRAINING for f in fold_of.values())},
-        "warnings": remarked + doubts + warnings, "fold_warnings": doubts + warnings, "remarks": remarks,
+        "warnings": nothing_to_learn(scans) + remarked + doubts + warnings, "fold_warnings": doubts + warnings,
+        "remarks": remarks,
     }
     return writer.finish(fold_of, categories, meta, intake.rejected, groups)
 

@@ -20,6 +20,7 @@ from raybone.data.augment import LEAST_SIDE, lost_at
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.folds import TEST
 from raybone.data.parts import targets
+from raybone.defaults import METRICS
 from raybone.earlier import OTSU, earlier_fold, winner_of
 from raybone.folder import Folder
 from raybone.hpo.race import ladder
@@ -30,14 +31,11 @@ from raybone.models import load
 from raybone.models._classifier import ClassifierConfig
 from raybone.models._model import Model, TrainingConfig
 from raybone.models._weights import copy_into, start_from, weights_file
+from raybone.places import renamed
 from raybone.records import InvalidConfig, WrongInput
 from raybone.samples import usable
-from raybone.spec import Resolved, Study, problems_of, renamed
+from raybone.spec import Resolved, Study, problems_of
 
-# What a study may be ranked by: the metrics that the bootstrap over patients knows, and the loss.
-METRICS = {"detection": ("AP", "AP50", "AP75", "val_loss"),
-           "segmentation": ("dice", "iou", "precision", "sensitivity", "val_loss"),
-           "classification": ("AUC", "accuracy", "sensitivity", "specificity", "PPV", "NPV", "val_loss")}
 FEW = 10  # proposals that a model may refuse before a study of fixed values that it does not take is refused
 SMALL = 10  # per cent of the lesions that are smaller than the smallest anchor
 

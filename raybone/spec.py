@@ -68,6 +68,18 @@ class Param(Strict):
     choice: tuple[Value, ...] | None = Field(None, min_length=1, description="the values to choose from")
     when: dict[str, Value] | None = Field(None, description="other searched parameters and the value they must have")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _names_a_distribution(cls, value: Any) -> Any:
+        if isinstance(value, dict | Param):
+            return value
+        if not isinstance(value, list):
+            raise ValueError(f"must name a distribution, got {_SHORT.repr(value)}; put a single value under fixed")
+        pair = len(value) == 2 and all(type(v) in (int, float) for v in value)
+        values = ", ".join(map(_SHORT.repr, value[:3])) + ", ..." * (len(value) > 3)
+        raise ValueError(f"must be one of uniform, log_uniform, int_uniform, choice, such as {{choice: [{values}]}}"
+                         f"{f' or {{uniform: [{values}]}}' * pair}, got a list; write it so")
+
     @model_validator(mode="after")
     def _one_distribution(self) -> Param:
         given = [k for k in ("uniform", "log_uniform", "int_uniform", "choice") if getattr(self, k) is not None]
@@ -98,12 +110,15 @@ class Search(Strict):
     """How the space is searched."""
 
     trials: int = Field(16, ge=1, description="configurations to try")
-    sampler: Literal["random", "sobol", "grid", "tpe", "gp"] = "tpe"
-    scheduler: Literal["fold_race", "asha", "full"] = "fold_race"
+    sampler: Literal["random", "sobol", "grid", "tpe", "gp"] = Field(
+        "tpe", description="what proposes; gp is a Gaussian process, for few parameters; grid needs choices alone")
+    scheduler: Literal["fold_race", "asha", "full"] = Field(
+        "fold_race", description="fold_race trains one fold first, then the better part fold by fold; asha all folds, "
+                                 "by epochs; full everything")
     type: Literal["promotion", "stopping"] = Field("promotion", description="fold_race: whether a configuration waits "
                                                    "at a rung for its promotion, or is judged once as it arrives")
     folds: int | None = Field(None, ge=2, description="the dataset's number of folds; another number is refused")
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=2**31, description="of proposals, weights and augmentation")
     test_fold: bool = Field(False, description="keep the next fold out of each fold's training and score it once, at "
                                                "the end: 8:1:1 with 10 folds")
     points: tuple[dict[str, Value], ...] = Field((), description="tried first, in order; what one leaves out is drawn")
@@ -137,8 +152,8 @@ class Resources(Strict):
 class Limits(Strict):
     """When to stop handing out new work; running folds finish their epoch ladder step."""
 
-    hours: float = Field(math.inf, gt=0, allow_inf_nan=True)
-    gpu_hours: float = Field(math.inf, gt=0, allow_inf_nan=True)
+    hours: float = Field(math.inf, gt=0, allow_inf_nan=True, description="of searching in all; no end if left out")
+    gpu_hours: float = Field(math.inf, gt=0, allow_inf_nan=True, description="of training; no end if left out")
     failed_trials: int = Field(8, ge=0, description="end the study when more configurations than this have failed")
     stall_minutes: float = Field(60, gt=0, description="a worker whose epoch takes longer hangs, and is replaced")
     target: float | None = Field(None, description="end when a complete configuration's mean over folds is as good")
@@ -176,16 +191,18 @@ class Resolved(Strict):
 class Study(Strict):
     """One study: a model, a dataset, a space, and the means to search it."""
 
-    name: str = Field(min_length=1, max_length=60, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    dataset: str
-    model: str
-    epochs: int = Field(ge=1, description="epochs of a full run of one fold")
-    metric: str
-    fixed: dict[str, Value] = Field(default_factory=dict)
-    space: dict[str, Param] = Field(default_factory=dict)
-    search: Search = Search()
-    resources: Resources = Resources()
-    limits: Limits = Limits()
+    name: str = Field(min_length=1, max_length=60, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+                      description="letters, digits and ._-; left out, that of the file")
+    dataset: str = Field(description="folder that `raybone prepare` made, or its fsspec URL")
+    model: str = Field(description="a name of the menu: `raybone models`")
+    epochs: int = Field(ge=1, description="epochs of a full run of one fold; left out, 100")
+    metric: str = Field(description="what ranks; left out, AP for boxes, dice for masks, AUC for classes")
+    fixed: dict[str, Value] = Field(default_factory=dict, description="hyper-parameters that stay")
+    space: dict[str, Param] = Field(default_factory=dict, description="hyper-parameters that are searched; left out, "
+                                    "those that the model suggests and that are not fixed")
+    search: Search = Field(Search(), description="how the space is searched")
+    resources: Resources = Field(Resources(), description="what one training run takes")
+    limits: Limits = Field(Limits(), description="when to stop")
     keep: int = Field(5, ge=0, description="configurations whose weights are kept at the end")
     resolved: Resolved | None = None
 
@@ -243,9 +260,12 @@ class Study(Strict):
         return DIRECTIONS[self.metric]
 
 
-def read_study(path: Path | str, overrides: list[str] | None = None) -> Study:
+def read_study(path: Path | str, overrides: list[str] | None = None,
+               complete: Callable[[dict[str, Any], str], dict[str, Any]] = lambda content, stem: content) -> Study:
     """Read a study YAML, with ``key=value`` overrides on dotted keys (values are YAML).
 
+    Args:
+        complete: fills in what the mapping leaves out, given the file's stem.
     Raises:
         WrongInput: every problem of the file, one line each.
     """
@@ -258,7 +278,7 @@ def read_study(path: Path | str, overrides: list[str] | None = None) -> Study:
     content = parse_yaml(text, str(path))
     for item in overrides or []:
         _override(content, item)
-    return parse_study(content, where=str(path))
+    return parse_study(complete(content, path.stem), where=str(path))
 
 
 def parse_yaml(text: str | bytes, where: str) -> dict[str, Any]:
@@ -306,34 +326,6 @@ def misfits(study: Study, point: dict[str, Any]) -> list[str]:
             if implied.setdefault(other, needed) != needed:
                 problems.append(f"{name} exists when {other} is {needed!r}, got {implied[other]!r}; leave one out")
     return problems
-
-
-def relocated(study: Study, move: Callable[[str], str]) -> Study:
-    """The study with other places of the files and earlier studies that it starts from, wherever they stand.
-
-    Args:
-        move: gives the new place; names that are no places (otsu, a model's own weights) stay.
-    """
-    for key in ("weights", "init_from", "nm"):
-        def moved(value: Any, key: str = key) -> Any:
-            named = key != "weights" or "/" in str(value) or Path(str(value)).suffix in (".pt", ".pth", ".safetensors")
-            place = isinstance(value, str) and value and value != "otsu" and "://" not in value and named
-            return move(value) if place else value
-
-        if key in study.fixed:
-            study = study.model_copy(update={"fixed": {**study.fixed, key: moved(study.fixed[key])}})
-        if key in study.space and (choice := study.space[key].choice):
-            study = renamed(study, key, {v: moved(v) for v in choice})
-    return study
-
-
-def renamed(study: Study, key: str, names: dict[Any, Any]) -> Study:
-    """The study with other values of a searched choice, wherever they stand but in rules."""
-    space = {name: p.model_copy(update={"when": {k: names.get(v, v) if k == key else v for k, v in p.when.items()}})
-             if p.when else p for name, p in study.space.items()}
-    space[key] = space[key].model_copy(update={"choice": tuple(names.values())})
-    points = tuple({**p, key: names.get(p[key], p[key])} if key in p else p for p in study.search.points)
-    return study.model_copy(update={"space": space, "search": study.search.model_copy(update={"points": points})})
 
 
 def write_study(study: Study) -> str:

@@ -82,6 +82,17 @@ def test_links_lead_to_files(page: Path) -> None:
         assert "://" in target or (page.parent / target).exists(), target
 
 
+def test_every_path_that_pages_jobs_and_manifests_name_is_there() -> None:
+    """Those of the project, but for what a page or a benchmark makes."""
+    files = [*PAGES, *(p for folder in ("jobs", "k8s", "benchmarks") for p in (ROOT / folder).rglob("*")
+                       if p.suffix in (".yaml", ".sh", ".py") or p.name.startswith("Dockerfile"))]
+    named = {(path.name, target.rstrip(".-/")) for path in files for target in re.findall(
+        r"(?<![\w./-])((?:jobs|docs|k8s|tests|benchmarks)/[\w./*-]+|raybone/[\w/]+\.\w+|\w+\.md\b)", path.read_text())}
+    assert {("researcher.md", "data.md"), ("README.md", "jobs/paper.sh"), ("README.md", "docs/study.md")} <= named
+    places = (ROOT, ROOT / "docs")
+    assert {pair for pair in named if not any(next(place.glob(pair[1]), None) for place in places)} == set()
+
+
 def test_the_commits_that_show_how_are_there_and_short() -> None:
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout

@@ -16,10 +16,10 @@ from torch import distributed as dist
 from raybone.data.annotations import lesion_of_mask, rle_of
 from raybone.data.dataset import open_dataset
 from raybone.data.loader import Batch, ScanSamples, validation_loader
+from raybone.defaults import METRICS
 from raybone.evaluate import evaluate, false_positives, resampled_score, score
 from raybone.models._model import Model, TrainingConfig
 from raybone.records import Lesion, Prediction, Scan
-from raybone.resolve import METRICS
 
 MASK = np.zeros((8, 8), bool)
 MASK[1:3, 1:3] = MASK[5, 5] = True

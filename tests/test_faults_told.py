@@ -26,10 +26,11 @@ from raybone.data.cache import Intensities
 from raybone.data.dataset import open_dataset
 from raybone.data.loader import ScanSamples, validation_loader
 from raybone.hpo.brain import Brain
+from raybone.places import relocated
 from raybone.records import DamagedFile, MachineFault, WrongInput, plain_cell, safe_cell
 from raybone.resolve import dataset_of
 from raybone.search import search
-from raybone.spec import parse_study, read_study, relocated
+from raybone.spec import parse_study, read_study
 
 Mapping = dict[str, Any]
 

@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from raybone.cli import main
 from raybone.contact import contact_sheet
 from raybone.inspect import inspect, inspection_lines
 from raybone.phantom import phantom
@@ -50,6 +51,29 @@ def test_damage_is_named(dataset: Path, tmp_path: Path) -> None:
         inspect(broken)
     with pytest.raises(WrongInput, match=r"no dataset\.json"):
         inspect(tmp_path)
+
+
+def test_a_dataset_without_a_lesion_is_a_problem_and_warned_of(tmp_path: Path,
+                                                               capsys: pytest.CaptureFixture[str]) -> None:
+    source = phantom(tmp_path / "src", 3, 0, height=128)
+    for path in source.rglob("*.json"):
+        path.unlink()
+    words = ["prepare", str(source), str(tmp_path / "ds"), "--folds", "3", "--key", str(tmp_path / "k")]
+    assert main(words) == 0
+    assert "warning: no scan has a lesion" in capsys.readouterr().out
+    assert inspect(tmp_path / "ds")["problems"][0].startswith("no scan has a lesion: there is nothing to train on")
+
+
+def test_scans_that_were_not_prepared_are_told_from_other_folders(cohort: Path, tmp_path: Path,
+                                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "it's"
+    shutil.copytree(cohort, place)
+    cv2.imwrite(str(place / "scan.png"), np.zeros((9, 9), np.uint8))
+    assert main(["inspect", str(place)]) == 2
+    error = capsys.readouterr().err
+    assert "holds 18 DICOM files and 1 images, but no dataset.json: run `raybone prepare '" in error
+    assert error.endswith(" data/NAME` and give that folder\n")
+    assert error.count("\n") == 1
 
 
 def test_swapped_views_mirrored_scans_and_repeats_are_suspects(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[1] / "raybone"
 # Rooms and files from left to right; those of one entry do not depend on order, but never on what is right of them.
 ORDER = [
     {"records"}, {"rules", "folder", "arguments", "yaml12"}, {"spec", "checkpoint"},
-    {"data", "losses", "metrics", "hpo"}, {"models"},
-    {"earlier"}, {"samples", "memory"}, {"phantom", "prepare", "inspect", "contact", "evaluate", "overlay"},
+    {"data", "losses", "metrics", "hpo", "places"}, {"models"},
+    {"earlier", "defaults"}, {"samples", "memory", "reference"},
+    {"phantom", "prepare", "inspect", "contact", "evaluate", "overlay"},
     {"resolve", "ensemble"}, {"fit", "bundle", "calibrate"}, {"frames"},
     {"leaderboard", "warm", "preview", "demo", "simulate", "record"}, {"search", "compare"},
     {"logs", "charts"}, {"watch", "report", "refit", "predict", "forget"}, {"cluster", "terminal", "live"}, {"cli"},

@@ -126,7 +126,7 @@ def test_a_race_stops_some_and_completes_two(study: Mapping, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("change", "rule"), [
     ({"dataset": "/nowhere"}, "must be a folder made by `raybone prepare`"),
-    ({"model": "unett"}, "must be one of yolo11n"),
+    ({"model": "unett"}, "did you mean unet"),
     ({"metric": "AP"}, "unet is a segmentation model"),
     ({"space": {"lr0": {"uniform": [0.0, 100.0]}}}, r"space\.lr0"),
     ({"space": {"learning_rate": {"uniform": [0.1, 1.0]}}}, "no such hyper-parameter"),

@@ -236,6 +236,19 @@ def test_labels_of_yolo_are_refused_by_name(tmp_path: Path) -> None:
         prepare(tmp_path / "in", tmp_path / "ds", folds=2, key=tmp_path / "k")
 
 
+def test_a_folder_that_ultralytics_trains_on_is_refused_in_one_line(tmp_path: Path,
+                                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, name in enumerate(NAMES):
+        picture(tmp_path / "in" / "images" / "train" / f"{name}.png", seed)
+        (tmp_path / "in" / "labels" / "train").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / "labels" / "train" / f"{name}.txt").write_text("0 0.333 0.375 0.25 0.125\n")
+    (tmp_path / "in" / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/train\nnames: {0: lesion}\n")
+    assert main(["prepare", str(tmp_path / "in"), str(tmp_path / "ds"), "--key", str(tmp_path / "k")]) == 2
+    error = capsys.readouterr().err
+    assert "3 x has an annotation that is a label file of YOLO" in error
+    assert error.count("\n") == 1
+
+
 def test_two_annotations_of_a_scan_are_one_when_they_agree_and_none_when_not(tmp_path: Path) -> None:
     labelimg(tmp_path / "in")
     for name in NAMES[:2]:

@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 from raybone import __version__
+from raybone.places import relocated
 from raybone.records import WrongInput
-from raybone.spec import Study, relocated, write_study
+from raybone.spec import Study, write_study
 
 MOUNT = "/raybone"  # the shared volume, in every pod that trains
 STUDY = "raybone/study"  # the annotation that a file of the head is made from: data, which no shell reads

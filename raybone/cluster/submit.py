@@ -22,8 +22,9 @@ import requests
 import raybone
 from raybone.cluster.access import job_client
 from raybone.folder import plain_url
+from raybone.places import relocated
 from raybone.records import RunFailed, WrongInput
-from raybone.spec import Study, relocated, write_study
+from raybone.spec import Study, write_study
 
 POLL_SECONDS = 2.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,14 @@ def is_focus(lesion: Lesion) -> bool:
 def foci(scan: Scan) -> list[Lesion]:
     """The lesions of a scan that count."""
     return [le for le in scan.lesions if is_focus(le)]
+
+
+def nothing_to_learn(scans: Sequence[Scan]) -> list[str]:
+    """A line where no scan has a lesion or a label of two classes; none otherwise."""
+    if any(foci(s) for s in scans) or {"0", "1"} <= {value for s in scans for _, value in s.labels}:
+        return []
+    return ["no scan has a lesion: there is nothing to train on; prepare it with the annotations beside the scans "
+            "(docs/data.md)"]
 
 
 def lesion_of_mask(mask_HW: Array, category: str) -> Lesion:

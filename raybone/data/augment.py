@@ -25,15 +25,15 @@ class Augmentation(Strict):
     """The hyper-parameters of augmentation; every model's configuration has them."""
 
     fliplr: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
-    degrees: float = Field(0.0, ge=0, le=180, description="largest rotation")
+    degrees: float = Field(0.0, ge=0, le=180, description="largest rotation, degrees either way")
     translate: float = Field(0.1, ge=0, le=1, description="largest shift as a share of the side")
-    scale: float = Field(0.3, ge=0, lt=1, description="largest zoom as a share")
+    scale: float = Field(0.3, ge=0, lt=1, description="largest zoom in or out, as a share of the size")
     mosaic: float = Field(0.0, ge=0, le=1, description="probability of a four-scan mosaic")
     close_mosaic: int = Field(0, ge=0, description="last epochs without mosaic")
     montage: bool = Field(False, description="anterior and posterior view of a patient side by side, as one image")
-    count_scale: float = Field(0.0, ge=0, le=3, description="largest change of the count level")
-    gamma: float = Field(0.0, ge=0, le=3, description="largest gamma change")
-    poisson: float = Field(0.0, ge=0, le=0.95, description="largest share of counts taken away")
+    count_scale: float = Field(0.0, ge=0, le=3, description="counts change by up to a factor 1 + this either way")
+    gamma: float = Field(0.0, ge=0, le=3, description="gamma is up to 1 + this, or its reciprocal")
+    poisson: float = Field(0.0, ge=0, le=0.95, description="largest share of counts thinned out, with Poisson noise")
 
 
 @dataclass(frozen=True)

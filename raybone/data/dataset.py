@@ -8,9 +8,11 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,13 @@ import numpy as np
 from raybone.data.annotations import read_coco, to_coco
 from raybone.data.folds import TEST, TRAINING
 from raybone.data.remote import local_copy
+from raybone.data.sources import is_image
 from raybone.records import Array, DamagedFile, Lesion, Scan, WrongInput, plain_cell, safe_cell
 
 FORMAT = 1
 COLUMNS = ("scan_id", "patient_id", "view", "height", "width", "pixel_mm", "row", "high", "site", "scanner",
            "instance", "flags")
+LOOKED_AT = 10_000  # files of a folder that is no dataset, of which the scans are counted
 HEADER = 128  # bytes before the data of a .npy file: numpy pads the header, so that a growing array keeps its length
 
 
@@ -103,8 +107,7 @@ def open_dataset(path: Path | str, test_fold: bool = False) -> Dataset:
     """
     path = local_copy(str(path)) if "://" in str(path) else Path(path).expanduser()
     if not (path / "dataset.json").is_file():
-        raise WrongInput(f"dataset {path}: must be a folder made by `raybone prepare`, but it has no dataset.json; "
-                         f"run `raybone prepare SOURCE {path}`")
+        raise WrongInput(_unprepared(path))
     try:
         stamp = _stamp(path)
         meta = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
@@ -248,6 +251,24 @@ class DatasetWriter:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows([safe_cell(value) for value in row] for row in rows)
+
+
+def _unprepared(path: Path) -> str:
+    """What is wrong with a folder that has no dataset.json: most often it holds the scans themselves."""
+    files = [f for f in islice(path.rglob("*"), LOOKED_AT) if f.is_file()]
+    images, dicom = sum(is_image(f.name) for f in files), sum(_begins_dicom(f) for f in files)
+    if not images + dicom:
+        return (f"dataset {path}: must be a folder made by `raybone prepare`, but it has no dataset.json; "
+                f"run `raybone prepare SOURCE {path}`")
+    return (f"dataset {path}: holds {dicom} DICOM files and {images} images, but no dataset.json: run `raybone prepare "
+            f"{shlex.quote(str(path))} data/NAME` and give that folder")
+
+
+def _begins_dicom(path: Path) -> bool:
+    from raybone.data.dicom import is_dicom  # imports pydicom, which training needs not
+
+    with path.open("rb") as file:
+        return is_dicom(file.read(132))
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -8,9 +8,9 @@ import os
 import pwd
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from raybone.records import WrongInput
+from raybone.records import Task, WrongInput
 
 if TYPE_CHECKING:
     from raybone.models._model import Model
@@ -37,13 +37,26 @@ def _name_user() -> None:
 _name_user()
 
 
-def menu() -> list[tuple[str, str, int, str]]:
+def menu() -> list[tuple[str, Task, int, str]]:
     """Name, task, trained parameters with the default configuration, and source of every model.
 
     They stand in menu.csv, as counting them would import torch and build every network.
     """
     with Path(__file__).with_name("menu.csv").open(newline="", encoding="utf-8") as file:
-        return [(row["name"], row["task"], int(row["parameters"]), row["source"]) for row in csv.DictReader(file)]
+        return [(row["name"], cast(Task, row["task"]), int(row["parameters"]), row["source"])
+                for row in csv.DictReader(file)]
+
+
+def task_of(name: str) -> Task:
+    """What the model of that name does; nothing of it is imported.
+
+    Raises:
+        WrongInput: no such model; the message lists the menu.
+    """
+    for known, task, *_ in menu():
+        if known == name:
+            return task
+    raise _unknown(name)
 
 
 def load(name: str) -> Model:
@@ -52,9 +65,19 @@ def load(name: str) -> Model:
     Raises:
         WrongInput: no such model; the message lists the menu.
     """
-    if name not in MENU:
-        near = difflib.get_close_matches(name, MENU, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise WrongInput(f"model: must be one of {', '.join(MENU)}; got {name!r}; {hint}see `raybone models`")
+    if name not in MENU:  # a job's code comes without menu.csv
+        raise _unknown(name)
     module = import_module(f"raybone.models.{MENU[name]}")
     return next(m for m in getattr(module, "MODELS", None) or [module.MODEL] if m.name == name)
+
+
+def _unknown(name: str) -> WrongInput:
+    """The error of a name that is not in the menu: near ones, and which models find what."""
+    names: dict[Task, list[str]] = {}
+    for known, task, *_ in menu():
+        names.setdefault(task, []).append(known)
+    near = difflib.get_close_matches(name.lower().replace("+", "_plus").replace("-", "_"), MENU, n=5, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}? " if near else ""
+    return WrongInput(f"model: must be a name of the menu, got {name!r}; {hint}Boxes, and nothing else, come from "
+                      f"{', '.join(names['detection'])}; masks from {', '.join(names['segmentation'])}; classes from "
+                      f"{', '.join(names['classification'])}")

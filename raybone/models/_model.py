@@ -26,20 +26,23 @@ class TrainingConfig(Augmentation):
     imgsz: int = Field(1024, ge=32, le=4096, description="pixels of the long side; the scan keeps its aspect ratio")
     batch: int = Field(16, ge=1, le=1024, description="images a step, over all workers")
     nbs: int = Field(16, ge=1, description="nominal batch: gradients are summed up to this many images a step")
-    optimizer: Literal["SGD", "AdamW"] = "AdamW"
+    optimizer: Literal["SGD", "AdamW"] = Field(
+        "AdamW", description="AdamW without weight_decay is Adam; SGD has Nesterov's momentum")
     lr0: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
     lrf: float = Field(0.01, gt=0, le=1, description="last learning rate as a share of lr0")
-    schedule: Literal["linear", "cosine", "multistep"] = "linear"
+    schedule: Literal["linear", "cosine", "multistep"] = Field(
+        "linear", description="how the learning rate falls from lr0 to lrf * lr0; multistep drops it at the milestones")
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.66, 0.91), description="shares of the epochs after which multistep multiplies the learning rate by lr_drop")
-    lr_drop: float = Field(0.1, gt=0, le=1)
+    lr_drop: float = Field(0.1, gt=0, le=1, description="factor at each milestone of multistep")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum or Adam beta1")
-    weight_decay: float = Field(5e-4, ge=0, le=1)
-    warmup_epochs: float = Field(1.0, ge=0)
-    warmup_momentum: float = Field(0.8, ge=0, lt=1)
-    warmup_bias_lr: float = Field(0.0, ge=0, le=10)
+    weight_decay: float = Field(5e-4, ge=0, le=1, description="of weights; biases and norms have none")
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs in which the learning rate rises to its peak")
+    warmup_momentum: float = Field(0.8, ge=0, lt=1, description="SGD momentum when the warm-up begins")
+    warmup_bias_lr: float = Field(0.0, ge=0, le=10, description="learning rate of biases when the warm-up begins")
     clip: float = Field(10.0, ge=0, description="largest norm of the gradient; 0 for any")
-    ema: float = Field(0.9999, ge=0, lt=1, description="decay of the moving average of the weights")
+    ema: float = Field(0.9999, ge=0, lt=1, description="decay a step of the average of the weights, which is "
+                                                          "what is scored; 0 for the weights themselves")
     ema_tau: float = Field(2000, gt=0, description="steps over which that decay is reached")
     amp: bool = Field(True, description="bfloat16 autocast on a GPU")
     channels_last: bool = Field(False, description="keep channels innermost in memory")

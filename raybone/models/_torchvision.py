@@ -32,9 +32,10 @@ IMAGENET = {depth: {"imagenet": known.IMAGENET1K_V2.url}
 class DetectorConfig(TrainingConfig):
     """Hyper-parameters of the anchor-based detectors; where a default is not torchvision's, it says so."""
 
-    optimizer: Literal["SGD", "AdamW"] = "SGD"
+    optimizer: Literal["SGD", "AdamW"] = Field("SGD", description=TrainingConfig.model_fields["optimizer"].description)
     lr0: float = Field(0.01, gt=0, le=10, description="peak learning rate")
-    schedule: Literal["linear", "cosine", "multistep"] = "multistep"
+    schedule: Literal["linear", "cosine", "multistep"] = Field(
+        "multistep", description=TrainingConfig.model_fields["schedule"].description)
     batch: int = Field(4, ge=1, le=1024, description="images a step, over all workers")
     nbs: int = Field(4, ge=1, description="nominal batch: gradients are summed up to this many images a step")
     channels: int = Field(256, ge=8, le=1024, description="channels of the feature pyramid")
@@ -42,7 +43,7 @@ class DetectorConfig(TrainingConfig):
                           "long side, twice as much at each coarser level; 0 for torchvision's 32 to 512 pixels")
     octaves: int = Field(1, ge=1, le=4, description="anchor sizes a level, evenly within the octave")
     conf: float = Field(0.001, ge=0, lt=1, description="lowest score of a detection (torchvision's is 0.05)")
-    iou: float = Field(0.5, gt=0, le=1, description="overlap above which non-maximum suppression merges")
+    iou: float = Field(0.5, gt=0, le=1, description="IoU above which non-maximum suppression merges")
     max_det: int = Field(100, ge=1, description="detections an image; COCO AP counts 100")
 
 

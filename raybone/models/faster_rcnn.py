@@ -16,9 +16,9 @@ from raybone.models._torchvision import DEPTHS, IMAGENET, SPACE, DetectorConfig,
 class Config(DetectorConfig):
     """Hyper-parameters of a two-stage detector."""
 
-    rpn_iou: float = Field(0.5, gt=0.3, lt=1, description="overlap from which an anchor is a lesion's; few anchors "
+    rpn_iou: float = Field(0.5, gt=0.3, lt=1, description="IoU from which an anchor is a lesion's; few anchors "
                            "overlap a small lesion by torchvision's 0.7")
-    head: int = Field(1024, ge=8, le=8192, description="width of the second stage")
+    head: int = Field(1024, ge=8, le=8192, description="neurons of the second stage's layers")
     rois: int = Field(512, ge=1, description="proposals an image that the second stage is trained with")
 
 

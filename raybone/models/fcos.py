@@ -18,8 +18,8 @@ from raybone.spec import Param
 class Config(DetectorConfig):
     """Hyper-parameters of a one-stage detector without anchors."""
 
-    anchor: float = Field(0, ge=0, le=0, description="it has none")
-    octaves: int = Field(1, ge=1, le=1, description="of its points there is one a cell")
+    anchor: float = Field(0, ge=0, le=0, description="0: it has no anchors")
+    octaves: int = Field(1, ge=1, le=1, description="1: there is one point a cell")
     radius: float = Field(1.5, gt=0, le=5, description="strides around a lesion's centre whose points learn its box")
 
 

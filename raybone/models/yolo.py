@@ -62,7 +62,7 @@ class Config(TrainingConfig):
     reach: float = Field(0.5, gt=0.2, le=7.5, description="strides from a cell to the sides of the box it predicts "
                          "before training; Ultralytics' 7.5 is blind to lesions under about 30 px")
     conf: float = Field(0.001, ge=0, lt=1, description="lowest score of a detection")
-    iou: float = Field(0.7, gt=0, le=1, description="overlap above which non-maximum suppression merges")
+    iou: float = Field(0.7, gt=0, le=1, description="IoU above which non-maximum suppression merges")
     max_det: int = Field(100, ge=1, description="detections an image; COCO AP counts 100")
 
 
