@@ -11,7 +11,7 @@ import numpy as np
 
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
-from raybone.hpo.lease import Lease
+from raybone.hpo.lease import EXPIRES, Lease
 from raybone.hpo.race import START_UP, expected, ladder_of, name_of
 from raybone.hpo.state import Configuration, State, gpu_hours
 from raybone.leaderboard import interval
@@ -123,14 +123,14 @@ def watch(out: str, show: Callable[[Status, bool], None], follow: bool = True, p
     """
     folder = Folder(out)
     study = read_resolved(folder)
-    journal, state = Journal(folder), State()
+    journal, state, lease = Journal(folder), State(), Lease(folder)
     status: Status | None = None
     while True:
         news = False
         for event in journal.events():
             state.apply(event)
             news = True
-        driven = Lease(folder).holder() is not None
+        driven = lease.holder(0.0 if follow else EXPIRES) is not None
         if status is None or news or driven != status.driven:
             status, news = status_of(study, state, driven), True
         show(status, news)

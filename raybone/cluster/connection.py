@@ -16,6 +16,7 @@ import ray
 
 from raybone.cluster.access import check
 from raybone.cluster.hub import NAMESPACE
+from raybone.data.parallel import cores
 from raybone.records import WrongInput
 
 
@@ -53,7 +54,7 @@ def connection(address: str | None) -> Iterator[None]:
             if "RAY_AUTH_TOKEN_PATH" not in os.environ:
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             place = tempfile.mkdtemp(prefix="raybone-")
-            ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, _temp_dir=place,
+            ray.init(address="local", num_cpus=cores(), include_dashboard=False, _temp_dir=place,
                      object_store_memory=200 * 2**20, **quiet)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_term)  # Ray's own prints a stack and aborts
