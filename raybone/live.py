@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raybone.hpo.race import ladder_of
-from raybone.logs import harmless
+from raybone.records import printable
 from raybone.watch import HOW, Status, best_line, busy_line, clock, watch
 
 # Of HOW, each with a shape of its own, as not everybody sees colours.
@@ -54,7 +54,7 @@ class Picture:
         busy = [busy_line(status.study, status.state)] if status.state.fold_epochs else []
 
         def wrapped(text: str, style: str, most: int) -> list[Text]:
-            lines = list(Text(harmless(text), style).wrap(console, width))
+            lines = list(Text(printable(text), style).wrap(console, width))
             if len(lines) > most > 0:
                 lines[most - 1].truncate(width - 1)
                 lines[most - 1].append("…")
@@ -76,7 +76,7 @@ class Picture:
         failed = latest("red", -(-room // 3), "failed")
         told = latest("", room - len(failed), "decision", "again", "slots")
         yield Panel(Group(*head, rungs, *([runs] if status.running else []), *told, *failed), title_align="left",
-                    title=Text(harmless(status.title), "bold"),
+                    title=Text(printable(status.title), "bold"),
                     border_style="dim" if status.state.end or not status.driven else "green")
 
 
@@ -127,5 +127,5 @@ def _runs(status: Status, width: int, most: int) -> Table:
         told = [str(fold[0]), f"{fold[1]}/{run.epochs}", f"{fold[2]:.4f}"] if fold else ["starts", "", ""]
         speed = [f"{run.epoch_seconds:.3g}", clock(run.seconds)] if math.isfinite(run.seconds) else ["", ""]
         bar = _Bar((run.share, SHAPES["passed"]), (1 - run.share, ("░", "dim")))
-        table.add_row(Text(f"{harmless(run.config_id)} to {run.target + 1}"), bar, *told, *speed)
+        table.add_row(Text(f"{printable(run.config_id)} to {run.target + 1}"), bar, *told, *speed)
     return table

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
+
+from raybone.records import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,10 +33,10 @@ def tell_end(reason: str, out: str) -> None:
     show_table(table)
     tried, trials = len(table), read_resolved(folder).search.trials
     if reason == "complete" and tried < trials:
-        print(f"the space is used up: {tried} of search.trials {trials}; search.reject or the model refused the rest, "
-              "if there is one")
-    print(f"{'done' if reason == 'complete' else reason}: {out.rstrip('/')}/leaderboard.csv; `raybone report "
-          f"{shlex.quote(out)}` makes a page of it")
+        say(f"the space is used up: {tried} of search.trials {trials}; search.reject or the model refused the rest, "
+            "if there is one")
+    say(f"{'done' if reason == 'complete' else reason}: {out.rstrip('/')}/leaderboard.csv; `raybone report "
+        f"{shlex.quote(out)}` makes a page of it")
 
 
 def show_table(table: pd.DataFrame) -> None:
@@ -43,9 +47,9 @@ def show_table(table: pd.DataFrame) -> None:
                "verdict", *searched]
     shown = table[columns].rename(columns=lambda c: c.removeprefix("cfg."))
     shown["rank"] = [f"{r:.0f}" if r == r else "" for r in shown["rank"].astype(float)]
-    print(shown.to_string(index=False, na_rep="", float_format=lambda v: f"{v:.4g}"))
+    say(shown.to_string(index=False, na_rep="", float_format=lambda v: f"{v:.4g}"))
     for warning in filter(None, table["warnings"].fillna("").unique()):
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
 
 
 def progress() -> Callable[[Brain], None]:
@@ -63,35 +67,50 @@ def progress() -> Callable[[Brain], None]:
         now, rungs = clock(time.monotonic() - began), ladder_of(study)
         if told["news"] < 0:
             told["news"] = state.old_news
-            print(f"{study.name}: {study.search.trials} configurations of {study.model}, {brain.slots} run(s) at once, "
-                  f"rungs (folds x epochs): {', '.join(f'{k}x{e}' for k, e in rungs)}", flush=True)
+            say(f"{study.name}: {study.search.trials} configurations of {study.model}, {brain.slots} run(s) at once, "
+                f"rungs (folds x epochs): {', '.join(f'{k}x{e}' for k, e in rungs)}")
             if study.resolved and (prior := study.resolved.prior):
-                print(f"warm start: {len(prior.observations)} rows to propose from, {len(prior.points)} tried first, "
-                      f"{prior.left_out} left out as outside the space", flush=True)
+                say(f"warm start: {len(prior.observations)} rows to propose from, {len(prior.points)} tried first, "
+                    f"{prior.left_out} left out as outside the space")
         for event in state.news[int(told["news"]):]:
-            print(f"[{now}] {in_words(event, rungs)}", flush=True)
+            say(f"[{now}] {in_words(event, rungs)}")
             told["news"] += 1
         if state.end and state.fold_epochs:
-            print(f"[{now}] {busy_line(study, state)}", flush=True)
+            say(f"[{now}] {busy_line(study, state)}")
         if brain.version != told["version"] and time.monotonic() - told["time"] >= every:
             told["time"], told["version"] = time.monotonic(), brain.version
             status = status_of(study, state)
             running = " | ".join(running_line(study, r) for r in status.running)
-            print(f"[{now}] {running or 'starting'} | {best_line(study, status.best)} | "
-                  f"{time_left(study, state)}", flush=True)
+            say(f"[{now}] {running or 'starting'} | {best_line(study, status.best)} | "
+                f"{time_left(study, state)}")
 
     return tell
 
 
-def printable(text: str) -> str:
-    """Text that does nothing to a terminal but appear on it: names of files and words of programs may hold anything."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+def show(text: str, file: TextIO | None = None, end: str = "\n") -> None:
+    """Print text for people, with ? for all that a terminal may take for a command.
+
+    Raises:
+        BrokenPipeError: nobody reads any more. What was not printed is dropped, and so is all that follows.
+    """
+    file = file or sys.stdout
+    try:
+        print(printable(text), file=file, end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+        raise
+
+
+def say(text: str, file: TextIO | None = None, end: str = "\n") -> None:
+    """``show``, for work that goes on although nobody reads of it."""
+    with contextlib.suppress(BrokenPipeError):
+        show(text, file, end)
 
 
 def epoch_line(epoch: Epoch) -> None:
     """An epoch of a training without folds."""
     told = ", ".join(f"{name} {value:.4f}" for name, value in epoch.metrics.items())
-    print(f"epoch {epoch.epoch}: {told} in {epoch.seconds:.1f} s", flush=True)
+    say(f"epoch {epoch.epoch}: {told} in {epoch.seconds:.1f} s")
 
 
 def bar(what: str) -> Callable[[int, int], None]:
@@ -102,9 +121,9 @@ def bar(what: str) -> Callable[[int, int], None]:
         if sys.stderr.isatty():
             filled = 30 * done // total
             end = "\n" if done == total else ""
-            print(f"\r{what} [{'#' * filled:.<30}] {done}/{total}", end=end, file=sys.stderr, flush=True)
+            say("", sys.stderr, f"\r{what} [{'#' * filled:.<30}] {done}/{total}{end}")
         elif time.monotonic() - began > 2 and 10 * done // total > last[0]:
             last[0] = 10 * done // total
-            print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
+            say(f"{what} {done}/{total}", file=sys.stderr)
 
     return tell

@@ -15,7 +15,8 @@ from raybone.hpo.lease import EXPIRES, Lease
 from raybone.hpo.race import START_UP, expected, ladder_of, name_of
 from raybone.hpo.state import Configuration, State, gpu_hours
 from raybone.leaderboard import interval
-from raybone.logs import harmless, in_words
+from raybone.logs import in_words
+from raybone.records import printable
 from raybone.spec import Study
 
 HOW = ("passed", "waiting", "stopped", "coming", "failed")  # what a configuration may do at a rung
@@ -155,7 +156,7 @@ def status_lines(status: Status) -> list[str]:
     lines += [best_line(study, status.best), *([busy_line(study, status.state)] if status.state.fold_epochs else [])]
     lines += ["  " + running_line(study, r) for r in status.running]
     told = [*status.news(8, "decision", "again", "slots"), *status.news(3, "failed")]
-    return [harmless(line) for line in [*lines, *("  " + line for line in told)]]
+    return [printable(line) for line in [*lines, *("  " + line for line in told)]]
 
 
 def busy_line(study: Study, state: State) -> str:
