@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from raybone.arguments import parser
 from raybone.records import MachineFault, RunFailed, WrongInput, safe_cell
-from raybone.terminal import bar, epoch_line, printable, progress, show_table, tell_end
+from raybone.terminal import bar, epoch_line, progress, say, show, show_table, tell_end
 
 if TYPE_CHECKING:
     from raybone.hpo.brain import Brain
@@ -38,33 +38,31 @@ MEND = {errno.ENOSPC: "free space or choose another place", errno.EDQUOT: "free 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    goes_on = False
+    verb = ""
     try:
         options = parser().parse_args(arguments)
-        goes_on = options.verb in ("search", "demo")
-        return VERBS[options.verb](options) or 0
+        verb = options.verb
+        return VERBS[verb](options) or 0
     except WrongInput as error:
-        for problem in error.problems:
-            print(f"raybone: {problem}", file=sys.stderr)
-        return 2
-    except RunFailed as error:
-        print(f"raybone: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # the reader of a pipe, such as head, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except MachineFault as error:
-        print(f"raybone: {error}", file=sys.stderr)
-        return 1
+        return _failed(2, *error.problems)
+    except (RunFailed, MachineFault) as error:
+        return _failed(1, str(error))
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and verb in ("logs", "watch"):
+            return 0  # the reader of a pipe, such as head, has had enough
         place = f"{error.filename}: " if error.filename else ""
-        print(f"raybone: {place}{error.strerror or error}; {MEND.get(error.errno or 0, 'look there, then try again')}",
-              file=sys.stderr)
-        return 1
+        mend = MEND.get(error.errno or 0, "look there, then try again")
+        return _failed(1, f"{place}{error.strerror or error}; {mend}")
     except KeyboardInterrupt:
-        print(f"raybone: interrupted; {'the same command resumes it' if goes_on else 'nothing is left of it'}",
-              file=sys.stderr)
-        return 1
+        goes_on = verb in ("search", "demo")
+        return _failed(1, f"interrupted; {'the same command resumes it' if goes_on else 'nothing is left of it'}")
+
+
+def _failed(code: int, *problems: str) -> int:
+    """Tell of each problem in a line of its own; returns the exit code."""
+    for problem in problems:
+        say(f"raybone: {' '.join(problem.splitlines())}", file=sys.stderr)
+    return code
 
 
 def _interrupt(*_: object) -> None:
@@ -86,7 +84,7 @@ def _phantom(options: argparse.Namespace) -> None:
     from raybone.phantom import phantom
 
     out = phantom(options.out, options.patients, options.seed, options.layout, options.height, bar("phantom"))
-    print(f"{out}: {options.patients} patients, two views each")
+    say(f"{out}: {options.patients} patients, two views each")
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -103,24 +101,25 @@ def _prepare(options: argparse.Namespace) -> None:
                    show_paths=options.show_paths)
     counts = made.meta["counts"]
     for line in told(made.accounts, counts, options.unannotated == "negative"):
-        print(line)
+        say(line)
     apart = f", {counts['training_patients']} patients in training alone" if counts["training_patients"] else ""
-    print(f"{made.path}: {counts['scans']} scans of {counts['patients']} patients with {counts['lesions']} lesions in "
-          f"{counts['folds']} folds{apart}; {counts['rejected']} inputs not taken; hash {made.meta['hash']}")
+    say(f"{made.path}: {counts['scans']} scans of {counts['patients']} patients with {counts['lesions']} lesions in "
+        f"{counts['folds']} folds{apart}; {counts['rejected']} inputs not taken; hash {made.meta['hash']}")
     if small := [f"{n} at imgsz {size}" for size, n in counts["too_small"].items() if n]:
-        print(f"lesions that get under 2 pixels a side, which detectors are not trained on: {', '.join(small)}")
+        say(f"lesions that get under 2 pixels a side, which detectors are not trained on: {', '.join(small)}")
     for warning in made.meta["warnings"]:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
     if options.show_paths:
         path_of = {i: path for input_id, scan_id, path in made.sources for i in (input_id, scan_id)}
         reason_of = {i: reason for i, _, reason in made.rejected}
         lines = [f"{path_of.get(i, i)}: {rule}" for rule, ids in made.meta["remarks"].items() for i in ids]
         lines += [f"{path}: not taken: {reason_of[i]}" for i, scan_id, path in made.sources
                   if i in reason_of and not scan_id]
-        print("\n".join(line.encode("utf-8", "backslashreplace").decode() for line in lines))
+        for line in lines:
+            say(" ".join(line.encode("utf-8", "backslashreplace").decode().splitlines()))
     elif made.rejected or made.meta["remarks"]:
-        print(f"reasons and scans are in {made.path / ('rejected.csv' if made.rejected else 'dataset.json')}; "
-              "--show-paths names the files")
+        say(f"reasons and scans are in {made.path / ('rejected.csv' if made.rejected else 'dataset.json')}; "
+            "--show-paths names the files")
 
 
 def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
@@ -135,12 +134,12 @@ def _inspect(options: argparse.Namespace) -> None:
     from raybone.inspect import inspect, inspection_lines
 
     found = inspect(options.dataset, bar("inspect"))
-    print(json.dumps(found, indent=1) if options.json else "\n".join(inspection_lines(found)))
+    say(json.dumps(found, indent=1) if options.json else "\n".join(inspection_lines(found)))
     if options.png:
         from raybone.contact import contact_sheet
 
         shown = contact_sheet(options.dataset, options.png, found)
-        print(f"{options.png}: {shown} scans", file=sys.stderr)
+        say(f"{options.png}: {shown} scans", file=sys.stderr)
 
 
 def _models(options: argparse.Namespace) -> None:
@@ -150,18 +149,18 @@ def _models(options: argparse.Namespace) -> None:
         from raybone.reference import hyper_parameter_lines, hyper_parameters
 
         found = hyper_parameters(options.name)
-        print(json.dumps(found, indent=1) if options.json else "\n".join(hyper_parameter_lines(found)))
+        say(json.dumps(found, indent=1) if options.json else "\n".join(hyper_parameter_lines(found)))
     elif options.json:
-        print(json.dumps([dict(zip(("name", "task", "parameters", "source"), row)) for row in menu()], indent=1))
+        say(json.dumps([dict(zip(("name", "task", "parameters", "source"), row)) for row in menu()], indent=1))
     else:
         for name, task, parameters, source in menu():
-            print(f"{name:<19} {task:<14} {parameters / 1e6:6.1f} M  {source}")
+            say(f"{name:<19} {task:<14} {parameters / 1e6:6.1f} M  {source}")
 
 
 def _schema(_: argparse.Namespace) -> None:
     from raybone.reference import schema
 
-    print(json.dumps(schema(), indent=1))
+    say(json.dumps(schema(), indent=1))
 
 
 def _study(options: argparse.Namespace, *more: str) -> Study:
@@ -176,17 +175,17 @@ def _preview(options: argparse.Namespace) -> None:
 
     seen = preview(_study(options), options.epoch_seconds, options.epochs_from, options.slots)
     if options.json:
-        print(json.dumps(dataclasses.asdict(seen), indent=1))
+        say(json.dumps(dataclasses.asdict(seen), indent=1))
         return
     for name, configurations, epochs in seen.rungs:
-        print(f"{name:<24} {configurations:6.1f} configurations {epochs:8.0f} fold epochs")
-    print(f"{seen.fold_epochs:.0f} fold epochs expected, {seen.exhaustive / seen.fold_epochs:.1f} times fewer than the "
-          f"{seen.exhaustive:.0f} of exhaustive cross-validation")
+        say(f"{name:<24} {configurations:6.1f} configurations {epochs:8.0f} fold epochs")
+    say(f"{seen.fold_epochs:.0f} fold epochs expected, {seen.exhaustive / seen.fold_epochs:.1f} times fewer than the "
+        f"{seen.exhaustive:.0f} of exhaustive cross-validation")
     gpus = f", {seen.gpu_hours:.2f} GPU-hours" if seen.gpu_hours else ""
     for warning in seen.warnings:
-        print(f"warning: {warning}")
-    print(f"about {seen.wall_hours:.2f} hours with {seen.slots} run(s) at once{gpus}, at {seen.epoch_seconds:.1f} s a "
-          f"fold epoch ({seen.timed}); starting the runs is included in the hours")
+        say(f"warning: {warning}")
+    say(f"about {seen.wall_hours:.2f} hours with {seen.slots} run(s) at once{gpus}, at {seen.epoch_seconds:.1f} s a "
+        f"fold epoch ({seen.timed}); starting the runs is included in the hours")
 
 
 def _search(options: argparse.Namespace) -> None:
@@ -210,15 +209,15 @@ def _search(options: argparse.Namespace) -> None:
         from raybone.record import record
 
         taken, tried = record(options.out)
-        print(f"{options.out.rstrip('/')}/curves.npz: {taken} of {tried} configurations; replay them with "
-              "`raybone simulate --curves`")
+        say(f"{options.out.rstrip('/')}/curves.npz: {taken} of {tried} configurations; replay them with "
+            "`raybone simulate --curves`")
 
 
 def _following(study: Study) -> contextlib.AbstractContextManager[Callable[[Brain], None]]:
     """What a search is given to tell of itself: a picture on a terminal, lines elsewhere."""
     if not _drawable():
         return contextlib.nullcontext(progress())
-    print(f"{study.name}: checks its dataset and starts", flush=True)
+    say(f"{study.name}: checks its dataset and starts")
     from raybone.live import following
 
     return following()
@@ -231,7 +230,7 @@ def _drawable() -> bool:
 def _manifests(options: argparse.Namespace) -> None:
     from raybone.cluster.manifests import manifests
 
-    print(manifests(_study(options), options.out, options.image), end="")
+    say(manifests(_study(options), options.out, options.image), end="")
 
 
 def _submit(options: argparse.Namespace) -> int:
@@ -240,16 +239,16 @@ def _submit(options: argparse.Namespace) -> int:
 
     parcel = pack(_study(options), options.out, options.wait)
     if options.dry_run:
-        print(json.dumps({"address": options.address, "token from": use_token(), "entrypoint": parcel.entrypoint,
+        say(json.dumps({"address": options.address, "token from": use_token(), "entrypoint": parcel.entrypoint,
                           "environment": {}, "dataset": parcel.dataset, "out": parcel.out, "files": parcel.files,
                           "bytes": len(parcel.content)}, indent=1))
         return 0
     job = submit(parcel, options.address)
-    print(f"{job}: submitted with study.yaml and raybone's code, {len(parcel.content) / 1e3:.0f} kB; every node must "
-          f"reach {parcel.dataset} and {parcel.out}", flush=True)
+    say(f"{job}: submitted with study.yaml and raybone's code, {len(parcel.content) / 1e3:.0f} kB; every node must "
+        f"reach {parcel.dataset} and {parcel.out}")
     if options.follow:
-        return follow(job, options.address, lambda text: print(text, end="", flush=True))
-    print(f"where that folder is seen: raybone watch, logs or stop {shlex.quote(parcel.out)}")
+        return follow(job, options.address, lambda text: say(text, end=""))
+    say(f"where that folder is seen: raybone watch, logs or stop {shlex.quote(parcel.out)}")
     return 0
 
 
@@ -263,16 +262,16 @@ def _simulate(options: argparse.Namespace) -> None:
     if options.plot:
         plot(rows, options.plot)
     if options.json:
-        print(json.dumps({n: {k: v if math.isfinite(v) else None for k, v in row.items()}
+        say(json.dumps({n: {k: v if math.isfinite(v) else None for k, v in row.items()}
                           for n, row in rows.items()}, indent=1))
         return
-    print(f"{'scheduler':<20} {'fold epochs':>11} {'x full':>7} {'regret %':>15} {'top 5 %':>8} {'hours':>9}  "
-          "x lockstep ASHA (95 %)")
+    say(f"{'scheduler':<20} {'fold epochs':>11} {'x full':>7} {'regret %':>15} {'top 5 %':>8} {'hours':>9}  "
+        "x lockstep ASHA (95 %)")
     for name, row in rows.items():
-        print(f"{name:<20} {row['fold_epochs']:11.0f} {row['speedup_vs_full']:7.1f} "
-              f"{row['excess_regret_pct']:7.2f} +- {row['excess_regret_se']:4.2f} {row['top5_rate']:8.2f} "
-              f"{row['seconds'] / 3600:9.2f}  {row['speedup_vs_lockstep']:.1f} "
-              f"({row['speedup_vs_lockstep_low']:.1f}-{row['speedup_vs_lockstep_high']:.1f})")
+        say(f"{name:<20} {row['fold_epochs']:11.0f} {row['speedup_vs_full']:7.1f} "
+            f"{row['excess_regret_pct']:7.2f} +- {row['excess_regret_se']:4.2f} {row['top5_rate']:8.2f} "
+            f"{row['seconds'] / 3600:9.2f}  {row['speedup_vs_lockstep']:.1f} "
+            f"({row['speedup_vs_lockstep_low']:.1f}-{row['speedup_vs_lockstep_high']:.1f})")
 
 
 def _watch(options: argparse.Namespace) -> None:
@@ -284,15 +283,15 @@ def _watch(options: argparse.Namespace) -> None:
 
             live(options.study, not options.once)
         else:
-            watch(options.study, lambda status, news: print("\n".join(status_lines(status) * news), end="\n" * news,
-                                                            flush=True), not options.once)
+            watch(options.study, lambda status, news: show("\n".join(status_lines(status) * news), end="\n" * news),
+                  not options.once)
 
 
 def _logs(options: argparse.Namespace) -> None:
-    from raybone.logs import harmless, logs
+    from raybone.logs import logs
 
     for line in logs(options.study, options.config, options.follow):
-        print(harmless(line), flush=True)
+        show(line)
 
 
 def _stop(options: argparse.Namespace) -> None:
@@ -302,7 +301,7 @@ def _stop(options: argparse.Namespace) -> None:
     folder = Folder(options.study)
     read_resolved(folder)
     folder.write("stop", repr(time.time()).encode())
-    print(f"{options.study}: will stop when the epochs at work have ended; `raybone search` resumes it")
+    say(f"{options.study}: will stop when the epochs at work have ended; `raybone search` resumes it")
 
 
 def _leaderboard(options: argparse.Namespace) -> None:
@@ -328,8 +327,8 @@ def _compare(options: argparse.Namespace) -> None:
     from raybone.compare import compare, comparison_lines
 
     found = [compare(study, options.dataset) for study in options.studies]
-    print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() if options.json else
-          "\n\n".join("\n".join(comparison_lines(f)) for f in found))
+    say(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode() if options.json else
+        "\n\n".join("\n".join(comparison_lines(f)) for f in found))
 
 
 def _refit(options: argparse.Namespace) -> None:
@@ -348,8 +347,8 @@ def _refit(options: argparse.Namespace) -> None:
 
         train = partial(train_on_ray, address=options.address, tell=epoch_line)
     made = refit(options.study, options.out, options.rank, train, options.onnx, bar("refit"), options.dataset)
-    print(f"{options.out}: {made.meta['kind']} of {made.model.name}, {made.meta['study']['config_id']} of study "
-          f"{made.meta['study']['name']}, trained on {len(made.meta['patients'])} patients; read its README.md")
+    say(f"{options.out}: {made.meta['kind']} of {made.model.name}, {made.meta['study']['config_id']} of study "
+        f"{made.meta['study']['name']}, trained on {len(made.meta['patients'])} patients; read its README.md")
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -360,14 +359,14 @@ def _predict(options: argparse.Namespace) -> None:
     done = predict(options.bundle, options.scans, options.out, modality, options.least, bar("predict"))
     found, odd = sum(len(f.findings) for f in done.frames), [f for f in done.frames if f.oddities]
     rate = len(done.frames) / max(done.predicting, 1e-9)
-    print(f"{options.out}: {len(done.frames)} scans, {found} findings; read in {done.reading:.1f} s, predicted in "
-          f"{done.predicting:.1f} s, {rate:.1f} scans a second, drawn in {done.drawing:.1f} s")
+    say(f"{options.out}: {len(done.frames)} scans, {found} findings; read in {done.reading:.1f} s, predicted in "
+        f"{done.predicting:.1f} s, {rate:.1f} scans a second, drawn in {done.drawing:.1f} s")
     lines = [f"{frame.source}: unlike the training scans: {'; '.join(frame.oddities)}" for frame in odd]
     lines += [f"{source}: not taken: {reason}" for source, reason in done.rejected] + list(done.remarks)
     if done.without:
         lines.append(f"{done.without} scans have no DICOM Segmentation, for reasons that predictions.json tells")
     for line in lines:
-        print(printable(" ".join(f"warning: {line}".splitlines())))
+        say(" ".join(f"warning: {line}".splitlines()))
 
 
 def _forget(options: argparse.Namespace) -> None:
@@ -375,15 +374,15 @@ def _forget(options: argparse.Namespace) -> None:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     done = forget(options.dataset, options.patients, options.key, options.among)
-    print(json.dumps(dataclasses.asdict(done), indent=1) if options.json else
-          "\n".join(forgotten_lines(options.dataset, done)))
+    say(json.dumps(dataclasses.asdict(done), indent=1) if options.json else
+        "\n".join(forgotten_lines(options.dataset, done)))
 
 
 def _report(options: argparse.Namespace) -> None:
     from raybone.report import report
 
     written, size = report(options.study, options.html, not options.no_scans, bar, options.dataset)
-    print(f"{written}: {size / 1e6:.1f} MB")
+    say(f"{written}: {size / 1e6:.1f} MB")
 
 
 VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {

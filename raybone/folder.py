@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import threading
@@ -20,6 +21,8 @@ AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOW
 # Arrow's errors of S3 have no number.
 S3_AWAY = re.compile("AWS Error (NETWORK_CONNECTION|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|"
                      "REQUEST_TIMEOUT)|HTTP status 5..")
+# What a file system without locks says to flock.
+LOCKLESS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 OUTAGE = 120.0  # seconds that a storage may be away
 Result = TypeVar("Result")
 
@@ -36,6 +39,17 @@ def patiently(operation: Callable[[], Result]) -> Result:
                 raise
         time.sleep(pause)
         pause = min(2 * pause, 10.0)
+
+
+def lock(file: int) -> bool:
+    """Wait for the lock of an open file, which its closing gives back; False where its file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in LOCKLESS:
+            raise
+        return False
+    return True
 
 
 class Folder:

@@ -21,7 +21,7 @@ from raybone.data.persons import meanings
 from raybone.earlier import places_of
 from raybone.folder import Folder
 from raybone.hpo.journal import read_resolved
-from raybone.hpo.lease import Lease
+from raybone.hpo.lease import EXPIRES, Lease
 from raybone.records import Scan, WrongInput
 
 
@@ -72,7 +72,7 @@ def forget(dataset: str, patients: Sequence[str], key: Path | str | None = None,
     unread: list[str] = []
     bundles = _bundles(among, gone, unread)
     studies = _studies(among, {opened.hash, *opened.meta.get("before", ())}, unread)
-    if busy := [str(place) for place in studies if Lease(Folder(place)).holder()]:
+    if busy := [str(place) for place in studies if Lease(Folder(place)).holder(EXPIRES)]:
         raise WrongInput(f"forget {dataset}: no search may be at work on it, but {busy[0]} is; `raybone stop` it first")
     after, id_of = _rewritten(opened, kept, gone)
     drop(opened.hash)

@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from raybone.hpo.race import ladder_of
-from raybone.logs import harmless
+from raybone.records import printable
+from raybone.terminal import say
 from raybone.watch import HOW, Status, best_line, busy_line, clock, in_short, status_of, warm_lines, watch
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def following() -> Iterator[Callable[[Brain], None]]:
         nonlocal drawn
         if drawn < 0:
             for line in warm_lines(brain.study):
-                print(line)
+                say(line)
         if time.monotonic() - drawn >= EVERY or brain.state.end:
             with brain.lock:
                 screen.start()
@@ -84,7 +85,7 @@ class Picture:
         busy = [busy_line(status.study, status.state)] if status.state.fold_epochs else []
 
         def wrapped(text: str, style: str, most: int) -> list[Text]:
-            lines = list(Text(harmless(text), style).wrap(console, width))
+            lines = list(Text(printable(text), style).wrap(console, width))
             if len(lines) > most > 0:
                 lines[most - 1].truncate(width - 1)
                 lines[most - 1].append("…")
@@ -109,7 +110,7 @@ class Picture:
         told = latest("", room - len(failed), "decision", "again", "slots")
         shown = [table for table in (leaders, runs) if table.row_count]
         yield Panel(Group(*head, rungs, *shown, *told, *failed), title_align="left",
-                    title=Text(harmless(status.title), "bold"),
+                    title=Text(printable(status.title), "bold"),
                     border_style="dim" if status.state.end or not status.driven else "green")
 
 
@@ -157,7 +158,7 @@ def _leaders(status: Status, width: int, most: int) -> Table:
     for best in status.leaders[:most] if min(most, len(status.leaders)) > 1 else ():
         sure = f"{best.low:.3f}-{best.high:.3f}" if math.isfinite(best.low) else ""
         rung = " x ".join(word for word in best.rung.split() if word.isdecimal())
-        table.add_row(best.config_id, Text(harmless(in_short(best.params))), f"{best.value:.3f}", sure, rung)
+        table.add_row(best.config_id, Text(printable(in_short(best.params))), f"{best.value:.3f}", sure, rung)
     return table
 
 
@@ -170,5 +171,5 @@ def _runs(status: Status, width: int, most: int) -> Table:
         told = [str(fold[0]), f"{fold[1]}/{run.epochs}", f"{fold[2]:.3f}"] if fold else ["starts", "", ""]
         speed = [f"{run.epoch_seconds:.3g}", clock(run.seconds)] if math.isfinite(run.seconds) else ["", ""]
         bar = _Bar((run.share, SHAPES["passed"]), (1 - run.share, ("░", "dim")))
-        table.add_row(Text(f"{harmless(run.config_id)} to {run.target + 1}"), bar, *told, *speed)
+        table.add_row(Text(f"{printable(run.config_id)} to {run.target + 1}"), bar, *told, *speed)
     return table

@@ -34,10 +34,11 @@ def logs(out: str, config_id: str | None = None, follow: bool = False, poll: flo
         WrongInput: no study there, or no such configuration in it.
     """
     folder = Folder(out)
-    rungs, journal, last, seen = ladder_of(read_resolved(folder)), Journal(folder), "", {None}
+    rungs, journal, lease = ladder_of(read_resolved(folder)), Journal(folder), Lease(folder)
+    last, seen = "", {None}
     words = {**WORDS, **DETAIL} if config_id else WORDS
     while True:
-        alive = Lease(folder).holder() is not None
+        alive = follow and lease.holder() is not None
         for event in journal.events():
             last, told = event["event"], event.get("config_id")
             seen.add(told)
@@ -46,7 +47,7 @@ def logs(out: str, config_id: str | None = None, follow: bool = False, poll: flo
                 yield f"{when:%Y-%m-%d %H:%M:%S%z} {in_words(event, rungs, words)}"
                 if last == "failed" and (trace := folder.read(f"logs/{told}.txt")):
                     yield trace.decode("utf-8", "replace") if config_id else f"  traceback: raybone logs {out} {told}"
-        if not follow or last == "end" or not alive:
+        if last == "end" or not alive:
             break
         time.sleep(poll)
     if config_id not in seen:
@@ -59,12 +60,7 @@ def in_words(event: Event, rungs: Ladder, words: Mapping[str, str] = WORDS) -> s
              for k, value in event.items()}
     facts["rung"] = name_of(rungs, event["rung"]) if "rung" in event else ""
     told = words[event["event"]].format_map(defaultdict(str, facts))
-    return harmless(f"{facts.get('config_id', '')} {told}".lstrip())
-
-
-def harmless(text: str) -> str:
-    """Text with ? for all that a terminal may take for a command: reasons hold what programs and journals said."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+    return f"{facts.get('config_id', '')} {told}".lstrip()
 
 
 def _short(value: Any) -> str:

@@ -27,6 +27,7 @@ from raybone.data.reading import Read, read_source
 from raybone.data.sources import Account, Source, complaints
 from raybone.data.steps import STEPS, unit
 from raybone.data.tables import read_labels, read_split
+from raybone.folder import lock
 from raybone.records import Scan, WrongInput
 
 SIZES = (128, 256, 512, 1024)  # of images, at which lesions that get too small are counted
@@ -96,7 +97,7 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
             _hold(accounts, allow_unmatched, show_paths)
             aliases = {spelled(name): category for name, category in (categories or {}).items()}
             work = partial(read_source, folder=raw.path, modality=modality, aliases=aliases)
-            _read(inputs, work, intake, progress)
+            _read(inputs, work, intake, progress, 1 if _lockless(half) else cores())
         accounts += intake.join()
         _hold(accounts, allow_unmatched, show_paths)
         writer = intake.settle(raw, half / "steps", steps)
@@ -184,13 +185,19 @@ def _inputs(roots: list[tuple[str, Path]], closed: Mapping[str, str], layout: La
 
 
 def _read(inputs: Sequence[Source], work: Callable[[Source], Read], intake: Intake,
-          progress: Callable[[int, int], None]) -> None:
-    with closing(spread(work, inputs, min(cores(), len(inputs)))) as results:
+          progress: Callable[[int, int], None], most: int) -> None:
+    with closing(spread(work, inputs, min(most, len(inputs)))) as results:
         for number, (item, read) in enumerate(zip(inputs, results), 1):
             if isinstance(read, Died):
                 read = Read("", 0, reason="ended the process that read it: a decoder crashed")
             intake.take(item, read)
             progress(number, len(inputs))
+
+
+def _lockless(folder: Path) -> bool:
+    """Whether the file system has no locks, so that only one process may write into an array."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return not lock(file.fileno())
 
 
 def _folds(intake: Intake, writer: DatasetWriter, folds: int | Literal["site"], seed: int, holdout: float,

@@ -58,6 +58,15 @@ def plain_cell(text: str) -> str:
     return text[1:] if text[:1] == "'" and text[1:2] in RUN else text
 
 
+def printable(text: str) -> str:
+    """Text with ? for all that a terminal may take for a command: names of files and words of programs hold anything.
+
+    >>> printable("a\\x1b[2J")
+    'a?[2J'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
 @dataclass(frozen=True)
 class Lesion:
     """One annotated focus, or a bone or another structure that is no lesion (categories ``bone`` and ``other``).

@@ -26,7 +26,7 @@ from raybone.data.dataset import Dataset, open_dataset
 from raybone.evaluate import resampled_score, scored
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
-from raybone.hpo.lease import Lease
+from raybone.hpo.lease import EXPIRES, Lease
 from raybone.hpo.state import Configuration, State
 from raybone.inspect import inspect
 from raybone.leaderboard import leaderboard
@@ -119,7 +119,7 @@ def report(place: str, html: str | None = None, scans: bool = True,
     content = _page(shown, rows, {
         "study": study, "state": state, "records": records, "complete": complete, "best": best, "winner": winner,
         "missing": missing, "gone": gone, "dataset": dataset, "found": found, "pictures": pictures, "scans": scans,
-        "warnings": _warnings(study, table, found), "clock": clock, "driver": Lease(folder).holder(),
+        "warnings": _warnings(study, table, found), "clock": clock, "driver": Lease(folder).holder(EXPIRES),
         "csv": _base64(table.to_csv(index=False).encode()), "other": OTHER, "published": figures(study.name),
         "ours": ours, "few": charts.SHOWN, "cases": cases,
         "yaml": (folder.read("study.yaml") or b"").decode("utf-8", "replace")}).encode()

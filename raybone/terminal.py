@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
+
+from raybone.records import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,10 +36,10 @@ def tell_end(reason: str, out: str) -> None:
     show_table(table)
     tried, trials = len(table), read_resolved(folder).search.trials
     if reason == "complete" and tried < trials:
-        print(f"the space is used up: {tried} of search.trials {trials}; search.reject or the model refused the rest, "
-              "if there is one")
-    print(f"{'done' if reason == 'complete' else reason}: {out.rstrip('/')}/leaderboard.csv; `raybone report "
-          f"{shlex.quote(out)}` makes a page of it")
+        say(f"the space is used up: {tried} of search.trials {trials}; search.reject or the model refused the rest, "
+            "if there is one")
+    say(f"{'done' if reason == 'complete' else reason}: {out.rstrip('/')}/leaderboard.csv; `raybone report "
+        f"{shlex.quote(out)}` makes a page of it")
 
 
 def show_table(table: pd.DataFrame, brief: bool = False) -> None:
@@ -58,9 +62,9 @@ def show_table(table: pd.DataFrame, brief: bool = False) -> None:
     shown = shown.loc[:, (shown.astype(str) != "").any()].rename(columns={
         f"{metric}_mean": metric, f"{metric}_nb_low": "95 %", "config_id": "config",
         f"{metric}_corrected": "corrected", f"{metric}_test": "test"})
-    print(shown.to_string(index=False, na_rep="", float_format="{:.3g}".format))
+    say(shown.to_string(index=False, na_rep="", float_format="{:.3g}".format))
     for warning in filter(None, table["warnings"].fillna("").unique()):
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
 
 
 def progress() -> Callable[[Brain], None]:
@@ -77,34 +81,49 @@ def progress() -> Callable[[Brain], None]:
         now, rungs = clock(time.monotonic() - began), ladder_of(study)
         if told["news"] < 0:
             told["news"] = state.old_news
-            print(f"{study.name}: {study.search.trials} configurations of {study.model}, {brain.slots} run(s) at once, "
-                  f"rungs (folds x epochs): {', '.join(f'{k}x{e}' for k, e in rungs)}", flush=True)
+            say(f"{study.name}: {study.search.trials} configurations of {study.model}, {brain.slots} run(s) at once, "
+                f"rungs (folds x epochs): {', '.join(f'{k}x{e}' for k, e in rungs)}")
             for line in warm_lines(study):
-                print(line, flush=True)
+                say(line)
         for event in state.news[int(told["news"]):]:
-            print(f"[{now}] {in_words(event, rungs)}", flush=True)
+            say(f"[{now}] {in_words(event, rungs)}")
             told["news"] += 1
         if state.end and state.fold_epochs:
-            print(f"[{now}] {busy_line(study, state)}", flush=True)
+            say(f"[{now}] {busy_line(study, state)}")
         if brain.version != told["version"] and time.monotonic() - told["time"] >= EVERY:
             told["time"], told["version"] = time.monotonic(), brain.version
             status = status_of(study, state)
             running = " | ".join(running_line(study, r) for r in status.running)
-            print(f"[{now}] {running or 'starting'} | {best_line(study, status.best)} | "
-                  f"{time_left(study, state)}", flush=True)
+            say(f"[{now}] {running or 'starting'} | {best_line(study, status.best)} | "
+                f"{time_left(study, state)}")
 
     return tell
 
 
-def printable(text: str) -> str:
-    """Text that does nothing to a terminal but appear on it: names of files and words of programs may hold anything."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+def show(text: str, file: TextIO | None = None, end: str = "\n") -> None:
+    """Print text for people, with ? for all that a terminal may take for a command.
+
+    Raises:
+        BrokenPipeError: nobody reads any more. What was not printed is dropped, and so is all that follows.
+    """
+    file = file or sys.stdout
+    try:
+        print(printable(text), file=file, end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+        raise
+
+
+def say(text: str, file: TextIO | None = None, end: str = "\n") -> None:
+    """``show``, for work that goes on although nobody reads of it."""
+    with contextlib.suppress(BrokenPipeError):
+        show(text, file, end)
 
 
 def epoch_line(epoch: Epoch) -> None:
     """An epoch of a training without folds."""
     told = ", ".join(f"{name} {value:.4f}" for name, value in epoch.metrics.items())
-    print(f"epoch {epoch.epoch}: {told} in {epoch.seconds:.1f} s", flush=True)
+    say(f"epoch {epoch.epoch}: {told} in {epoch.seconds:.1f} s")
 
 
 def bar(what: str) -> Callable[[int, int], None]:
@@ -115,9 +134,9 @@ def bar(what: str) -> Callable[[int, int], None]:
         if sys.stderr.isatty():
             filled = 30 * done // total
             end = "\n" if done == total else ""
-            print(f"\r{what} [{'#' * filled:.<30}] {done}/{total}", end=end, file=sys.stderr, flush=True)
+            say("", sys.stderr, f"\r{what} [{'#' * filled:.<30}] {done}/{total}{end}")
         elif time.monotonic() - began > 2 and 10 * done // total > last[0]:
             last[0] = 10 * done // total
-            print(f"{what} {done}/{total}", file=sys.stderr, flush=True)
+            say(f"{what} {done}/{total}", file=sys.stderr)
 
     return tell

@@ -12,11 +12,12 @@ import numpy as np
 
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
-from raybone.hpo.lease import Lease
+from raybone.hpo.lease import EXPIRES, Lease
 from raybone.hpo.race import START_UP, expected, ladder_of, name_of
 from raybone.hpo.state import Configuration, State, gpu_hours
 from raybone.leaderboard import interval
-from raybone.logs import harmless, in_words
+from raybone.logs import in_words
+from raybone.records import printable
 from raybone.spec import Study
 
 LEADERS = 5
@@ -133,14 +134,14 @@ def watch(out: str, show: Callable[[Status, bool], None], follow: bool = True, p
     """
     folder = Folder(out)
     study = read_resolved(folder)
-    journal, state = Journal(folder), State()
+    journal, state, lease = Journal(folder), State(), Lease(folder)
     status: Status | None = None
     while True:
         news = False
         for event in journal.events():
             state.apply(event)
             news = True
-        driven = Lease(folder).holder() is not None
+        driven = lease.holder(0.0 if follow else EXPIRES) is not None
         if status is None or news or driven != status.driven:
             status, news = status_of(study, state, driven), True
         show(status, news)
@@ -165,7 +166,7 @@ def status_lines(status: Status) -> list[str]:
     lines += [best_line(study, status.best), *([busy_line(study, status.state)] if status.state.fold_epochs else [])]
     lines += ["  " + running_line(study, r) for r in status.running]
     told = [*status.news(8, "decision", "again", "slots"), *status.news(3, "failed")]
-    return [harmless(line) for line in [*lines, *("  " + line for line in told)]]
+    return [printable(line) for line in [*lines, *("  " + line for line in told)]]
 
 
 def busy_line(study: Study, state: State) -> str:

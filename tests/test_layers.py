@@ -16,7 +16,7 @@ ORDER = [
     {"phantom", "prepare", "inspect", "contact", "evaluate", "overlay"},
     {"resolve", "ensemble"}, {"fit", "bundle", "calibrate"}, {"frames"},
     {"leaderboard", "warm", "preview", "demo", "simulate", "record"}, {"search", "compare"},
-    {"logs", "charts"}, {"watch", "report", "refit", "predict", "forget"}, {"cluster", "terminal", "live"}, {"cli"},
+    {"logs", "charts"}, {"watch", "report", "refit", "predict", "forget"}, {"cluster", "terminal"}, {"live"}, {"cli"},
 ]
 HOME_OF = {
     "ray": {"cluster"}, "ultralytics": {"models/yolo.py"},

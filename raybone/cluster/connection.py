@@ -13,18 +13,24 @@ import threading
 from collections.abc import Iterator
 
 import ray
+from ray._private import ray_constants
 
 from raybone.cluster.access import check
 from raybone.cluster.hub import NAMESPACE
+from raybone.data.parallel import cores
 from raybone.records import WrongInput
+
+# A socket's name may have 107 bytes, and Ray's end in /session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store.
+LONGEST = 107 - len("/raybone-xxxxxxxx/r") - len("/session_2026-11-28_22-52-46_101842_4194304/sockets/plasma_store")
+SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 @contextlib.contextmanager
 def connection(address: str | None) -> Iterator[None]:
-    """Connect to a cluster, or start one for the run with a folder, ports and a token of its own.
+    """Connect to a cluster, or start one for the run that nobody else of this machine or outside can reach.
 
     Raises:
-        WrongInput: nothing answers at the address.
+        WrongInput: nothing answers at the address, or no folder has a name that is short enough.
     """
     if ray.is_initialized():
         yield
@@ -52,16 +58,34 @@ def connection(address: str | None) -> Iterator[None]:
             # With no mode set, Ray turns token authentication on, and takes this token instead of writing one to HOME.
             if "RAY_AUTH_TOKEN_PATH" not in os.environ:
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            place = tempfile.mkdtemp(prefix="raybone-")
-            ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, _temp_dir=place,
-                     object_store_memory=200 * 2**20, **quiet)
+            place = _place()
+            # Ray's own switch for a Ray that no other host joins: else it takes 127.0.0.1 for this host's address in
+            # the network, and listens on every interface.
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+            # Ray opens its folder to everybody: it lies in one that is closed.
+            ray.init(address="local", num_cpus=cores(), include_dashboard=False, _temp_dir=f"{place}/r",
+                     object_store_memory=200 * 2**20, _node_ip_address="127.0.0.1",
+                     _system_config={"enable_metrics_collection": False}, **quiet)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_term)  # Ray's own prints a stack and aborts
         yield
     finally:
         ray.shutdown()
         if place:
+            os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
+            ray_constants.ENABLE_RAY_CLUSTER = True
             shutil.rmtree(place, ignore_errors=True)
+
+
+def _place() -> str:
+    """A new folder for Ray that only this user can enter, in the temporary one or, if its name is long, in another."""
+    usual = tempfile.gettempdir()
+    for parent in (usual, *SHORT):
+        with contextlib.suppress(OSError):
+            if len(os.fsencode(parent)) <= LONGEST:
+                return tempfile.mkdtemp(prefix="raybone-", dir=parent)
+    raise WrongInput(f"TMPDIR {usual}: must be a name of at most {LONGEST} bytes, as a local Ray has sockets below it, "
+                     f"and {', '.join(SHORT)} cannot be written; set TMPDIR to a shorter one")
 
 
 def _environment() -> dict[str, str]:

@@ -23,6 +23,7 @@ from raybone.data.annotations import read_coco, to_coco
 from raybone.data.folds import TEST, TRAINING
 from raybone.data.remote import local_copy
 from raybone.data.sources import is_image
+from raybone.folder import lock
 from raybone.records import Array, DamagedFile, Lesion, Scan, WrongInput, plain_cell, safe_cell
 
 FORMAT = 1
@@ -144,18 +145,22 @@ class Stored:
 
 
 def store(folder: Path, counts_HW: Array) -> Stored:
-    """Put counts, uint16 of shape (H, W), into the array of their shape; several processes may do so at once."""
+    """Put counts, uint16 of shape (H, W), into the array of their shape.
+
+    Several processes may do so at once, unless the file system has no locks.
+    """
     height, width = counts_HW.shape
     data = np.ascontiguousarray(counts_HW, "<u2")
     content = data.view(np.uint8).data
     file = os.open(folder / "pixels" / f"{height}x{width}.npy", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        locked = lock(file)
         # A row that a dying process left half-way is taken over.
         row = max(0, os.fstat(file).st_size - HEADER) // data.nbytes
         start = HEADER + row * data.nbytes
         os.ftruncate(file, start + data.nbytes)
-        fcntl.flock(file, fcntl.LOCK_UN)
+        if locked:
+            fcntl.flock(file, fcntl.LOCK_UN)
         if os.pwrite(file, content, start) != data.nbytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
+from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -56,9 +58,29 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], processes: int
                 yield _alone(work, item)
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: those it is bound to, or what the CPU quotas of its control groups come to.
+
+    Args:
+        groups, mount: where Linux tells of control groups, v1 or v2.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([bound, *(int(quota) for quota in _quotas(groups, mount))]))
+
+
+def _quotas(groups: Path, mount: Path) -> Iterator[float]:
+    """Cores that each control group around this process may use, where that is limited."""
+    for line in groups.read_text(encoding="utf-8").splitlines() if groups.is_file() else ():
+        kinds, _, path = line.partition(":")[2].partition(":")
+        if kinds and "cpu" not in kinds.split(","):
+            continue
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if kinds else ("cpu.max",)
+        top, below = mount / ("cpu" * bool(kinds)), PurePath(path.lstrip("/"))
+        for place in (below, *below.parents):  # a container may see only the last of them, at the top
+            with contextlib.suppress(OSError, ValueError):  # no such group here, or no limit: "max"
+                quota, period = (int(word) for name in names for word in (top / place / name).read_text().split())
+                if quota > 0 < period:
+                    yield quota / period
 
 
 def _alone(work: Callable[[Item], Result], item: Item) -> Result | Died:

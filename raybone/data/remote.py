@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -11,7 +10,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from raybone.folder import Folder, patiently
+from raybone.folder import Folder, lock, patiently
 from raybone.records import WrongInput
 
 FILES = ("annotations.json", "scans.csv", "folds.csv", "rejected.csv")
@@ -40,8 +39,8 @@ def local_copy(url: str) -> Path:
         raise WrongInput(f"dataset {url}: must be a folder made by `raybone prepare`, but it has no dataset.json; copy "
                          "one there")
     target = cache / f"dataset-{hashlib.sha256(url.encode() + told).hexdigest()[:16]}"
-    with (cache / f"{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (cache / f"{target.name}.lock").open("w") as file:
+        lock(file.fileno())
         if not target.exists():
             _copy(there, target, told)
     return target
@@ -64,4 +63,8 @@ def _copy(there: Folder, target: Path, told: bytes) -> None:
             if (came := (part / name).stat().st_size) != size:
                 raise OSError(f"dataset {there.url}: {name} has {size} bytes, but {came} came")
         (part / "dataset.json").write_bytes(told)
-        part.replace(target)
+        try:
+            part.replace(target)
+        except OSError:
+            if not target.exists():  # else another process was faster, where there are no locks
+                raise

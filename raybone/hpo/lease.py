@@ -15,6 +15,7 @@ from raybone.records import WrongInput
 
 NAME = "lease.json"
 EXPIRES = 30.0  # seconds without renewal after which a holder elsewhere counts as dead
+FIELDS = {"token": str, "host": str, "boot": str, "pid": int, "started": str}
 
 
 class Lease:
@@ -24,6 +25,8 @@ class Lease:
         self.study = study
         self.token = secrets.token_hex(8)
         self.taken = self.lost = False
+        self._seen: dict[str, Any] | None = None
+        self._since = 0.0  # when that was seen first, by this machine's clock
 
     def take(self, wait: float = EXPIRES, poll: float = 0.5) -> None:
         """Take the lease, waiting for a dead holder's to run out.
@@ -35,14 +38,9 @@ class Lease:
         Raises:
             WrongInput: another driver is alive and renews it.
         """
-        first, began = self._read(), time.monotonic()
-        while (held := self._read()) and not self._gone(held):
-            if _here(held) or held != first:
-                raise WrongInput(f"study {self.study.url}: one driver at a time, and process {held['pid']} on "
-                                 f"{held['host']} is at work on it; wait, or `raybone stop` it")
-            if time.monotonic() - began > wait:
-                break
-            time.sleep(poll)
+        if held := self.holder(wait, poll):
+            raise WrongInput(f"study {self.study.url}: one driver at a time, and process {held['pid']} on "
+                             f"{held['host']} is at work on it; wait, or `raybone stop` it")
         self.renew()
         # Two drivers that found the lease free at once: the later writer keeps it, the other sees that here.
         time.sleep(0.05)
@@ -65,19 +63,33 @@ class Lease:
         if (self._read() or {}).get("token") == self.token:
             self.study.delete(NAME)
 
-    def holder(self) -> dict[str, Any] | None:
-        """The holder, unless it is known to be dead; one elsewhere is by the clocks of both machines."""
-        held = self._read()
-        if held is None or self._gone(held):
-            return None
-        return held if _here(held) or time.time() - float(held["time"]) <= EXPIRES else None
+    def holder(self, wait: float = 0.0, poll: float = 0.5) -> dict[str, Any] | None:
+        """The holder, unless it is known to be dead; one elsewhere is when this reader sees no renewal for EXPIRES.
+
+        Args:
+            wait: seconds to look for a renewal before that is said; 0, for who asks again and again, does not wait.
+        """
+        while (held := self._read()) and not self._gone(held):
+            now, renewed = time.monotonic(), self._seen not in (None, held)
+            if held != self._seen:
+                self._seen, self._since = held, now
+            if _here(held) or renewed:
+                return held
+            if now - self._since > (wait or EXPIRES):
+                return None
+            if not wait:
+                return held
+            time.sleep(poll)
+        return None
 
     def _read(self) -> dict[str, Any] | None:
-        content = self.study.read(NAME)
+        """What the file says; a damaged one is nobody's, as a living holder writes it anew."""
         try:
-            return dict(json.loads(content)) if content else None
-        except ValueError:
+            held = json.loads(self.study.read(NAME) or b"null")
+        except (ValueError, RecursionError):
             return None
+        sound = isinstance(held, dict) and all(isinstance(held.get(name), kind) for name, kind in FIELDS.items())
+        return held if sound else None
 
     def _gone(self, held: dict[str, Any]) -> bool:
         """Whether the holder was a process of this machine, and is no more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 import ray
 import yaml
@@ -18,6 +20,7 @@ from faults import TRIAL, WORKER, Killer, epochs_of
 from raybone.cluster.room import slots
 from raybone.cluster.tuner import search
 from raybone.folder import Folder
+from raybone.hpo.brain import Brain
 from raybone.hpo.journal import Journal
 from raybone.records import WrongInput
 from raybone.search import search as search_locally
@@ -62,9 +65,20 @@ def test_a_study_on_ray_under_three_faults_equals_the_undisturbed_one_without_ra
     assert len(epochs) == len(set(epochs)) == 12
 
 
-def test_two_workers_train_one_fold_together(study: Mapping, tmp_path: Path) -> None:
+def test_two_workers_train_one_fold_together_and_no_process_listens_to_the_network(study: Mapping,
+                                                                                    tmp_path: Path) -> None:
+    heard: dict[str, set[str]] = {}
+
+    def listen(_: Brain) -> None:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                heard.setdefault(process.name(), set()).update(
+                    c.laddr.ip.removeprefix("::ffff:") for c in process.net_connections() if c.status == "LISTEN")
+
     two = {**study, "resources": {"workers": 2}, "epochs": 2, "search": {**study["search"], "trials": 1}}
-    assert search(parse_study(two), str(tmp_path / "two")) == "complete"
+    assert search(parse_study(two), str(tmp_path / "two"), tell=listen) == "complete"
+    assert heard["raylet"] == {"127.0.0.1"}
+    assert {ip for ips in heard.values() for ip in ips} == {"127.0.0.1"}, heard
     table = board(tmp_path / "two")
     assert list(table["state"]) == ["complete"]
     assert (table["epochs_done"] == 6).all()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -14,6 +16,8 @@ import numpy as np
 import pytest
 
 from raybone.data.dataset import open_dataset
+from raybone.data.parallel import spread
+from raybone.prepare import prepare
 from raybone.records import WrongInput
 
 
@@ -52,6 +56,30 @@ def test_many_readers_of_a_url_share_one_copy_with_the_same_pixels(served: tuple
     assert (opened[0].hash, opened[0].fold_of, opened[0].scans) == (here.hash, here.fold_of, here.scans)
     for scan in here.scans:
         assert np.array_equal(opened[0].counts(scan), here.counts(scan))
+
+
+def no_locks(*_: object) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def test_readers_on_a_disk_without_locks_share_a_copy_and_leave_no_other(
+        served: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with ThreadPoolExecutor(8) as pool:
+        opened = list(pool.map(open_dataset, [served[1]] * 8))
+    assert len({o.path for o in opened}) == 1
+    assert [p for p in (tmp_path / "tmp").rglob("*") if p.name == "dataset.json"] == [opened[0].path / "dataset.json"]
+
+
+def test_a_dataset_made_on_a_disk_without_locks_is_the_same(cohort: Path, dataset: Path, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr("raybone.prepare.spread", lambda work, items, processes: used.append(processes) or spread(
+        work, items, processes))
+    made = prepare(cohort, tmp_path / "ds", folds=3, key=cohort / "phantom.key")
+    assert made.meta["hash"] == open_dataset(dataset).hash
+    assert used == [1]
 
 
 def test_a_dataset_that_changed_at_its_url_is_copied_again(served: tuple[Path, str]) -> None:

@@ -65,3 +65,37 @@ def test_a_lease_that_is_renewed_elsewhere_is_respected(tmp_path: Path) -> None:
     finally:
         over.set()
         thread.join()
+
+
+@pytest.mark.parametrize("skew", [-1e6, 1e6])
+def test_a_reader_judges_a_holder_elsewhere_by_its_renewals_and_by_no_clock(tmp_path: Path, skew: float) -> None:
+    import time
+
+    def renew(number: int) -> None:
+        held = {"token": "x", "host": "elsewhere", "boot": "b", "pid": 1, "started": "1",
+                "time": time.time() + skew + number}
+        (tmp_path / "lease.json").write_text(json.dumps(held))
+
+    renew(0)
+    reader, began = Lease(Folder(tmp_path)), time.monotonic()
+    assert reader.holder() is not None  # nobody knows yet
+    assert reader.holder(wait=0.3, poll=0.05) is None
+    assert time.monotonic() - began >= 0.3
+    renew(1)
+    assert reader.holder(wait=0.3, poll=0.05) is not None
+
+
+@pytest.mark.parametrize("content", [
+    "", "[]", "{}", "7", "[[1, 2]]", "{" * 5000, "[" * 100_000, '{"token": "x"}', "\x00",
+    '{"token": "x", "host": "h", "boot": "", "pid": "1", "started": "1"}', '{"pid": ' + "9" * 5000 + "}"])
+def test_a_damaged_lease_is_nobodys(tmp_path: Path, content: str) -> None:
+    (tmp_path / "lease.json").write_text(content)
+    assert Lease(Folder(tmp_path)).holder() is None
+    lease = Lease(Folder(tmp_path))
+    lease.take(wait=0.0)
+    assert lease.holder() is not None
+    (tmp_path / "lease.json").write_text(content)
+    lease.renew()
+    assert not lease.lost
+    lease.drop()
+    assert not (tmp_path / "lease.json").exists()
