@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import tempfile
 import zipfile
@@ -11,8 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from raybone.data.dicom import NotTaken
 from raybone.records import WrongInput
 
+DEEPEST = 64  # folders in folders; Python's own tools give up at some hundreds
 UTF_8 = 0x800  # flag of a member whose name is in UTF-8 (APPNOTE 4.4.4)
 
 
@@ -31,7 +34,7 @@ def unpacked(source: Path, place: Path) -> Iterator[tuple[list[tuple[str, Path]]
     single = source.is_file()
     if not (source.is_dir() or (single and zipfile.is_zipfile(source))):
         raise WrongInput("prepare: SOURCE must be a folder of scans or a zip archive, and is neither; check the path")
-    archives = [source] if single else sorted(p for p in source.rglob("*.[zZ][iI][pP]") if p.is_file())
+    archives = [source] if single else _archives(source)
     roots, closed = [] if single else [("", source)], {}
     with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=place) as folder:
         for number, path in enumerate(archives):
@@ -46,12 +49,20 @@ def unpacked(source: Path, place: Path) -> Iterator[tuple[list[tuple[str, Path]]
                 if error.errno == errno.ENOSPC:
                     raise OSError(error.errno, error.strerror) from None  # without the file's name
                 closed[name] = "is a zip archive that cannot be unpacked here"
+            except NotTaken as reason:
+                closed[name] = str(reason)
             except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError, zlib.error):
                 closed[name] = "is a zip archive that is broken, encrypted, empty or of an unknown kind"
         if single and closed:
-            raise WrongInput("prepare: SOURCE is a zip archive that is broken, encrypted or of an unknown kind; "
-                             "unpack it and give the folder")
+            raise WrongInput(f"prepare: SOURCE {closed['']}; unpack it and give the folder")
         yield roots, closed
+
+
+def _archives(source: Path) -> list[Path]:
+    """Zip archives below a folder; one that cannot be reached is left to the reader of scans, who tells it."""
+    found = (Path(folder, name) for folder, _, names in os.walk(source) for name in names
+             if name.lower().endswith(".zip"))
+    return sorted(p for p in found if os.path.isfile(p))  # noqa: PTH113  pathlib's raises, with the path
 
 
 def _extract(path: Path, target: Path) -> None:
@@ -63,8 +74,16 @@ def _extract(path: Path, target: Path) -> None:
         if need > shutil.disk_usage(target).free:
             raise WrongInput(f"prepare: unpacking a zip archive beside DATASET needs {need / 1e9:.1f} GB, more than "
                              "the disk has free; unpack it elsewhere and give the folder")
+        seen = set()
         for member in archive.infolist():
             member.filename = _name_of(member)
+            place = tuple(p for p in member.filename.split("/") if p not in ("", ".", ".."))  # as ``extract`` has it
+            if len(place) > DEEPEST:
+                raise NotTaken(f"is a zip archive with folders more than {DEEPEST} deep")
+            if place in seen and not member.is_dir():
+                raise NotTaken("is a zip archive with two members of one name, of which one would be lost")
+            seen.add(place)
+        for member in archive.infolist():
             archive.extract(member, target)
 
 

@@ -245,7 +245,7 @@ class DatasetWriter:
         self._table("scans.csv", (*COLUMNS, *labels), (_cells(s, labels) for s in self.scans))
         folds_of = [(patient, fold, groups[patient]) for patient, fold in sorted(fold_of.items())]
         self._table("folds.csv", ("patient_id", "fold", "group"), folds_of)
-        self._table("rejected.csv", ("input_id", "bytes", "reason"), rejected)
+        self._table("rejected.csv", ("input_id", "bytes", "reason"), ((i, _coarse(n), r) for i, n, r in rejected))
         coco = to_coco(self.scans, categories)
         (self.path / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
         (self.path / "dataset.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -256,6 +256,11 @@ class DatasetWriter:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows([safe_cell(value) for value in row] for row in rows)
+
+
+def _coarse(size: int) -> int:
+    """A file's length up to the next power of two of at least 1 KiB: an exact one may say which file it is."""
+    return 1 << max(10, (size - 1).bit_length()) if size else 0
 
 
 def _unprepared(path: Path) -> str:

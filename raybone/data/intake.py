@@ -99,7 +99,8 @@ class Intake:
 
     def take(self, item: Source, read: Read) -> None:
         """Put an input among the scans or among the rejected."""
-        self._id_of[item.name] = read.input_id or "i" + pseudonym(self.secret, "path", item.name, 16)
+        kind, text = ("content", read.digest) if read.digest else ("path", item.name)
+        self._id_of[item.name] = "i" + pseudonym(self.secret, kind, text, 16)
         for rule, times in read.remarks.items():
             self.remarks[rule] += [item.name] * times
         if read.marks is not None:

@@ -14,7 +14,8 @@ from raybone.data.annotations import NO_AXES, TURNED, Annotated, Remarks, island
 from raybone.records import Array, Lesion
 
 MOST_SLICES = 4096
-MOST_BYTES = 1 << 31  # of an unpacked NIfTI: a small file may unpack to more than the memory
+MOST_BYTES = 1 << 28  # of an unpacked NIfTI: a small file may unpack to more than the memory
+MOST_VALUES = 1 << 24  # each takes up to 40 bytes while it is read
 WHOLE = 0.01  # a label may be so far from a whole number, as resampling leaves it
 # Directions of columns and rows in a scan without any: to the left and to the back (PS3.3 C.7.6.2.1.1), or down.
 FLAT, UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
@@ -64,6 +65,8 @@ def _opened(content: bytes) -> nibabel.Nifti1Image:
         raise ValueError("has an annotation that is called NIfTI and is none; export it again") from None
     if not 0 < bytes_needed <= len(content):
         raise ValueError("has an annotation in NIfTI with fewer values than its header says; export it again")
+    if np.prod(image.shape, dtype=np.float64) > MOST_VALUES:
+        raise ValueError(f"has an annotation in NIfTI of over {MOST_VALUES} values, which is no scan")
     return image
 
 

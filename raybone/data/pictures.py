@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from raybone.data.dicom import NotTaken, counts_of
 from raybone.records import Array
 
+MOST_PIXELS = 1 << 25  # a film of 43 cm at 250 dots an inch has 1 << 24; checked before anything is decoded
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # no other decoder of Pillow is ever started
 ORIENTATION, BITS, PHOTOMETRIC = 274, 258, 262  # TIFF 6.0 tags, the first of EXIF as well
 WHITE_IS_ZERO = 0
@@ -26,6 +27,8 @@ def open_image(content: bytes) -> Image.Image:
     """
     try:
         image = Image.open(BytesIO(content), formats=FORMATS)
+        if image.width * image.height > MOST_PIXELS:
+            raise Image.DecompressionBombError
         pages = getattr(image, "n_frames", 1)
         if pages == 1:
             image.load()
@@ -97,6 +100,8 @@ def _channels(image: Image.Image) -> tuple[Array, Array | None]:
 def _deep(content: bytes) -> tuple[Array, Array | None] | None:
     """Channels of an image with several of 16 bits, of which Pillow keeps 8; None for others."""
     png = content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06")
+    if png and int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big") > MOST_PIXELS:
+        return None  # for Pillow, which refuses it before it decodes
     if not png and not (content[:4] in (b"II*\0", b"MM\0*") and _several_deep(content)):
         return None
     values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -115,6 +120,8 @@ def _several_deep(content: bytes) -> bool:
     """
     try:
         with Image.open(BytesIO(content), formats=("TIFF",)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                return False
             bits = image.tag_v2.get(BITS, (8,))  # type: ignore[attr-defined]
             turn = image.tag_v2.get(ORIENTATION, 1)  # type: ignore[attr-defined]
     except UnidentifiedImageError:

@@ -42,11 +42,11 @@ class Taken:
 class Read:
     """What an input gave: scans, or the reason for none.
 
-    input_id: a hash of its content, empty if unreadable. marks: what it says of other inputs; None if it is no
-    annotation.
+    digest: of its content, empty if unreadable; only its pseudonym is written. marks: what it says of other inputs;
+    None if it is no annotation.
     """
 
-    input_id: str
+    digest: str
     bytes: int
     scans: tuple[Taken, ...] = ()
     reason: str = ""
@@ -60,11 +60,11 @@ def read_source(source: Source, folder: Path, modality: str | None, aliases: Map
         if source.path.is_dir():
             return Read("", 0, reason=source.aside)
         if not source.path.is_file() or source.path.stat().st_size > MOST_BYTES:
-            return Read("", 0, reason="is no regular file, or over 2 GiB")
+            return Read("", 0, reason=source.aside or "is no regular file, or over 2 GiB")
         content = source.path.read_bytes()
     except OSError as error:
         return Read("", 0, reason=f"cannot be read ({type(error).__name__})")
-    found = Read("i" + hashlib.sha256(content).hexdigest()[:16], len(content))
+    found = Read(hashlib.sha256(content).hexdigest(), len(content))
     try:
         if source.aside:
             raise NotTaken(source.aside)

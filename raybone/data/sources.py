@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -162,8 +163,17 @@ def walk(root: Path) -> tuple[dict[str, Path], dict[str, str]]:
             path = Path(folder) / name
             files[path.relative_to(root).as_posix()] = path
     files = {n: p for n, p in files.items() if n not in NOT_INPUTS and not n.startswith("phantom.key")}
+    aside |= {n: "is no regular file" for n, p in files.items() if _is_special(p)}
     aside |= {n: LEFT_OVER for n in files if is_left_over(n, files)}
     return {n: p for n, p in files.items() if n not in aside}, aside
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a pipe, a device or a socket, which may never end; what cannot be reached is left to its reader."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def is_left_over(name: str, files: Mapping[str, Path]) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def export_onnx(module: nn.Module, model: Model, canvas: tuple[int, int], path: 
         RunFailed: that is above TOLERANCE.
     """
     import numpy as np
+
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when it is imported
     import onnxruntime
 
     net = _Graph(module, model).cpu().eval()

@@ -89,6 +89,10 @@ def _read(file: Path) -> dict[str, Tensor]:
     tensors = content.state_dict() if isinstance(content, nn.Module) else content
     if not isinstance(tensors, dict) or not any(isinstance(v, Tensor) for v in tensors.values()):
         raise WrongInput(f"weights {file}: must hold tensors by name, got {type(content).__name__}")
+    if any(v.untyped_storage().nbytes() < v.numel() * v.element_size() for v in tensors.values()
+           if isinstance(v, Tensor) and v.layout == torch.strided):
+        raise WrongInput(f"weights {file}: must hold every value that its tensors have, but some repeat a few bytes to "
+                         "any size; save its state_dict anew")
     return {_renamed(name): value.float() if value.is_floating_point() else value for name, value in tensors.items()
             if isinstance(value, Tensor)}
 
