@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from raybone.arguments import parser
-from raybone.records import MachineFault, RunFailed, WrongInput
+from raybone.records import MachineFault, RunFailed, WrongInput, safe_cell
 from raybone.terminal import bar, epoch_line, progress, say, show, show_table, tell_end
 
 # What to do about an error of the system.
@@ -282,7 +282,7 @@ def _leaderboard(options: argparse.Namespace) -> None:
         table = merged_leaderboard({place: (read_resolved(f), State(Journal(f).events()))
                                     for place, f in zip(options.studies, folders)})
     if options.csv:
-        table.to_csv(options.csv, index=False)
+        table.map(safe_cell).to_csv(options.csv, index=False)
     show_table(table)
 
 

@@ -47,6 +47,7 @@ DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "val_loss": "minimize",
 }
 FALSE_POSITIVES = "false_positives_per_lesion_free_scan"  # of a complete configuration; not one to rank by
+MOST = 1_000_000  # of anything that is counted: more is a slip, and overflows what torch and Ray count in
 # Aliases let a few lines of YAML stand for more than any memory holds.
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -97,7 +98,7 @@ class Param(Strict):
 class Search(Strict):
     """How the space is searched."""
 
-    trials: int = Field(16, ge=1, description="configurations to try")
+    trials: int = Field(16, ge=1, le=MOST, description="configurations to try")
     sampler: Literal["random", "sobol", "grid", "tpe", "gp"] = "tpe"
     scheduler: Literal["fold_race", "asha", "full"] = "fold_race"
     type: Literal["promotion", "stopping"] = Field("promotion", description="fold_race: whether a configuration waits "
@@ -114,9 +115,9 @@ class Search(Strict):
 class Resources(Strict):
     """What one training run takes."""
 
-    workers: int = Field(1, ge=1, description="data-parallel processes")
-    cpus: int = Field(1, ge=1, description="CPU cores a worker; also its number of threads")
-    gpus: float = Field(0, ge=0, description="GPUs a worker; a fraction only when workers is 1")
+    workers: int = Field(1, ge=1, le=MOST, description="data-parallel processes")
+    cpus: int = Field(1, ge=1, le=MOST, description="CPU cores a worker; also its number of threads")
+    gpus: float = Field(0, ge=0, le=MOST, description="GPUs a worker; a fraction only when workers is 1")
     concurrent: int | Literal["auto"] = Field("auto", description="training runs at once; auto fills the cluster")
 
     @model_validator(mode="after")
@@ -140,7 +141,7 @@ class Limits(Strict):
     hours: float = Field(math.inf, gt=0, allow_inf_nan=True)
     gpu_hours: float = Field(math.inf, gt=0, allow_inf_nan=True)
     failed_trials: int = Field(8, ge=0, description="end the study when more configurations than this have failed")
-    stall_minutes: float = Field(60, gt=0, description="a worker whose epoch takes longer hangs, and is replaced")
+    stall_minutes: float = Field(60, gt=0, le=MOST, description="a worker whose epoch takes longer is replaced")
     target: float | None = Field(None, description="end when a complete configuration's mean over folds is as good")
     converged: bool = Field(False, description="end when less is to be gained than the folds can tell, by Makarova et "
                                                "al. 2022; after 20 complete configurations")
@@ -179,14 +180,14 @@ class Study(Strict):
     name: str = Field(min_length=1, max_length=60, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     dataset: str
     model: str
-    epochs: int = Field(ge=1, description="epochs of a full run of one fold")
+    epochs: int = Field(ge=1, le=MOST, description="epochs of a full run of one fold")
     metric: str
     fixed: dict[str, Value] = Field(default_factory=dict)
     space: dict[str, Param] = Field(default_factory=dict)
     search: Search = Search()
     resources: Resources = Resources()
     limits: Limits = Limits()
-    keep: int = Field(5, ge=0, description="configurations whose weights are kept at the end")
+    keep: int = Field(5, ge=0, le=MOST, description="configurations whose weights are kept at the end")
     resolved: Resolved | None = None
 
     @field_validator("metric")
