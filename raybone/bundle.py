@@ -12,18 +12,67 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from raybone.checkpoint import fill, finite
+from raybone.data.likeness import SLACK
 from raybone.models import load
 from raybone.models._model import Model, TrainingConfig
-from raybone.records import WrongInput
+from raybone.records import DamagedFile, WrongInput
 
 FORMAT = 1
-# What prediction needs of bundle.json, beside its format.
-NEEDED = ("model", "config", "members", "categories", "preprocessing", "calibration", "likeness", "patients", "kind",
-          "name")
+
+
+class Part(BaseModel):
+    """Base of what prediction needs of bundle.json: finite numbers, and whatever else is there."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Member(Part):
+    """A file of weights in the bundle's folder."""
+
+    file: str = Field(pattern=r"^[^/\\]+$")
+    sha256: str
+
+
+class Preprocessing(Part):
+    """How scans are prepared, and the window of all, in counts, if they share one."""
+
+    steps: list[str]
+    window: float | None = Field(gt=0)
+
+
+class Calibration(Part):
+    """Platt's numbers, or none."""
+
+    slope: float | None = None
+    intercept: float | None = None
+
+
+class Likeness(Part):
+    """The mean of the training scans, and the usual range of each property."""
+
+    mean: list[list[float]] = Field(min_length=1)
+    usual: dict[str, tuple[float, float]]
+
+
+class Content(Part):
+    """bundle.json, as far as prediction needs it."""
+
+    model: str
+    config: dict[str, Any]
+    members: list[Member] = Field(min_length=1)
+    categories: list[str]
+    preprocessing: Preprocessing
+    calibration: Calibration
+    likeness: Likeness
+    patients: list[str]
+    kind: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +98,15 @@ class Bundle:
             raise WrongInput(f"bundle {self.path}: {entry['file']} must be the file it was made with, but is changed "
                              "or gone; copy the bundle again")
         module = self.model.build(self.config)
-        module.load_state_dict(load_file(file))
+        try:
+            tensors = load_file(file)
+            fill(module, tensors, str(file))
+        except (SafetensorError, DamagedFile) as error:
+            raise WrongInput(f"bundle {self.path}: {entry['file']} must hold the weights of {self.model.name}, but: "
+                             f"{' '.join(str(error).split())[:150]}; copy the bundle again") from None
+        if not finite(tensors):
+            raise WrongInput(f"bundle {self.path}: {entry['file']} must hold finite weights, but has NaN or infinite "
+                             "ones, with which nothing is ever found; refit it again")
         return module
 
 
@@ -67,12 +124,17 @@ def open_bundle(path: Path | str) -> Bundle:
         meta = json.loads((path / "bundle.json").read_text(encoding="utf-8"))
         if meta["format"] != FORMAT:
             raise WrongInput(f"bundle {path}: format must be {FORMAT}, got {meta['format']}; refit it again")
-        missing = [name for name in NEEDED if name not in meta]
-        if missing or not meta["members"] or not {"steps", "window"} <= set(meta["preprocessing"]):
-            raise KeyError(", ".join(missing) or "members, or preprocessing's steps and window")
+        content = Content.model_validate(meta)
+        if set(content.likeness.usual) - set(SLACK) or len({len(row) for row in content.likeness.mean}) > 1:
+            raise KeyError("likeness")
         model = load(meta["model"])
-        return Bundle(path, meta, model, model.Config.model_validate(meta["config"]))
-    except (OSError, KeyError, TypeError, ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        config = model.Config.model_validate(meta["config"])
+        if content.categories not in (list(config.categories), [getattr(config, "target", "")]):
+            raise KeyError("categories")
+        return Bundle(path, meta, model, config)
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, WrongInput):
+            raise
         raise WrongInput(f"bundle {path}: bundle.json must say what was trained and how, but {type(error).__name__}: "
                          f"{' '.join(str(error).split())[:100]}; copy the bundle again") from None
 

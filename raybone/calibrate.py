@@ -10,6 +10,7 @@ import torch
 from scipy.special import expit, logit
 from torch import Tensor
 
+from raybone.checkpoint import fill
 from raybone.data.dataset import Dataset
 from raybone.data.loader import masks_of, validation_loader
 from raybone.ensemble import outputs
@@ -64,7 +65,7 @@ def _pixels(dataset: Dataset, model: Model, config: TrainingConfig, fold: int, s
             device: torch.device, progress: Callable[[int, int], None]) -> Scored:
     """Probabilities of all pixels of a fold's validation scans by its own model, counted by their logit."""
     module = model.build(config)
-    module.load_state_dict(state)
+    fill(module, state, f"last.pt of fold {fold}")
     samples = scored_samples(dataset, dataset.validation(fold), model, config)
     loader = validation_loader(samples, config.batch, 0, 1, config.loader_workers)
     levels = 2 * FAR * STEPS + 1

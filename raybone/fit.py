@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from raybone.checkpoint import read_checkpoint, write_checkpoint
+from raybone.checkpoint import fill, finite, read_checkpoint, write_checkpoint
 from raybone.data.dataset import Dataset
 from raybone.data.loader import Batch, training_loader, validation_loader
 from raybone.data.parts import Mined
@@ -83,7 +83,7 @@ def _applied(dataset: Dataset, model: Model, config: TrainingConfig, state: dict
              device: torch.device, mined: Masks | None = None) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Metrics and findings of a fold's averaged weights on scans, over all ranks."""
     module = model.build(config)
-    module.load_state_dict(state["average"])
+    fill(module, state["average"], "last.pt")
     if mined is None and wants_mining(config):
         mined = Mined({s.scan_id: [] for s in scans})  # for the loss, which nobody reads then
     samples = scored_samples(dataset, scans, model, config, mined)
@@ -154,20 +154,29 @@ class _Run:
         state = read_checkpoint(self.folder, device=self.device)
         if state is None:
             return
-        if state["config"] != self.config.model_dump(mode="json"):
-            raise DamagedFile(f"{self.folder.url}/last.pt: must be of this configuration, but was trained with other "
-                              "hyper-parameters; put the right file there, or remove it and the fold starts again")
-        self.net.load_state_dict(state["net"])
-        self.average.load_state_dict(state["average"])
-        if state["optimizer"] is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
-        self.updates = state["updates"]
-        self.history = [Epoch(**e) for e in state["history"]]
+        own = self._own()
+        if other := [name for name in own if state.get(name) != own[name]]:
+            raise DamagedFile(f"{self.folder.url}/last.pt: must be of this configuration and fold, but was trained "
+                              f"with another {', '.join(other)}; put the right file there, or remove it and the fold "
+                              "starts again")
+        where = f"{self.folder.url}/last.pt"
+        try:
+            fill(self.net, state["net"], where)
+            fill(self.average, state["average"], where)
+            if state["optimizer"] is not None:
+                self.optimizer.load_state_dict(state["optimizer"])
+            self.updates = int(state["updates"])
+            self.history = [Epoch(**e) for e in state["history"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedFile(f"{where}: must be what a training left there, but {type(error).__name__}: "
+                              f"{str(error)[:100]}; remove it and the fold starts again") from None
 
     def epoch(self, last: bool) -> Epoch:
         """Train and evaluate one epoch, save, and return its record."""
         started, number = time.monotonic(), len(self.history) + 1
         train_loss = self._train(number)
+        if not finite(self.average.state_dict()):  # such as the running variance of a norm
+            raise FitFailed(f"fold {self.fold} epoch {number}: weights must be finite; lower lr0")
         if self.world > 1:
             for buffer in self.average.buffers():
                 dist.broadcast(buffer, 0)
@@ -255,8 +264,12 @@ class _Run:
         write_checkpoint(self.folder, "last.pt", {
             "net": self.net.state_dict(), "average": self.average.state_dict(), "updates": self.updates,
             "optimizer": self.optimizer.state_dict() if len(self.history) < self.epochs else None,
-            "history": [vars(e) for e in self.history], "model": self.model.name,
-            "config": self.config.model_dump(mode="json")})
+            "history": [vars(e) for e in self.history], **self._own()})
+
+    def _own(self) -> dict[str, Any]:
+        """What makes weights those of this fold of this configuration, and no other's."""
+        return {"model": self.model.name, "config": self.config.model_dump(mode="json"), "fold": self.fold,
+                "seed": self.seed, "epochs": self.epochs, "dataset": self.dataset.hash}
 
 
 def _optimizer(net: nn.Module, config: TrainingConfig, accumulate: int) -> torch.optim.Optimizer:

@@ -21,6 +21,8 @@ AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOW
 # Arrow's errors of S3 have no number.
 S3_AWAY = re.compile("AWS Error (NETWORK_CONNECTION|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|"
                      "REQUEST_TIMEOUT)|HTTP status 5..")
+# What fsspec opens, but cannot keep files in.
+NO_STORE = {"data", "git", "github", "http_sync", "libarchive", "reference", "tar", "zip"}
 # What a file system without locks says to flock.
 LOCKLESS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 OUTAGE = 120.0  # seconds that a storage may be away
@@ -66,7 +68,7 @@ class Folder:
                 self.fs = ArrowFSWrapper(store)
             else:
                 self.fs, self.path = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, TypeError) as error:
             raise WrongInput(f"{self.url}: must be a path or a URL that fsspec knows, but: {error}") from None
         self.local = "file" in ([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)
 
@@ -75,33 +77,46 @@ class Folder:
 
     def child(self, name: str) -> Folder:
         """The folder of that name below this one."""
-        return Folder(f"{self.url}/{_below(name)}")
+        self._at(name)
+        return Folder(f"{self.url}/{name}")
 
     def read(self, name: str) -> bytes | None:
         """Content of a file, or None when there is none."""
+        target = self._at(name)
         try:
-            return bytes(patiently(lambda: self.fs.cat_file(f"{self.path}/{_below(name)}")))
+            return bytes(patiently(lambda: self.fs.cat_file(target)))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file so that a reader sees the old one or the new one, never a part."""
-        patiently(lambda: self._write(f"{self.path}/{_below(name)}", content))
+        target = self._at(name)
+        patiently(lambda: self._write(target, content))
 
     def names(self, name: str = "") -> list[str]:
         """Sorted names in a folder below this one; none when it does not exist."""
         self.fs.invalidate_cache()
+        target = self._at(name).rstrip("/")
         try:
-            found = patiently(lambda: self.fs.ls(f"{self.path}/{_below(name)}".rstrip("/"), detail=False))
+            found = patiently(lambda: self.fs.ls(target, detail=False))
         except FileNotFoundError:
             return []
         return sorted(str(f).rstrip("/").rsplit("/", 1)[-1] for f in found)
 
     def delete(self, name: str) -> None:
         """Delete a file or a folder with all in it; fine when it is not there."""
-        target = f"{self.path}/{_below(name)}"
+        target = self._at(name)
         if self.fs.exists(target):
             patiently(lambda: self.fs.rm(target, recursive=True))
+
+    def _at(self, name: str) -> str:
+        """The path of a name below this folder, on which there is no link that leads out of it."""
+        parts = _below(name).split("/")
+        for place in (f"{self.path}/{'/'.join(parts[:n])}" for n in range(1, len(parts) + 1) if self.local):
+            if os.path.islink(place):  # noqa: PTH114
+                raise WrongInput(f"{place}: must be no link, as what it leads to may be anybody's; put a folder or "
+                                 "file there itself")
+        return f"{self.path}/{name}"
 
     def _write(self, target: str, content: bytes) -> None:
         if not self.local:
@@ -132,6 +147,9 @@ def plain_url(url: str) -> str:
                          "environment, as its filesystem documents")
     if "::" in url:
         raise WrongInput(f"{url}: must be one path or URL, not a chain with '::'; give the last part alone")
+    if (kind := url.partition("://")[0]) in NO_STORE:
+        raise WrongInput(f"{url}: must be a folder on a disk or an object store, but {kind} is neither; unpack or copy "
+                         "what it stands for, and give that place")
     return url
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -116,10 +118,29 @@ def interval(study: Study, configuration: Configuration, folds_K: Array) -> tupl
 
 
 def write_leaderboard(folder: Folder, study: Study, state: State | None = None) -> pd.DataFrame:
-    """Write leaderboard.csv of a study folder, from its journal unless the state is given."""
-    table = leaderboard(study, state or State(Journal(folder).events()))
+    """Write leaderboard.csv of a study folder, from its journal unless the state is given.
+
+    Raises:
+        WrongInput: without a state, as ``refuse_loss``.
+    """
+    table = leaderboard(study, state or refuse_loss(folder))
     folder.write("leaderboard.csv", table.map(safe_cell).to_csv(index=False).encode())
     return table
+
+
+def refuse_loss(folder: Folder) -> State:
+    """The state of a study, of which no seal would show that the end of its journal, or all of it, is gone.
+
+    Raises:
+        WrongInput: its leaderboard.csv has more rows than the journal can make.
+    """
+    state = State(Journal(folder).events())
+    rows = sum(1 for row in csv.reader(io.StringIO((folder.read("leaderboard.csv") or b"").decode("utf-8", "replace"))))
+    if rows - 1 > len(state.configurations):
+        raise WrongInput(f"study {folder.url}: its leaderboard.csv has {rows - 1} rows, but its journal, which is gone "
+                         f"or cut, knows {len(state.configurations)} configurations; put the journal back, or move "
+                         "leaderboard.csv away")
+    return state
 
 
 def _progress(row: dict[str, Any]) -> tuple[int, int]:

@@ -33,7 +33,7 @@ from raybone.leaderboard import leaderboard
 from raybone.metrics.lesions import THRESHOLD, operating_points
 from raybone.models import load
 from raybone.overlay import overlay
-from raybone.records import Array, Scan, Task, WrongInput
+from raybone.records import Array, Scan, Task, WrongInput, safe_cell
 from raybone.samples import usable
 from raybone.spec import Study
 
@@ -120,7 +120,8 @@ def report(place: str, html: str | None = None, scans: bool = True,
         "study": study, "state": state, "records": records, "complete": complete, "best": best, "winner": winner,
         "missing": missing, "gone": gone, "dataset": dataset, "found": found, "pictures": pictures, "scans": scans,
         "warnings": _warnings(study, table, found), "clock": clock, "driver": Lease(folder).holder(EXPIRES),
-        "csv": _base64(table.to_csv(index=False).encode()), "other": OTHER, "published": figures(study.name),
+        "csv": _base64(table.map(safe_cell).to_csv(index=False).encode()), "other": OTHER,
+        "published": figures(study.name),
         "ours": ours, "few": charts.SHOWN, "cases": cases,
         "yaml": (folder.read("study.yaml") or b"").decode("utf-8", "replace")}).encode()
     parent, slash, name = target.url.rpartition("/")

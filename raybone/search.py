@@ -25,7 +25,7 @@ from raybone.hpo.brain import Brain, Work
 from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.lease import EXPIRES, Lease
 from raybone.hpo.state import Configuration
-from raybone.leaderboard import winner, write_leaderboard
+from raybone.leaderboard import refuse_loss, winner, write_leaderboard
 from raybone.metrics.intervals import freedom, patient_draws
 from raybone.models._model import Model
 from raybone.records import Epoch, Pooled, RunFailed, Segment, WrongInput
@@ -157,6 +157,7 @@ def open_study(study: Study, out: str, connect: Callable[[Study], int] = lambda 
         keeper.start()
         try:
             checked = _agree(folder, checked)
+            refuse_loss(folder)
             folder.write("study.yaml", write_study(checked).encode())
             if folder.read("stop") == earlier:  # else it was given while the search waited for nodes
                 folder.delete("stop")

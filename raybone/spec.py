@@ -47,6 +47,7 @@ DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "val_loss": "minimize",
 }
 FALSE_POSITIVES = "false_positives_per_lesion_free_scan"  # of a complete configuration; not one to rank by
+MOST = 1_000_000  # of anything that is counted: more is a slip, and overflows what torch and Ray count in
 # Aliases let a few lines of YAML stand for more than any memory holds.
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -109,7 +110,7 @@ class Param(Strict):
 class Search(Strict):
     """How the space is searched."""
 
-    trials: int = Field(16, ge=1, description="configurations to try")
+    trials: int = Field(16, ge=1, le=MOST, description="configurations to try")
     sampler: Literal["random", "sobol", "grid", "tpe", "gp"] = Field(
         "tpe", description="what proposes; gp is a Gaussian process, for few parameters; grid needs choices alone")
     scheduler: Literal["fold_race", "asha", "full"] = Field(
@@ -129,9 +130,9 @@ class Search(Strict):
 class Resources(Strict):
     """What one training run takes."""
 
-    workers: int = Field(1, ge=1, description="data-parallel processes")
-    cpus: int = Field(1, ge=1, description="CPU cores a worker; also its number of threads")
-    gpus: float = Field(0, ge=0, description="GPUs a worker; a fraction only when workers is 1")
+    workers: int = Field(1, ge=1, le=MOST, description="data-parallel processes")
+    cpus: int = Field(1, ge=1, le=MOST, description="CPU cores a worker; also its number of threads")
+    gpus: float = Field(0, ge=0, le=MOST, description="GPUs a worker; a fraction only when workers is 1")
     concurrent: int | Literal["auto"] = Field("auto", description="training runs at once; auto fills the cluster")
 
     @model_validator(mode="after")
@@ -155,7 +156,7 @@ class Limits(Strict):
     hours: float = Field(math.inf, gt=0, allow_inf_nan=True, description="of searching in all; no end if left out")
     gpu_hours: float = Field(math.inf, gt=0, allow_inf_nan=True, description="of training; no end if left out")
     failed_trials: int = Field(8, ge=0, description="end the study when more configurations than this have failed")
-    stall_minutes: float = Field(60, gt=0, description="a worker whose epoch takes longer hangs, and is replaced")
+    stall_minutes: float = Field(60, gt=0, le=MOST, description="a worker whose epoch takes longer is replaced")
     target: float | None = Field(None, description="end when a complete configuration's mean over folds is as good")
     converged: bool = Field(False, description="end when less is to be gained than the folds can tell, by Makarova et "
                                                "al. 2022; after 20 complete configurations")
@@ -195,7 +196,7 @@ class Study(Strict):
                       description="letters, digits and ._-; left out, that of the file")
     dataset: str = Field(description="folder that `raybone prepare` made, or its fsspec URL")
     model: str = Field(description="a name of the menu: `raybone models`")
-    epochs: int = Field(ge=1, description="epochs of a full run of one fold; left out, 100")
+    epochs: int = Field(ge=1, le=MOST, description="epochs of a full run of one fold; left out, 100")
     metric: str = Field(description="what ranks; left out, AP for boxes, dice for masks, AUC for classes")
     fixed: dict[str, Value] = Field(default_factory=dict, description="hyper-parameters that stay")
     space: dict[str, Param] = Field(default_factory=dict, description="hyper-parameters that are searched; left out, "
@@ -203,7 +204,7 @@ class Study(Strict):
     search: Search = Field(Search(), description="how the space is searched")
     resources: Resources = Field(Resources(), description="what one training run takes")
     limits: Limits = Field(Limits(), description="when to stop")
-    keep: int = Field(5, ge=0, description="configurations whose weights are kept at the end")
+    keep: int = Field(5, ge=0, le=MOST, description="configurations whose weights are kept at the end")
     resolved: Resolved | None = None
 
     @field_validator("metric")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from raybone.folder import Folder
 from raybone.hpo.space import identity, rejected
-from raybone.records import WrongInput
+from raybone.records import WrongInput, plain_cell
 from raybone.spec import Observation, Param, Prior, Study, Value
 
 POINTS = 3  # earlier configurations that are tried again first
@@ -58,7 +58,7 @@ def _standings(study: Study, source: str) -> list[Row]:
         raise WrongInput(f"--warm-start {source}: must be a leaderboard.csv or a study folder, but there is none; "
                          "check the path")
     text = io.StringIO(content.decode("utf-8", "replace"), newline="")
-    table = list(csv.DictReader(text, restval=""))
+    table = [{k: plain_cell(v) for k, v in row.items() if k} for row in csv.DictReader(text, restval="")]
     columns = set(table[0]) if table else set()
     ranked_by = sorted({c.removesuffix("_ci_low") for c in columns if c and c.endswith("_ci_low")} - {"delta"})
     if table and not (ranked_by and {"state", "folds_done", "epochs_done"} <= columns):

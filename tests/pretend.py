@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from faults import unseal
 
 from raybone.data.annotations import mask_of, rle_of
 from raybone.data.dataset import Dataset, open_dataset
@@ -108,3 +109,4 @@ def flagged(dataset: Dataset, flag: str) -> None:
     cells = [row.split(",") for row in rows]
     path.write_text("\n".join([head, *(",".join([*c[:place], flag, *c[place + 1:]]) for c in cells)]) + "\n",
                     encoding="utf-8")
+    unseal(dataset.path)

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from faults import unseal
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
 from raybone.calibrate import calibrate
@@ -326,6 +327,7 @@ def test_scores_are_those_of_the_annotated_scans_alone(opened: Dataset, task: An
 
 def test_a_fold_or_test_group_that_nobody_annotated_is_refused(slices: Path, tmp_path: Path) -> None:
     prepare(slices / "raw", tmp_path / "ds", "masks", folds=2, key=slices / "key", holdout=2)
+    unseal(tmp_path / "ds")
     study = parse_study({"name": "x", "dataset": str(tmp_path / "ds"), "model": "unet", "epochs": 1, "metric": "dice"})
     opened = resolve(study)[1]
     table = pd.read_csv(tmp_path / "ds/scans.csv", keep_default_na=False)

@@ -165,7 +165,7 @@ def test_weights_of_other_hyper_parameters_are_not_taken_for_a_configurations_ow
     shutil.copy(place / "other/runs/c000/fold0/last.pt", place / "st/runs/c000/fold0/last.pt")
     assert main(["search", str(place / "s.yaml"), "--out", str(place / "st"), "--local", "--set",
                  "space.lr0={choice: [0.01]}"]) == 1
-    assert "must be of this configuration, but was trained with other hyper-parameters" in capsys.readouterr().err
+    assert "must be of this configuration and fold, but was trained with another config; put" in capsys.readouterr().err
 
 
 def test_lesions_that_a_small_image_loses_are_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

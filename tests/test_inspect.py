@@ -47,7 +47,7 @@ def test_damage_is_named(dataset: Path, tmp_path: Path) -> None:
     np.save(pixels, np.load(pixels)[:-1])
     assert "is not there" in inspect(broken)["problems"][0]
     (broken / "folds.csv").write_text("patient_id,fold\n")
-    with pytest.raises(WrongInput, match="every patient needs a fold"):
+    with pytest.raises(WrongInput, match=r"its hash stands for folds\.csv as first written"):
         inspect(broken)
     with pytest.raises(WrongInput, match=r"no dataset\.json"):
         inspect(tmp_path)

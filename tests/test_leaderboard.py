@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from faults import unseal
 
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal
@@ -135,6 +136,7 @@ def test_patients_who_may_be_one_person_are_drawn_as_one(dataset: Path, study: M
     assert (folds["group"] == folds["patient_id"]).all()
     folds.loc[folds["fold"] == 0, "group"] = folds["patient_id"][folds["fold"] == 0].min()
     folds.to_csv(tmp_path / "ds" / "folds.csv", index=False)
+    unseal(tmp_path / "ds")
     small = {**study, "dataset": str(tmp_path / "ds"), "epochs": 1, "search": {**study["search"], "trials": 1}}
     search(parse_study(small), str(tmp_path / "st"))
     (pooled,) = (e for e in Journal(Folder(tmp_path / "st")).events() if e["event"] == "pooled")

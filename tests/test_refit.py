@@ -16,6 +16,7 @@ import pydicom
 import pytest
 import torch
 import yaml
+from faults import unseal
 from PIL import Image
 
 from raybone.bundle import open_bundle
@@ -388,6 +389,7 @@ def test_a_patient_is_deleted_and_what_was_trained_on_them_is_named(
         place: Path, held_out: Path, tmp_path: Path,
         capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(held_out, tmp_path / "ds")
+    unseal(tmp_path / "ds")
     dataset = open_dataset(tmp_path / "ds")
     gone, *others = (p for p, fold in dataset.fold_of.items() if fold == 0)
     folds = pd.read_csv(tmp_path / "ds" / "folds.csv")  # they look alike, and the one who goes stood for them

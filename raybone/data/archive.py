@@ -74,15 +74,15 @@ def _extract(path: Path, target: Path) -> None:
         if need > shutil.disk_usage(target).free:
             raise WrongInput(f"prepare: unpacking a zip archive beside DATASET needs {need / 1e9:.1f} GB, more than "
                              "the disk has free; unpack it elsewhere and give the folder")
-        seen = set()
+        seen = dict[tuple[str, ...], tuple[int, int]]()
         for member in archive.infolist():
             member.filename = _name_of(member)
             place = tuple(p for p in member.filename.split("/") if p not in ("", ".", ".."))  # as ``extract`` has it
             if len(place) > DEEPEST:
                 raise NotTaken(f"is a zip archive with folders more than {DEEPEST} deep")
-            if place in seen and not member.is_dir():
+            content = member.CRC, member.file_size
+            if seen.setdefault(place, content) != content and not member.is_dir():
                 raise NotTaken("is a zip archive with two members of one name, of which one would be lost")
-            seen.add(place)
         for member in archive.infolist():
             archive.extract(member, target)
 

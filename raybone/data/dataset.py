@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shlex
 from collections.abc import Iterable, Mapping
@@ -30,6 +31,7 @@ FORMAT = 1
 COLUMNS = ("scan_id", "patient_id", "view", "height", "width", "pixel_mm", "row", "high", "site", "scanner",
            "instance", "flags")
 LOOKED_AT = 10_000  # files of a folder that is no dataset, of which the scans are counted
+SEALED = ("scans.csv", "folds.csv", "annotations.json")  # whose edits nothing else would show
 HEADER = 128  # bytes before the data of a .npy file: numpy pads the header, so that a growing array keeps its length
 
 
@@ -114,6 +116,10 @@ def open_dataset(path: Path | str, test_fold: bool = False) -> Dataset:
         meta = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
         if meta["format"] != FORMAT:
             raise WrongInput(f"dataset {path}: format must be {FORMAT}, got {meta['format']}; prepare it again")
+        seals = meta.get("sealed", {})  # none in datasets of before there were seals
+        if edited := [name for name in SEALED if name in seals and _seal(path / name) != seals[name]]:
+            raise WrongInput(f"dataset {path}: its hash stands for {', '.join(edited)} as first written, but that was "
+                             "changed since; put it back, or prepare it again (--split gives folds)")
         lesions = read_coco(path / "annotations.json")
         if {le.category for many in lesions.values() for le in many} - set(meta["categories"]):
             raise ValueError("annotations.json and scans or categories")
@@ -121,8 +127,10 @@ def open_dataset(path: Path | str, test_fold: bool = False) -> Dataset:
         rows = _rows(path / "folds.csv")
         fold_of = {row["patient_id"]: int(row["fold"]) for row in rows}
         group_of = {row["patient_id"]: row.get("group") or row["patient_id"] for row in rows}
+        if not all(0 <= s.high < math.inf for s in scans):
+            raise ValueError("scans.csv: high must be a finite number")
         missing = {s.patient_id for s in scans} - set(fold_of)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, WrongInput):
             raise
         raise WrongInput(f"dataset {path}: its files must agree, but {type(error).__name__}: {str(error)[:100]}; "
@@ -248,14 +256,18 @@ class DatasetWriter:
         self._table("rejected.csv", ("input_id", "bytes", "reason"), ((i, _coarse(n), r) for i, n, r in rejected))
         coco = to_coco(self.scans, categories)
         (self.path / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
+        content["sealed"] = {name: _seal(self.path / name) for name in SEALED}
         (self.path / "dataset.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         return content
 
     def _table(self, name: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
         with (self.path / name).open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows([safe_cell(value) for value in row] for row in rows)
+            writer.writerows([safe_cell(value) for value in row] for row in (columns, *rows))
+
+
+def _seal(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _coarse(size: int) -> int:
@@ -306,7 +318,7 @@ def _percentile(counts_HW: Array, share: float = 0.999) -> float:
 
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
-        return [{k: plain_cell(v) if isinstance(v, str) else v for k, v in row.items()} for row in csv.DictReader(file)]
+        return [{plain_cell(k): plain_cell(v) for k, v in row.items()} for row in csv.DictReader(file, restval="")]
 
 
 def _scan(row: dict[str, str], lesions: tuple[Any, ...]) -> Scan:

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from raybone.records import WrongInput
+from raybone.records import WrongInput, plain_cell, safe_cell
 
 
 def key_path(given: Path | str | None) -> Path:
@@ -59,7 +59,7 @@ def write_map(key: Path, dataset_hash: str, sources: Iterable[tuple[str, str, st
     with os.fdopen(descriptor, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(("input_id", "scan_id", "path"))
-        writer.writerows(sources)
+        writer.writerows([safe_cell(cell) for cell in row] for row in sources)
     return path
 
 
@@ -73,7 +73,8 @@ def move_map(key: Path, before: str, after: str, id_of: Mapping[str, str]) -> bo
     if not old.is_file():
         return False
     with old.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [(r["input_id"], id_of[r["scan_id"]], r["path"]) for r in csv.DictReader(file) if r["scan_id"] in id_of]
+        rows = [(r["input_id"], id_of[r["scan_id"]], plain_cell(r["path"])) for r in csv.DictReader(file)
+                if r["scan_id"] in id_of]
     write_map(key, after, rows)
     if after != before:
         old.unlink()

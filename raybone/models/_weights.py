@@ -55,7 +55,7 @@ def copy_into(module: nn.Module, theirs: dict[str, Tensor], where: str, colours:
         colours: three input channels become one by their sum, as for a grey picture, though without ImageNet's mean
             and spread, or two of half of it.
     Raises:
-        WrongInput: they are of another architecture: no more than half of the tensors fit.
+        WrongInput: they are of another architecture: no more than half of the tensors fit; or not finite.
     """
     own = dict(module.state_dict())
     prefixes = {name[:place + 1] for name in own for place, letter in enumerate(name) if letter == "."} | {""}
@@ -66,6 +66,8 @@ def copy_into(module: nn.Module, theirs: dict[str, Tensor], where: str, colours:
     if 2 * len(fits) <= len(theirs):
         raise WrongInput(f"{where}: must be of this architecture, but {len(fits)} of its {len(theirs)} tensors "
                          "fit; give the file of the same model or backbone")
+    if not all(bool(value.isfinite().all()) for value in fits.values()):
+        raise WrongInput(f"{where}: must hold finite numbers, but has NaN or infinite ones; give an undamaged file")
     module.load_state_dict({**own, **fits})
     return len(fits), len(own)
 
