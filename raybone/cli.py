@@ -15,6 +15,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     goes_on = False
     try:
         options = parser().parse_args(arguments)
-        goes_on = options.verb in ("search", "demo")
+        goes_on = options.verb in ("search", "demo", "forget")
+        _end_in_order()
         return VERBS[options.verb](options) or 0
     except WrongInput as error:
         for problem in error.problems:
@@ -67,8 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _end_in_order() -> None:
+    """An eviction, a shutdown and a terminal that is closed end a verb as Ctrl-C does: nothing half is left."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+                signal.signal(number, _interrupt)
+
+
 def _interrupt(*_: object) -> None:
-    """An eviction ends a search as Ctrl-C does."""
     raise KeyboardInterrupt
 
 
@@ -93,7 +102,6 @@ def _prepare(options: argparse.Namespace) -> None:
     from raybone.data.sources import told
     from raybone.prepare import prepare
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was written halfway is removed
     modality = None if options.modality.lower() == "any" else options.modality
     folds = int(options.folds) if options.folds.lstrip("-").isdecimal() else options.folds
     made = prepare(options.source, options.dataset, options.layout, modality, folds, options.key, options.seed,
@@ -176,7 +184,6 @@ def _preview(options: argparse.Namespace) -> None:
 def _search(options: argparse.Namespace) -> None:
     from raybone.spec import read_study
 
-    signal.signal(signal.SIGTERM, _interrupt)
     more = [f"dataset={options.dataset}"] * bool(options.dataset) + ["search.scheduler=full"] * options.record
     study = read_study(options.study, [*options.overrides, *more])
     if options.local:
@@ -343,7 +350,6 @@ def _refit(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from raybone.predict import predict
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was unpacked is removed
     modality = None if options.modality.lower() == "any" else options.modality
     done = predict(options.bundle, options.scans, options.out, modality, options.least, bar("predict"))
     found, odd = sum(len(f.findings) for f in done.frames), [f for f in done.frames if f.oddities]
@@ -361,10 +367,9 @@ def _predict(options: argparse.Namespace) -> None:
 def _forget(options: argparse.Namespace) -> None:
     from raybone.forget import forget, forgotten_lines
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    done = forget(options.dataset, options.patients, options.key, options.among)
-    print(json.dumps(dataclasses.asdict(done), indent=1) if options.json else
-          "\n".join(forgotten_lines(options.dataset, done)))
+    forget(options.dataset, options.patients, options.key, options.among, lambda done: print(
+        json.dumps(dataclasses.asdict(done), indent=1) if options.json else
+        "\n".join(forgotten_lines(options.dataset, done)), flush=True))
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from raybone.data.annotations import read_coco, to_coco
 from raybone.data.folds import TEST, TRAINING
 from raybone.data.remote import local_copy
+from raybone.private import sweep
 from raybone.records import Array, DamagedFile, Lesion, Scan, WrongInput, plain_cell, safe_cell
 
 FORMAT = 1
@@ -102,6 +103,7 @@ def open_dataset(path: Path | str, test_fold: bool = False) -> Dataset:
         WrongInput: it is missing, of another format version, or its files disagree.
     """
     path = local_copy(str(path)) if "://" in str(path) else Path(path).expanduser()
+    sweep(path.resolve())
     if not (path / "dataset.json").is_file():
         raise WrongInput(f"dataset {path}: must be a folder made by `raybone prepare`, but it has no dataset.json; "
                          f"run `raybone prepare SOURCE {path}`")
