@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +23,7 @@ from PIL import Image
 from raybone.bundle import open_bundle
 from raybone.cli import main
 from raybone.data.annotations import mask_of
+from raybone.data.cache import Intensities
 from raybone.data.dataset import open_dataset
 from raybone.data.folds import TEST
 from raybone.data.remote import private_cache
@@ -155,6 +158,36 @@ def test_nothing_of_the_scans_stays_behind(place: Path, tmp_path: Path, monkeypa
     left = [p for p in (tmp_path / "temporary").rglob("*") if p.is_file()]
     assert left == []
     assert private_cache().parent == tmp_path / "temporary"
+
+
+def test_what_holds_scans_or_patients_is_its_owners_alone(place: Path, cohort: Path, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ds, key, study, bundle = (str(tmp_path / name) for name in ("ds", "key", "study", "bundle"))
+    shutil.copytree(place / "study", study)
+    before = os.umask(0o022)
+    try:
+        for words in (["prepare", str(cohort), ds, "--folds", "3", "--key", key],
+                      ["inspect", ds, "--png", str(tmp_path / "sheet.png")], ["report", study],
+                      ["refit", study, "--out", bundle],
+                      ["predict", bundle, str(place / "new"), "--out", str(tmp_path / "found")],
+                      ["forget", ds, "PHANTOM-0004", "--key", key, "--among", ds]):
+            assert main(words) == 0
+        Intensities(open_dataset(ds), 64)
+    finally:
+        os.umask(before)
+    made = [p for name in ("ds", "bundle", "found", private_cache().name) for p in (
+        tmp_path / name, *(tmp_path / name).rglob("*"))]
+    made += [tmp_path / "sheet.png", Path(study, "report.html"), *tmp_path.glob("key*")]
+    assert len(made) > 30
+    assert {p: oct(stat.S_IMODE(p.stat().st_mode)) for p in made if stat.S_IMODE(p.stat().st_mode) != (
+        0o700 if p.is_dir() else 0o600)} == {}
+    # Others who are let in stay so, and a study's ranking is for whoever may enter its folder.
+    Path(ds).chmod(0o750)
+    Path(ds, "scans.csv").chmod(0o640)
+    assert main(["forget", ds, "PHANTOM-0005", "--key", key, "--among", ds]) == 0
+    assert [stat.S_IMODE(p.stat().st_mode) for p in (Path(ds), Path(ds, "scans.csv"))] == [0o750, 0o640]
+    assert stat.S_IMODE(Path(study, "leaderboard.csv").stat().st_mode) == 0o644
 
 
 def test_scans_that_look_otherwise_are_flagged_and_what_is_no_scan_is_named(
