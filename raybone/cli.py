@@ -39,11 +39,10 @@ MEND = {errno.ENOSPC: "free space or choose another place", errno.EDQUOT: "free 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    goes_on = False
+    goes_on, heard = False, _heard()
     try:
         options = parser().parse_args(arguments)
         goes_on = options.verb in ("search", "demo", "forget")
-        _end_in_order()
         return VERBS[options.verb](options) or 0
     except WrongInput as error:
         for problem in error.problems:
@@ -63,22 +62,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"raybone: {place}{error.strerror or error}; {MEND.get(error.errno or 0, 'look there, then try again')}",
               file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        if not heard and not isinstance(error, KeyboardInterrupt):  # which libraries in C may make another error of
+            raise
         print(f"raybone: interrupted; {'the same command resumes it' if goes_on else 'nothing is left of it'}",
               file=sys.stderr)
         return 1
 
 
-def _end_in_order() -> None:
-    """An eviction, a shutdown and a terminal that is closed end a verb as Ctrl-C does: nothing half is left."""
+def _heard() -> list[int]:
+    """Signals from now on: an eviction or a closed terminal ends a verb as Ctrl-C does, and leaves nothing half."""
+    heard = list[int]()
+
+    def interrupt(number: int, _: object) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
-                signal.signal(number, _interrupt)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+                signal.signal(number, interrupt)
+    return heard
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -168,7 +168,7 @@ def test_values_of_masks_are_named_by_categories(tmp_path: Path, capsys: pytest.
         ["malignant", "benign"]] * 2
 
 
-@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_ends_prepare_at_once_and_leaves_nothing(way: signal.Signals, tmp_path: Path) -> None:
     """The signal goes to all processes of the group, as a terminal's does."""
     source = tmp_path / "in"
@@ -188,6 +188,6 @@ def test_an_interruption_ends_prepare_at_once_and_leaves_nothing(way: signal.Sig
     _, err = child.communicate(timeout=60)
     assert child.returncode == 1
     assert "Traceback" not in err
-    if way == signal.SIGINT:
+    if way != signal.SIGTERM:
         assert err.splitlines()[-1] == "raybone: interrupted; nothing is left of it"
     assert {p.name for p in tmp_path.iterdir()} == {"in", "k"}
