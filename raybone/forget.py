@@ -161,7 +161,10 @@ def _digest(patient: str) -> str:
 def _entries(dataset: Path) -> list[Entry]:
     """What is deleted of a dataset, but not told."""
     file = _file(dataset)
-    return list(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else []
+    try:
+        return list(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else []
+    except (ValueError, TypeError):
+        raise WrongInput(f"{file}: must be what an earlier `forget` left, but is damaged; remove it") from None
 
 
 def _write_entries(half: Path, dataset: Path, entries: Sequence[Entry]) -> None:

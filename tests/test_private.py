@@ -24,20 +24,21 @@ from raybone.data.remote import private_cache
 from raybone.private import workplace
 
 # Runs a command in a copy of a folder again and again, hurt at its first step, its second, and so on, each time
-# followed by the same command unharmed; prints (exit code, what was told, dot files left, of the one; of the other).
+# followed by another command, if wanted, and the same one unharmed; prints (exit code, what was told, dot files left)
+# of the first and of the last.
 HURT = """
 import errno, json, os, shutil, signal, sys, tempfile
 import raybone.forget
 from raybone.cli import main
 
-home, how, stride, words = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]
+home, how, stride, between, words = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5:]
 
 def hurt():
     if how == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.kill(os.getpid(), getattr(signal, how))
 
-def run(place, step):
+def run(place, step, words):
     child = os.fork()
     if not child:
         left, opened = step, set()
@@ -64,7 +65,11 @@ step, found = 1, []
 while not found or found[-1][0]:
     place = f"{home}/{step}"
     shutil.copytree(f"{home}/0", place)
-    found.append((*run(place, step), *run(place, 0)))
+    found.append(run(place, step, words))
+    if between:
+        code, told, dots = run(place, 0, between.split())
+        assert not code and "partial" not in str(dots), (told, dots)
+    found[-1] += run(place, 0, words)
     step += stride
 print(json.dumps(found))
 """
@@ -100,13 +105,15 @@ def patient_of(home: Path) -> str:
     return next(s.patient_id for s in open_dataset(home / "ds").scans if s.scan_id == scan_id)
 
 
-@pytest.mark.parametrize(("how", "stride"), [("SIGKILL", 1), ("full", 3), ("SIGINT", 5), ("SIGHUP", 8)])
-def test_a_forget_that_is_cut_short_at_any_step_is_ended_by_the_same_command(how: str, stride: int, home: Path) -> None:
+@pytest.mark.parametrize(("how", "stride", "between"), [("SIGKILL", 1, ""), ("SIGKILL", 4, "inspect ds"),
+                                                       ("full", 3, ""), ("SIGINT", 5, ""), ("SIGHUP", 8, "")])
+def test_a_forget_that_is_cut_short_at_any_step_is_ended_by_the_same_command(how: str, stride: int, between: str,
+                                                                             home: Path) -> None:
     looked = traces(home, patient_of(home))
     assert all(any(trace in p.read_bytes() for p in files(home)) for trace in looked)
     kept = {s.scan_id: open_dataset(home / "ds").counts(s).copy() for s in open_dataset(home / "ds").scans}
-    done = subprocess.run([sys.executable, "-c", HURT, str(home.parent), how, str(stride), "forget", "ds",
-                           "PHANTOM-0004", "--key", "key"], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", HURT, str(home.parent), how, str(stride), between, "forget",
+                           "ds", "PHANTOM-0004", "--key", "key"], stdout=subprocess.PIPE, text=True, check=True)
     *hurt, whole = json.loads(done.stdout)
     assert whole[0] == 0
     assert len(hurt) > 20 / stride
