@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,7 +95,19 @@ def settle(target: Path) -> None:
     if place.is_dir() and not place.is_symlink():
         if (place / "old").exists() and (place / "new").exists() and not target.exists():
             (place / "old").rename(target)
-        shutil.rmtree(place)
+        _remove(place)
+
+
+def _remove(place: Path) -> None:
+    """Remove a folder in which helpers of a killed process may write for some moments more."""
+    for left in reversed(range(50)):
+        try:
+            shutil.rmtree(place)
+            return
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY or not left:
+                raise
+        time.sleep(0.1)
 
 
 def _place(target: Path) -> Path:
