@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from raybone.checkpoint import fill, finite
 from raybone.data.likeness import SLACK
 from raybone.models import load
 from raybone.models._model import Model, TrainingConfig
+from raybone.private import put, workplace
 from raybone.records import DamagedFile, WrongInput
 
 FORMAT = 1
@@ -152,23 +151,20 @@ def write_bundle(path: Path, meta: Mapping[str, Any], states: Mapping[str, Mappi
     if not states:
         raise ValueError(f"{path}: a bundle needs the weights of a member")
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    try:
+    with workplace(path) as place:
+        half = place / "new"
+        half.mkdir()
         members = []
         for name, state in states.items():
             file = half / f"{name}.safetensors"
             save_file({k: v.detach().cpu().clone().contiguous() for k, v in state.items()}, file)
-            file.chmod(0o644)
             members.append({"file": file.name, "sha256": _digest(file)})
         content = {"format": FORMAT, **meta, "members": members}
         _write(half, content)
         content |= further(half, open_bundle(half))
         _write(half, content)
         (half / "README.md").write_text(card, encoding="utf-8")
-        half.chmod(0o755)
-        half.rename(path)
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
+        put(half, path)
     return open_bundle(path)
 
 

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raybone.arguments import parser
+from raybone.private import hear_signals
 from raybone.records import MachineFault, RunFailed, WrongInput, safe_cell
 from raybone.terminal import bar, epoch_line, progress, say, show, show_table, tell_end
 
@@ -38,7 +38,7 @@ MEND = {errno.ENOSPC: "free space or choose another place", errno.EDQUOT: "free 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    verb = ""
+    verb, heard = "", hear_signals()
     try:
         options = parser().parse_args(arguments)
         verb = options.verb
@@ -53,8 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         mend = MEND.get(error.errno or 0, "look there, then try again")
         return _failed(1, f"{place}{error.strerror or error}; {mend}")
-    except KeyboardInterrupt:
-        goes_on = verb in ("search", "demo")
+    except (KeyboardInterrupt, Exception) as error:
+        if not heard and not isinstance(error, KeyboardInterrupt):  # which libraries in C may make another error of
+            raise
+        goes_on = verb in ("search", "demo", "forget")
         return _failed(1, f"interrupted; {'the same command resumes it' if goes_on else 'nothing is left of it'}")
 
 
@@ -63,11 +65,6 @@ def _failed(code: int, *problems: str) -> int:
     for problem in problems:
         say(f"raybone: {' '.join(problem.splitlines())}", file=sys.stderr)
     return code
-
-
-def _interrupt(*_: object) -> None:
-    """An eviction ends a search as Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -91,7 +88,6 @@ def _prepare(options: argparse.Namespace) -> None:
     from raybone.data.sources import told
     from raybone.prepare import prepare
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was written halfway is removed
     modality = None if options.modality.lower() == "any" else options.modality
     folds = int(options.folds) if options.folds.lstrip("-").isdecimal() else options.folds
     made = prepare(options.source, options.dataset, options.layout, modality, folds, options.key, options.seed,
@@ -189,7 +185,6 @@ def _preview(options: argparse.Namespace) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
-    signal.signal(signal.SIGTERM, _interrupt)
     more = [f"dataset={options.dataset}"] * bool(options.dataset) + ["search.scheduler=full"] * options.record
     study = _study(options, *more)
     if options.local:
@@ -354,7 +349,6 @@ def _refit(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from raybone.predict import predict
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was unpacked is removed
     modality = None if options.modality.lower() == "any" else options.modality
     done = predict(options.bundle, options.scans, options.out, modality, options.least, bar("predict"))
     found, odd = sum(len(f.findings) for f in done.frames), [f for f in done.frames if f.oddities]
@@ -372,10 +366,9 @@ def _predict(options: argparse.Namespace) -> None:
 def _forget(options: argparse.Namespace) -> None:
     from raybone.forget import forget, forgotten_lines
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    done = forget(options.dataset, options.patients, options.key, options.among)
-    say(json.dumps(dataclasses.asdict(done), indent=1) if options.json else
-        "\n".join(forgotten_lines(options.dataset, done)))
+    forget(options.dataset, options.patients, options.key, options.among, lambda done: say(
+        json.dumps(dataclasses.asdict(done), indent=1) if options.json else
+        "\n".join(forgotten_lines(options.dataset, done))))
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -34,8 +34,9 @@ def compare(place: str, dataset: str = "") -> dict[str, Any]:
     Returns:
         study, config_id, dataset_hash, note; rows: metric, mean over folds, low and high of Nadeau & Bengio's interval,
         test (mean over test folds, NaN without), and ``published``, a list of {system, variant, table, value}, empty
-        where the paper has none; subgroups, confusion and roc of a classifier's out-of-fold predictions. What a paper
-        published of a ``subgroup`` has a row of its own, with ours of that subgroup (of all folds together).
+        where the paper has none; subgroups, confusion and roc of a classifier's out-of-fold predictions, or
+        ``not_shown``, why there are none. What a paper published of a ``subgroup`` has a row of its own, with ours of
+        that subgroup (of all folds together).
     Raises:
         WrongInput: it has no complete configuration.
     """
@@ -45,11 +46,24 @@ def compare(place: str, dataset: str = "") -> dict[str, Any]:
     if best is None:
         raise WrongInput(f"compare {place}: needs a complete configuration, but has none; let the search end")
     cases: dict[str, Any] = {}
-    if load(study.model).task == "classification":
+    if why := unfetched(study, dataset) if load(study.model).task == "classification" else "":
+        cases = {"not_shown": f"no subgroups: {why}"}
+    elif load(study.model).task == "classification":
         opened = open_dataset(study.dataset)
         cases = classified(opened, findings_of(folder, study, best, opened))
     return {"study": study.name, "config_id": best.id, "dataset_hash": study.resolved.dataset_hash if study.resolved
             else "", "note": OTHER, "rows": beside(study, best, cases.get("subgroups", {})), **cases}
+
+
+def unfetched(study: Study, given: str) -> str:
+    """Why the dataset of a study is not looked at, if it is not: its study.yaml may be a stranger's.
+
+    Args:
+        given: where the user says that the dataset is, if they do.
+    """
+    return "" if given or "://" not in study.dataset else (
+        f"the dataset is at {study.dataset!r}, an address that study.yaml names and that is not asked; if you trust "
+        "it, give it as --dataset")
 
 
 def beside(study: Study, best: Configuration, subgroups: dict[str, Any]) -> list[dict[str, Any]]:
@@ -132,6 +146,7 @@ def comparison_lines(found: dict[str, Any]) -> list[str]:
         lines += [f"{group:<22}{v['count']:>7}" + "".join(f"{v[m]:>13.4f}" for m in (*names, "AUC"))
                   for group, v in table["groups"].items()]
         lines.append(f"{'p (chi-square)':<29}" + "".join(f"{table['chi_square'][m]['p']:>13.2g}" for m in names))
+    lines += [found["not_shown"]] if "not_shown" in found else []
     if "confusion" in found:
         lines += ["", "confusion: " + ", ".join(f"{k} {v}" for k, v in found["confusion"].items())]
     return lines

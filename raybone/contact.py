@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from matplotlib.patches import Rectangle
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.folds import SPECIAL
 from raybone.data.preprocess import to_intensity
+from raybone.private import write_private
 from raybone.records import Scan, WrongInput
 
 COLUMNS = 12
@@ -45,7 +47,9 @@ def contact_sheet(dataset: Path | str, out: Path | str, found: dict[str, Any], m
     figure = Figure((columns * (max(width, WORDS) + MARGIN), rows * (height + CAPTION)), layout="constrained")
     for place, scan in enumerate(shown, 1):
         _tile(figure.add_subplot(rows, columns, place), opened, scan, scan.scan_id in looked)
-    figure.savefig(out, format="png")
+    content = BytesIO()
+    figure.savefig(content, format="png")
+    write_private(Path(out), content.getvalue())
     return len(shown)
 
 

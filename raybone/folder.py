@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import threading
@@ -23,8 +22,6 @@ S3_AWAY = re.compile("AWS Error (NETWORK_CONNECTION|INTERNAL_FAILURE|SERVICE_UNA
                      "REQUEST_TIMEOUT)|HTTP status 5..")
 # What fsspec opens, but cannot keep files in.
 NO_STORE = {"data", "git", "github", "http_sync", "libarchive", "reference", "tar", "zip"}
-# What a file system without locks says to flock.
-LOCKLESS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 OUTAGE = 120.0  # seconds that a storage may be away
 Result = TypeVar("Result")
 
@@ -41,17 +38,6 @@ def patiently(operation: Callable[[], Result]) -> Result:
                 raise
         time.sleep(pause)
         pause = min(2 * pause, 10.0)
-
-
-def lock(file: int) -> bool:
-    """Wait for the lock of an open file, which its closing gives back; False where its file system has no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in LOCKLESS:
-            raise
-        return False
-    return True
 
 
 class Folder:

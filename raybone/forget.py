@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from raybone.data.annotations import foci
 from raybone.data.cache import drop
 from raybone.data.dataset import Dataset, DatasetWriter, open_dataset, store
 from raybone.data.folds import TEST, TRAINING
-from raybone.data.identity import key_path, move_map, pseudonym, read_key
+from raybone.data.identity import copy_map, has_map, key_path, pseudonym, read_key, remove_map
 from raybone.data.persons import meanings
 from raybone.earlier import places_of
 from raybone.folder import Folder
 from raybone.hpo.journal import read_resolved
 from raybone.hpo.lease import EXPIRES, Lease
+from raybone.private import exchange, put, workplace
 from raybone.records import Scan, WrongInput
+
+Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,18 +48,22 @@ class Forgotten:
     unread: tuple[str, ...]
 
 
-def forget(dataset: str, patients: Sequence[str], key: Path | str | None = None,
-           among: Sequence[str] = (".",)) -> Forgotten:
+def forget(dataset: str, patients: Sequence[str], key: Path | str | None = None, among: Sequence[str] = (".",),
+           tell: Callable[[Forgotten], None] = lambda done: None) -> Forgotten:
     """Write the dataset anew without these patients, in its place; their pixels, rows and cached copies are gone.
 
     Folds stay as they are, but for one that has nobody left. Scans that were copies of a deleted one are numbered anew.
+    Whenever it is cut short, the same call ends what is left to do: until it has told, a file ``.NAME.forgotten``
+    beside the dataset, which names nobody, says what is done.
 
     Args:
         patients: pseudonyms, or the source's patient ids, which the key tells.
         key: as ``prepare`` has it; its map from inputs to paths loses the patients too.
         among: folders below which bundles and studies are looked for.
+        tell: is given what is returned, once all is deleted.
     Raises:
-        WrongInput: no such dataset, patient or folder, nobody would be left, or a search is at work on the dataset.
+        WrongInput: no such dataset, patient or folder, nobody would be left, or a search or another ``forget`` is at
+            work on the dataset.
     """
     absent = [folder for folder in among if not Path(folder).is_dir()]
     if "://" in dataset or absent:
@@ -64,25 +71,33 @@ def forget(dataset: str, patients: Sequence[str], key: Path | str | None = None,
                            for folder in absent),
                          *([f"forget {dataset}: must be a folder of this machine; run it where it lies"]
                            if "://" in dataset else []))
-    opened, key_file = open_dataset(dataset), key_path(key)
-    gone = {_known(opened, name, key_file) for name in patients}
-    kept = [s for s in opened.scans if s.patient_id not in gone]
-    if not kept:
-        raise WrongInput(f"forget {dataset}: nobody would be left; remove the folder itself")
-    unread: list[str] = []
-    bundles = _bundles(among, gone, unread)
-    studies = _studies(among, {opened.hash, *opened.meta.get("before", ())}, unread)
-    if busy := [str(place) for place in studies if Lease(Folder(place)).holder(EXPIRES)]:
-        raise WrongInput(f"forget {dataset}: no search may be at work on it, but {busy[0]} is; `raybone stop` it first")
-    after, id_of = _rewritten(opened, kept, gone)
-    drop(opened.hash)
-    moved = move_map(key_file, opened.hash, after, id_of)
-    pixels = {s.scan_id.partition("-")[0] for s in opened.scans if s.patient_id in gone}
-    copies = {s.patient_id for s in kept if s.scan_id.partition("-")[0] in pixels}
-    trained = any(opened.fold_of[p] != TEST for p in gone)
-    return Forgotten(tuple(sorted(gone)), len(opened.scans) - len(kept), len(opened.fold_of) - len(gone), opened.hash,
-                     after, tuple(map(str, bundles)), tuple(map(str, studies)) if trained else (),
-                     tuple(sorted(copies)), moved, tuple(unread))
+    path, key_file, unread = Path(dataset).expanduser().resolve(), key_path(key), list[str]()
+    with workplace(path) as half:
+        opened = open_dataset(path)
+        entries = [e for e in _entries(path) if e["before"] != opened.hash]  # an exchange that has not come to be
+        gone, ended, work = _meant(opened, entries, patients, key_file)
+        bundles = _bundles(among, gone | ended, unread)
+        studies = _studies(among, {opened.hash, *opened.meta.get("before", ())}, unread)
+        if busy := [str(place) for place in studies if Lease(Folder(place)).holder(EXPIRES)]:
+            raise WrongInput(f"forget {dataset}: no search may be at work on it, but {busy[0]} is; `raybone stop` it "
+                             "first")
+        if gone:
+            after, entry = _delete(opened, gone, half, key_file, entries)
+            work.append(entry)
+        else:
+            after = opened.hash
+        for entry in work:
+            remove_map(key_file, entry["before"])
+            drop(entry["before"])
+        if gone:
+            shutil.rmtree(half / "old")
+        done = Forgotten(tuple(sorted(gone | ended)), sum(e["scans"] for e in work), len(opened.fold_of) - len(gone),
+                         work[0]["before"], after, tuple(map(str, bundles)),
+                         tuple(map(str, studies)) if any(e["trained"] for e in work) else (),
+                         tuple(sorted({c for e in work for c in e["copies"]})), has_map(key_file, after), tuple(unread))
+        tell(done)
+        _write_entries(half, path, [e for e in entries if e not in work])
+    return done
 
 
 def forgotten_lines(dataset: str, done: Forgotten) -> list[str]:
@@ -102,43 +117,83 @@ def forgotten_lines(dataset: str, done: Forgotten) -> list[str]:
     return lines
 
 
-def _known(dataset: Dataset, name: str, key: Path) -> str:
-    """The pseudonym of a patient who is given by pseudonym or by id."""
+def _meant(dataset: Dataset, entries: Sequence[Entry], names: Sequence[str],
+           key: Path) -> tuple[set[str], set[str], list[Entry]]:
+    """Patients, named by pseudonym or by id: who is to be deleted, who is but nobody was told, and their entries."""
     secret = read_key(key) if key.is_file() else None
-    told = {name, *("p" + pseudonym(secret, "patient", known) for known in meanings(name) if secret)}
-    if not told & set(dataset.fold_of):
-        raise WrongInput(f"forget: the dataset has no patient {name!r}; give a patient_id of folds.csv, or the "
-                         f"source's id and the --key that it was prepared with, which {key} is not")
-    return (told & set(dataset.fold_of)).pop()
+    gone, ended, work = set[str](), set[str](), list[Entry]()
+    for name in names:
+        told = {name, *("p" + pseudonym(secret, "patient", known) for known in meanings(name) if secret)}
+        here = told & set(dataset.fold_of)
+        earlier = [(p, e) for e in entries for p in told if _digest(p) in e["patients"] and not here]
+        if not here and not earlier:
+            raise WrongInput(f"forget: the dataset has no patient {name!r}; give a patient_id of folds.csv, or the "
+                             f"source's id and the --key that it was prepared with, which {key} is not")
+        gone |= set(list(here)[:1])
+        ended |= {p for p, _ in earlier}
+        work += [e for _, e in earlier if e not in work]
+    return gone, ended, work
 
 
-def _rewritten(dataset: Dataset, kept: Sequence[Scan], gone: set[str]) -> tuple[str, dict[str, str]]:
-    """Put a dataset without them into the place of the old one; returns its hash, and the new id of each scan."""
-    path = dataset.path.resolve()
-    place = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+def _delete(dataset: Dataset, gone: set[str], half: Path, key: Path, entries: Sequence[Entry]) -> tuple[str, Entry]:
+    """Exchange the dataset for one without them; returns its hash, and what is to be known of them until that is told.
+
+    The old map and the old dataset, in the workplace, are left to be removed.
+    """
+    kept = [s for s in dataset.scans if s.patient_id not in gone]
+    if not kept:
+        raise WrongInput(f"forget {dataset.path}: nobody would be left; remove the folder itself")
+    pixels = {s.scan_id.partition("-")[0] for s in dataset.scans if s.patient_id in gone}
+    after, id_of = _rewritten(dataset, kept, gone, half / "new")
+    entry = {"patients": sorted(map(_digest, gone)), "before": dataset.hash, "scans": len(dataset.scans) - len(kept),
+             "trained": any(dataset.fold_of[p] != TEST for p in gone),
+             "copies": sorted({s.patient_id for s in kept if s.scan_id.partition("-")[0] in pixels})}
+    copy_map(key, dataset.hash, after, id_of)
+    _write_entries(half, dataset.path, [*entries, entry])
+    exchange(half, dataset.path)
+    return after, entry
+
+
+def _digest(patient: str) -> str:
+    return hashlib.sha256(patient.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _entries(dataset: Path) -> list[Entry]:
+    """What is deleted of a dataset, but not told."""
+    file = _file(dataset)
     try:
-        writer = DatasetWriter(place / "new")
-        id_of = {scan.scan_id: writer.add(store(writer.path, dataset.counts(scan)), scan).scan_id for scan in kept}
-        # Where all scans shared one window, they keep it.
-        writer.scans[:] = [replace(new, high=old.high) for new, old in zip(writer.scans, kept)]
-        folds = sorted({f for p, f in dataset.fold_of.items() if f >= 0 and p not in gone})
-        fold_of = {p: folds.index(f) if f >= 0 else f for p, f in dataset.fold_of.items() if p not in gone}
-        with (path / "rejected.csv").open(newline="", encoding="utf-8") as file:
-            rejected = [(r["input_id"], int(r["bytes"]), r["reason"]) for r in csv.DictReader(file)]
-        lost = {s.scan_id for s in dataset.scans if s.patient_id in gone}
-        first: dict[str, str] = {}  # who stands for a group must be there
-        groups = {p: first.setdefault(dataset.group_of[p], p) for p in sorted(fold_of)}
-        meta = _meta(dataset, kept, fold_of, lost, id_of)
-        content = writer.finish(fold_of, dataset.categories, meta, rejected, groups)
-        shutil.copymode(path, writer.path)
-        path.rename(place / "old")
-        try:
-            writer.path.rename(path)
-        except BaseException:
-            (place / "old").rename(path)
-            raise
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+        return list(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else []
+    except (ValueError, TypeError):
+        raise WrongInput(f"{file}: must be what an earlier `forget` left, but is damaged; remove it") from None
+
+
+def _write_entries(half: Path, dataset: Path, entries: Sequence[Entry]) -> None:
+    if entries:
+        (half / "forgotten").write_text(json.dumps(entries), encoding="utf-8")
+        put(half / "forgotten", _file(dataset))
+    else:
+        _file(dataset).unlink(missing_ok=True)
+
+
+def _file(dataset: Path) -> Path:
+    return dataset.parent / f".{dataset.name}.forgotten"
+
+
+def _rewritten(dataset: Dataset, kept: Sequence[Scan], gone: set[str], place: Path) -> tuple[str, dict[str, str]]:
+    """Make a dataset without them; returns its hash, and the new id of each scan."""
+    writer = DatasetWriter(place)
+    id_of = {scan.scan_id: writer.add(store(writer.path, dataset.counts(scan)), scan).scan_id for scan in kept}
+    # Where all scans shared one window, they keep it.
+    writer.scans[:] = [replace(new, high=old.high) for new, old in zip(writer.scans, kept)]
+    folds = sorted({f for p, f in dataset.fold_of.items() if f >= 0 and p not in gone})
+    fold_of = {p: folds.index(f) if f >= 0 else f for p, f in dataset.fold_of.items() if p not in gone}
+    with (dataset.path / "rejected.csv").open(newline="", encoding="utf-8") as file:
+        rejected = [(r["input_id"], int(r["bytes"]), r["reason"]) for r in csv.DictReader(file)]
+    lost = {s.scan_id for s in dataset.scans if s.patient_id in gone}
+    first: dict[str, str] = {}  # who stands for a group must be there
+    groups = {p: first.setdefault(dataset.group_of[p], p) for p in sorted(fold_of)}
+    meta = _meta(dataset, kept, fold_of, lost, id_of)
+    content = writer.finish(fold_of, dataset.categories, meta, rejected, groups)
     return str(content["hash"]), id_of
 
 

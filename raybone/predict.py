@@ -6,7 +6,6 @@ import csv
 import json
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +25,7 @@ from raybone.data.layouts import sources_of
 from raybone.data.likeness import oddities
 from raybone.data.loader import validation_loader
 from raybone.data.parts import TargetSamples
+from raybone.data.remote import own_cache
 from raybone.data.segmentation import write_segmentation
 from raybone.data.steps import part_of
 from raybone.ensemble import agreed, outputs
@@ -33,6 +33,7 @@ from raybone.frames import Canvas, Frame
 from raybone.models._classifier import ClassifierConfig
 from raybone.overlay import overlay
 from raybone.prepare import Prepared, prepare
+from raybone.private import put, workplace
 from raybone.records import Prediction, Scan, WrongInput, safe_cell
 from raybone.samples import scored_samples
 
@@ -83,10 +84,9 @@ def predict(bundle: Path | str, scans: Sequence[str], out: Path | str, modality:
     members = opened.members(device)
     out.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="raybone-predict-") as place, \
-            tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent) as half:
-        root = _gathered(scans, Path(place))
-        made = _prepared(root, Path(place), opened, modality, progress)
+    with workplace(out) as half, workplace(own_cache("predict") / f"predict-{secrets.token_hex(8)}") as place:
+        root = _gathered(scans, place)
+        made = _prepared(root, place, opened, modality, progress)
         dataset = _private(open_dataset(made.path), opened)
         read = time.monotonic()
         try:
@@ -94,7 +94,7 @@ def predict(bundle: Path | str, scans: Sequence[str], out: Path | str, modality:
             _fill(frames, dataset, opened, members, device, least, progress)
         finally:
             drop(dataset.hash)
-        predicted, written = time.monotonic(), Path(half, "out")
+        predicted, written = time.monotonic(), half / "new"
         written.mkdir()
         for number, (origins, frame) in enumerate(frames, 1):
             _draw(written, dataset, origins, frame, opened, least)
@@ -106,7 +106,7 @@ def predict(bundle: Path | str, scans: Sequence[str], out: Path | str, modality:
         result = Predicted(tuple(f for _, f in frames), tuple(rejected), tuple(remarks), without, read - began,
                            predicted - read, time.monotonic() - predicted)
         _write(written, opened, result)
-        written.rename(out)
+        put(written, out)
     return result
 
 

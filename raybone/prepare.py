@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from raybone.data.reading import Read, read_source
 from raybone.data.sources import Account, Source, complaints
 from raybone.data.steps import STEPS, unit
 from raybone.data.tables import read_labels, read_split
-from raybone.folder import lock
+from raybone.private import lock, put, sweep, workplace
 from raybone.records import Scan, WrongInput
 
 SIZES = (128, 256, 512, 1024)  # of images, at which lesions that get too small are counted
@@ -85,12 +84,12 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
             split, or the dataset exists.
     """
     source, dataset, key_file = Path(source), Path(dataset), key_path(key)
+    sweep(dataset)
     _check(source, dataset, key_file, layout, folds, holdout, split, steps, negatives, unannotated)
     given = read_split(Path(split)) if split else None
     intake = Intake(read_key(key_file), source, "unannotated" if unannotated == "apart" else "taken-as-negative")
     dataset.parent.mkdir(parents=True, exist_ok=True)
-    half = Path(tempfile.mkdtemp(prefix=f".{dataset.name}.", suffix=".partial", dir=dataset.parent))
-    try:
+    with workplace(dataset) as half:
         raw = DatasetWriter(half / "raw")
         with unpacked(source, half) as (roots, closed):
             found, inputs, accounts = _inputs(roots, closed, layout, intake)
@@ -106,9 +105,7 @@ def prepare(source: Path | str, dataset: Path | str, layout: Layout = "auto", mo
         dealt = _folds(intake, writer, folds, seed, holdout, given, negatives)
         content = _finish(intake, writer, found, accounts, steps, *dealt)
         write_map(key_file, content["hash"], intake.sources())
-        writer.path.rename(dataset)
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
+        put(writer.path, dataset)
     return Prepared(dataset, content, tuple(intake.rejected), tuple(intake.sources()), tuple(accounts),
                     tuple(intake.origins))
 

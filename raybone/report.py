@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import math
 import platform
 import secrets
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -20,11 +22,11 @@ from markupsafe import Markup
 
 from raybone import charts
 from raybone.charts import Chart
-from raybone.compare import OTHER, Finding, beside, classified, figures, findings_of
+from raybone.compare import OTHER, Finding, beside, classified, figures, findings_of, unfetched
 from raybone.data.annotations import foci
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.evaluate import resampled_score, scored
-from raybone.folder import Folder
+from raybone.folder import Folder, patiently
 from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.lease import EXPIRES, Lease
 from raybone.hpo.state import Configuration, State
@@ -33,6 +35,7 @@ from raybone.leaderboard import leaderboard
 from raybone.metrics.lesions import THRESHOLD, operating_points
 from raybone.models import load
 from raybone.overlay import overlay
+from raybone.private import write_private
 from raybone.records import Array, Scan, Task, WrongInput, safe_cell
 from raybone.samples import usable
 from raybone.spec import Study
@@ -84,6 +87,8 @@ def report(place: str, html: str | None = None, scans: bool = True,
            moved: str = "") -> tuple[str, int]:
     """Write the page of a study, whatever there is of it so far; what is missing is said on the page.
 
+    A page on this machine is its owner's alone. An address that study.yaml names is not asked for the dataset.
+
     Args:
         place: study folder or URL.
         html: the file to write; STUDY/report.html by default.
@@ -107,7 +112,7 @@ def report(place: str, html: str | None = None, scans: bool = True,
     records = [{**row, "params": state.configurations[row["config_id"]].params} for row in plain]
     complete, records = [r for r in records if r["state"] == "complete"], records[:ROWS]
     best = state.configurations[complete[0]["config_id"]] if complete else None
-    dataset, found, gone = _data(study, progress("inspect"))
+    dataset, found, gone = _data(study, progress("inspect"), moved)
     winner, missing = _winner(folder, study, best, dataset)
     step(2, 4)
     rows = charts.configurations(study, records)
@@ -124,10 +129,19 @@ def report(place: str, html: str | None = None, scans: bool = True,
         "published": figures(study.name),
         "ours": ours, "few": charts.SHOWN, "cases": cases,
         "yaml": (folder.read("study.yaml") or b"").decode("utf-8", "replace")}).encode()
-    parent, slash, name = target.url.rpartition("/")
-    Folder(parent or slash or ".").write(name, content)
+    _write(target, content)
     step(4, 4)
     return target.url, len(content)
+
+
+def _write(target: Folder, content: bytes) -> None:
+    if target.local:
+        path = Path(target.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        patiently(lambda: write_private(path, content))
+    else:
+        parent, _, name = target.url.rpartition("/")
+        Folder(parent).write(name, content)
 
 
 def _replay(folder: Folder) -> tuple[State, list[Completion], list[float]]:
@@ -142,9 +156,12 @@ def _replay(folder: Folder) -> tuple[State, list[Completion], list[float]]:
     return state, completions, clock
 
 
-def _data(study: Study, bar: Bar) -> tuple[Dataset | None, dict[str, Any] | None, str]:
+def _data(study: Study, bar: Bar, moved: str) -> tuple[Dataset | None, dict[str, Any] | None, str]:
     """The dataset with what ``inspect`` says of it, or why there is none."""
     assert study.resolved is not None
+    if why := unfetched(study, moved):
+        logging.getLogger(__name__).warning("report: no scans, curves and fingerprint, as %s", why)
+        return None, None, why
     try:
         dataset = open_dataset(study.dataset)
         if dataset.hash == study.resolved.dataset_hash:

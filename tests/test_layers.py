@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "raybone"
 # Rooms and files from left to right; those of one entry do not depend on order, but never on what is right of them.
 ORDER = [
-    {"records"}, {"rules", "folder", "arguments", "yaml12"}, {"spec", "checkpoint"},
+    {"records"}, {"private"}, {"rules", "folder", "arguments", "yaml12"}, {"spec", "checkpoint"},
     {"data", "losses", "metrics", "hpo", "places"}, {"models"},
     {"earlier", "defaults"}, {"samples", "memory", "reference"},
     {"phantom", "prepare", "inspect", "contact", "evaluate", "overlay"},

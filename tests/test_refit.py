@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import shutil
+import signal
+import stat
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +26,7 @@ from PIL import Image
 from raybone.bundle import open_bundle
 from raybone.cli import main
 from raybone.data.annotations import mask_of
+from raybone.data.cache import Intensities
 from raybone.data.dataset import open_dataset
 from raybone.data.folds import TEST
 from raybone.data.remote import private_cache
@@ -156,6 +161,66 @@ def test_nothing_of_the_scans_stays_behind(place: Path, tmp_path: Path, monkeypa
     left = [p for p in (tmp_path / "temporary").rglob("*") if p.is_file()]
     assert left == []
     assert private_cache().parent == tmp_path / "temporary"
+
+
+def test_what_holds_scans_or_patients_is_its_owners_alone(place: Path, cohort: Path, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ds, key, study, bundle = (str(tmp_path / name) for name in ("ds", "key", "study", "bundle"))
+    shutil.copytree(place / "study", study)
+    before = os.umask(0o022)
+    try:
+        for words in (["prepare", str(cohort), ds, "--folds", "3", "--key", key],
+                      ["inspect", ds, "--png", str(tmp_path / "sheet.png")], ["report", study],
+                      ["refit", study, "--out", bundle],
+                      ["predict", bundle, str(place / "new"), "--out", str(tmp_path / "found")],
+                      ["forget", ds, "PHANTOM-0004", "--key", key, "--among", ds]):
+            assert main(words) == 0
+        Intensities(open_dataset(ds), 64)
+    finally:
+        os.umask(before)
+    made = [p for name in ("ds", "bundle", "found", private_cache().name) for p in (
+        tmp_path / name, *(tmp_path / name).rglob("*"))]
+    made += [tmp_path / "sheet.png", Path(study, "report.html"), *tmp_path.glob("key*")]
+    assert len(made) > 30
+    assert {p: oct(stat.S_IMODE(p.stat().st_mode)) for p in made if stat.S_IMODE(p.stat().st_mode) != (
+        0o700 if p.is_dir() else 0o600)} == {}
+    # Others who are let in stay so, and a study's ranking is for whoever may enter its folder.
+    Path(ds).chmod(0o750)
+    Path(ds, "scans.csv").chmod(0o640)
+    assert main(["forget", ds, "PHANTOM-0005", "--key", key, "--among", ds]) == 0
+    assert [stat.S_IMODE(p.stat().st_mode) for p in (Path(ds), Path(ds, "scans.csv"))] == [0o750, 0o640]
+    assert stat.S_IMODE(Path(study, "leaderboard.csv").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, errno.ENOSPC])
+def test_a_verb_that_does_not_come_to_its_end_leaves_nothing(way: int, place: Path, cohort: Path, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch,
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    def die(*_: Path) -> None:
+        if way == errno.ENOSPC:
+            raise OSError(way, os.strerror(way))
+        os.kill(os.getpid(), way)
+
+    ds = tmp_path / "ds"
+    shutil.copytree(place / "study", tmp_path / "study")
+    assert main(["prepare", str(cohort), str(ds), "--folds", "3", "--key", str(tmp_path / "key")]) == 0
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    private_cache()
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    monkeypatch.setattr(Path, "replace", die)  # the last step of what is whole or absent
+    for words in (["prepare", str(cohort), str(tmp_path / "new"), "--key", str(tmp_path / "key")],
+                  ["inspect", str(ds), "--png", str(tmp_path / "sheet.png")],
+                  ["report", str(tmp_path / "study")], ["refit", str(place / "study"), "--out", str(tmp_path / "out")],
+                  ["predict", str(place / "bundle"), str(place / "new"), "--out", str(tmp_path / "found")],
+                  ["forget", str(ds), "PHANTOM-0004", "--key", str(tmp_path / "key"), "--among", str(ds)]):
+        capsys.readouterr()
+        assert main(words) == 1
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert told.startswith("raybone: No space left" if way == errno.ENOSPC else "raybone: interrupted"), words
+        left = {p for p in tmp_path.rglob("*") if p.is_file() and p not in before}
+        assert {p.name for p in left if not p.name.startswith("key.")} == set(), words
+    assert all(p.read_bytes() == content for p, content in before.items())
 
 
 def test_scans_that_look_otherwise_are_flagged_and_what_is_no_scan_is_named(

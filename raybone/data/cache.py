@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import zlib
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from raybone.data.dataset import Dataset
 from raybone.data.preprocess import resize, to_intensity
 from raybone.data.remote import private_cache
+from raybone.private import put, workplace
 from raybone.records import Array, Scan
 
 VERSION = 2  # raise it with any change of to_intensity or resize
@@ -49,15 +49,17 @@ class Intensities:
         first_HW = self._made(scans[0])
         if shutil.disk_usage(path.parent).free < 2 * len(scans) * first_HW.nbytes:
             return False
-        with tempfile.TemporaryDirectory(dir=path.parent) as own:  # others may make the same file at the same time
-            values_NHW = np.lib.format.open_memmap(Path(own, "x"), "w+", np.uint16, (len(scans), *first_HW.shape))
+        with workplace(path, wait=True) as own:
+            if _sound(path):  # by now: another process was making it
+                return True
+            values_NHW = np.lib.format.open_memmap(own / "x", "w+", np.uint16, (len(scans), *first_HW.shape))
             for row, scan in enumerate(scans):
                 values_NHW[row] = self._made(scan)
             values_NHW.flush()
             # After the values, so that a cache without its sum is none.
-            Path(own, "sum").write_text(str(_sum(Path(own, "x"))), encoding="utf-8")
-            Path(own, "x").replace(path)
-            Path(own, "sum").replace(path.with_suffix(".sum"))
+            (own / "sum").write_text(str(_sum(own / "x")), encoding="utf-8")
+            put(own / "x", path)
+            put(own / "sum", path.with_suffix(".sum"))
         return True
 
     def _made(self, scan: Scan) -> Array:

@@ -24,7 +24,7 @@ from raybone.data.annotations import read_coco, to_coco
 from raybone.data.folds import TEST, TRAINING
 from raybone.data.remote import local_copy
 from raybone.data.sources import is_image
-from raybone.folder import lock
+from raybone.private import lock, sweep
 from raybone.records import Array, DamagedFile, Lesion, Scan, WrongInput, plain_cell, safe_cell
 
 FORMAT = 1
@@ -109,6 +109,7 @@ def open_dataset(path: Path | str, test_fold: bool = False) -> Dataset:
         WrongInput: it is missing, of another format version, or its files disagree.
     """
     path = local_copy(str(path)) if "://" in str(path) else Path(path).expanduser()
+    sweep(path.resolve())
     if not (path / "dataset.json").is_file():
         raise WrongInput(_unprepared(path))
     try:

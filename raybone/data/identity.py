@@ -63,22 +63,29 @@ def write_map(key: Path, dataset_hash: str, sources: Iterable[tuple[str, str, st
     return path
 
 
-def move_map(key: Path, before: str, after: str, id_of: Mapping[str, str]) -> bool:
-    """Give the map of a dataset to the one that it has become; whether there was a map.
+def copy_map(key: Path, before: str, after: str, id_of: Mapping[str, str]) -> None:
+    """Give the map of a dataset, if there is one, to the dataset that it becomes.
 
     Args:
         id_of: new scan_id of each scan that is left. Inputs that gave no scan are not kept, as they may be of anybody.
     """
     old = _map_path(key, before)
     if not old.is_file():
-        return False
+        return
     with old.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = [(r["input_id"], id_of[r["scan_id"]], plain_cell(r["path"])) for r in csv.DictReader(file)
                 if r["scan_id"] in id_of]
     write_map(key, after, rows)
-    if after != before:
-        old.unlink()
-    return True
+
+
+def has_map(key: Path, dataset_hash: str) -> bool:
+    """Whether there is a map beside the key."""
+    return _map_path(key, dataset_hash).is_file()
+
+
+def remove_map(key: Path, dataset_hash: str) -> None:
+    """Remove a map; fine when it is not there."""
+    _map_path(key, dataset_hash).unlink(missing_ok=True)
 
 
 def _map_path(key: Path, dataset_hash: str) -> Path:

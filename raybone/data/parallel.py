@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -111,10 +112,11 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _serve() -> None:
-    """Start the server, if there is none yet, deaf and dumb: a Ctrl-C is told of by this process alone."""
-    resource_tracker.ensure_running()  # which unblocks the signal itself
-    unblocked, own = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}), os.dup(2)
+    """Start the server, if there is none yet, deaf and dumb: a Ctrl-C or hang-up is told of by this process alone."""
+    unblocked, own = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP}), os.dup(2)
     try:
+        resource_tracker.ensure_running()  # which unblocks SIGINT itself
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 2)
         os.close(nothing)
@@ -147,3 +149,11 @@ def _hush() -> None:
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
+    threading.Thread(target=_follow, daemon=True).start()
+
+
+def _follow() -> None:
+    """End with the process that this one reads for: the pool waits for ever when that was killed."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
