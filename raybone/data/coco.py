@@ -135,7 +135,7 @@ def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
         value = image.get(key)
         try:
             number = float(value) if value not in (None, "") else 0.0
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = -1.0
         if not number.is_integer() or not 0 <= number <= MOST_PIXELS:
             raise ValueError(f"is COCO with an image whose {key} is no number of pixels; export it again")
@@ -149,7 +149,7 @@ def _box(value: Any) -> tuple[float, float, float, float] | None:
         return None
     try:
         x, y, w, h = (float(v) for v in value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return (x, y, x + w, y + h) if np.isfinite([x, y, w, h]).all() and w > 0 and h > 0 else None
 
@@ -168,6 +168,9 @@ def _rle(segmentation: Any, shape: tuple[int, int]) -> dict[str, Any] | None:
             corners = np.array([float(v) for polygon in polygons for v in polygon])
             # NaN as well; far outside is another scan's scale
             if not len(corners) or not (np.abs(corners) <= 2 * max(height, width)).all():
+                return None
+            # pycocotools takes some 100 bytes a pixel of outline, and no lesion's has as many as its scan.
+            if sum(np.abs(np.diff(np.reshape(p, (-1, 2)), axis=0)).max(1).sum() for p in polygons) > height * width:
                 return None
             code = coco_mask.merge(coco_mask.frPyObjects([list(map(float, p)) for p in polygons], height, width))
         elif isinstance(segmentation, dict):
