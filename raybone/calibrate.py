@@ -14,7 +14,8 @@ from raybone.checkpoint import fill
 from raybone.data.dataset import Dataset
 from raybone.data.loader import masks_of, validation_loader
 from raybone.ensemble import outputs
-from raybone.evaluate import Finding, scored
+from raybone.evaluate import scored
+from raybone.findings import Finding
 from raybone.metrics.calibration import EDGE, calibrated, calibration_error, platt
 from raybone.models._model import Model, TrainingConfig
 from raybone.records import Array

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections import Counter
 from importlib.resources import files
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from raybone.data.dataset import Dataset, open_dataset
+from raybone.findings import Finding, read_findings
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.state import Configuration, State
@@ -22,7 +22,6 @@ from raybone.models import load
 from raybone.records import WrongInput
 from raybone.spec import DIRECTIONS, Study
 
-Finding = dict[str, Any]
 # What papers call metrics -> what they are called here.
 CALLED = {"F1": "dice", "DSC": "dice", "recall": "sensitivity"}
 OTHER = "published figures are of other patients, scanners and readers: they say what to expect, not who is better"
@@ -105,11 +104,13 @@ def findings_of(folder: Folder, study: Study, best: Configuration, dataset: Data
     assert study.resolved is not None
     findings: list[Finding] = []
     for fold in range(study.resolved.folds):
-        content = json.loads(folder.child(f"runs/{best.id}/fold{fold}").read("predictions.json") or b"{}")
-        if dataset.hash != study.resolved.dataset_hash or content.get("epoch") != study.epochs:
+        found = None
+        if dataset.hash == study.resolved.dataset_hash:
+            found = read_findings(folder.child(f"runs/{best.id}/fold{fold}"), study.epochs, dataset.scans)
+        if found is None:
             raise WrongInput(f"study {folder.url}: needs its dataset and the predictions of all folds of {best.id}, "
                              "but one has changed or is gone; put it back")
-        findings += content["findings"]
+        findings += found
     return findings
 
 

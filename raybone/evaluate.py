@@ -16,13 +16,13 @@ from raybone.data.annotations import NOT_LESIONS, foci, is_focus, lesion_mask, m
 from raybone.data.loader import CROWD, Batch, Loader, ScanSamples, masks_of
 from raybone.data.parts import TargetSamples
 from raybone.data.preprocess import resize
+from raybone.findings import Finding
 from raybone.metrics.boxes import box_metrics, lesion_hits, weighted_ap
 from raybone.metrics.lesions import THRESHOLD, classification_metrics, patient_metrics, weighted_classification
 from raybone.metrics.masks import MaskScore, mask_metrics, mask_score, over_categories, pixel_counts, weighted_means
 from raybone.models._model import Model
 from raybone.records import Array, Prediction, Scan, Task
 
-Finding = dict[str, Any]
 Pair = tuple[Finding, Scan]
 
 

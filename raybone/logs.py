@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import Any
 
 from raybone.folder import Folder
-from raybone.hpo.journal import Event, Journal, read_resolved
+from raybone.hpo.events import Event
+from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.lease import Lease
 from raybone.hpo.race import Ladder, ladder_of, name_of
 from raybone.records import WrongInput

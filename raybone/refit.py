@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ from raybone.data.likeness import likeness_of
 from raybone.data.preprocess import canvas_of
 from raybone.data.steps import unit
 from raybone.earlier import OTSU, trained_before
+from raybone.findings import Finding, read_findings
 from raybone.fit import fit
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
@@ -90,7 +90,7 @@ def refit(place: str, out: Path | str, rank: int = 1, train: Train | None = None
     config = configure(study, model, chosen.params)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     states = [s["average"] for s in known] if len(known) == len(folds) else []
-    calibration = calibrate(dataset, model, config, _findings(runs, study, dataset.folds), states, device, progress)
+    calibration = calibrate(dataset, model, config, _findings(runs, study, dataset), states, device, progress)
     meta = {"kind": "one model of all patients" if train else "fold ensemble", "calibration": calibration,
             **_meta(study, dataset, config, chosen, row)}
     return write_bundle(out, meta, {name: s["average"] for name, s in weights.items()}, _card(meta),
@@ -130,10 +130,10 @@ def _row(place: str, study: Study, state: State, rank: int) -> dict[str, Any]:
     return complete[rank - 1]
 
 
-def _findings(runs: Folder, study: Study, folds: int) -> list[list[dict[str, Any]]]:
+def _findings(runs: Folder, study: Study, dataset: Dataset) -> list[list[Finding]]:
     """Of each fold's final epoch; none where one is gone."""
-    contents = [json.loads(runs.child(f"fold{k}").read("predictions.json") or b"{}") for k in range(folds)]
-    return [c["findings"] for c in contents] if all(c.get("epoch") == study.epochs for c in contents) else []
+    found = [read_findings(runs.child(f"fold{k}"), study.epochs, dataset.scans) for k in range(dataset.folds)]
+    return [] if None in found else [f for f in found if f is not None]
 
 
 def _meta(study: Study, dataset: Dataset, config: TrainingConfig, chosen: Configuration,

@@ -22,10 +22,11 @@ from markupsafe import Markup
 
 from raybone import charts
 from raybone.charts import Chart
-from raybone.compare import OTHER, Finding, beside, classified, figures, findings_of, unfetched
+from raybone.compare import OTHER, beside, classified, figures, findings_of, unfetched
 from raybone.data.annotations import foci
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.evaluate import resampled_score, scored
+from raybone.findings import Finding
 from raybone.folder import Folder, patiently
 from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.lease import EXPIRES, Lease

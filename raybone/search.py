@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import threading
@@ -18,7 +17,8 @@ import numpy as np
 import torch
 
 from raybone.data.dataset import Dataset
-from raybone.evaluate import Finding, false_positives, resampled_score, score
+from raybone.evaluate import false_positives, resampled_score, score
+from raybone.findings import Finding, read_findings
 from raybone.fit import evaluate_weights, fit
 from raybone.folder import Folder
 from raybone.hpo.brain import Brain, Work
@@ -188,10 +188,10 @@ def pool(study: Study, folder: Folder, dataset: Dataset, model: Model, work: Wor
     """What the findings of all folds together give, or None while a fold's final predictions are missing."""
     findings = []
     for fold in range(dataset.folds):
-        content = json.loads(fold_folder(folder, work.config_id, fold).read("predictions.json") or b"{}")
-        if content.get("epoch") != study.epochs:
+        found = read_findings(fold_folder(folder, work.config_id, fold), study.epochs, dataset.scans)
+        if found is None:
             return None
-        findings += content["findings"]
+        findings += found
     scans = [s for fold in range(dataset.folds) for s in dataset.validation(fold)]
     categories = list(configure(study, model, work.params).categories)
     metrics = score(findings, scans, categories, model.task)

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+MOST_KEYS = 1000  # of a mapping with what it merges: a few lines that merge each other double at every line
 NO_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)  # of a loader on hostile text
 
 
@@ -26,6 +27,12 @@ class Loader(yaml.SafeLoader):
                 raise ValueError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice")
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put what is merged into a mapping."""
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_KEYS:
+            raise ValueError(f"line {node.start_mark.line + 1}: a mapping has over {MOST_KEYS} keys")
 
 
 class Dumper(yaml.SafeDumper):

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1] / "raybone"
 ORDER = [
     {"records"}, {"private"}, {"rules", "folder", "arguments", "yaml12"}, {"spec", "checkpoint"},
     {"data", "losses", "metrics", "hpo", "places"}, {"models"},
-    {"earlier", "defaults"}, {"samples", "memory", "reference"},
+    {"earlier", "defaults"}, {"samples", "memory", "reference", "findings"},
     {"phantom", "prepare", "inspect", "contact", "evaluate", "overlay"},
     {"resolve", "ensemble"}, {"fit", "bundle", "calibrate"}, {"frames"},
     {"leaderboard", "warm", "preview", "demo", "simulate", "record"}, {"search", "compare"},

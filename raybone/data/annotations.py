@@ -76,6 +76,41 @@ def mask_of(rle: dict[str, Any]) -> Array:
     return np.asarray(coco_mask.decode(rle), bool)
 
 
+def is_rle(rle: Any, shape: tuple[int, int]) -> bool:
+    """Whether it is the compressed run-length code of a mask of this shape (H, W).
+
+    pycocotools checks nothing, and ends the process over some that are none.
+    """
+    try:
+        runs = runs_of(rle["counts"])
+    except (TypeError, ValueError, KeyError):
+        return False
+    return rle["size"] == list(shape) and min(runs, default=0) >= 0 and sum(runs) == shape[0] * shape[1]
+
+
+def runs_of(text: str) -> list[int]:
+    """Run lengths of COCO's compressed form: 5 bits a character, from the third run on as differences.
+
+    Raises:
+        ValueError: a run has over 35 bits, or the last one does not end.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if shift > 35:
+            break
+        if not code & 0x20:
+            value -= (code & 0x10) and 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("a run that does not end")
+    return runs
+
+
 def lesion_mask(lesion: Lesion, height: int, width: int) -> Array:
     """The boolean mask, shape (H, W), of a lesion; a box without a mask is its rectangle."""
     if lesion.rle:
@@ -143,11 +178,14 @@ def read_coco(path: Path) -> dict[str, list[Lesion]]:
     content = json.loads(path.read_text(encoding="utf-8"))
     names = {c["id"]: str(c["name"]) for c in content["categories"]}
     scan_ids = {i["id"]: str(i["file_name"]) for i in content["images"]}
+    shape_of = {i["id"]: (i["height"], i["width"]) for i in content["images"]}
     lesions: dict[str, list[Lesion]] = {scan_id: [] for scan_id in scan_ids.values()}
     for item in content["annotations"]:
         x, y, w, h = (float(v) for v in item["bbox"])
+        if (rle := item.get("segmentation")) is not None and not is_rle(rle, shape_of[item["image_id"]]):
+            raise ValueError("a mask must be a run-length code that fills its scan")
         lesions[scan_ids[item["image_id"]]].append(
-            Lesion((x, y, x + w, y + h), names[item["category_id"]], item.get("segmentation"), bool(item["iscrowd"])))
+            Lesion((x, y, x + w, y + h), names[item["category_id"]], rle, bool(item["iscrowd"])))
     return lesions
 
 

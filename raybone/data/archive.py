@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raybone.data.dicom import NotTaken
+from raybone.data.sources import DEEPEST
 from raybone.records import WrongInput
 
-DEEPEST = 64  # folders in folders; Python's own tools give up at some hundreds
 UTF_8 = 0x800  # flag of a member whose name is in UTF-8 (APPNOTE 4.4.4)
 
 
@@ -60,8 +60,11 @@ def unpacked(source: Path, place: Path) -> Iterator[tuple[list[tuple[str, Path]]
 
 def _archives(source: Path) -> list[Path]:
     """Zip archives below a folder; one that cannot be reached is left to the reader of scans, who tells it."""
-    found = (Path(folder, name) for folder, _, names in os.walk(source) for name in names
-             if name.lower().endswith(".zip"))
+    found = list[Path]()
+    for folder, below, names in os.walk(source):
+        if len(Path(folder).relative_to(source).parts) >= DEEPEST:
+            below.clear()
+        found += [Path(folder, name) for name in names if name.lower().endswith(".zip")]
     return sorted(p for p in found if os.path.isfile(p))  # noqa: PTH113  pathlib's raises, with the path
 
 

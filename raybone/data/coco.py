@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from raybone.data.annotations import BARE, BRUSHED, DISAGREE, MOST_PIXELS, UNREAD, Annotated, Remarks
+from raybone.data.annotations import BARE, BRUSHED, DISAGREE, MOST_PIXELS, UNREAD, Annotated, Remarks, runs_of
 from raybone.data.claims import load_json
 from raybone.records import Lesion
 
@@ -135,7 +135,7 @@ def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
         value = image.get(key)
         try:
             number = float(value) if value not in (None, "") else 0.0
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = -1.0
         if not number.is_integer() or not 0 <= number <= MOST_PIXELS:
             raise ValueError(f"is COCO with an image whose {key} is no number of pixels; export it again")
@@ -149,7 +149,7 @@ def _box(value: Any) -> tuple[float, float, float, float] | None:
         return None
     try:
         x, y, w, h = (float(v) for v in value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return (x, y, x + w, y + h) if np.isfinite([x, y, w, h]).all() and w > 0 and h > 0 else None
 
@@ -169,10 +169,13 @@ def _rle(segmentation: Any, shape: tuple[int, int]) -> dict[str, Any] | None:
             # NaN as well; far outside is another scan's scale
             if not len(corners) or not (np.abs(corners) <= 2 * max(height, width)).all():
                 return None
+            # pycocotools takes some 100 bytes a pixel of outline, and no lesion's has as many as its scan.
+            if sum(np.abs(np.diff(np.reshape(p, (-1, 2)), axis=0)).max(1).sum() for p in polygons) > height * width:
+                return None
             code = coco_mask.merge(coco_mask.frPyObjects([list(map(float, p)) for p in polygons], height, width))
         elif isinstance(segmentation, dict):
             counts, size = segmentation["counts"], [int(n) for n in segmentation["size"]]
-            runs = [int(n) for n in counts] if isinstance(counts, list) else _runs(counts)
+            runs = [int(n) for n in counts] if isinstance(counts, list) else runs_of(counts)
             if min(runs, default=0) < 0 or sum(runs) != size[0] * size[1] or not 0 < sum(runs) <= MOST_PIXELS:
                 return None
             code = coco_mask.frPyObjects({"size": size, "counts": runs}, *size)
@@ -183,21 +186,6 @@ def _rle(segmentation: Any, shape: tuple[int, int]) -> dict[str, Any] | None:
     if not coco_mask.area(code):
         return None
     return {"size": [int(n) for n in code["size"]], "counts": code["counts"].decode("ascii")}
-
-
-def _runs(text: str) -> list[int]:
-    """Run lengths of COCO's compressed form: 5 bits a character, from the third run on as differences."""
-    runs: list[int] = []
-    value = shift = 0
-    for character in text:
-        code = ord(character) - 48
-        value |= (code & 0x1F) << shift
-        shift += 5
-        if not code & 0x20:
-            value -= (code & 0x10) and 1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return runs
 
 
 def _is_set(value: Any) -> bool:

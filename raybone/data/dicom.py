@@ -21,7 +21,7 @@ from pydicom.uid import (
 )
 
 from raybone.data.header import NotTaken as NotTaken
-from raybone.data.header import axes_of, flags_of, patient_of, pixel_mm_of, scanner_of, text, views_of
+from raybone.data.header import axes_of, flags_of, patient_of, pixel_mm_of, refuse_bomb, scanner_of, text, views_of
 from raybone.data.pixels import pixels_of, settled
 from raybone.data.planar import captured, check_object, check_planar, modality_of
 from raybone.data.windows import photopeak
@@ -179,6 +179,7 @@ def is_dicom(content: bytes) -> bool:
 def _header(content: bytes) -> Dataset:
     if not is_dicom(content):
         raise NotTaken("is not a DICOM file")
+    refuse_bomb(content)
     header = pydicom.dcmread(BytesIO(content), force=True)
     if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         raise NotTaken("is a DICOMDIR, an index of files that are read themselves")

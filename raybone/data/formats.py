@@ -63,7 +63,7 @@ def read_labelme(content: bytes, shape: tuple[int, int]) -> Annotated:
                 lesions.append(_labelme_box(item, points))
                 continue
             mask_HW = _drawn(item, points, shape)
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError):
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError):
             remarks[UNREAD] += 1
             lost += 1
             continue
@@ -175,7 +175,7 @@ def _size(height: Any, width: Any) -> tuple[int, int] | None:
     """
     try:
         size = [float(v) if v not in (None, "") else 0.0 for v in (height, width)]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         size = [-1.0]
     if not all(v.is_integer() and v >= 0 for v in size):
         raise ValueError("has an annotation whose height and width are no numbers of pixels; export it again")

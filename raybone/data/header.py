@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from collections.abc import Iterator, MutableSequence, Sequence
 from functools import cache
 from typing import Any
@@ -25,11 +26,30 @@ MAKERS = ("ge", "siemens", "philips", "mediso", "spectrum", "digirad", "toshiba"
           "sopha", "marconi", "raybone")
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "DetectorElementSpacing", "NominalScannedPixelSpacing")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+DEFLATED = b"1.2.840.10008.1.2.1.99"  # the one transfer syntax whose header is compressed as well (PS3.5 A.5)
+MOST_DEFLATED = 1 << 28  # bytes
 BLANK = " \0\t\r\n"
 
 
 class NotTaken(ValueError):
     """An input that is not a scan; the message is its reason and holds nothing from the file's identity."""
+
+
+def refuse_bomb(content: bytes) -> None:
+    """Raise NotTaken for a deflated DICOM file that unpacks to more than a scan has, before all of it is unpacked."""
+    meta = content[132 if content[128:132] == b"DICM" else 0:]
+    if meta[:4] != b"\x02\0\0\0" or DEFLATED not in meta[:1024]:
+        return
+    rest = meta[12 + int.from_bytes(meta[8:12], "little"):]  # the first element says where the others end (PS3.10 7.1)
+    unpacker, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    try:
+        while rest and size <= MOST_DEFLATED:
+            size += len(unpacker.decompress(rest, 1 << 24))
+            rest = unpacker.unconsumed_tail
+    except zlib.error:
+        raise NotTaken("is a deflated DICOM file that is damaged; export it again") from None
+    if size > MOST_DEFLATED:
+        raise NotTaken(f"is a deflated DICOM file that unpacks to over {MOST_DEFLATED} bytes, which is no scan")
 
 
 def values(place: Dataset, keyword: str | BaseTag) -> list[Any]:

@@ -81,7 +81,10 @@ def _plane(image: nibabel.Nifti1Image, shape: tuple[int, int]) -> tuple[Array, A
     frames = int(np.prod(dims, dtype=np.float64)) // (width * height)
     if not 0 < frames <= MOST_SLICES:
         raise ValueError(f"has an annotation in NIfTI of {frames} slices, which is no scan")
-    values = np.asarray(image.dataobj).reshape(dims).transpose(*order, *range(3, len(dims)))
+    try:
+        values = np.asarray(image.dataobj).reshape(dims).transpose(*order, *range(3, len(dims)))
+    except (OSError, ValueError):  # its values begin or end elsewhere than its header says
+        raise ValueError("has an annotation in NIfTI that is damaged or cut short; export it again") from None
     affine_44 = image.affine.copy()
     affine_44[:, :3] = affine_44[:, order]
     said = bool(image.header["sform_code"] or image.header["qform_code"])

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_fragments, parse_basic_offsets
 from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
+from pydicom.uid import RLELossless
 
 from raybone.data.annotations import MOST_PIXELS
 from raybone.data.header import NotTaken, items, numbers, places_of, text
 from raybone.data.planar import PIXELS
 from raybone.records import Array
 
+MOST_COMPRESSED = 1000  # times; no codec makes less of counts, and a file of nothing but zeros is no scan
 PLAIN = "Explicit VR Little Endian"
 
 
@@ -32,9 +36,9 @@ def settled(header: Dataset) -> tuple[int, list[str]]:
         raise NotTaken(f"says it has {rows * columns * frames} pixels, which is not between 1 and {MOST_PIXELS}")
     keyword, syntax = next(k for k in PIXELS if k in header), header.file_meta.TransferSyntaxUID
     compressed = keyword == "PixelData" and syntax.type == "Transfer Syntax" and syntax.is_compressed
-    # Each frame is at least one item of 8 bytes where it is compressed (PS3.5 A.4).
-    found, needed = len(header[keyword].value or b""), frames * 8 if compressed else math.ceil(
-        rows * columns * frames * allocated / 8)
+    # Each frame is at least one item of 8 bytes where it is compressed (PS3.5 A.4), and hardly of less than that share.
+    found, whole = len(header[keyword].value or b""), math.ceil(rows * columns * frames * allocated / 8)
+    needed = max(frames * 8, whole // MOST_COMPRESSED) if compressed else whole
     if found < needed:
         raise NotTaken(f"has {found} bytes of pixel data, but {frames} frame(s) of {rows}x{columns} pixels of "
                        f"{allocated} bits need {needed}: it was cut short or its header is wrong; export it again")
@@ -47,7 +51,7 @@ def settled(header: Dataset) -> tuple[int, list[str]]:
             ("BitsAllocated", "US", allocated), ("BitsStored", "US", stored[0]), ("HighBit", "US", stored[0] - 1),
             ("PhotometricInterpretation", "CS", shown if sure else "MONOCHROME2")):
         header.add_new(keyword, vr, value)
-    more = not compressed and found >= needed + needed // frames
+    more = _starts(header) > frames if compressed else found >= needed + needed // frames
     return frames, ["no-photometric"] * (not sure) + ["more-pixels"] * more
 
 
@@ -97,6 +101,16 @@ def _scale(header: Dataset, frame: int) -> _Scale:
     return _Scale()
 
 
+def _starts(header: Dataset) -> int:
+    """How many frames begin in compressed pixel data: every fragment of run lengths, every start of a JPEG."""
+    runs, buffer = header.file_meta.TransferSyntaxUID == RLELossless, BytesIO(header.PixelData)
+    try:
+        parse_basic_offsets(buffer)
+        return sum(runs or part[:2] in (b"\xff\xd8", b"\xff\x4f") for part in generate_fragments(buffer))
+    except ValueError:  # damaged, which its decoder tells
+        return 0
+
+
 def _needed(header: Dataset, keyword: str) -> int:
     found = numbers(header, keyword)
     if not found or found[0] != round(found[0]):
@@ -115,7 +129,7 @@ def _decoded(header: Dataset) -> Array:
     if not known:
         raise NotTaken(f"no decoder reads its pixels (transfer syntax {name}); export it as {PLAIN}")
     try:
-        values = pixel_array(header)
+        values = pixel_array(header, allow_excess_frames=False)
     except Exception:  # decoders raise what they like
         raise NotTaken(f"has pixels that cannot be decoded (transfer syntax {name}): they are damaged, cut short or "
                        f"other than the header says; export it as {PLAIN}") from None

@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import pixel_array
 
 from raybone.data.annotations import MOST_PIXELS, Remarks, fitted, islands_of_mask, term_of
+from raybone.data.header import refuse_bomb
 from raybone.records import Array, Lesion
 
 SEGMENTATION, LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
@@ -51,6 +52,7 @@ def read_marks(content: bytes, aliases: Mapping[str, str]) -> tuple[tuple[Mark, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            refuse_bomb(content)
             header = pydicom.dcmread(BytesIO(content), force=True)
             if header.get("SOPClassUID") == CONTOURS:
                 raise ValueError("is RT contours, which are not read: export them as DICOM Segmentation or NIfTI")

@@ -23,6 +23,7 @@ LEFT_FOLDERS = ("__macosx", "segmentationclass", "segmentationobject", "segmenta
                 "visualization", "visualizations", "@eadir")
 LEFT_STEMS = ("_overlay", "_viz", "-overlay")
 LEFT_OVER = "is a left-over of an exporter or a system, not a scan"
+DEEPEST = 64  # folders in folders; Python's own tools give up at some hundreds
 LOST_SHARE = 0.05  # of annotations that may find no scan before prepare refuses
 
 
@@ -159,6 +160,10 @@ def walk(root: Path) -> tuple[dict[str, Path], dict[str, str]]:
             continue
         seen.add(real)
         below.sort()
+        if len(Path(folder).relative_to(root).parts) >= DEEPEST:
+            aside |= {(Path(folder) / name).relative_to(root).as_posix():
+                      f"is a folder more than {DEEPEST} folders deep" for name in below}
+            below.clear()
         for name in sorted(names):
             path = Path(folder) / name
             files[path.relative_to(root).as_posix()] = path

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from raybone.hpo import goal, race
-from raybone.hpo.journal import Event, Journal
+from raybone.hpo.events import Event
+from raybone.hpo.journal import Journal
 from raybone.hpo.sampler import ATTEMPTS, propose
 from raybone.hpo.state import Configuration, State, gpu_hours
 from raybone.records import Decision, Epoch, InvalidConfig, Pooled, Segment

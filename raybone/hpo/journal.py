@@ -20,10 +20,10 @@ from typing import Any
 import orjson
 
 from raybone.folder import Folder, patiently
+from raybone.hpo.events import Event, check_event
 from raybone.records import RunFailed, WrongInput
 from raybone.spec import Study, parse_study, parse_yaml
 
-Event = dict[str, Any]
 SEAL = ',"crc":"'  # what comes before the checksum of a line
 
 
@@ -151,8 +151,9 @@ class Journal:
         known, self._crc = self._crc, zlib.crc32(body, self._crc)
         try:
             event = orjson.loads(line)
-            if not isinstance(event, dict) or "event" not in event or not seal:
-                raise ValueError("no event")
+            check_event(event)
+            if not seal:
+                raise ValueError("no seal")
         except ValueError:
             raise WrongInput(f"{self.folder.url}/{name} line {self._line}: must be an event as JSON, got "
                              f"{line[:40]!r}; restore the file from a copy") from None

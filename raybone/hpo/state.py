@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raybone.hpo.journal import Event
+from raybone.hpo.events import Event
 from raybone.hpo.space import identity
+from raybone.records import WrongInput
 from raybone.spec import Study
 
 Status = Literal["running", "paused", "stopped", "complete", "failed"]
@@ -146,6 +147,12 @@ class State:
         """Configurations at work."""
         return [c for c in self.configurations.values() if c.status == "running"]
 
+    def _of(self, event: Event) -> Configuration:
+        if event["config_id"] not in self.configurations:
+            raise WrongInput(f"journal: {event['event']!r} must be of a configuration that was begun, but is of "
+                             f"{event['config_id']!r}; restore the journal from a copy")
+        return self.configurations[event["config_id"]]
+
     def _on_start(self, event: Event) -> None:
         self.slots = event.get("slots", 1)
         self.end, self.old_news = "", len(self.news)
@@ -170,11 +177,11 @@ class State:
         self.refused.append(event["reason"])
 
     def _on_work(self, event: Event) -> None:
-        configuration = self.configurations[event["config_id"]]
+        configuration = self._of(event)
         configuration.target, configuration.status, configuration.at_work = event["rung"], "running", set()
 
     def _on_epoch(self, event: Event) -> None:
-        configuration = self.configurations[event["config_id"]]
+        configuration = self._of(event)
         runs = configuration.epochs
         run = runs.get(event["fold"])
         if run is None:
@@ -186,25 +193,25 @@ class State:
             self.train_seconds += event["seconds"]
 
     def _on_rung(self, event: Event) -> None:
-        configuration = self.configurations[event["config_id"]]
+        configuration = self._of(event)
         configuration.rung, configuration.status = event["rung"], "paused"
         self.arrivals.setdefault(event["rung"], []).append(event["config_id"])
 
     def _on_pooled(self, event: Event) -> None:
-        configuration = self.configurations[event["config_id"]]
+        configuration = self._of(event)
         configuration.pooled, configuration.freedom = event["metrics"], event.get("freedom", math.nan)
         configuration.replicates = [math.nan if v is None else v for v in event.get("replicates", ())]
 
     def _on_test(self, event: Event) -> None:
-        configuration = self.configurations[event["config_id"]]
+        configuration = self._of(event)
         configuration.test, configuration.untested = event["metrics"], event.get("reason", "")
 
     def _on_decision(self, event: Event) -> None:
         status: dict[str, Status] = {"stop": "stopped", "complete": "complete"}
-        configuration = self.configurations[event["config_id"]]
+        configuration = self._of(event)
         configuration.status = status.get(event["action"], configuration.status)
         configuration.reason = event["reason"]
 
     def _on_failed(self, event: Event) -> None:
-        configuration = self.configurations[event["config_id"]]
+        configuration = self._of(event)
         configuration.reason, configuration.status = event["reason"], "failed"

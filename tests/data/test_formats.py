@@ -333,6 +333,7 @@ def test_coco_runs_are_checked_and_give_back_masks(mask_HW: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("outline", [
+    [[-40, 40] * 1000], [[0, 0, 20, 0, 20, 24, 0, 24]] * 1000,  # longer than its scan has pixels
     [[0, 0, 1e9, 0, 5, 5]], [[0, 0, float("nan"), 0, 5, 5]], {"size": [24, 20], "counts": [3, 4]}, [[1, 1]], [[]],
     {"size": [24, 20], "counts": "abc"}, {"size": [10**9, 10**9], "counts": [10**18]}, "x", [["a"] * 6],
     {"size": [24, 20], "counts": [480]}])

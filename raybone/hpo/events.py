@@ -1,0 +1,46 @@
+"""What a line of the journal may hold: the door for journals that come from elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Event = dict[str, Any]
+NEEDS = {"start": ("slots",), "slots": ("slots",), "config": ("config_id", "params"), "invalid": ("params", "reason"),
+         "work": ("config_id", "rung"), "epoch": ("config_id", "fold", "epoch", "metrics", "seconds"),
+         "rung": ("config_id", "rung"), "pooled": ("config_id", "metrics"), "test": ("config_id", "metrics"),
+         "decision": ("config_id", "action", "reason"), "failed": ("config_id", "reason"),
+         "again": ("config_id", "reason"), "end": ("reason",)}
+MOST = 1_000_000  # slots, folds, epochs and rungs: more were never run
+
+
+class Line(BaseModel):
+    """The fields of all kinds of events; which of them a kind has, ``NEEDS`` says."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, strict=True)
+
+    event: str
+    time: float = Field(ge=0, le=1e11)
+    up: float = Field(0, ge=0, le=1e11)
+    slots: int = Field(1, ge=0, le=MOST)
+    config_id: str = Field("", pattern=r"^[\w.-]{0,80}$")
+    params: dict[str, Any] = {}
+    parameters: int = Field(0, ge=0)
+    rung: int = Field(0, ge=0, le=MOST)
+    fold: int = Field(0, ge=0, le=MOST)
+    epoch: int = Field(1, ge=1, le=MOST)
+    metrics: dict[str, float | None] = {}
+    seconds: float = Field(0, ge=0, le=1e11)
+    replicates: list[float | None] = []
+    freedom: float | None = None
+    score: float | None = None
+    action: str = ""
+    reason: str = ""
+
+
+def check_event(event: Any) -> None:
+    """Raise ValueError with the reason for what is no event that a search writes."""
+    line = Line.model_validate(event)
+    if missing := set(NEEDS.get(line.event, ())) - line.model_fields_set:
+        raise ValueError(f"{line.event} without {', '.join(sorted(missing))}")
