@@ -80,6 +80,7 @@ def _study_parsers(verbs: Any) -> None:
                       help="take what an epoch takes from earlier studies of the same model")
     verb.add_argument("--epoch-seconds", type=float, metavar="S", help="or from here; without both it is timed")
     verb.add_argument("--slots", type=int, default=1, metavar="W", help="training runs at once (default %(default)s)")
+    verb.add_argument("--png", metavar="FILE", help="draw a training batch here, as the network sees it")
     verb.add_argument("--json", action="store_true", help=JSON_HELP)
     verb = _verb(verbs, "search", "start or resume a study: the same command")
     _study_arguments(verb)

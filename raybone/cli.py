@@ -169,7 +169,7 @@ def _study(options: argparse.Namespace, *more: str) -> Study:
 def _preview(options: argparse.Namespace) -> None:
     from raybone.preview import preview
 
-    seen = preview(_study(options), options.epoch_seconds, options.epochs_from, options.slots)
+    seen = preview(_study(options), options.epoch_seconds, options.epochs_from, options.slots, options.png)
     if options.json:
         say(json.dumps(dataclasses.asdict(seen), indent=1))
         return

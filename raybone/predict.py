@@ -230,11 +230,11 @@ def _draw(out: Path, dataset: Dataset, origins: Sequence[Origin], frame: Frame, 
         part_HW = part_of(dataset.counts(by_id[origin.scan_id]), origin.y, origin.x, frame.height, frame.width)
         seen_HW = np.maximum(seen_HW, part_HW)
     names = bundle.meta["categories"]
-    finding = {"masks": [frame.masks[n] for n in names]} if frame.masks else {
-        "boxes": [f.box for f in frame.findings], "scores": [f.score for f in frame.findings],
-        "labels": [names.index(f.category) for f in frame.findings]}
+    finding: dict[str, Any] = {"boxes": [f.box for f in frame.findings], "scores": [f.score for f in frame.findings]}
+    if frame.masks:
+        finding["masks"] = [frame.masks[n] for n in names]
     picture = out / f"{frame.number:04d}.png"
-    picture.write_bytes(overlay(seen_HW, by_id[origins[0].scan_id].high, finding, (), names, least))
+    picture.write_bytes(overlay(seen_HW, by_id[origins[0].scan_id].high, finding, (), names, least, frame.flags, True))
     frame.files.append(picture.name)
     if bundle.model.task == "segmentation":
         _segment(out, frame, bundle)
@@ -249,7 +249,8 @@ def _segment(out: Path, frame: Frame, bundle: Bundle) -> None:
         frame.notes.append("no DICOM Segmentation: nothing was found")
     else:
         try:
-            if not write_segmentation(source, frame.frame, masks, bundle.model.name, target, frame.pixel_mm):
+            if not write_segmentation(source, frame.frame, masks, bundle.model.name, target, frame.pixel_mm,
+                                      bundle.meta["name"]):
                 frame.notes.append("DICOM Segmentation without a size of pixels, which the source does not say")
             frame.files.append(target.name)
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # what highdicom says of an unusual header

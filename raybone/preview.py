@@ -10,15 +10,17 @@ from statistics import median
 
 import torch
 
+from raybone.contact import batch_sheet
 from raybone.data.dataset import Dataset
-from raybone.data.loader import Batch, training_loader
+from raybone.data.loader import Batch, Loader, training_loader
 from raybone.data.parts import Mined
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
 from raybone.hpo.race import START_UP, expected, ladder_of, name_of
 from raybone.hpo.state import gpu_hours
 from raybone.memory import refuse_too_large
-from raybone.models._model import Model
+from raybone.models._classifier import ClassifierConfig
+from raybone.models._model import Model, TrainingConfig
 from raybone.records import FitFailed, WrongInput
 from raybone.resolve import first_taken, resolve
 from raybone.samples import training_samples
@@ -50,7 +52,7 @@ class Preview:
 
 
 def preview(study: Study, epoch_seconds: float | None = None, epochs_from: Sequence[str] = (),
-            slots: int = 1) -> Preview:
+            slots: int = 1, png: str | None = None) -> Preview:
     """Count trials by rungs and say what they will take.
 
     Args:
@@ -58,6 +60,7 @@ def preview(study: Study, epoch_seconds: float | None = None, epochs_from: Seque
         epochs_from: earlier studies of the same model whose median fold epoch is taken. With neither, a few training
             steps of the first configuration are timed here.
         slots: training runs at once.
+        png: draw a training batch of the first configuration here, as the network sees it.
     Raises:
         WrongInput: the study, the seconds, the slots or an earlier study is wrong, or a step that is timed here needs
             more memory than there is.
@@ -70,6 +73,8 @@ def preview(study: Study, epoch_seconds: float | None = None, epochs_from: Seque
         raise WrongInput(f"--slots: must be at least 1, got {slots}")
     study, dataset, model = resolve(study)
     rows = expected(study)
+    if png:
+        _draw(study, dataset, model, png)
     if epoch_seconds is not None:
         timed = "as given"
     elif epochs_from:
@@ -100,14 +105,32 @@ def _earlier(study: Study, sources: Sequence[str]) -> tuple[float, str]:
     return median(seconds), f"the median of {len(seconds)} fold epochs of {' '.join(sources)}"
 
 
+def _loader(study: Study, dataset: Dataset, model: Model, config: TrainingConfig) -> Loader:
+    """Training batches of the first fold, in this process."""
+    nothing = Mined({s.scan_id: [] for s in dataset.scans})  # stands for what an earlier study found
+    samples = training_samples(dataset, model, config, 0, study.search.seed, study.epochs, nothing)
+    return training_loader(samples, config.batch, 0, 1, 0)[0]
+
+
+def _draw(study: Study, dataset: Dataset, model: Model, png: str) -> None:
+    """The picture of a training batch."""
+    config = first_taken(study, model)
+    loader = _loader(study, dataset, model, config)
+    batch, samples = next(iter(loader)), loader.dataset
+    names, words = [*config.categories, "non-metastasis"], list[str]()
+    if isinstance(config, ClassifierConfig):
+        of = config.target or " or ".join(config.categories)
+        words = [f"{of}: {'yes' if y.sum() else 'no'}" for y in batch.labels]
+    batch_sheet(batch, names[: batch.mask_NCHW.shape[1] if len(batch.mask_NCHW) else len(config.categories)],
+                [scan.flags for scan in map(samples.scan_of, batch.index_N.tolist())], png, words)
+
+
 def _time_here(study: Study, dataset: Dataset, model: Model) -> tuple[float, str]:
     """Seconds of a fold epoch from a few training steps of the first configuration, and where that is from."""
     config = first_taken(study, model)
+    loader = _loader(study, dataset, model, config)
     device = torch.device("cuda" if study.resources.gpus and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(study.resources.cpus)
-    nothing = Mined({s.scan_id: [] for s in dataset.scans})  # stands for what an earlier study found
-    samples = training_samples(dataset, model, config, 0, 0, study.epochs, nothing)
-    loader, _ = training_loader(samples, config.batch, 0, 1, 0)
     net = model.build(config).to(device).train()
     seconds = []
     for step, batch in enumerate(loader):

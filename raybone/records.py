@@ -89,7 +89,8 @@ class Scan:
     """One image of one patient as the dataset knows it; ``row`` is its place in pixels/HxW.npy.
 
     high: upper edge of the display window, in counts. instance: pseudonym of the source object, the same for copies.
-    flags: what to be wary of, such as burned-in-text, lossy, not-square, unannotated. labels: (name, value) pairs.
+    flags: what to be wary of, such as burned-in-text, lossy, not-square, unannotated, modality-CT.
+    labels: (name, value) pairs.
     """
 
     scan_id: str

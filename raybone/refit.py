@@ -20,6 +20,7 @@ from raybone.checkpoint import read_checkpoint
 from raybone.data.dataset import Dataset
 from raybone.data.folds import TEST, TRAINING
 from raybone.data.likeness import likeness_of
+from raybone.data.modality import words_of
 from raybone.data.preprocess import canvas_of
 from raybone.data.steps import unit
 from raybone.earlier import OTSU, trained_before
@@ -151,7 +152,8 @@ def _meta(study: Study, dataset: Dataset, config: TrainingConfig, chosen: Config
                       "params": _portable(chosen.params),
                       "dataset_hash": dataset.hash, "seed": study.search.seed, "epochs": study.epochs,
                       "code_version": study.resolved.code_version, "warnings": list(study.resolved.warnings)},
-            "counts": dataset.meta["counts"], "patients_known": dataset.meta["patients_known"],
+            "modality": words_of(s.flags for s in scans), "counts": dataset.meta["counts"],
+            "patients_known": dataset.meta["patients_known"],
             "patients": sorted({s.patient_id for s in scans} | before),
             "likeness": likeness_of(scans[:: -(-len(scans) // MOST)], dataset.counts),
             "raybone": __version__, "torch": str(torch.__version__)}

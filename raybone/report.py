@@ -258,8 +258,8 @@ def _picture(scan: Scan, finding: Finding, value: str, kind: str, winner: _Winne
         words += f" Of {len(scores)} boxes, the {sum(s >= THRESHOLD for s in scores)} that score at least " \
                  f"{THRESHOLD:g} are drawn."
     return {"words": words, "png": _base64(overlay(winner.dataset.counts(scan), scan.high, finding, scan.lesions,
-                                                   winner.categories)),
-            "alt": f"Bone scan, dark on white, with outlines of truth (solid) and prediction (dashed). {words}"}
+                                                   winner.categories, flags=scan.flags)),
+            "alt": f"Scan with outlines of truth (solid) and prediction (dashed). {words}"}
 
 
 def _page(shown: Shown, rows: Sequence[charts.Row], values: dict[str, Any]) -> str:

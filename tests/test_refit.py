@@ -72,6 +72,7 @@ def test_a_bundle_says_what_it_is_and_how_good(place: Path, held_out: Path) -> N
     assert found["calibration"]["error_calibrated"] < found["calibration"]["error"]
     card = (place / "bundle/README.md").read_text()
     assert "not a medical device" in card
+    assert "Trained on: nuclear medicine (NM); dataset" in " ".join(card.split())
     assert f"{float(board['dice_test']):.4f}" in card
     assert str(place) not in card + json.dumps(found)
 
@@ -145,6 +146,8 @@ def test_a_segmentation_object_refers_to_its_source_and_holds_the_masks(place: P
         (group,) = made.PerFrameFunctionalGroupsSequence
         (image,) = group.DerivationImageSequence[0].SourceImageSequence
         assert image.ReferencedSOPInstanceUID == source.SOPInstanceUID
+        assert made.SeriesDescription == "raybone small unet, bone metastases"
+        assert (made.ContentLabel, made.SegmentSequence[0].SegmentLabel) == ("LESIONS", "malignant")
         assert (made.PatientID, made.StudyInstanceUID) == (source.PatientID, source.StudyInstanceUID)
         if shutil.which("dciodvfy"):
             told = subprocess.run(["dciodvfy", str(file)], capture_output=True, text=True)

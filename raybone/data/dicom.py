@@ -22,6 +22,7 @@ from pydicom.uid import (
 
 from raybone.data.header import NotTaken as NotTaken
 from raybone.data.header import axes_of, flags_of, patient_of, pixel_mm_of, refuse_bomb, scanner_of, text, views_of
+from raybone.data.modality import flag_of
 from raybone.data.pixels import pixels_of, settled
 from raybone.data.planar import captured, check_object, check_planar, modality_of
 from raybone.data.windows import photopeak
@@ -77,7 +78,7 @@ def read_frames(content: bytes, file_name: str, modality: str | None = "NM") -> 
             header = _header(content)
             check_object(header, modality)
             frames, flags = settled(header)
-            flags += ["windowed"] * captured(header)
+            flags += ["windowed"] * captured(header) + flag_of(modality_of(header))
             if modality_of(header) == "NM":
                 flags += check_planar(header, frames)
             kept, more = photopeak(header, frames)

@@ -13,6 +13,7 @@ import numpy as np
 from raybone.data.dataset import DatasetWriter, Stored, store
 from raybone.data.dicom import NotTaken
 from raybone.data.identity import pseudonym
+from raybone.data.modality import MODALITIES, flag_of
 from raybone.data.persons import Claim, nobody, persons_of
 from raybone.data.reading import Read, Taken, together
 from raybone.data.sources import Account, Source, positive
@@ -38,7 +39,9 @@ REMARK_OF_FLAG = {
     "lossy": "lossy compression: counts are not exact",
     "not-square": "pixels are not square: pixel_mm is their height",
     "unannotated": UNANNOTATED,
-    "taken-as-negative": "scan without annotation: counts as a scan without lesion, as --unannotated negative says"}
+    "taken-as-negative": "scan without annotation: counts as a scan without lesion, as --unannotated negative says",
+    **{flag: f"modality {name}, not NM: values are read as counts of a bone scan" for name in (*MODALITIES, "other")
+       for flag in flag_of(name)}}
 COPIES_DIFFER = "scans of the same pixels whose annotations differ: one of them is wrong"
 LEFT_OUT = "is left out by the steps: montage needs both views of a study, and tiles without counts are not kept"
 

@@ -77,6 +77,10 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
     def __len__(self) -> int:
         return len(self.groups)
 
+    def scan_of(self, index: int) -> Scan:
+        """The scan of a sample, the first where it has several."""
+        return self.scans[self.groups[index][0]]
+
     def collate(self, items: list[tuple[int, Sample]]) -> Batch:
         """Stack samples into a batch."""
         batch = _collate(items)

@@ -40,6 +40,10 @@ class TileSamples(ScanSamples):
     def __len__(self) -> int:
         return len(self.places)
 
+    def scan_of(self, index: int) -> Scan:
+        """The scan that a tile is of."""
+        return self.scans[self.places[index][0]]
+
     def _plain(self, index: int) -> Sample:
         place, y, x = self.places[index]
         sample = self._view(place)
@@ -71,6 +75,10 @@ class TargetSamples(ScanSamples):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def scan_of(self, index: int) -> Scan:
+        """The scan that a sample is of."""
+        return self.scans[self.items[index][0]]
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, Sample]:
         index, sample = super().__getitem__(key)

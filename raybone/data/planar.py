@@ -10,10 +10,8 @@ from pydicom.tag import Tag
 from pydicom.uid import UID, NuclearMedicineImageStorage
 
 from raybone.data.header import NotTaken, numbers, text, values
+from raybone.data.modality import MODALITIES
 
-# Defined terms of Modality (PS3.3 C.7.3.1.1.1) that meet in a nuclear medicine archive; others are not repeated.
-MODALITIES = ("CR", "CT", "DX", "ECG", "KO", "MG", "MR", "NM", "OT", "PR", "PT", "REG", "RF", "RTDOSE", "RTPLAN",
-              "RTSTRUCT", "SC", "SEG", "SR", "US", "XA", "XC", "DOC", "none")
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 NM_CLASSES = (NuclearMedicineImageStorage, UID("1.2.840.10008.5.1.4.1.1.5"))  # the second is retired
 CAPTURES = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture, with its multi-frame classes below it

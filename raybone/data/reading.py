@@ -16,6 +16,7 @@ from raybone.data.dataset import Stored, store
 from raybone.data.dicom import Facts, NotTaken, is_dicom, read_frames, shows_text
 from raybone.data.formats import labelme_image, read_labelme, read_voc
 from raybone.data.masks import read_mask
+from raybone.data.modality import flag_of
 from raybone.data.nifti import read_nifti
 from raybone.data.pictures import counts_of_image
 from raybone.data.preprocess import STRIDE
@@ -91,7 +92,8 @@ def _frames(source: Source, content: bytes, modality: str | None) -> list[tuple[
         frames = read_frames(content, source.path.name, modality)
     else:
         counts_HW, flags = counts_of_image(content)
-        frames = [(counts_HW, Facts(source.patient, source.view, source.pixel_mm, flags=tuple(flags)))]
+        frames = [(counts_HW, Facts(source.patient, source.view, source.pixel_mm,
+                                    flags=(*flags, *flag_of(modality or "NM"))))]
     for number, (counts_HW, facts) in enumerate(frames):
         if min(counts_HW.shape) < STRIDE:
             raise NotTaken(f"is {counts_HW.shape[0]}x{counts_HW.shape[1]} pixels, under {STRIDE} a side")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 
@@ -26,10 +26,12 @@ TYPE_2 = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDa
 LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 # What a segment is, by category; others are abnormal structures.
 KINDS = {"malignant": Code("14799000", "SCT", "Neoplasm, Secondary")}
+WORDS = {"malignant": "bone metastases"}  # of the series; others are named as they are
+LONG_STRING = 64  # characters (PS3.5 6.2)
 
 
 def write_segmentation(source: Path, frame: int, masks: Mapping[str, Array], model: str, out: Path,
-                       pixel_mm: float | None = None) -> bool:
+                       pixel_mm: float | None = None, study: str = "") -> bool:
     """Write the masks of one frame of a DICOM object, one segment a category; whether it says the size of its pixels.
 
     A planar scan has no place in space, so the object refers to frame and pixels alone, without a frame of reference.
@@ -41,6 +43,7 @@ def write_segmentation(source: Path, frame: int, masks: Mapping[str, Array], mod
         frame: 0-based.
         masks: category -> boolean (Rows, Columns) of the source; the empty ones are left out.
         pixel_mm: the height of a pixel as a table says it, which counts instead of the source's.
+        study: name of the study that made the model, for the Series Description.
     Raises:
         ValueError: every mask is empty, which a segmentation cannot be, or the source lacks what to refer to.
     """
@@ -58,6 +61,7 @@ def write_segmentation(source: Path, frame: int, masks: Mapping[str, Array], mod
         if pixel_mm and (not spacing or abs(spacing[0] - pixel_mm) > 1e-6):
             spacing = (pixel_mm, pixel_mm)
         made = _made(header, found, model, spacing)
+        made.SeriesDescription = _described(study, model, found)
         _refer(made, header, frame)
         out.write_bytes(_written(made, header))
     return spacing is not None
@@ -79,6 +83,15 @@ def _made(header: Dataset, masks: Mapping[str, Array], model: str, spacing: tupl
     if not spacing:
         del made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
     return made
+
+
+def _described(study: str, model: str, names: Iterable[str]) -> str:
+    """What a viewer lists the series by, such as "raybone smoke unet, bone metastases".
+
+    A backslash parts values and is no character of one (PS3.5 6.2).
+    """
+    said = f"{' '.join(['raybone', *study.split(), model])}, {', '.join(WORDS.get(n, n) for n in names)}"
+    return said.replace("\\", "/")[:LONG_STRING].strip()
 
 
 def _planar(header: Dataset, shape_HW: tuple[int, ...], measures: hd.PixelMeasuresSequence) -> Dataset:

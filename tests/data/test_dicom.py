@@ -104,10 +104,10 @@ def test_each_frame_has_its_own_rescale_and_spacing(scan: pydicom.Dataset) -> No
     taken = frames(scan, "PT", **two, PerFrameFunctionalGroupsSequence=[groups("2", 3.0), groups("5", 4.0)])
     np.testing.assert_array_equal(taken[0][0], COUNTS * 2)
     np.testing.assert_array_equal(taken[1][0], COUNTS * 5)
-    assert [(facts.pixel_mm, facts.flags) for _, facts in taken] == [(3.0, ()), (4.0, ())]
+    assert [(facts.pixel_mm, facts.flags) for _, facts in taken] == [(3.0, ("modality-PT",)), (4.0, ("modality-PT",))]
     one_alone = frames(scan, "PT", PerFrameFunctionalGroupsSequence=[groups("2", 3.0), item()])
     np.testing.assert_array_equal(one_alone[1][0], COUNTS)
-    assert one_alone[1][1].flags == ("rescale",)
+    assert one_alone[1][1].flags == ("modality-PT", "rescale")
 
 
 @pytest.mark.parametrize(("value", "limit", "vr", "signed", "padded"), [
@@ -331,7 +331,7 @@ def test_what_is_planar_is_taken(scan: pydicom.Dataset, changes: dict[str, Any],
 def test_a_picture_of_a_screen_is_taken_with_a_flag_where_any_modality_is(scan: pydicom.Dataset) -> None:
     for modality in (None, "OT"):
         (_, facts), = frames(scan, modality, SOPClassUID="1.2.840.10008.5.1.4.1.1.7", Modality="OT")
-        assert facts.flags == ("windowed",)
+        assert facts.flags == ("windowed", "modality-OT")
 
 
 @pytest.mark.parametrize("syntax", ["1.2.3.4", "1.2.840.10008.1.2.4.100"])
