@@ -224,15 +224,19 @@ def _drawable() -> bool:
 
 def _manifests(options: argparse.Namespace) -> None:
     from raybone.cluster.manifests import manifests
+    from raybone.resolve import check_alone
 
-    say(manifests(_study(options), options.out, options.image), end="")
+    check_alone(study := _study(options))
+    say(manifests(study, options.out, options.image), end="")
 
 
 def _submit(options: argparse.Namespace) -> int:
     from raybone.cluster.access import use_token
     from raybone.cluster.submit import follow, pack, submit
+    from raybone.resolve import check_alone
 
-    parcel = pack(_study(options), options.out, options.wait)
+    check_alone(study := _study(options))
+    parcel = pack(study, options.out, options.wait)
     if options.dry_run:
         say(json.dumps({"address": options.address, "token from": use_token(), "entrypoint": parcel.entrypoint,
                           "environment": {}, "dataset": parcel.dataset, "out": parcel.out, "files": parcel.files,

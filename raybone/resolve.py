@@ -46,21 +46,14 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
     Raises:
         WrongInput: all problems, one line each.
     """
-    problems = [line] if (line := left_by_rules(study)) else []
+    problems: list[str] = []
     dataset = _collect(problems, lambda: open_dataset(study.dataset, study.search.test_fold))
-    model = _collect(problems, lambda: load(study.model))
-    config = None
     started: tuple[str, ...] = ()
     if dataset and study.fixed.get("anchor") == "dataset":
         study = study.model_copy(update={"fixed": {**study.fixed, "anchor": smallest_anchor(dataset)}})
-    if model:
-        if study.metric not in METRICS[model.task]:
-            problems.append(f"metric: {study.model} is a {model.task} model and is ranked by one of "
-                            f"{', '.join(METRICS[model.task])}; got {study.metric}")
-        config = _check_space(study, model, problems)
-        if config:
-            problems += _check_shares(study, config)
-            study, started = _with_places(study, model, config, dataset, problems)
+    model, config = _alone(study, problems)
+    if model and config:
+        study, started = _with_places(study, model, config, dataset, problems)
     if dataset:
         problems += _check_folds(study, dataset)
         if model and config:
@@ -78,6 +71,36 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
         _check_disk(study, model, config, Path(out.path), dataset.folds)
     absolute = study.dataset if "://" in study.dataset else str(Path(study.dataset).expanduser().resolve())
     return study.model_copy(update={"resolved": resolved, "dataset": absolute}), dataset, model
+
+
+def check_alone(study: Study) -> None:
+    """Check what can be told of a study without its dataset, which only the cluster may reach.
+
+    Raises:
+        WrongInput: all problems, one line each.
+    """
+    problems: list[str] = []
+    if study.fixed.get("anchor") == "dataset":
+        study = study.model_copy(update={"fixed": {k: v for k, v in study.fixed.items() if k != "anchor"}})
+    _alone(study, problems)
+    if problems:
+        raise WrongInput(*problems)
+
+
+def _alone(study: Study, problems: list[str]) -> tuple[Model | None, TrainingConfig | None]:
+    """The model, and the fixed values as its configuration, if they are right."""
+    if line := left_by_rules(study):
+        problems.append(line)
+    model = _collect(problems, lambda: load(study.model))
+    if not model:
+        return None, None
+    if study.metric not in METRICS[model.task]:
+        problems.append(f"metric: {study.model} is a {model.task} model and is ranked by one of "
+                        f"{', '.join(METRICS[model.task])}; got {study.metric}")
+    config = _check_space(study, model, problems)
+    if config:
+        problems += _check_shares(study, config)
+    return model, config
 
 
 def dataset_of(study: Study) -> Dataset:
