@@ -224,10 +224,8 @@ def _drawable() -> bool:
 
 def _manifests(options: argparse.Namespace) -> None:
     from raybone.cluster.manifests import manifests
-    from raybone.resolve import check_alone
 
-    check_alone(study := _study(options))
-    say(manifests(study, options.out, options.image), end="")
+    say(manifests(_study(options), options.out, options.image), end="")
 
 
 def _submit(options: argparse.Namespace) -> int:
