@@ -39,7 +39,7 @@ def test_two_studies_run_as_jobs_and_the_token_is_nowhere(head: Head, study: dic
                                                          tmp_path: Path) -> None:
     """By `raybone submit` under a hostile name and by plain `ray job submit` of the checkout, at the same time."""
     out, file = tmp_path / NAME, tmp_path / "s $(x)'.yaml"
-    file.write_text(yaml.safe_dump({**study, "epochs": 2, "search": {**study["search"], "trials": 1},
+    file.write_text(yaml.safe_dump({**study, "epochs": 40, "search": {**study["search"], "trials": 1},
                                     "resources": {"concurrent": 1}}))
     submit = ("submit", file, "--address", head.url, "--out", out, "--follow")
     first = head.raybone(*submit)
