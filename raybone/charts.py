@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,6 @@ from functools import lru_cache
 from itertools import accumulate, zip_longest
 from typing import Any
 
-import altair as alt
 import numpy as np
 import optuna
 import vl_convert
@@ -22,6 +23,14 @@ from raybone.hpo.state import State
 from raybone.metrics.lesions import RATES
 from raybone.records import Array
 from raybone.spec import Study
+
+# altair asks for a home folder as it is imported, and a container's user may have none.
+_homeless = "HOME" not in os.environ
+os.environ.setdefault("HOME", tempfile.gettempdir())
+import altair as alt  # noqa: E402
+
+if _homeless:
+    del os.environ["HOME"]
 
 Row = dict[str, Any]
 BEST, OTHERS, POINTS = 6, 200, 40  # curves in colour, curves in grey, points of a grey one

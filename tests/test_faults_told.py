@@ -231,6 +231,11 @@ def test_models_that_ask_for_the_user_load_without_one() -> None:
     assert done.stdout.strip() == "attention_unet", done.stderr
 
 
+def test_charts_are_drawn_without_a_home_folder() -> None:
+    done = nameless("import os, raybone.charts; print('HOME' in os.environ)", {})
+    assert done.stdout.strip() == "False", done.stderr
+
+
 def nameless(code: str, more: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run code as a user whom the system does not know."""
     gone = "import pwd\ndef getpwuid(uid): raise KeyError(f'uid not found: {uid}')\npwd.getpwuid = getpwuid\n"
