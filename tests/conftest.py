@@ -17,8 +17,10 @@ os.environ.update(HOME=_HOME, XDG_CONFIG_HOME=f"{_HOME}/.config", YOLO_CONFIG_DI
 Path(_HOME, "ultralytics").mkdir()
 os.environ.pop("RAY_ADDRESS", None)
 
-# A suite that is started in the background ignores Ctrl-C, and so would every process that a test interrupts.
+# A suite that is started in the background ignores Ctrl-C, and under nohup hang-ups, and so would every process that a
+# test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Nothing is written into the checkout, and a slow machine is no failure.
 settings.register_profile("raybone", database=None, deadline=None)

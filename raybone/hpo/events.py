@@ -24,7 +24,7 @@ class Line(BaseModel):
     time: float = Field(ge=0, le=1e11)
     up: float = Field(0, ge=0, le=1e11)
     slots: int = Field(1, ge=0, le=MOST)
-    config_id: str = Field("", pattern=r"^[\w.-]{0,80}$")
+    config_id: str = Field("", max_length=1000)
     params: dict[str, Any] = {}
     parameters: int = Field(0, ge=0)
     rung: int = Field(0, ge=0, le=MOST)

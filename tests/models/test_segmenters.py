@@ -127,5 +127,5 @@ def test_no_loss_at_all_and_tiles_of_montages_are_refused() -> None:
             load("unet").Config(**wrong)
     with pytest.raises(ValueError, match="each has its own class"):
         load("lesion_vgg16").Config(mosaic=0.5)
-    with pytest.raises(WrongInput, match="must be one of"):
+    with pytest.raises(WrongInput, match="must be a name of the menu"):
         load("lesion_vgg19")
