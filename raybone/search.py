@@ -40,8 +40,8 @@ CHANGEABLE = {"limits", "resources", "keep", "resolved"}
 # Reasons at which a search has what it was after, and its winner meets the test group.
 ENDS = ("complete", "limits.target", "limits.converged")
 
-# What a study folder may hold before its study.yaml is written.
-OWN = ("lease.json", "stop", "logs", "journal", "runs")
+# What a study folder may hold before its study.yaml is written; the last two are the demonstration's.
+OWN = ("lease.json", "stop", "logs", "journal", "runs", "phantom", "dataset")
 
 # The reason that begins so is a failure of machines or storage.
 HALTED = "halted"

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from faults import unseal
 
+from raybone.demo import STUDY, prepare_demo
 from raybone.folder import Folder
 from raybone.hpo.journal import Journal, read_resolved
 from raybone.leaderboard import write_leaderboard
@@ -235,3 +236,12 @@ def test_points_are_tried_first_and_are_trials(study: Mapping, tmp_path: Path) -
     assert len(board(tmp_path / "st")) == 2
     with pytest.raises(WrongInput, match="but search differ"):
         search(parse_study({**study, "epochs": 1}), str(tmp_path / "st"))
+
+
+def test_the_demonstration_has_its_data_in_its_study_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raybone.demo.PATIENTS", 6)
+    monkeypatch.setattr("raybone.demo.STUDY", {**STUDY, "epochs": 1, "search": {**STUDY["search"], "trials": 1}})
+    for _ in range(2):  # the second time it goes on
+        demo = prepare_demo(tmp_path / "demo", lambda *_: None, lambda *_: None)
+        assert search(demo, str(tmp_path / "demo")) == "complete"
+    assert len(board(tmp_path / "demo")) == 1
