@@ -17,6 +17,7 @@ demo: install
 	$(PY) -m raybone.cli demo --out runs/demo
 
 check: install
+	$(PY) -m ruff format --check --quiet $(SOURCES)
 	$(PY) -m ruff check $(SOURCES)
 	$(PY) -m mypy
 

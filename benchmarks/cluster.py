@@ -1,8 +1,10 @@
-"""A search with four workers at once on four Ray nodes: how much of their time is training, and how much is not.
+"""A search with four workers at once on four Ray nodes: how much of their time is training, and how
+much is not.
 
     python benchmarks/cluster.py [--quick]
 
-Nodes are processes of this machine with one CPU each, so an epoch lasts longer where they are more than its cores.
+Nodes are processes of this machine with one CPU each, so an epoch lasts longer where they are more
+than its cores.
 """
 
 from __future__ import annotations
@@ -40,18 +42,25 @@ from raybone.terminal import progress
 
 NODES = 4
 # Epochs take about 15 s of a core that they have for themselves, or 1 s with --quick.
-SIZES = {"whole": {"patients": 27, "epochs": 5, "trials": 4, "imgsz": 512, "width": 16},
-         "quick": {"patients": 12, "epochs": 3, "trials": 4, "imgsz": 256, "width": 16}}
+SIZES = {
+    "whole": {"patients": 27, "epochs": 5, "trials": 4, "imgsz": 512, "width": 16},
+    "quick": {"patients": 12, "epochs": 3, "trials": 4, "imgsz": 256, "width": 16},
+}
 
 
 def study(dataset: Path, scheduler: str, size: dict[str, int]) -> dict[str, Any]:
     """A real study of a U-Net whose first rung is within reach of few epochs."""
-    return {"name": f"cluster-{scheduler}", "dataset": str(dataset), "model": "unet", "epochs": size["epochs"],
-            "metric": "dice",
-            "fixed": {"batch": 1, "nbs": 1, "width": size["width"], "depth": 3, "imgsz": size["imgsz"]},
-            "space": {"lr0": {"log_uniform": [1e-4, 3e-2]}, "fliplr": {"uniform": [0, 0.5]}},
-            "search": {"trials": size["trials"], "sampler": "sobol", "scheduler": scheduler, "seed": 0},
-            "resources": {"workers": 1, "cpus": 1, "concurrent": NODES}}
+    return {
+        "name": f"cluster-{scheduler}",
+        "dataset": str(dataset),
+        "model": "unet",
+        "epochs": size["epochs"],
+        "metric": "dice",
+        "fixed": {"batch": 1, "nbs": 1, "width": size["width"], "depth": 3, "imgsz": size["imgsz"]},
+        "space": {"lr0": {"log_uniform": [1e-4, 3e-2]}, "fliplr": {"uniform": [0, 0.5]}},
+        "search": {"trials": size["trials"], "sampler": "sobol", "scheduler": scheduler, "seed": 0},
+        "resources": {"workers": 1, "cpus": 1, "concurrent": NODES},
+    }
 
 
 class Placed:
@@ -66,8 +75,11 @@ class Placed:
 
     def __call__(self, brain: Brain) -> None:
         self._tell(brain)
-        held = {g["placement_group_id"] for g in placement_group_table().values()
-                if g["state"] == "CREATED" and any("CPU" in bundle for bundle in g["bundles"].values())}
+        held = {
+            g["placement_group_id"]
+            for g in placement_group_table().values()
+            if g["state"] == "CREATED" and any("CPU" in bundle for bundle in g["bundles"].values())
+        }
         now = time.monotonic()
         self.slot_seconds += len(held) * (now - self._last)
         self.runs |= held
@@ -79,24 +91,36 @@ def shares(out: Path, placed: Placed) -> dict[str, Any]:
     events = pd.DataFrame(Journal(Folder(out)).events())
     work, epochs = events[events["event"] == "work"], events[events["event"] == "epoch"]
     first, end, trained = work["time"].min(), events["time"].max(), epochs["seconds"].sum()
-    return {"configurations": int((events["event"] == "config").sum()), "rungs_run": len(work),
-            "training_runs": len(placed.runs), "fold_epochs": len(epochs),
-            "epoch_seconds": float(epochs["seconds"].median()), "training_seconds": float(trained),
-            "placed_seconds": placed.slot_seconds, "wall_seconds": float(end - first),
-            "lost_seconds_a_run": (placed.slot_seconds - float(trained)) / len(placed.runs),
-            "orchestration_share": 1 - float(trained) / placed.slot_seconds,
-            "busy_share": float(trained / (NODES * (end - first)))}
+    return {
+        "configurations": int((events["event"] == "config").sum()),
+        "rungs_run": len(work),
+        "training_runs": len(placed.runs),
+        "fold_epochs": len(epochs),
+        "epoch_seconds": float(epochs["seconds"].median()),
+        "training_seconds": float(trained),
+        "placed_seconds": placed.slot_seconds,
+        "wall_seconds": float(end - first),
+        "lost_seconds_a_run": (placed.slot_seconds - float(trained)) / len(placed.runs),
+        "orchestration_share": 1 - float(trained) / placed.slot_seconds,
+        "busy_share": float(trained / (NODES * (end - first))),
+    }
 
 
 def run(place: Path, scheduler: str, size: dict[str, int]) -> dict[str, Any]:
     """One search on a cluster of its own."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     try:
         for _ in range(NODES - 1):
             cluster.add_node(num_cpus=1)
         placed = Placed()
-        reason = search(parse_study(study(place / "dataset", scheduler, size)), str(place / scheduler),
-                        cluster.address, placed)
+        reason = search(
+            parse_study(study(place / "dataset", scheduler, size)),
+            str(place / scheduler),
+            cluster.address,
+            placed,
+        )
     finally:
         cluster.shutdown()
         shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
@@ -105,7 +129,9 @@ def run(place: Path, scheduler: str, size: dict[str, int]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="minutes, to see that it works; nothing is kept")
+    parser.add_argument(
+        "--quick", action="store_true", help="minutes, to see that it works; nothing is kept"
+    )
     quick = parser.parse_args().quick
     chosen, rows = SIZES["quick" if quick else "whole"], {}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,12 +1,14 @@
-"""How often the leaderboard's intervals hold what they promise, on cohorts drawn from a population that is known.
+"""How often the leaderboard's intervals hold what they promise, on cohorts drawn from a population
+that is known.
 
-Three estimands: the mean score of the five trained fold models on the whole population (``fold models``); their
-expected score on validation folds of the cohort's size, which is not the same, as on few patients AP is higher and
-Dice lower (``folds of this size``: the former plus the mean error over all cohorts); and the expected population score
-over training sets of that size (``training sets``). A fold's model is really fitted on its training patients: a linear
-discriminant of pixels, scored by Dice, or of candidate boxes, scored by AP50. Patients differ in lesion burden,
-contrast, background and false candidates. ``python benchmarks/coverage.py`` takes some minutes on one core and writes
-results/coverage.json.
+Three estimands: the mean score of the five trained fold models on the whole population (``fold
+models``); their expected score on validation folds of the cohort's size, which is not the same, as
+on few patients AP is higher and Dice lower (``folds of this size``: the former plus the mean error
+over all cohorts); and the expected population score over training sets of that size (``training
+sets``). A fold's model is really fitted on its training patients: a linear discriminant of pixels,
+scored by Dice, or of candidate boxes, scored by AP50. Patients differ in lesion burden, contrast,
+background and false candidates. ``python benchmarks/coverage.py`` takes some minutes on one core
+and writes results/coverage.json.
 """
 
 from __future__ import annotations
@@ -21,7 +23,13 @@ from machine import keep
 from scipy import stats
 
 from raybone.metrics.boxes import RECALL_R, box_metrics, weighted_ap
-from raybone.metrics.intervals import bootstrap_interval, corrected_interval, corrected_winner, freedom, patient_draws
+from raybone.metrics.intervals import (
+    bootstrap_interval,
+    corrected_interval,
+    corrected_winner,
+    freedom,
+    patient_draws,
+)
 from raybone.metrics.masks import overlap_metrics, pixel_counts, weighted_overlap
 from raybone.records import Array, Prediction
 
@@ -33,7 +41,8 @@ Draw = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class Population:
-    """N patients: M pixels or candidates each, with D features; truth_NM is 1 lesion, 0 none, -1 no candidate.
+    """N patients: M pixels or candidates each, with D features; truth_NM is 1 lesion, 0 none, -1 no
+    candidate.
 
     lesions_N: lesions of each patient, found by a candidate or not.
     """
@@ -46,7 +55,13 @@ class Population:
 def main() -> None:
     """Run all and print a table for each."""
     scale = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
-    result: dict[str, Any] = {"folds": FOLDS, "population": POPULATION, "level": LEVEL, "coverage": {}, "winner": {}}
+    result: dict[str, Any] = {
+        "folds": FOLDS,
+        "population": POPULATION,
+        "level": LEVEL,
+        "coverage": {},
+        "winner": {},
+    }
     check_population_ap()
     for metric, people in (("dice", pixel_patients()), ("AP50", candidate_patients())):
         for patients, cohorts in COHORTS.items():
@@ -54,7 +69,9 @@ def main() -> None:
             result["coverage"][f"{metric}, {patients} patients"] = cell
             _print(metric, patients, cell)
     for patients in COHORTS:
-        cell = result["winner"][f"dice, {patients} patients"] = winner(pixel_patients(), patients, round(400 * scale))
+        cell = result["winner"][f"dice, {patients} patients"] = winner(
+            pixel_patients(), patients, round(400 * scale)
+        )
         print(f"winner of 15, dice, {patients} patients: {cell}")
     if scale == 1:
         keep("coverage", result)
@@ -63,10 +80,14 @@ def main() -> None:
 def pixel_patients(seed: int = 1) -> Population:
     """Patients with pixels of six features, a third of them without a lesion."""
     rng = np.random.default_rng(seed)
-    many_N = np.minimum(np.rint(rng.lognormal(2.5, 0.8, POPULATION)), PIXELS // 2) * (rng.random(POPULATION) > 0.3)
+    many_N = np.minimum(np.rint(rng.lognormal(2.5, 0.8, POPULATION)), PIXELS // 2) * (
+        rng.random(POPULATION) > 0.3
+    )
     truth_NM = (np.arange(PIXELS) < many_N[:, None]).astype(int)
     contrast_N = np.exp(rng.normal(0, 0.3, POPULATION))
-    features_NMD = rng.normal(0, 1, (POPULATION, PIXELS, FEATURES)) + rng.normal(0, 0.3, (POPULATION, 1, FEATURES))
+    features_NMD = rng.normal(0, 1, (POPULATION, PIXELS, FEATURES)) + rng.normal(
+        0, 0.3, (POPULATION, 1, FEATURES)
+    )
     features_NMD += (truth_NM * contrast_N[:, None])[..., None] * 0.9
     return Population(features_NMD, truth_NM, many_N)
 
@@ -80,59 +101,109 @@ def candidate_patients(seed: int = 2, most: int = 24) -> Population:
     place_M = np.arange(most)
     truth_NM = np.where(place_M < hits_N[:, None], 1, np.where(place_M < all_N[:, None], 0, -1))
     contrast_N = np.exp(rng.normal(0, 0.3, POPULATION))
-    features_NMD = rng.normal(0, 1, (POPULATION, most, FEATURES)) + rng.normal(0, 0.3, (POPULATION, 1, FEATURES))
+    features_NMD = rng.normal(0, 1, (POPULATION, most, FEATURES)) + rng.normal(
+        0, 0.3, (POPULATION, 1, FEATURES)
+    )
     features_NMD += ((truth_NM == 1) * contrast_N[:, None])[..., None] * 0.6
     return Population(features_NMD, truth_NM, many_N)
 
 
 def coverage(metric: str, people: Population, patients: int, cohorts: int) -> dict[str, Any]:
-    """Share of cohorts whose interval holds each estimand, and the mean width, for every kind of interval."""
+    """Share of cohorts whose interval holds each estimand, and the mean width, for every kind of
+    interval.
+    """
     rng = np.random.default_rng([patients, len(metric)])
-    truth_C, intervals, estimate_C = np.zeros(cohorts), dict[str, list[tuple[float, float]]](), np.zeros(cohorts)
+    truth_C, intervals, estimate_C = (
+        np.zeros(cohorts),
+        dict[str, list[tuple[float, float]]](),
+        np.zeros(cohorts),
+    )
     for cohort in range(cohorts):
         taken_N, fold_N = _cohort(people, patients, rng)
         models = [_fit(people, taken_N[fold_N != k], np.arange(FEATURES)) for k in range(FOLDS)]
         truth_C[cohort] = np.mean([_population_score(metric, people, model) for model in models])
-        units = [_units(metric, people, taken_N[fold_N == k], model) for k, model in enumerate(models)]
-        found, estimate_C[cohort] = _intervals(metric, units, fold_N, people.lesions_N[taken_N] > 0, cohort)
+        units = [
+            _units(metric, people, taken_N[fold_N == k], model) for k, model in enumerate(models)
+        ]
+        found, estimate_C[cohort] = _intervals(
+            metric, units, fold_N, people.lesions_N[taken_N] > 0, cohort
+        )
         for name, ends in found.items():
             intervals.setdefault(name, []).append(ends)
-    cell: dict[str, Any] = {"cohorts": cohorts, "population_score": _round(truth_C.mean()),
-                            "sd_over_training_sets": _round(truth_C.std(ddof=1)),
-                            "bias_of_the_mean": _round((estimate_C - truth_C).mean()), "intervals": {}}
+    cell: dict[str, Any] = {
+        "cohorts": cohorts,
+        "population_score": _round(truth_C.mean()),
+        "sd_over_training_sets": _round(truth_C.std(ddof=1)),
+        "bias_of_the_mean": _round((estimate_C - truth_C).mean()),
+        "intervals": {},
+    }
     expected_C = truth_C + (estimate_C - truth_C).mean()
     for name, ends in intervals.items():
         low_C, high_C = np.array(ends).T
-        held = {estimand: float(np.mean((low_C <= value) & (value <= high_C)))
-                for estimand, value in (("folds of this size", expected_C), ("fold models", truth_C),
-                                         ("training sets", truth_C.mean()))}
-        cell["intervals"][name] = {"width": _round(np.mean(high_C - low_C)), "below": _round((truth_C < low_C).mean()),
-                                   "above": _round((truth_C > high_C).mean()), **{
-            k: {"covers": _round(v), "error": _round((v * (1 - v) / cohorts) ** 0.5)} for k, v in held.items()}}
+        held = {
+            estimand: float(np.mean((low_C <= value) & (value <= high_C)))
+            for estimand, value in (
+                ("folds of this size", expected_C),
+                ("fold models", truth_C),
+                ("training sets", truth_C.mean()),
+            )
+        }
+        cell["intervals"][name] = {
+            "width": _round(np.mean(high_C - low_C)),
+            "below": _round((truth_C < low_C).mean()),
+            "above": _round((truth_C > high_C).mean()),
+            **{
+                k: {"covers": _round(v), "error": _round((v * (1 - v) / cohorts) ** 0.5)}
+                for k, v in held.items()
+            },
+        }
     return cell
 
 
 def winner(people: Population, patients: int, cohorts: int) -> dict[str, Any]:
-    """Mean error of the best configuration's CV mean, as it is and corrected, against its score on the population.
+    """Mean error of the best configuration's CV mean, as it is and corrected, against its score on
+    the population.
 
     The fifteen configurations use four of the six features each.
     """
     rng = np.random.default_rng([patients, 7])
-    subsets = [np.array([i for i in range(FEATURES) if i not in (a, b)]) for a in range(FEATURES) for b in range(a)]
+    subsets = [
+        np.array([i for i in range(FEATURES) if i not in (a, b)])
+        for a in range(FEATURES)
+        for b in range(a)
+    ]
     fixed_C, raw_C, corrected_C = np.zeros((3, cohorts))
     for cohort in range(cohorts):
         taken_N, fold_N = _cohort(people, patients, rng)
         models = [[_fit(people, taken_N[fold_N != k], s) for k in range(FOLDS)] for s in subsets]
-        folds_CK = np.array([[overlap_metrics(_units("dice", people, taken_N[fold_N == k], m).sum(0))["dice"]
-                              for k, m in enumerate(of)] for of in models])
+        folds_CK = np.array(
+            [
+                [
+                    overlap_metrics(_units("dice", people, taken_N[fold_N == k], m).sum(0))["dice"]
+                    for k, m in enumerate(of)
+                ]
+                for of in models
+            ]
+        )
         best = int(folds_CK.mean(1).argmax())
-        first, truth = (np.mean([_population_score("dice", people, m) for m in models[c]]) for c in (0, best))
+        first, truth = (
+            np.mean([_population_score("dice", people, m) for m in models[c]]) for c in (0, best)
+        )
         fixed_C[cohort] = folds_CK[0].mean() - first
         raw_C[cohort] = folds_CK[best].mean() - truth
         corrected_C[cohort] = corrected_winner(folds_CK) - truth
-    return {"configurations": len(subsets), "cohorts": cohorts, **{
-        name: {"bias": _round(v.mean()), "error": _round(v.std(ddof=1) / cohorts**0.5)}
-        for name, v in (("one configuration not chosen", fixed_C), ("mean", raw_C), ("corrected", corrected_C))}}
+    return {
+        "configurations": len(subsets),
+        "cohorts": cohorts,
+        **{
+            name: {"bias": _round(v.mean()), "error": _round(v.std(ddof=1) / cohorts**0.5)}
+            for name, v in (
+                ("one configuration not chosen", fixed_C),
+                ("mean", raw_C),
+                ("corrected", corrected_C),
+            )
+        },
+    }
 
 
 def check_population_ap() -> None:
@@ -140,13 +211,17 @@ def check_population_ap() -> None:
     people = candidate_patients()
     taken_N = np.arange(300)
     model = _fit(people, taken_N, np.arange(FEATURES))
-    part = Population(people.features_NMD[taken_N], people.truth_NM[taken_N], people.lesions_N[taken_N])
+    part = Population(
+        people.features_NMD[taken_N], people.truth_NM[taken_N], people.lesions_N[taken_N]
+    )
     reference = box_metrics(*_boxes(people, taken_N, model), 1)["AP50"]
     assert abs(_population_score("AP50", part, model) - reference) < 1e-9, reference
 
 
 def _cohort(people: Population, patients: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Patients and their folds, dealt out by burden as `prepare` does; no fold is without a lesion."""
+    """Patients and their folds, dealt out by burden as `prepare` does; no fold is without a
+    lesion.
+    """
     while True:
         taken_N = rng.integers(0, POPULATION, patients)
         taken_N = taken_N[np.argsort(-people.lesions_N[taken_N], kind="stable")]
@@ -163,7 +238,9 @@ def _fit(people: Population, taken_N: Array, used_D: Array) -> tuple[Array, floa
     spread_DD = sum((g - m).T @ (g - m) for g, m in zip(groups, means)) / sum(map(len, groups))
     weights_D = np.zeros(FEATURES)
     weights_D[used_D] = np.linalg.solve(spread_DD + 1e-6 * np.eye(len(used_D)), means[1] - means[0])
-    offset = float(np.log(len(groups[1]) / len(groups[0])) - weights_D[used_D] @ (means[0] + means[1]) / 2)
+    offset = float(
+        np.log(len(groups[1]) / len(groups[0])) - weights_D[used_D] @ (means[0] + means[1]) / 2
+    )
     return weights_D, offset
 
 
@@ -172,27 +249,40 @@ def _scores(people: Population, taken_N: Array | slice, model: tuple[Array, floa
 
 
 def _units(metric: str, people: Population, taken_N: Array, model: tuple[Array, float]) -> Any:
-    """What a metric is computed from: pixel counts of each patient, or boxes of each patient's scan."""
+    """What a metric is computed from: pixel counts of each patient, or boxes of each patient's
+    scan.
+    """
     if metric == "AP50":
         return _boxes(people, taken_N, model)
     masks = zip(people.truth_NM[taken_N] == 1, _scores(people, taken_N, model) > 0)
     return np.array([pixel_counts(truth_M, found_M) for truth_M, found_M in masks])
 
 
-def _boxes(people: Population, taken_N: Array, model: tuple[Array, float]) -> tuple[list[Any], list[Prediction]]:
+def _boxes(
+    people: Population, taken_N: Array, model: tuple[Array, float]
+) -> tuple[list[Any], list[Prediction]]:
     """Lesions on a grid; a candidate of a lesion has its box, a false one a box of its own."""
     truths, predictions = [], []
-    for label_M, score_M, lesions in zip(people.truth_NM[taken_N], _scores(people, taken_N, model),
-                                         people.lesions_N[taken_N].astype(int)):
-        place_M = np.where(label_M == 1, np.arange(len(label_M)), 50 + np.arange(len(label_M)))[label_M >= 0]
+    for label_M, score_M, lesions in zip(
+        people.truth_NM[taken_N],
+        _scores(people, taken_N, model),
+        people.lesions_N[taken_N].astype(int),
+    ):
+        place_M = np.where(label_M == 1, np.arange(len(label_M)), 50 + np.arange(len(label_M)))[
+            label_M >= 0
+        ]
         truths.append((_grid(np.arange(lesions)), np.zeros(lesions, np.int64)))
         probability_M = 1 / (1 + np.exp(-score_M[label_M >= 0]))
-        predictions.append(Prediction(_grid(place_M), probability_M, np.zeros(len(place_M), np.int64)))
+        predictions.append(
+            Prediction(_grid(place_M), probability_M, np.zeros(len(place_M), np.int64))
+        )
     return truths, predictions
 
 
 def _grid(place_N: Array) -> Array:
-    return np.column_stack([20 * place_N, 0 * place_N, 20 * place_N + 10, 0 * place_N + 10]).astype(np.float32)
+    return np.column_stack([20 * place_N, 0 * place_N, 20 * place_N + 10, 0 * place_N + 10]).astype(
+        np.float32
+    )
 
 
 def _population_score(metric: str, people: Population, model: tuple[Array, float]) -> float:
@@ -207,16 +297,24 @@ def _population_score(metric: str, people: Population, model: tuple[Array, float
     return float(np.append(best_D, 0)[at_R].mean())
 
 
-def _intervals(metric: str, units: list[Any], fold_N: Array, sick_N: Array,
-               seed: int) -> tuple[dict[str, tuple[float, float]], float]:
+def _intervals(
+    metric: str, units: list[Any], fold_N: Array, sick_N: Array, seed: int
+) -> tuple[dict[str, tuple[float, float]], float]:
     """Every kind of interval of one cohort, and the mean over its folds."""
     count = len(fold_N)
     less_BN, full_BN = patient_draws(fold_N, sick_N, seed), _full_draws(fold_N, sick_N, seed)
-    rows = np.concatenate([np.ones((1, count), int), less_BN, full_BN, 1 - np.eye(count, dtype=int)])
+    rows = np.concatenate(
+        [np.ones((1, count), int), less_BN, full_BN, 1 - np.eye(count, dtype=int)]
+    )
     with np.errstate(invalid="ignore"):
-        folds_KB = np.array([weighted_ap(*unit, 1, rows[:, fold_N == k])[metric] if metric == "AP50"
-                             else weighted_overlap(unit, rows[:, fold_N == k])[metric]
-                             for k, unit in enumerate(units)])
+        folds_KB = np.array(
+            [
+                weighted_ap(*unit, 1, rows[:, fold_N == k])[metric]
+                if metric == "AP50"
+                else weighted_overlap(unit, rows[:, fold_N == k])[metric]
+                for k, unit in enumerate(units)
+            ]
+        )
     means_B = folds_KB.mean(0)
     mean, less_B, full_B, left_N = np.split(means_B, np.cumsum([1, len(less_BN), len(full_BN)]))
     value = float(mean[0])
@@ -248,7 +346,9 @@ def _full_draws(fold_N: Array, sick_N: Array, seed: int) -> Array:
         inside, many = fold_N == fold, int((fold_N == fold).sum())
         open_B = np.ones(len(draws_BN), bool)
         while open_B.any():
-            draws_BN[np.ix_(open_B, inside)] = rng.multinomial(many, np.full(many, 1 / many), open_B.sum())
+            draws_BN[np.ix_(open_B, inside)] = rng.multinomial(
+                many, np.full(many, 1 / many), open_B.sum()
+            )
             open_B = draws_BN[:, inside & sick_N].sum(1) == 0
     return draws_BN
 
@@ -258,8 +358,12 @@ def _quantiles(values_B: Array, low: float, high: float) -> tuple[float, float]:
     return float(a), float(b)
 
 
-def _bca(values_B: Array, value: float, left_N: Array, fold_N: Array, tail: float) -> tuple[float, float]:
-    """Efron 1987, JASA 82:171; acceleration from the stratified jackknife (Davison & Hinkley 1997, section 5.3)."""
+def _bca(
+    values_B: Array, value: float, left_N: Array, fold_N: Array, tail: float
+) -> tuple[float, float]:
+    """Efron 1987, JASA 82:171; acceleration from the stratified jackknife (Davison & Hinkley 1997,
+    section 5.3).
+    """
     below = np.clip(np.mean(values_B < value) + np.mean(values_B == value) / 2, 1e-3, 1 - 1e-3)
     shift = stats.norm.ppf(below)
     pull_N = np.zeros(len(left_N))
@@ -272,7 +376,9 @@ def _bca(values_B: Array, value: float, left_N: Array, fold_N: Array, tail: floa
     return _quantiles(values_B, low, high)
 
 
-def _bootstrap_t(units: list[Array], fold_N: Array, draws_BN: Array, value: float) -> tuple[float, float]:
+def _bootstrap_t(
+    units: list[Array], fold_N: Array, draws_BN: Array, value: float
+) -> tuple[float, float]:
     """Studentised by the linearised standard error of Dice (a ratio of sums) in each fold."""
     rows = np.concatenate([np.ones((1, len(fold_N)), int), draws_BN])
     mean_B, variance_B = np.zeros(len(rows)), np.zeros(len(rows))
@@ -281,8 +387,11 @@ def _bootstrap_t(units: list[Array], fold_N: Array, draws_BN: Array, value: floa
         top_N, base_N = 2 * counts_N3[:, 0], 2 * counts_N3[:, 0] + counts_N3[:, 1] + counts_N3[:, 2]
         base_B = weights_BN @ base_N
         ratio_B = (weights_BN @ top_N) / base_B
-        squares_B = (weights_BN @ top_N**2 - 2 * ratio_B * (weights_BN @ (top_N * base_N))
-                     + ratio_B**2 * (weights_BN @ base_N**2))
+        squares_B = (
+            weights_BN @ top_N**2
+            - 2 * ratio_B * (weights_BN @ (top_N * base_N))
+            + ratio_B**2 * (weights_BN @ base_N**2)
+        )
         mean_B += ratio_B / FOLDS
         variance_B += squares_B / base_B**2 * len(top_N) / (len(top_N) - 1) / FOLDS**2
     error_B = np.sqrt(np.maximum(variance_B, 1e-12))
@@ -295,12 +404,22 @@ def _round(value: Any) -> float:
 
 
 def _print(metric: str, patients: int, cell: dict[str, Any]) -> None:
-    print(f"\n{metric}, {patients} patients, {cell['cohorts']} cohorts: population {cell['population_score']}, "
-          f"sd over training sets {cell['sd_over_training_sets']}, bias of the mean {cell['bias_of_the_mean']}")
+    print(
+        f"\n{metric}, {patients} patients, {cell['cohorts']} cohorts: population "
+        f"{cell['population_score']}, "
+        f"sd over training sets {cell['sd_over_training_sets']}, bias of the mean "
+        f"{cell['bias_of_the_mean']}"
+    )
     for name, row in cell["intervals"].items():
-        print(f"  {name:<32}", " ".join(f"{k} {row[k]['covers']:.3f} ± {row[k]['error']:.3f}" for k in
-                                        ("folds of this size", "fold models", "training sets")),
-              f"width {row['width']:.3f} below {row['below']:.3f} above {row['above']:.3f}", flush=True)
+        print(
+            f"  {name:<32}",
+            " ".join(
+                f"{k} {row[k]['covers']:.3f} ± {row[k]['error']:.3f}"
+                for k in ("folds of this size", "fold models", "training sets")
+            ),
+            f"width {row['width']:.3f} below {row['below']:.3f} above {row['above']:.3f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Scans a second of prepare and of the training loader, side by side with the plain ways, and what they keep in memory.
+"""Scans a second of prepare and of the training loader, side by side with the plain ways, and what
+they keep in memory.
 
-``python benchmarks/data.py`` takes some minutes and 2 GB in the temporary folder, and writes results/data.json.
+``python benchmarks/data.py`` takes some minutes and 2 GB in the temporary folder, and writes
+results/data.json.
 """
 
 from __future__ import annotations
@@ -45,9 +47,13 @@ def main() -> None:
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        result["prepare"] = {kind: preparing(root / kind, kind, files)
-                             for kind, files in (("uncompressed", 1000), ("jpeg2000", 200))}
-        dataset = open_dataset(prepare(root / "uncompressed", root / "ds", folds=2, key=root / "key").path)
+        result["prepare"] = {
+            kind: preparing(root / kind, kind, files)
+            for kind, files in (("uncompressed", 1000), ("jpeg2000", 200))
+        }
+        dataset = open_dataset(
+            prepare(root / "uncompressed", root / "ds", folds=2, key=root / "key").path
+        )
         result["readers"] = readers(root / "ds")
         result["loader"] = loading(dataset, root / "uncompressed", root / "png")
         result["memory"] = [flat(root / "many", count) for count in (1000, 10_000)]
@@ -62,24 +68,37 @@ def preparing(source: Path, kind: str, files: int) -> dict[str, Any]:
     shape_HW = np.repeat(np.repeat(rng.gamma(0.5, 12, (128, 32)), 8, 0), 8, 1)
     for number in range(files):
         path = source / f"{number}.dcm"
-        write_scan(path, rng.poisson(shape_HW).astype(np.uint16), patient=f"P{number}", view="anterior", pixel_mm=2.26,
-                   uid=str(number))
+        write_scan(
+            path,
+            rng.poisson(shape_HW).astype(np.uint16),
+            patient=f"P{number}",
+            view="anterior",
+            pixel_mm=2.26,
+            uid=str(number),
+        )
         if kind == "jpeg2000":
             scan = pydicom.dcmread(path)
             scan.compress(JPEG2000Lossless)
             scan.save_as(path)
     paths = sorted(source.iterdir())
-    seconds = by_turns({
-        "loop: read alone": lambda out: [pydicom.dcmread(p).pixel_array for p in paths],
-        "loop: read and np.save": lambda out: [np.save(out / f"{p.stem}.npy", _values(p)) for p in paths],
-        "loop: the same job": lambda out: [_same_job(p, out) for p in paths],
-        "raybone prepare": lambda out: prepare(source, out / "ds", folds=2, key=out / "key"),
-    }, ROUNDS)
+    seconds = by_turns(
+        {
+            "loop: read alone": lambda out: [pydicom.dcmread(p).pixel_array for p in paths],
+            "loop: read and np.save": lambda out: [
+                np.save(out / f"{p.stem}.npy", _values(p)) for p in paths
+            ],
+            "loop: the same job": lambda out: [_same_job(p, out) for p in paths],
+            "raybone prepare": lambda out: prepare(source, out / "ds", folds=2, key=out / "key"),
+        },
+        ROUNDS,
+    )
     return _table(f"prepare, {kind}", seconds, files, "raybone prepare")
 
 
 def loading(dataset: Dataset, source: Path, png: Path) -> dict[str, Any]:
-    """An epoch of the training loader against reading PNG or DICOM each epoch, with the same windowing and batching."""
+    """An epoch of the training loader against reading PNG or DICOM each epoch, with the same
+    windowing and batching.
+    """
     png.mkdir()
     scans = list(dataset.scans)[:256]
     dicom = {}
@@ -89,26 +108,37 @@ def loading(dataset: Dataset, source: Path, png: Path) -> dict[str, Any]:
     for scan in scans:
         cv2.imwrite(str(png / f"{scan.scan_id}.png"), np.asarray(dataset.counts(scan)))
     readers_of: dict[str, Callable[[Scan], Array] | None] = {
-        "raybone": None, "PNG": lambda s: cv2.imread(str(png / f"{s.scan_id}.png"), cv2.IMREAD_UNCHANGED),
-        "DICOM": lambda s: pydicom.dcmread(dicom[s.scan_id[1:13]]).pixel_array}
+        "raybone": None,
+        "PNG": lambda s: cv2.imread(str(png / f"{s.scan_id}.png"), cv2.IMREAD_UNCHANGED),
+        "DICOM": lambda s: pydicom.dcmread(dicom[s.scan_id[1:13]]).pixel_array,
+    }
     result = {}
     for name, hyper in (("plain", None), ("mosaic", Augmentation(mosaic=1.0))):
         for workers in (0, 2, 4):
-            runs = {kind: _epochs(_samples(dataset, scans, hyper, read), workers)
-                    for kind, read in readers_of.items()}
-            seconds = by_turns({kind: lambda _, it=it: next(it) for kind, it in runs.items()}, ROUNDS)
-            result[f"{name}, {workers} workers"] = _table(f"loader, {name}, {workers} workers", seconds, len(scans),
-                                                          "raybone")
+            runs = {
+                kind: _epochs(_samples(dataset, scans, hyper, read), workers)
+                for kind, read in readers_of.items()
+            }
+            seconds = by_turns(
+                {kind: lambda _, it=it: next(it) for kind, it in runs.items()}, ROUNDS
+            )
+            result[f"{name}, {workers} workers"] = _table(
+                f"loader, {name}, {workers} workers", seconds, len(scans), "raybone"
+            )
     return result
 
 
 def readers(path: Path) -> dict[str, float]:
-    """Proportional set size, MB, of one and of eight processes that have read every scan of one dataset."""
+    """Proportional set size, MB, of one and of eight processes that have read every scan of one
+    dataset.
+    """
     sizes = {}
     for count in (1, 8):
         context = multiprocessing.get_context("spawn")
         barrier, queue = context.Barrier(count), context.Queue()
-        started = [context.Process(target=_read_all, args=(path, barrier, queue)) for _ in range(count)]
+        started = [
+            context.Process(target=_read_all, args=(path, barrier, queue)) for _ in range(count)
+        ]
         for process in started:
             process.start()
         sizes[f"{count} readers"] = round(sum(queue.get() for _ in started), 1)
@@ -120,30 +150,60 @@ def readers(path: Path) -> dict[str, float]:
 
 
 def flat(source: Path, files: int) -> dict[str, float]:
-    """Peak of the memory, MB, that belongs to prepare and its processes alone, for so many files of 256x64."""
+    """Peak of the memory, MB, that belongs to prepare and its processes alone, for so many files of
+    256x64.
+    """
     source.mkdir(exist_ok=True)
     rng = np.random.default_rng(1)
     for number in range(files):
         if not (source / f"{number}.dcm").exists():
-            write_scan(source / f"{number}.dcm", rng.poisson(5, (256, 64)).astype(np.uint16), patient=f"P{number}",
-                       view="anterior", pixel_mm=9, uid=str(number))
+            write_scan(
+                source / f"{number}.dcm",
+                rng.poisson(5, (256, 64)).astype(np.uint16),
+                patient=f"P{number}",
+                view="anterior",
+                pixel_mm=9,
+                uid=str(number),
+            )
     began, peak = time.perf_counter(), 0.0
-    process = psutil.Popen([sys.executable, "-m", "raybone.cli", "prepare", str(source),
-                            str(source.parent / f"ds-{files}"), "--key", str(source.parent / "key")],
-                           stdout=subprocess.DEVNULL)
+    process = psutil.Popen(
+        [
+            sys.executable,
+            "-m",
+            "raybone.cli",
+            "prepare",
+            str(source),
+            str(source.parent / f"ds-{files}"),
+            "--key",
+            str(source.parent / "key"),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
     while process.poll() is None:
         with contextlib.suppress(psutil.Error):  # processes end while they are looked at
-            peak = max(peak, sum(p.memory_full_info().uss for p in (process, *process.children(recursive=True))))
+            peak = max(
+                peak,
+                sum(p.memory_full_info().uss for p in (process, *process.children(recursive=True))),
+            )
         time.sleep(0.05)
     assert process.returncode == 0
-    return {"files": files, "seconds": round(time.perf_counter() - began, 1), "peak_MB": round(peak / 1e6)}
+    return {
+        "files": files,
+        "seconds": round(time.perf_counter() - began, 1),
+        "peak_MB": round(peak / 1e6),
+    }
 
 
-def _samples(dataset: Dataset, scans: list[Scan], hyper: Augmentation | None,
-             read: Callable[[Scan], Array] | None) -> ScanSamples:
+def _samples(
+    dataset: Dataset,
+    scans: list[Scan],
+    hyper: Augmentation | None,
+    read: Callable[[Scan], Array] | None,
+) -> ScanSamples:
     """The loader's samples, or the same ones read from a file each time."""
     samples = ScanSamples(dataset, scans, ["malignant"], 1024, False, hyper)
     if read:
+
         def from_file(scan: Scan) -> Array:
             image_HW, _ = resize(to_intensity(np.maximum(read(scan), 0), scan.high), 1024)
             return np.rint(image_HW * np.float32(STEPS)).astype(np.uint16) if hyper else image_HW
@@ -153,8 +213,14 @@ def _samples(dataset: Dataset, scans: list[Scan], hyper: Augmentation | None,
 
 
 def _epochs(samples: ScanSamples, workers: int) -> Iterator[int]:
-    loader = DataLoader(samples, BATCH, sampler=EpochSampler(len(samples), 0, 0, 1), num_workers=workers,
-                        collate_fn=samples.collate, persistent_workers=workers > 0)
+    loader = DataLoader(
+        samples,
+        BATCH,
+        sampler=EpochSampler(len(samples), 0, 0, 1),
+        num_workers=workers,
+        collate_fn=samples.collate,
+        persistent_workers=workers > 0,
+    )
     for _ in loader:  # starts the workers and warms the files
         pass
     while True:
@@ -192,11 +258,19 @@ def _read_all(path: Path, barrier: Any, queue: Any) -> None:
 
 
 def _table(title: str, seconds: dict[str, list[float]], scans: int, ours: str) -> dict[str, Any]:
-    rows = {name: {"scans_per_s": round(scans / median(s), 1), "ratio": round(median(s) / median(seconds[ours]), 2)}
-            for name, s in seconds.items()}
+    rows = {
+        name: {
+            "scans_per_s": round(scans / median(s), 1),
+            "ratio": round(median(s) / median(seconds[ours]), 2),
+        }
+        for name, s in seconds.items()
+    }
     print(f"\n{title}: median of {ROUNDS}")
     for name, row in rows.items():
-        print(f"  {name:<24} {row['scans_per_s']:9.1f} scans/s   {ours} is {row['ratio']:5.2f} times as fast")
+        print(
+            f"  {name:<24} {row['scans_per_s']:9.1f} scans/s   {ours} is {row['ratio']:5.2f} times "
+            f"as fast"
+        )
     return rows
 
 

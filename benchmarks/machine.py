@@ -22,17 +22,32 @@ def machine() -> dict[str, Any]:
 
     from raybone.data.parallel import cores
 
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((li.split(":", 1)[1].strip() for li in lines if li.startswith("model name")), platform.machine())
-    return {"processor": model, "cores": cores(), "system": platform.system(), "python": platform.python_version(),
-            "numpy": numpy.__version__, "torch": torch.__version__,
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+    lines = (
+        Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
+    model = next(
+        (li.split(":", 1)[1].strip() for li in lines if li.startswith("model name")),
+        platform.machine(),
+    )
+    return {
+        "processor": model,
+        "cores": cores(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
 
 
 def by_turns(runs: Mapping[str, Callable[[Path], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run, all of them once in every round, so that what else the machine does meets all alike.
+    """Seconds of each run, all of them once in every round, so that what else the machine does
+    meets all alike.
 
-    Each run gets an empty folder, which is removed, and the disk is left to finish writing, before the next.
+    Each run gets an empty folder, which is removed, and the disk is left to finish writing, before
+    the next.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
@@ -53,5 +68,6 @@ def median(seconds: list[float]) -> float:
 def keep(name: str, result: dict[str, Any]) -> None:
     """Write results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n",
-                                          encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(
+        json.dumps({"machine": machine(), **result}, indent=1) + "\n", encoding="utf-8"
+    )

@@ -1,7 +1,8 @@
-"""Scans a second of prepare, beside those of another checkout: ``python benchmarks/prepare.py OTHER`` (some minutes).
+"""Scans a second of prepare, beside those of another checkout: ``python benchmarks/prepare.py
+OTHER`` (some minutes).
 
-Sources are a phantom-like cohort as DICOM, as PNG with a LabelMe file each, and as PNG with one COCO file; the two
-checkouts take turns. Writes results/prepare.json.
+Sources are a phantom-like cohort as DICOM, as PNG with a LabelMe file each, and as PNG with one
+COCO file; the two checkouts take turns. Writes results/prepare.json.
 """
 
 from __future__ import annotations
@@ -21,8 +22,13 @@ from machine import keep, median
 from raybone.data.dicom import write_scan
 
 HERE, SCANS, ROUNDS = Path(__file__).resolve().parents[1], 2000, 5
-OUTLINE = [[100 + 9 * float(np.cos(a)), 400 + 12 * float(np.sin(a))] for a in np.linspace(0, 6.2, 24)]
-CODE = "import sys; from raybone.prepare import prepare; prepare(sys.argv[1], sys.argv[2], folds=5, key=sys.argv[3])"
+OUTLINE = [
+    [100 + 9 * float(np.cos(a)), 400 + 12 * float(np.sin(a))] for a in np.linspace(0, 6.2, 24)
+]
+CODE = (
+    "import sys; from raybone.prepare import prepare; prepare(sys.argv[1], sys.argv[2], "
+    "folds=5, key=sys.argv[3])"
+)
 
 
 def main() -> None:
@@ -38,19 +44,34 @@ def main() -> None:
                     took = once(root, source, place / f"{kind}-{turn}-{name[:3]}", place / "key")
                     seconds[name] += [took] * bool(turn)  # the first turn warms the disk
             rates = {name: round(SCANS / median(times), 1) for name, times in seconds.items()}
-            found[kind] = {"scans_per_s": rates, "ratio": round(rates["this checkout"] / rates["the other"], 2)}
+            found[kind] = {
+                "scans_per_s": rates,
+                "ratio": round(rates["this checkout"] / rates["the other"], 2),
+            }
             print(kind, found[kind], flush=True)
-    versions = {name: subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True,
-                                     text=True, check=True).stdout.strip()
-                for name, root in (("this checkout", HERE), ("the other", other))}
+    versions = {
+        name: subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for name, root in (("this checkout", HERE), ("the other", other))
+    }
     keep("prepare", {"scans": SCANS, "rounds": ROUNDS, "commits": versions, **found})
 
 
 def once(root: Path, source: Path, out: Path, key: Path) -> float:
     """Seconds of one run, with its start, as a person waits for it."""
     began = time.monotonic()
-    subprocess.run([sys.executable, "-c", CODE, str(source), str(out), str(key)], check=True, cwd=source,
-                   env={**os.environ, "PYTHONPATH": str(root)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", CODE, str(source), str(out), str(key)],
+        check=True,
+        cwd=source,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     return time.monotonic() - began
 
 
@@ -62,20 +83,45 @@ def cohort(folder: Path, kind: str) -> Path:
         counts_HW = rng.poisson(20, (512, 128)).astype(np.uint16)
         name = f"{number:05d}"
         if kind == "dicom":
-            write_scan(folder / f"{name}.dcm", counts_HW, patient=str(number // 2), view="anterior", pixel_mm=2,
-                       uid=name)
+            write_scan(
+                folder / f"{name}.dcm",
+                counts_HW,
+                patient=str(number // 2),
+                view="anterior",
+                pixel_mm=2,
+                uid=name,
+            )
         else:
             cv2.imwrite(str(folder / f"{name}.png"), counts_HW)
         if kind == "labelme":
             shape = {"label": "metastasis", "shape_type": "polygon", "points": OUTLINE}
-            (folder / f"{name}.json").write_text(json.dumps({
-                "imagePath": f"{name}.png", "imageHeight": 512, "imageWidth": 128, "shapes": [shape]}))
+            (folder / f"{name}.json").write_text(
+                json.dumps(
+                    {
+                        "imagePath": f"{name}.png",
+                        "imageHeight": 512,
+                        "imageWidth": 128,
+                        "shapes": [shape],
+                    }
+                )
+            )
     if kind == "coco":
         flat = [v for corner in OUTLINE for v in corner]
-        (folder / "annotations.json").write_text(json.dumps({
-            "images": [{"id": n, "file_name": f"{n:05d}.png", "height": 512, "width": 128} for n in range(SCANS)],
-            "annotations": [{"id": n, "image_id": n, "category_id": 1, "segmentation": [flat]} for n in range(SCANS)],
-            "categories": [{"id": 1, "name": "metastasis"}]}))
+        (folder / "annotations.json").write_text(
+            json.dumps(
+                {
+                    "images": [
+                        {"id": n, "file_name": f"{n:05d}.png", "height": 512, "width": 128}
+                        for n in range(SCANS)
+                    ],
+                    "annotations": [
+                        {"id": n, "image_id": n, "category_id": 1, "segmentation": [flat]}
+                        for n in range(SCANS)
+                    ],
+                    "categories": [{"id": 1, "name": "metastasis"}],
+                }
+            )
+        )
     return folder
 
 

@@ -1,9 +1,10 @@
-"""What the page of a study of 500 configurations weighs, how long it takes to write, and to open in a browser.
+"""What the page of a study of 500 configurations weighs, how long it takes to write, and to open in
+a browser.
 
     python benchmarks/report.py
 
-Scores are made up, the scans are a phantom's at 1024x256. ``loaded`` is the load event, with the table there to sort;
-``drawn`` is when the last chart stands. Needs Chromium on PATH.
+Scores are made up, the scans are a phantom's at 1024x256. ``loaded`` is the load event, with the
+table there to sort; ``drawn`` is when the last chart stands. Needs Chromium on PATH.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ REPEATS = 7
 
 
 def measured(place: Path, dataset: Path, **keys: Any) -> dict[str, Any]:
-    """One study: megabytes, seconds to write, and milliseconds to open, the median of some visits."""
+    """One study: megabytes, seconds to write, and milliseconds to open, the median of some
+    visits.
+    """
     pretend(place, dataset, replicates=1000, **keys)
     began = time.perf_counter()
     assert main(["report", str(place)]) == 0
@@ -36,9 +39,15 @@ def measured(place: Path, dataset: Path, **keys: Any) -> dict[str, Any]:
     page = place / "report.html"
     visits = [visit(page) for _ in range(REPEATS)]
     assert not any(v.complaints for v in visits)
-    return {"megabytes": page.stat().st_size / 1e6, "write_seconds": spent,
-            **{f"{name}_ms": machine.median([getattr(v, name) for v in visits]) for name in ("loaded", "drawn")},
-            "drawn_ms_of_each": [round(v.drawn) for v in visits]}
+    return {
+        "megabytes": page.stat().st_size / 1e6,
+        "write_seconds": spent,
+        **{
+            f"{name}_ms": machine.median([getattr(v, name) for v in visits])
+            for name in ("loaded", "drawn")
+        },
+        "drawn_ms_of_each": [round(v.drawn) for v in visits],
+    }
 
 
 if __name__ == "__main__":
@@ -47,7 +56,13 @@ if __name__ == "__main__":
         dataset = prepare(cohort, Path(folder, "ds"), folds=5, key=cohort / "phantom.key").path
         rows = {}
         for scheduler in ("full", "fold_race"):
-            rows[scheduler] = measured(Path(folder, scheduler), dataset, epochs=50,
-                                       search={"trials": 500, "scheduler": scheduler})
+            rows[scheduler] = measured(
+                Path(folder, scheduler),
+                dataset,
+                epochs=50,
+                search={"trials": 500, "scheduler": scheduler},
+            )
             print(scheduler, rows[scheduler], flush=True)
-    machine.keep("report", {"configurations": 500, "folds": 5, "epochs": 50, "repeats": REPEATS, **rows})
+    machine.keep(
+        "report", {"configurations": 500, "folds": 5, "epochs": 50, "repeats": REPEATS, **rows}
+    )

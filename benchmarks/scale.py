@@ -1,5 +1,5 @@
-"""A search of 10,000 configurations and a million fold epochs: what the journal, a resume, the leaderboard and a
-decision cost, and how that grows.
+"""A search of 10,000 configurations and a million fold epochs: what the journal, a resume, the
+leaderboard and a decision cost, and how that grows.
 
     python benchmarks/scale.py [CONFIGURATIONS ...]
 """
@@ -31,16 +31,30 @@ EPOCHS, FOLDS, METRICS = 300, 5, ("AP", "AP50", "precision", "sensitivity", "val
 
 def study(trials: int) -> Study:
     """A study of that many configurations."""
-    made = Study.model_validate({
-        "name": "scale", "dataset": "d", "model": "yolo11n", "epochs": EPOCHS, "metric": "AP",
-        "space": {"lr0": {"log_uniform": [1e-5, 1e-1]}, "fliplr": {"uniform": [0, 1]}},
-        "search": {"trials": trials, "sampler": "random"}})
-    return made.model_copy(update={"resolved": Resolved(dataset_hash="h", code_version="v", folds=FOLDS,
-                                                        ladder=ladder(EPOCHS, FOLDS, 1000))})
+    made = Study.model_validate(
+        {
+            "name": "scale",
+            "dataset": "d",
+            "model": "yolo11n",
+            "epochs": EPOCHS,
+            "metric": "AP",
+            "space": {"lr0": {"log_uniform": [1e-5, 1e-1]}, "fliplr": {"uniform": [0, 1]}},
+            "search": {"trials": trials, "sampler": "random"},
+        }
+    )
+    return made.model_copy(
+        update={
+            "resolved": Resolved(
+                dataset_hash="h", code_version="v", folds=FOLDS, ladder=ladder(EPOCHS, FOLDS, 1000)
+            )
+        }
+    )
 
 
 def live(folder: Path, trials: int) -> dict[str, Any]:
-    """Play a whole search into a journal; times of decisions are those of the race alone and with their record."""
+    """Play a whole search into a journal; times of decisions are those of the race alone and with
+    their record.
+    """
     made, noise = study(trials), np.random.default_rng(0)
     Folder(folder).write("study.yaml", write_study(made).encode())
     decide, finish = [], []
@@ -53,23 +67,39 @@ def live(folder: Path, trials: int) -> dict[str, Any]:
             brain.start(work)
             quality = work.params["fliplr"]
             for segment in work.segments:
-                values_EM = quality * np.linspace(0, 1, EPOCHS)[:, None] + noise.normal(0, 0.02, (EPOCHS, len(METRICS)))
+                values_EM = quality * np.linspace(0, 1, EPOCHS)[:, None] + noise.normal(
+                    0, 0.02, (EPOCHS, len(METRICS))
+                )
                 for epoch in range(segment.start + 1, segment.stop + 1):
-                    brain.epoch(work.config_id, Epoch(segment.fold, epoch,
-                                                      dict(zip(METRICS, values_EM[epoch - 1].tolist())), 12.345))
+                    brain.epoch(
+                        work.config_id,
+                        Epoch(
+                            segment.fold,
+                            epoch,
+                            dict(zip(METRICS, values_EM[epoch - 1].tolist())),
+                            12.345,
+                        ),
+                    )
             began = time.perf_counter()
             brain.rung_done(work.config_id, work.rung)
             finish.append(time.perf_counter() - began)
         brain.finish()
     size = sum(p.stat().st_size for p in (folder / "journal").iterdir())
-    return {"configurations": trials, "fold_epochs": brain.state.fold_epochs, "journal_mb": size / 1e6,
-            "complete": brain.state.counts["complete"],
-            "decision_us": 1e6 * float(np.median(decide)), "decision_us_p99": 1e6 * float(np.quantile(decide, 0.99)),
-            "decision_us_max": 1e6 * max(decide), "rung_done_us": 1e6 * float(np.median(finish))}
+    return {
+        "configurations": trials,
+        "fold_epochs": brain.state.fold_epochs,
+        "journal_mb": size / 1e6,
+        "complete": brain.state.counts["complete"],
+        "decision_us": 1e6 * float(np.median(decide)),
+        "decision_us_p99": 1e6 * float(np.quantile(decide, 0.99)),
+        "decision_us_max": 1e6 * max(decide),
+        "rung_done_us": 1e6 * float(np.median(finish)),
+    }
 
 
 def timed(function: Any, seconds: list[float]) -> Any:
     """The function, with the time of each call kept."""
+
     def call(*arguments: Any) -> Any:
         began = time.perf_counter()
         try:
@@ -85,21 +115,27 @@ JOBS = {
     "nothing": "",
     "leaderboard": "raybone.leaderboard.write_leaderboard(folder, read_resolved(folder))",
     "resume": "from raybone.hpo.brain import Brain\nfrom raybone.hpo.journal import Journal\n"
-              "brain = Brain(read_resolved(folder), Journal(folder), lambda params: 1, 8)\nbrain.peek()",
-    "status": "from raybone.watch import status_lines, status_of\nfrom raybone.hpo.journal import Journal\n"
-              "from raybone.hpo.state import State\n"
-              "status_lines(status_of(read_resolved(folder), State(Journal(folder).events())))",
+    "brain = Brain(read_resolved(folder), Journal(folder), lambda params: 1, 8)\nbrain.peek()",
+    "status": "from raybone.watch import status_lines, status_of\nfrom raybone.hpo.journal import "
+    "Journal\n"
+    "from raybone.hpo.state import State\n"
+    "status_lines(status_of(read_resolved(folder), State(Journal(folder).events())))",
 }
 
 
 def apart(folder: Path, job: str) -> tuple[float, float]:
     """Seconds and peak MB of a job on a study, without the start of Python."""
-    code = ("import re, time\nimport raybone.leaderboard, raybone.hpo.brain, raybone.watch\n"
-            "from raybone.folder import Folder\nfrom raybone.hpo.journal import read_resolved\n"
-            f"folder = Folder({str(folder)!r})\nbegan = time.perf_counter()\n{JOBS[job]}\n"
-            "spent = time.perf_counter() - began\n"
-            "print(spent, int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1e3)")
-    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    code = (
+        "import re, time\nimport raybone.leaderboard, raybone.hpo.brain, raybone.watch\n"
+        "from raybone.folder import Folder\nfrom raybone.hpo.journal import read_resolved\n"
+        f"folder = Folder({str(folder)!r})\nbegan = time.perf_counter()\n{JOBS[job]}\n"
+        "spent = time.perf_counter() - began\n"
+        "print(spent, int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / "
+        "1e3)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
     return float(out[0]), float(out[1])
 
 

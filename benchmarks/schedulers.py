@@ -1,6 +1,7 @@
-"""Schedulers on recorded curves (benchmarks/curves): the rule's constants are chosen on one half of the configurations
-of two tables of small models, the figures come from the other half and from the whole, and then from tables of
-detectors and segmenters that `raybone search --record` trained on a phantom cohort.
+"""Schedulers on recorded curves (benchmarks/curves): the rule's constants are chosen on one half of
+the configurations of two tables of small models, the figures come from the other half and from the
+whole, and then from tables of detectors and segmenters that `raybone search --record` trained on a
+phantom cohort.
 
     python benchmarks/schedulers.py [trained]
 """
@@ -19,7 +20,18 @@ import numpy as np
 
 from raybone.hpo.race import Rule, ladder
 from raybone.metrics.intervals import corrected_winner
-from raybone.simulate import FULL, LOCKSTEPS, RACES, Clock, Curves, Scheduler, measure, read_curves, replay, summary
+from raybone.simulate import (
+    FULL,
+    LOCKSTEPS,
+    RACES,
+    Clock,
+    Curves,
+    Scheduler,
+    measure,
+    read_curves,
+    replay,
+    summary,
+)
 
 REPEATS, TUNING_REPEATS, WORKERS = 200, 60, 8
 CURVES = Path(__file__).parent / "curves"
@@ -35,32 +47,60 @@ def part(curves: Curves, first: int) -> Curves:
 
 def race(factor: float, slack: float) -> Scheduler:
     """fold_race with other constants."""
-    return Scheduler(f"factor {factor:g} slack {slack:g}", lambda folds, epochs, steps: ladder(epochs, folds, steps),
-                     Rule(factor=factor, slack=slack))
+    return Scheduler(
+        f"factor {factor:g} slack {slack:g}",
+        lambda folds, epochs, steps: ladder(epochs, folds, steps),
+        Rule(factor=factor, slack=slack),
+    )
 
 
-def table(curves: Sequence[Curves], schedulers: Sequence[Scheduler], folds: int, repeats: int,
-          startup: float = 0.0, workers: int = WORKERS) -> dict[str, dict[str, float]]:
+def table(
+    curves: Sequence[Curves],
+    schedulers: Sequence[Scheduler],
+    folds: int,
+    repeats: int,
+    startup: float = 0.0,
+    workers: int = WORKERS,
+) -> dict[str, dict[str, float]]:
     """Rows by scheduler, pooled over the tables and printed."""
-    rows = summary([measure(c, schedulers, folds, repeats, workers=workers, startup=startup) for c in curves])
+    rows = summary(
+        [measure(c, schedulers, folds, repeats, workers=workers, startup=startup) for c in curves]
+    )
     for name, row in rows.items():
-        print(f"  {name:<22} {row['fold_epochs']:8.0f} fold epochs, x {row['speedup_vs_full']:5.1f} full, regret "
-              f"{row['excess_regret_pct']:6.3f} +- {row['excess_regret_se']:.3f} %, top 5 % {row['top5_rate']:.3f}, "
-              f"x lockstep {row['speedup_vs_lockstep']:.2f} ({row['speedup_vs_lockstep_low']:.2f}-"
-              f"{row['speedup_vs_lockstep_high']:.2f}), {row['seconds']:.0f} s", flush=True)
+        print(
+            f"  {name:<22} {row['fold_epochs']:8.0f} fold epochs, x {row['speedup_vs_full']:5.1f} "
+            f"full, regret "
+            f"{row['excess_regret_pct']:6.3f} +- {row['excess_regret_se']:.3f} %, top 5 % "
+            f"{row['top5_rate']:.3f}, "
+            f"x lockstep {row['speedup_vs_lockstep']:.2f} ({row['speedup_vs_lockstep_low']:.2f}-"
+            f"{row['speedup_vs_lockstep_high']:.2f}), {row['seconds']:.0f} s",
+            flush=True,
+        )
     return rows
 
 
 def tune(curves: Sequence[Curves]) -> dict[str, Any]:
-    """The cheapest constants whose regret and top picks hold for both numbers of folds, on the first half."""
+    """The cheapest constants whose regret and top picks hold for both numbers of folds, on the
+    first half.
+    """
     grid = [race(f, s) for f, s in itertools.product(FACTORS, SLACKS)]
     found = {}
     for folds in (5, 10):
         print(f"tuning half, K={folds}")
         found[folds] = table([part(c, 0) for c in curves], [FULL, *grid], folds, TUNING_REPEATS)
-    sound = [g.name for g in grid if all(r[g.name]["excess_regret_pct"] <= MOST_REGRET
-                                         and r[g.name]["top5_rate"] >= LEAST_TOP for r in found.values())]
-    best = min(sound, key=lambda n: found[5][n]["fold_epochs"] * found[10][n]["fold_epochs"], default="none")
+    sound = [
+        g.name
+        for g in grid
+        if all(
+            r[g.name]["excess_regret_pct"] <= MOST_REGRET and r[g.name]["top5_rate"] >= LEAST_TOP
+            for r in found.values()
+        )
+    ]
+    best = min(
+        sound,
+        key=lambda n: found[5][n]["fold_epochs"] * found[10][n]["fold_epochs"],
+        default="none",
+    )
     print(f"chosen: {best}; raybone's own: factor {Rule().factor:g} slack {Rule().slack:g}")
     return {"rows": found, "chosen": best}
 
@@ -78,12 +118,15 @@ def report(curves: Sequence[Curves]) -> dict[str, Any]:
                 print(f"whole, K={folds}, {workers} workers, start-up of {minutes} epochs")
                 startup = minutes * float(sum(c.seconds_C.mean() for c in curves) / len(curves))
                 found[f"startup {minutes}, {workers} workers, K={folds}"] = table(
-                    curves, [FULL, *RACES, LOCKSTEPS[1], LOCKSTEPS[4]], folds, 40, startup, workers)
+                    curves, [FULL, *RACES, LOCKSTEPS[1], LOCKSTEPS[4]], folds, 40, startup, workers
+                )
     return found
 
 
 def survival(curves: Sequence[Curves], repeats: int = 20) -> dict[str, dict[str, float]]:
-    """What `raybone preview` expects of a race: how many pass a rung too early, and how many that race get further."""
+    """What `raybone preview` expects of a race: how many pass a rung too early, and how many that
+    race get further.
+    """
     shares = {}
     for folds, trials in itertools.product((5, 10), (20, 50, 200)):
         haste, kept = [], []
@@ -93,35 +136,62 @@ def survival(curves: Sequence[Curves], repeats: int = 20) -> dict[str, dict[str,
             clock = Clock(c, RACES[0], order, range(folds), 0, WORKERS, 0.0)
             clock.run()
             race, counts = clock.race, [len(r.ranked) for r in clock.race.rungs]
-            haste += [(after - before / race.rule.factor) / before**0.5
-                      for before, after in itertools.pairwise(counts[:race.full + 1])]
+            haste += [
+                (after - before / race.rule.factor) / before**0.5
+                for before, after in itertools.pairwise(counts[: race.full + 1])
+            ]
             kept.append((counts[-1] / counts[race.full]) ** (1 / (len(counts) - 1 - race.full)))
-        shares[f"K={folds}, {trials} configurations"] = {"haste": float(np.mean(haste)),
-                                                         "survival": float(np.mean(kept))}
-        print(f"K={folds}, {trials} configurations: {shares[f'K={folds}, {trials} configurations']}", flush=True)
+        shares[f"K={folds}, {trials} configurations"] = {
+            "haste": float(np.mean(haste)),
+            "survival": float(np.mean(kept)),
+        }
+        print(
+            f"K={folds}, {trials} configurations: {shares[f'K={folds}, {trials} configurations']}",
+            flush=True,
+        )
     return shares
 
 
 def curse(repeats: int = 60) -> list[dict[str, float]]:
-    """How far the winner's mean and its corrected score are above the truth, on made-up folds of 200 configurations."""
+    """How far the winner's mean and its corrected score are above the truth, on made-up folds of
+    200 configurations.
+    """
     rows = []
     for folds, spread, scheduler in itertools.product((5, 10), (0.0, 0.01), (FULL, RACES[0])):
         raw, corrected = [], []
         for repeat in range(repeats):
             noise = np.random.default_rng(repeat)
             quality_C = noise.normal(0.7, spread, 200)
-            folds_CK = quality_C[:, None] + noise.normal(0, 0.02, folds) + noise.normal(0, 0.02, (200, folds))
+            folds_CK = (
+                quality_C[:, None]
+                + noise.normal(0, 0.02, folds)
+                + noise.normal(0, 0.02, (200, folds))
+            )
             T_CSKE = (folds_CK[:, :, None] * (1 - np.exp(-np.arange(1, 28) / 4)))[:, None]
-            out = replay(Curves("made-up", T_CSKE, np.ones(200)), scheduler, range(200), range(folds))
+            out = replay(
+                Curves("made-up", T_CSKE, np.ones(200)), scheduler, range(200), range(folds)
+            )
             complete = sorted(out.scores)
             # Effects of folds are known here; what is left above the quality is luck.
             level, final_CK = T_CSKE[:, 0, :, -1].mean(0) - 0.7, T_CSKE[complete, 0, :, -1]
             truth = quality_C[out.pick]
             raw.append(final_CK.mean(1).max() - level.mean() - truth)
             corrected.append(corrected_winner(final_CK) - level.mean() - truth)
-        rows.append({"folds": folds, "quality_sd": spread, "scheduler": scheduler.name,
-                     **{f"{name}_{what}": float(value) for name, values in (("raw", raw), ("corrected", corrected))
-                        for what, value in (("bias", np.mean(values)), ("se", np.std(values) / repeats**0.5))}})
+        rows.append(
+            {
+                "folds": folds,
+                "quality_sd": spread,
+                "scheduler": scheduler.name,
+                **{
+                    f"{name}_{what}": float(value)
+                    for name, values in (("raw", raw), ("corrected", corrected))
+                    for what, value in (
+                        ("bias", np.mean(values)),
+                        ("se", np.std(values) / repeats**0.5),
+                    )
+                },
+            }
+        )
         print(rows[-1], flush=True)
     return rows
 
@@ -131,10 +201,16 @@ def trained() -> dict[str, Any]:
     found = {}
     for path in sorted(CURVES.glob("phantom-*.npz")):
         c = read_curves(path)
-        print(f"{path.stem}: configurations, seeds, folds, epochs {c.T_CSKE.shape}, {c.steps:g} steps an epoch")
-        found[path.stem] = {"shape": c.T_CSKE.shape, "steps": c.steps, "rungs": RACES[0].rungs(
-            c.T_CSKE.shape[2], c.T_CSKE.shape[3], c.steps), "rows": table(
-            [c], [FULL, *RACES, *LOCKSTEPS], c.T_CSKE.shape[2], REPEATS, workers=2)}
+        print(
+            f"{path.stem}: configurations, seeds, folds, epochs {c.T_CSKE.shape}, {c.steps:g} "
+            f"steps an epoch"
+        )
+        found[path.stem] = {
+            "shape": c.T_CSKE.shape,
+            "steps": c.steps,
+            "rungs": RACES[0].rungs(c.T_CSKE.shape[2], c.T_CSKE.shape[3], c.steps),
+            "rows": table([c], [FULL, *RACES, *LOCKSTEPS], c.T_CSKE.shape[2], REPEATS, workers=2),
+        }
     return found
 
 
@@ -142,9 +218,19 @@ if __name__ == "__main__":
     small = [read_curves(CURVES / name) for name in ("diabetes.npz", "digits.npz")]
     if sys.argv[1:] == ["trained"]:
         last = json.loads((machine.RESULTS / "schedulers.json").read_text())
-        result = {**last, "survival": survival(small), "winners_curse": curse(), "trained": trained()}
+        result = {
+            **last,
+            "survival": survival(small),
+            "winners_curse": curse(),
+            "trained": trained(),
+        }
         del result["machine"]
     else:
-        result = {"survival": survival(small), "tuning": tune(small), "report": report(small),
-                  "winners_curse": curse(), "trained": trained()}
+        result = {
+            "survival": survival(small),
+            "tuning": tune(small),
+            "report": report(small),
+            "winners_curse": curse(),
+            "trained": trained(),
+        }
     machine.keep("schedulers", result)

@@ -24,7 +24,10 @@ from ray import train  # isort: skip
 from ray.train.torch import TorchConfig, TorchTrainer  # isort: skip
 
 REPEATS = 7
-TRAINERS = {"raybone": functools.partial(Trainer, placed=lambda group: None), "TorchTrainer": TorchTrainer}
+TRAINERS = {
+    "raybone": functools.partial(Trainer, placed=lambda group: None),
+    "TorchTrainer": TorchTrainer,
+}
 
 
 @ray.remote(num_cpus=0)
@@ -34,9 +37,12 @@ class Trial:
     def fit(self, name: str, place: str) -> Any:
         """One run."""
         trainer = TRAINERS[name](
-            lambda config: "done", train_loop_config={}, torch_config=TorchConfig("gloo"),
+            lambda config: "done",
+            train_loop_config={},
+            torch_config=TorchConfig("gloo"),
             scaling_config=train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
-            run_config=train.RunConfig(name=uuid.uuid4().hex, storage_path=place))
+            run_config=train.RunConfig(name=uuid.uuid4().hex, storage_path=place),
+        )
         return trainer.fit().return_value
 
 
@@ -51,7 +57,9 @@ def main() -> None:
         runs = {name: functools.partial(run, name) for name in TRAINERS}
         machine.by_turns(runs, 1)  # the first run in a process imports what later ones have
         seconds = machine.by_turns(runs, REPEATS)
-    rows = {name: {"median_seconds": machine.median(s), "seconds": s} for name, s in seconds.items()}
+    rows = {
+        name: {"median_seconds": machine.median(s), "seconds": s} for name, s in seconds.items()
+    }
     ratio = rows["TorchTrainer"]["median_seconds"] / rows["raybone"]["median_seconds"]
     print(json.dumps({**rows, "ratio": ratio}, indent=1))
     machine.keep("startup", {"repeats": REPEATS, "empty_run": rows, "ratio": ratio})

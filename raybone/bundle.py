@@ -1,4 +1,6 @@
-"""A model bundle: a folder with weights as safetensors, and all that prediction needs; nothing in it is ever run."""
+"""A model bundle: a folder with weights as safetensors, and all that prediction needs; nothing in
+it is ever run.
+"""
 
 from __future__ import annotations
 
@@ -89,23 +91,35 @@ class Bundle:
         Raises:
             WrongInput: a file of weights is not the one that the bundle was made with.
         """
-        return [self._member(entry).to(device).eval().requires_grad_(False) for entry in self.meta["members"]]
+        return [
+            self._member(entry).to(device).eval().requires_grad_(False)
+            for entry in self.meta["members"]
+        ]
 
     def _member(self, entry: Mapping[str, str]) -> nn.Module:
         file = self.path / entry["file"]
         if not file.is_file() or _digest(file) != entry["sha256"]:
-            raise WrongInput(f"bundle {self.path}: {entry['file']} must be the file it was made with, but is changed "
-                             "or gone; copy the bundle again")
+            raise WrongInput(
+                f"bundle {self.path}: {entry['file']} must be the file it was made with, but is "
+                f"changed "
+                "or gone; copy the bundle again"
+            )
         module = self.model.build(self.config)
         try:
             tensors = load_file(file)
             fill(module, tensors, str(file))
         except (SafetensorError, DamagedFile) as error:
-            raise WrongInput(f"bundle {self.path}: {entry['file']} must hold the weights of {self.model.name}, but: "
-                             f"{' '.join(str(error).split())[:150]}; copy the bundle again") from None
+            raise WrongInput(
+                f"bundle {self.path}: {entry['file']} must hold the weights of {self.model.name}, "
+                f"but: "
+                f"{' '.join(str(error).split())[:150]}; copy the bundle again"
+            ) from None
         if not finite(tensors):
-            raise WrongInput(f"bundle {self.path}: {entry['file']} must hold finite weights, but has NaN or infinite "
-                             "ones, with which nothing is ever found; refit it again")
+            raise WrongInput(
+                f"bundle {self.path}: {entry['file']} must hold finite weights, but has NaN or "
+                f"infinite "
+                "ones, with which nothing is ever found; refit it again"
+            )
         return module
 
 
@@ -117,14 +131,22 @@ def open_bundle(path: Path | str) -> Bundle:
     """
     path = Path(path)
     if not (path / "bundle.json").is_file():
-        raise WrongInput(f"bundle {path}: must be a folder made by `raybone refit`, but it has no bundle.json; run "
-                         f"`raybone refit STUDY --out {path}`")
+        raise WrongInput(
+            f"bundle {path}: must be a folder made by `raybone refit`, but it has no bundle.json; "
+            f"run "
+            f"`raybone refit STUDY --out {path}`"
+        )
     try:
         meta = json.loads((path / "bundle.json").read_text(encoding="utf-8"))
         if meta["format"] != FORMAT:
-            raise WrongInput(f"bundle {path}: format must be {FORMAT}, got {meta['format']}; refit it again")
+            raise WrongInput(
+                f"bundle {path}: format must be {FORMAT}, got {meta['format']}; refit it again"
+            )
         content = Content.model_validate(meta)
-        if set(content.likeness.usual) - set(SLACK) or len({len(row) for row in content.likeness.mean}) > 1:
+        if (
+            set(content.likeness.usual) - set(SLACK)
+            or len({len(row) for row in content.likeness.mean}) > 1
+        ):
             raise KeyError("likeness")
         model = load(meta["model"])
         config = model.Config.model_validate(meta["config"])
@@ -134,19 +156,28 @@ def open_bundle(path: Path | str) -> Bundle:
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, WrongInput):
             raise
-        raise WrongInput(f"bundle {path}: bundle.json must say what was trained and how, but {type(error).__name__}: "
-                         f"{' '.join(str(error).split())[:100]}; copy the bundle again") from None
+        raise WrongInput(
+            f"bundle {path}: bundle.json must say what was trained and how, but "
+            f"{type(error).__name__}: "
+            f"{' '.join(str(error).split())[:100]}; copy the bundle again"
+        ) from None
 
 
-def write_bundle(path: Path, meta: Mapping[str, Any], states: Mapping[str, Mapping[str, Tensor]], card: str,
-                 further: Callable[[Path, Bundle], dict[str, Any]] = lambda place, bundle: {}) -> Bundle:
+def write_bundle(
+    path: Path,
+    meta: Mapping[str, Any],
+    states: Mapping[str, Mapping[str, Tensor]],
+    card: str,
+    further: Callable[[Path, Bundle], dict[str, Any]] = lambda place, bundle: {},
+) -> Bundle:
     """Write a bundle, whole or not at all.
 
     Args:
         meta: what bundle.json says beside its format and its members.
         states: weights by the name of the member.
         card: README.md, the model card.
-        further: writes more files for the finished networks into the folder, and gives more to say in bundle.json.
+        further: writes more files for the finished networks into the folder, and gives more to say
+            in bundle.json.
     """
     if not states:
         raise ValueError(f"{path}: a bundle needs the weights of a member")

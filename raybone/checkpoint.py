@@ -13,12 +13,14 @@ from raybone.folder import Folder
 from raybone.records import DamagedFile
 
 
-def read_checkpoint(folder: Folder, name: str = "last.pt", device: torch.device | str = "cpu") -> dict[str, Any] | None:
+def read_checkpoint(
+    folder: Folder, name: str = "last.pt", device: torch.device | str = "cpu"
+) -> dict[str, Any] | None:
     """What ``write_checkpoint`` wrote, or None where there is no such file.
 
     Raises:
-        DamagedFile: it was cut short, holds more than tensors and plain values, which could run code, or weights that
-            are not finite, with which nothing is ever found.
+        DamagedFile: it was cut short, holds more than tensors and plain values, which could run
+            code, or weights that are not finite, with which nothing is ever found.
     """
     content = folder.read(name)
     if content is None:
@@ -31,9 +33,13 @@ def read_checkpoint(folder: Folder, name: str = "last.pt", device: torch.device 
     except Exception as error:  # torch raises whatever the bytes lead it to
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise DamagedFile(f"{folder.url}/{name}: must hold weights and nothing that runs, but is damaged, cut short or "
-                          f"another file ({len(content)} bytes, {type(error).__name__}); put a good copy there, or "
-                          "remove it and the fold starts again; then give the same command") from None
+        raise DamagedFile(
+            f"{folder.url}/{name}: must hold weights and nothing that runs, but is damaged, cut "
+            f"short or "
+            f"another file ({len(content)} bytes, {type(error).__name__}); put a good copy there, "
+            f"or "
+            "remove it and the fold starts again; then give the same command"
+        ) from None
 
 
 def finite(tensors: Mapping[str, Tensor]) -> bool:
@@ -52,8 +58,11 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     try:
         module.load_state_dict(tensors)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise DamagedFile(f"{where}: must hold the weights of this network, but {' '.join(str(error).split())[:150]}; "
-                          "put the right file there") from None
+        raise DamagedFile(
+            f"{where}: must hold the weights of this network, but "
+            f"{' '.join(str(error).split())[:150]}; "
+            "put the right file there"
+        ) from None
 
 
 def write_checkpoint(folder: Folder, name: str, state: dict[str, Any]) -> None:

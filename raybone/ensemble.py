@@ -18,9 +18,11 @@ from raybone.records import Array, Prediction
 MERGE = 0.55
 
 
-def outputs(modules: Sequence[nn.Module], samples: ScanSamples, loader: Loader,
-            device: torch.device) -> Iterator[tuple[int, list[Prediction]]]:
-    """A prediction a module of every scan, in pixels of the scan, by its place; of a classifier, of every sample.
+def outputs(
+    modules: Sequence[nn.Module], samples: ScanSamples, loader: Loader, device: torch.device
+) -> Iterator[tuple[int, list[Prediction]]]:
+    """A prediction a module of every scan, in pixels of the scan, by its place; of a classifier, of
+    every sample.
 
     Args:
         modules: in eval mode, on the device.
@@ -39,10 +41,12 @@ def outputs(modules: Sequence[nn.Module], samples: ScanSamples, loader: Loader,
 
 
 def agreed(members: Sequence[Prediction]) -> tuple[Prediction, Array]:
-    """The mean of the members' predictions, and their standard deviation: of each pixel (C, H, W), or score (N,).
+    """The mean of the members' predictions, and their standard deviation: of each pixel (C, H, W),
+    or score (N,).
 
-    Boxes of one category that overlap by MERGE are one, at most one a member: its sides are their mean weighted by
-    score, and its score the mean over all members, where a member without it counts 0 (weighted boxes fusion).
+    Boxes of one category that overlap by MERGE are one, at most one a member: its sides are their
+    mean weighted by score, and its score the mean over all members, where a member without it
+    counts 0 (weighted boxes fusion).
     """
     if members[0].mask_CHW is not None:
         masks_MCHW = np.stack([cast(Array, m.mask_CHW) for m in members])
@@ -54,7 +58,9 @@ def agreed(members: Sequence[Prediction]) -> tuple[Prediction, Array]:
 
 
 def apart(boxes: Sequence[Array], labels: Sequence[int]) -> list[int]:
-    """Places of the boxes, given best first, that no better one of their category overlaps by MERGE."""
+    """Places of the boxes, given best first, that no better one of their category overlaps by
+    MERGE.
+    """
     kept: list[int] = []
     for place, box_4 in enumerate(boxes):
         rivals = [boxes[k] for k in kept if labels[k] == labels[place]]
@@ -65,11 +71,17 @@ def apart(boxes: Sequence[Array], labels: Sequence[int]) -> list[int]:
 
 def _fused(members: Sequence[Prediction]) -> tuple[Prediction, Array]:
     boxes_D4 = np.concatenate([m.boxes_N4 for m in members]).astype(np.float64)
-    score_D, label_D = (np.concatenate([getattr(m, k) for m in members]) for k in ("scores_N", "labels_N"))
+    score_D, label_D = (
+        np.concatenate([getattr(m, k) for m in members]) for k in ("scores_N", "labels_N")
+    )
     member_D = np.repeat(np.arange(len(members)), [len(m.scores_N) for m in members])
     count, total = 0, len(score_D)
     # Of each fused box: its sides, its category, and the score that each member gave it.
-    box_N4, label_N, score_NM = np.zeros((total, 4)), np.zeros(total, np.int64), np.zeros((total, len(members)))
+    box_N4, label_N, score_NM = (
+        np.zeros((total, 4)),
+        np.zeros(total, np.int64),
+        np.zeros((total, len(members))),
+    )
     for place in np.argsort(-score_D, kind="stable"):
         score, member = score_D[place], member_D[place]
         fits_N = (label_N[:count] == label_D[place]) & (score_NM[:count, member] == 0)
@@ -84,8 +96,9 @@ def _fused(members: Sequence[Prediction]) -> tuple[Prediction, Array]:
         score_NM[n, member] = score
     mean_N, spread_N = score_NM[:count].mean(1), score_NM[:count].std(1)
     order_N = np.argsort(-mean_N, kind="stable")
-    return Prediction(box_N4[order_N].astype(np.float32), mean_N[order_N].astype(np.float32), label_N[order_N]), \
-        spread_N[order_N]
+    return Prediction(
+        box_N4[order_N].astype(np.float32), mean_N[order_N].astype(np.float32), label_N[order_N]
+    ), spread_N[order_N]
 
 
 def _iou(boxes_N4: Array, box_4: Array) -> Array:

@@ -1,4 +1,6 @@
-"""predictions.json of a fold, which may come from elsewhere: what its weights find on the scans held out from it."""
+"""predictions.json of a fold, which may come from elsewhere: what its weights find on the scans
+held out from it.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ class Predictions(BaseModel):
 
 
 def read_findings(fold: Folder, epoch: int, scans: Sequence[Scan]) -> list[Finding] | None:
-    """Findings that a fold's weights of this epoch have of its validation scans; None where there are none.
+    """Findings that a fold's weights of this epoch have of its validation scans; None where there
+    are none.
 
     Args:
         scans: of the dataset, at least those of the fold.
@@ -50,12 +53,19 @@ def read_findings(fold: Folder, epoch: int, scans: Sequence[Scan]) -> list[Findi
     shape_of = {s.scan_id: (s.height, s.width) for s in scans}
     try:
         found = Predictions.model_validate_json(content)
-        if any(len(f.boxes) != len(f.scores) or len(f.boxes) != len(f.labels) for f in found.findings):
+        if any(
+            len(f.boxes) != len(f.scores) or len(f.boxes) != len(f.labels) for f in found.findings
+        ):
             raise ValueError("boxes, scores and labels differ in number")
         if not all(is_rle(m, shape_of[f.scan_id]) for f in found.findings for m in f.masks):
             raise ValueError("a mask is no run-length code that fills its scan")
-        return cast(list[Finding], json.loads(content)["findings"]) if found.epoch == epoch else None
+        return (
+            cast(list[Finding], json.loads(content)["findings"]) if found.epoch == epoch else None
+        )
     except (ValueError, KeyError) as error:
-        raise DamagedFile(f"{fold.url}/predictions.json: must be what a training left there, but "
-                          f"{' '.join(str(error).split())[:150]}; put a good copy there, or remove it with last.pt and "
-                          "the fold starts again") from None
+        raise DamagedFile(
+            f"{fold.url}/predictions.json: must be what a training left there, but "
+            f"{' '.join(str(error).split())[:150]}; put a good copy there, or remove it with "
+            f"last.pt and "
+            "the fold starts again"
+        ) from None

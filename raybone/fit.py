@@ -30,19 +30,33 @@ from raybone.samples import Masks, scored_samples, training_samples, wants_minin
 from raybone.spec import DIRECTIONS
 
 
-def fit(dataset: Dataset, model: Model, config: TrainingConfig, fold: int, folder: Folder, *, metric: str, epochs: int,
-        stop: int, seed: int = 0, known: int = 0, gpu: bool = False) -> Iterator[Epoch]:
+def fit(
+    dataset: Dataset,
+    model: Model,
+    config: TrainingConfig,
+    fold: int,
+    folder: Folder,
+    *,
+    metric: str,
+    epochs: int,
+    stop: int,
+    seed: int = 0,
+    known: int = 0,
+    gpu: bool = False,
+) -> Iterator[Epoch]:
     """Train a fold up to epoch ``stop``, from where ``last.pt`` in the folder ends.
 
-    A fold is a pure function of (configuration, fold, seed, dataset): randomness comes from (seed, epoch, sample), so
-    that stopping, resuming and loader processes change nothing. Under an initialised process group every rank calls
-    this alike, takes its share of each batch, and yields the same epochs; rank 0 writes.
+    A fold is a pure function of (configuration, fold, seed, dataset): randomness comes from (seed,
+    epoch, sample), so that stopping, resuming and loader processes change nothing. Under an
+    initialised process group every rank calls this alike, takes its share of each batch, and yields
+    the same epochs; rank 0 writes.
 
     Args:
         folder: where ``last.pt``, ``best.pt`` and ``predictions.json`` of this fold live.
         metric: by which ``best.pt`` is chosen.
         epochs: length of the full run, which the learning rate schedule is made for.
-        known: epochs that the caller has already; those after it that ``last.pt`` holds are yielded again first.
+        known: epochs that the caller has already; those after it that ``last.pt`` holds are yielded
+            again first.
         gpu: train on this process's current CUDA device.
     Raises:
         FitFailed: the gradient is not finite, or a step needs more memory than there is.
@@ -53,8 +67,14 @@ def fit(dataset: Dataset, model: Model, config: TrainingConfig, fold: int, folde
         yield run.epoch(last=len(run.history) + 1 == stop)
 
 
-def evaluate_weights(dataset: Dataset, model: Model, config: TrainingConfig, folder: Folder, scans: list[Scan],
-                     gpu: bool = False) -> dict[str, float] | None:
+def evaluate_weights(
+    dataset: Dataset,
+    model: Model,
+    config: TrainingConfig,
+    folder: Folder,
+    scans: list[Scan],
+    gpu: bool = False,
+) -> dict[str, float] | None:
     """Metrics of a fold's ``last.pt`` on other scans, or None when it has none.
 
     Args:
@@ -64,10 +84,13 @@ def evaluate_weights(dataset: Dataset, model: Model, config: TrainingConfig, fol
     return _applied(dataset, model, config, state, scans, _device(gpu))[0] if state else None
 
 
-def mined_masks(dataset: Dataset, place: str, fold: int, scans: list[Scan], device: torch.device) -> Mined:
+def mined_masks(
+    dataset: Dataset, place: str, fold: int, scans: list[Scan], device: torch.device
+) -> Mined:
     """What the model of this fold of an earlier configuration finds on scans, for negative mining.
 
-    That model knows the training patients of this fold and nobody else, so that its findings may be trained on.
+    That model knows the training patients of this fold and nobody else, so that its findings may be
+    trained on.
 
     Args:
         place: folder of the configuration.
@@ -79,8 +102,15 @@ def mined_masks(dataset: Dataset, place: str, fold: int, scans: list[Scan], devi
     return Mined({f["scan_id"]: f["masks"] for f in findings})
 
 
-def _applied(dataset: Dataset, model: Model, config: TrainingConfig, state: dict[str, Any], scans: list[Scan],
-             device: torch.device, mined: Masks | None = None) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def _applied(
+    dataset: Dataset,
+    model: Model,
+    config: TrainingConfig,
+    state: dict[str, Any],
+    scans: list[Scan],
+    device: torch.device,
+    mined: Masks | None = None,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Metrics and findings of a fold's averaged weights on scans, over all ranks."""
     module = model.build(config)
     fill(module, state["average"], "last.pt")
@@ -103,9 +133,25 @@ def _rank() -> tuple[int, int]:
 class _Run:
     """A fold in training: network, average, optimiser, loaders and history."""
 
-    def __init__(self, dataset: Dataset, model: Model, config: TrainingConfig, fold: int, folder: Folder, metric: str,
-                 epochs: int, seed: int, gpu: bool) -> None:
-        self.model, self.config, self.fold, self.folder, self.metric = model, config, fold, folder, metric
+    def __init__(
+        self,
+        dataset: Dataset,
+        model: Model,
+        config: TrainingConfig,
+        fold: int,
+        folder: Folder,
+        metric: str,
+        epochs: int,
+        seed: int,
+        gpu: bool,
+    ) -> None:
+        self.model, self.config, self.fold, self.folder, self.metric = (
+            model,
+            config,
+            fold,
+            folder,
+            metric,
+        )
         self.epochs, self.seed, self.dataset = epochs, seed, dataset
         self.rank, self.world = _rank()
         self.device = _device(gpu)
@@ -116,14 +162,23 @@ class _Run:
             if config.weights:
                 start_from(self.net, weights_file(config.weights, model))
             if config.init_from:
-                copy_into(self.net, earlier_fold(config.init_from, fold)["average"], f"init_from {config.init_from}")
+                copy_into(
+                    self.net,
+                    earlier_fold(config.init_from, fold)["average"],
+                    f"init_from {config.init_from}",
+                )
         self.net.to(self.device).to(memory_format=self.memory)
         self.average = copy.deepcopy(self.net).requires_grad_(False)
-        self.wrapped = nn.parallel.DistributedDataParallel(self.net, broadcast_buffers=False) if self.world > 1 \
+        self.wrapped = (
+            nn.parallel.DistributedDataParallel(self.net, broadcast_buffers=False)
+            if self.world > 1
             else self.net
+        )
         # Listed once: a step would spend a twentieth of its time on that.
         pairs = list(zip(self.average.state_dict().values(), self.net.state_dict().values()))
-        self.means, self.values = ([p[k] for p in pairs if p[0].is_floating_point()] for k in (0, 1))
+        self.means, self.values = (
+            [p[k] for p in pairs if p[0].is_floating_point()] for k in (0, 1)
+        )
         self.counters = [p for p in pairs if not p[0].is_floating_point()]
         self._load_data()
         self.steps = len(self.loader)
@@ -137,18 +192,31 @@ class _Run:
         config, dataset = self.config, self.dataset
         self.mined: Masks | None = None
         if place := wants_mining(config):
-            known = [*dataset.training(self.fold), *dataset.validation(self.fold), *dataset.reported(self.fold)]
+            known = [
+                *dataset.training(self.fold),
+                *dataset.validation(self.fold),
+                *dataset.reported(self.fold),
+            ]
             self.mined = mined_masks(dataset, place, self.fold, known, self.device)
-        training = training_samples(dataset, self.model, config, self.fold, _mix(self.seed, self.fold, 1), self.epochs,
-                                    self.mined)
+        training = training_samples(
+            dataset,
+            self.model,
+            config,
+            self.fold,
+            _mix(self.seed, self.fold, 1),
+            self.epochs,
+            self.mined,
+        )
         self.validation = None
         if scored := dataset.validation(self.fold):  # a refit on everyone has nobody to validate on
             self.validation = scored_samples(dataset, scored, self.model, config, self.mined)
             # Without gradients four times the images fit.
-            self.valid_loader = validation_loader(self.validation, 4 * config.batch, self.rank, self.world,
-                                                  config.loader_workers)
-        self.loader, self.sampler = training_loader(training, config.batch, self.rank, self.world,
-                                                    config.loader_workers)
+            self.valid_loader = validation_loader(
+                self.validation, 4 * config.batch, self.rank, self.world, config.loader_workers
+            )
+        self.loader, self.sampler = training_loader(
+            training, config.batch, self.rank, self.world, config.loader_workers
+        )
 
     def _resume(self) -> None:
         state = read_checkpoint(self.folder, device=self.device)
@@ -156,9 +224,13 @@ class _Run:
             return
         own = self._own()
         if other := [name for name in own if state.get(name) != own[name]]:
-            raise DamagedFile(f"{self.folder.url}/last.pt: must be of this configuration and fold, but was trained "
-                              f"with another {', '.join(other)}; put the right file there, or remove it and the fold "
-                              "starts again")
+            raise DamagedFile(
+                f"{self.folder.url}/last.pt: must be of this configuration and fold, but was "
+                f"trained "
+                f"with another {', '.join(other)}; put the right file there, or remove it and the "
+                f"fold "
+                "starts again"
+            )
         where = f"{self.folder.url}/last.pt"
         try:
             fill(self.net, state["net"], where)
@@ -168,8 +240,10 @@ class _Run:
             self.updates = int(state["updates"])
             self.history = [Epoch(**e) for e in state["history"]]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DamagedFile(f"{where}: must be what a training left there, but {type(error).__name__}: "
-                              f"{str(error)[:100]}; remove it and the fold starts again") from None
+            raise DamagedFile(
+                f"{where}: must be what a training left there, but {type(error).__name__}: "
+                f"{str(error)[:100]}; remove it and the fold starts again"
+            ) from None
 
     def epoch(self, last: bool) -> Epoch:
         """Train and evaluate one epoch, save, and return its record."""
@@ -182,12 +256,21 @@ class _Run:
                 dist.broadcast(buffer, 0)
         metrics, findings = dict[str, float](), list[dict[str, Any]]()
         if self.validation is not None:
-            metrics, findings = evaluate(self.average, self.validation, self.valid_loader, self.model, self.device)
+            metrics, findings = evaluate(
+                self.average, self.validation, self.valid_loader, self.model, self.device
+            )
         if len(self.history) + 1 == self.epochs and (reported := self.dataset.reported(self.fold)):
             state = {"average": self.average.state_dict()}
-            tested = _applied(self.dataset, self.model, self.config, state, reported, self.device, self.mined)[0]
+            tested = _applied(
+                self.dataset, self.model, self.config, state, reported, self.device, self.mined
+            )[0]
             metrics |= {f"test_{name}": value for name, value in tested.items()}
-        record = Epoch(self.fold, number, {**metrics, "train_loss": train_loss}, round(time.monotonic() - started, 3))
+        record = Epoch(
+            self.fold,
+            number,
+            {**metrics, "train_loss": train_loss},
+            round(time.monotonic() - started, 3),
+        )
         self.history.append(record)
         if self.rank == 0:
             self._save(findings if last and self.validation is not None else None)
@@ -197,13 +280,17 @@ class _Run:
 
     def _train(self, number: int) -> float:
         self.sampler.epoch = number
-        batches = iter(self.loader)  # draws a number of its own, unless its processes are there already
+        batches = iter(
+            self.loader
+        )  # draws a number of its own, unless its processes are there already
         torch.manual_seed(_mix(self.seed, self.fold, number + 1))
         self.wrapped.train()
         self.optimizer.zero_grad()
         total, waiting = torch.zeros((), device=self.device), 0
         for step, batch in enumerate(batches):
-            if self.updates == step == 0 and self.device.type == "cpu":  # CUDA says itself what it has no room for
+            if (
+                self.updates == step == 0 and self.device.type == "cpu"
+            ):  # CUDA says itself what it has no room for
                 refuse_too_large(self.net, batch)
             accumulate = self._schedule(number, step)
             loss = self._loss(batch.to(self.device, self.memory))
@@ -217,7 +304,9 @@ class _Run:
         return float(total) / self.steps
 
     def _loss(self, batch: Batch) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp and self.device.type == "cuda"):
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.amp and self.device.type == "cuda"
+        ):
             losses: dict[str, Tensor] = self.wrapped(batch)
         return torch.stack(list(losses.values())).sum()
 
@@ -225,8 +314,10 @@ class _Run:
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip or math.inf)
         if not torch.isfinite(norm):
             # The norm is the same on every rank, so that all of them leave together.
-            raise FitFailed(f"fold {self.fold} epoch {number} step {step + 1}: the gradient must be finite, "
-                            f"got norm {float(norm)}; lower lr0")
+            raise FitFailed(
+                f"fold {self.fold} epoch {number} step {step + 1}: the gradient must be finite, "
+                f"got norm {float(norm)}; lower lr0"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.updates += 1
@@ -237,16 +328,23 @@ class _Run:
                 mean.copy_(value)
 
     def _schedule(self, number: int, step: int) -> int:
-        """Set learning rate and momentum for a step (Ultralytics' warm-up and decay); returns the accumulation."""
+        """Set learning rate and momentum for a step (Ultralytics' warm-up and decay); returns the
+        accumulation.
+        """
         config, share = self.config, (number - 1) / self.epochs
         peak = config.lr0 * _decay(config, share)
         warm = round(min(config.warmup_epochs, self.epochs - 1) * self.steps)
         done = step + self.steps * (number - 1)
         for group in self.optimizer.param_groups:
             start = config.warmup_bias_lr if group["kind"] == "bias" else 0.0
-            group["lr"] = float(np.interp(done, [0, warm], [start, peak])) if done <= warm and warm else peak
-            momentum = float(np.interp(done, [0, warm], [config.warmup_momentum, config.momentum])) \
-                if done <= warm and warm else config.momentum
+            group["lr"] = (
+                float(np.interp(done, [0, warm], [start, peak])) if done <= warm and warm else peak
+            )
+            momentum = (
+                float(np.interp(done, [0, warm], [config.warmup_momentum, config.momentum]))
+                if done <= warm and warm
+                else config.momentum
+            )
             if config.optimizer == "SGD":
                 group["momentum"] = momentum
         if done <= warm and warm:
@@ -257,34 +355,64 @@ class _Run:
         sign = 1 if DIRECTIONS[self.metric] == "maximize" else -1
         worth = [sign * e.metrics[self.metric] for e in self.history if self.metric in e.metrics]
         if worth and worth[-1] >= max((w for w in worth if not math.isnan(w)), default=-math.inf):
-            write_checkpoint(self.folder, "best.pt", {"average": self.average.state_dict(), "epoch": len(self.history)})
+            write_checkpoint(
+                self.folder,
+                "best.pt",
+                {"average": self.average.state_dict(), "epoch": len(self.history)},
+            )
         if findings is not None:
             content = {"fold": self.fold, "epoch": len(self.history), "findings": findings}
             self.folder.write("predictions.json", json.dumps(content).encode())
-        write_checkpoint(self.folder, "last.pt", {
-            "net": self.net.state_dict(), "average": self.average.state_dict(), "updates": self.updates,
-            "optimizer": self.optimizer.state_dict() if len(self.history) < self.epochs else None,
-            "history": [vars(e) for e in self.history], **self._own()})
+        write_checkpoint(
+            self.folder,
+            "last.pt",
+            {
+                "net": self.net.state_dict(),
+                "average": self.average.state_dict(),
+                "updates": self.updates,
+                "optimizer": self.optimizer.state_dict()
+                if len(self.history) < self.epochs
+                else None,
+                "history": [vars(e) for e in self.history],
+                **self._own(),
+            },
+        )
 
     def _own(self) -> dict[str, Any]:
         """What makes weights those of this fold of this configuration, and no other's."""
-        return {"model": self.model.name, "config": self.config.model_dump(mode="json"), "fold": self.fold,
-                "seed": self.seed, "epochs": self.epochs, "dataset": self.dataset.hash}
+        return {
+            "model": self.model.name,
+            "config": self.config.model_dump(mode="json"),
+            "fold": self.fold,
+            "seed": self.seed,
+            "epochs": self.epochs,
+            "dataset": self.dataset.hash,
+        }
 
 
 def _optimizer(net: nn.Module, config: TrainingConfig, accumulate: int) -> torch.optim.Optimizer:
-    """Three groups: biases and norms without weight decay, weights with it (scaled to the nominal batch)."""
+    """Three groups: biases and norms without weight decay, weights with it (scaled to the nominal
+    batch).
+    """
     norms = tuple(v for k, v in vars(nn).items() if "Norm" in k and isinstance(v, type))
     groups: dict[str, list[Tensor]] = {"bias": [], "weight": [], "norm": []}
     for module in net.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
-                kind = "bias" if "bias" in name else "norm" if isinstance(module, norms) else "weight"
+                kind = (
+                    "bias" if "bias" in name else "norm" if isinstance(module, norms) else "weight"
+                )
                 groups[kind].append(parameter)
     decay = config.weight_decay * config.batch * accumulate / config.nbs
-    params = [{"params": p, "kind": k, "weight_decay": decay if k == "weight" else 0.0} for k, p in groups.items() if p]
+    params = [
+        {"params": p, "kind": k, "weight_decay": decay if k == "weight" else 0.0}
+        for k, p in groups.items()
+        if p
+    ]
     if config.optimizer == "SGD":
-        return torch.optim.SGD(params, lr=config.lr0, momentum=config.momentum, nesterov=config.momentum > 0)
+        return torch.optim.SGD(
+            params, lr=config.lr0, momentum=config.momentum, nesterov=config.momentum > 0
+        )
     return torch.optim.AdamW(params, lr=config.lr0, betas=(config.momentum, 0.999))
 
 
@@ -292,7 +420,9 @@ def _decay(config: TrainingConfig, share: float) -> float:
     """Learning rate as a share of lr0, after this share of the epochs."""
     if config.schedule == "multistep":
         return float(config.lr_drop ** sum(share >= m for m in config.milestones))
-    shape = (1 + math.cos(math.pi * share)) / 2 if config.schedule == "cosine" else max(1 - share, 0)
+    shape = (
+        (1 + math.cos(math.pi * share)) / 2 if config.schedule == "cosine" else max(1 - share, 0)
+    )
     return shape * (1 - config.lrf) + config.lrf
 
 

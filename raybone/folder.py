@@ -14,12 +14,28 @@ import fsspec
 
 from raybone.records import WrongInput
 
-# What a network file system or an object store says while it is away; a full disk or a wrong name is not among them.
-AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
-        errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EREMOTEIO, errno.ENOLINK}
+# What a network file system or an object store says while it is away; a full disk or a wrong name
+# is not among them.
+AWAY = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.ECONNABORTED,
+    errno.EREMOTEIO,
+    errno.ENOLINK,
+}
 # Arrow's errors of S3 have no number.
-S3_AWAY = re.compile("AWS Error (NETWORK_CONNECTION|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|"
-                     "REQUEST_TIMEOUT)|HTTP status 5..")
+S3_AWAY = re.compile(
+    "AWS Error (NETWORK_CONNECTION|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|"
+    "REQUEST_TIMEOUT)|HTTP status 5.."
+)
 # What fsspec opens, but cannot keep files in.
 NO_STORE = {"data", "git", "github", "http_sync", "libarchive", "reference", "tar", "zip"}
 OUTAGE = 120.0  # seconds that a storage may be away
@@ -27,7 +43,9 @@ Result = TypeVar("Result")
 
 
 def patiently(operation: Callable[[], Result]) -> Result:
-    """Do it again, at growing intervals, while the storage is away; raises the last error after OUTAGE seconds."""
+    """Do it again, at growing intervals, while the storage is away; raises the last error after
+    OUTAGE seconds.
+    """
     began, pause = time.monotonic(), 0.5
     while True:
         try:
@@ -46,17 +64,25 @@ class Folder:
     def __init__(self, url: str | os.PathLike[str]) -> None:
         self.url = plain_url(str(url)).rstrip("/") or "/"
         try:
-            if self.url.startswith("s3://"):  # as Ray itself does, with AWS_* of the environment and no further library
+            if self.url.startswith(
+                "s3://"
+            ):  # as Ray itself does, with AWS_* of the environment and no further library
                 from fsspec.implementations.arrow import ArrowFSWrapper
                 from pyarrow.fs import FileSystem
 
-                store, self.path = patiently(lambda: FileSystem.from_uri(self.url))  # asks for the bucket's region
+                store, self.path = patiently(
+                    lambda: FileSystem.from_uri(self.url)
+                )  # asks for the bucket's region
                 self.fs = ArrowFSWrapper(store)
             else:
                 self.fs, self.path = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError, TypeError) as error:
-            raise WrongInput(f"{self.url}: must be a path or a URL that fsspec knows, but: {error}") from None
-        self.local = "file" in ([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)
+            raise WrongInput(
+                f"{self.url}: must be a path or a URL that fsspec knows, but: {error}"
+            ) from None
+        self.local = "file" in (
+            [self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Folder, (self.url,)
@@ -98,10 +124,15 @@ class Folder:
     def _at(self, name: str) -> str:
         """The path of a name below this folder, on which there is no link that leads out of it."""
         parts = _below(name).split("/")
-        for place in (f"{self.path}/{'/'.join(parts[:n])}" for n in range(1, len(parts) + 1) if self.local):
+        for place in (
+            f"{self.path}/{'/'.join(parts[:n])}" for n in range(1, len(parts) + 1) if self.local
+        ):
             if os.path.islink(place):  # noqa: PTH114
-                raise WrongInput(f"{place}: must be no link, as what it leads to may be anybody's; put a folder or "
-                                 "file there itself")
+                raise WrongInput(
+                    f"{place}: must be no link, as what it leads to may be anybody's; put a folder "
+                    f"or "
+                    "file there itself"
+                )
         return f"{self.path}/{name}"
 
     def _write(self, target: str, content: bytes) -> None:
@@ -125,22 +156,32 @@ def plain_url(url: str) -> str:
     """A path or URL as it is given.
 
     Raises:
-        WrongInput: it chains filesystems, whose caches would show an old lease, or holds a password, which would be
-            in the journal, in logs and in the list of jobs.
+        WrongInput: it chains filesystems, whose caches would show an old lease, or holds a
+            password, which would be in the journal, in logs and in the list of jobs.
     """
     if re.search("://[^/]*:[^/]*@", url):
-        raise WrongInput(f"{url.partition('://')[0]}://...: must hold no password, as logs would; give it by the "
-                         "environment, as its filesystem documents")
+        raise WrongInput(
+            f"{url.partition('://')[0]}://...: must hold no password, as logs would; give it by "
+            f"the "
+            "environment, as its filesystem documents"
+        )
     if "::" in url:
-        raise WrongInput(f"{url}: must be one path or URL, not a chain with '::'; give the last part alone")
+        raise WrongInput(
+            f"{url}: must be one path or URL, not a chain with '::'; give the last part alone"
+        )
     if (kind := url.partition("://")[0]) in NO_STORE:
-        raise WrongInput(f"{url}: must be a folder on a disk or an object store, but {kind} is neither; unpack or copy "
-                         "what it stands for, and give that place")
+        raise WrongInput(
+            f"{url}: must be a folder on a disk or an object store, but {kind} is neither; unpack "
+            f"or copy "
+            "what it stands for, and give that place"
+        )
     return url
 
 
 def _below(name: str) -> str:
     """A name that stays below its folder: names of configurations are read from the journal."""
     if ".." in name.split("/"):
-        raise WrongInput(f"{name!r}: must be a name below the study folder; restore the journal from a copy")
+        raise WrongInput(
+            f"{name!r}: must be a name below the study folder; restore the journal from a copy"
+        )
     return name

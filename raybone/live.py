@@ -18,19 +18,32 @@ from rich.text import Text
 from raybone.hpo.race import ladder_of
 from raybone.records import printable
 from raybone.terminal import say
-from raybone.watch import HOW, Status, best_line, busy_line, clock, in_short, status_of, warm_lines, watch
+from raybone.watch import (
+    HOW,
+    Status,
+    best_line,
+    busy_line,
+    clock,
+    in_short,
+    status_of,
+    warm_lines,
+    watch,
+)
 
 if TYPE_CHECKING:
     from raybone.hpo.brain import Brain
 
 # Of HOW, each with a shape of its own, as not everybody sees colours.
-SHAPES = dict(zip(HOW, (("█", "green"), ("▒", "cyan"), ("×", "magenta"), ("·", "yellow"), ("!", "red"))))
+SHAPES = dict(
+    zip(HOW, (("█", "green"), ("▒", "cyan"), ("×", "magenta"), ("·", "yellow"), ("!", "red")))
+)
 NEWS = 3  # lines that one piece of news may take
 EVERY = 1.0  # seconds between pictures of a search at work
 
 
 def live(out: str, follow: bool = True) -> None:
-    """Watch a study on a screen of its own; the last picture stays on the terminal when the study ends or is left.
+    """Watch a study on a screen of its own; the last picture stays on the terminal when the study
+    ends or is left.
 
     Raises:
         WrongInput: no study there.
@@ -53,7 +66,9 @@ def live(out: str, follow: bool = True) -> None:
 
 @contextlib.contextmanager
 def following() -> Iterator[Callable[[Brain], None]]:
-    """Draws this process's own search in place, below all else that is printed; the last picture stays."""
+    """Draws this process's own search in place, below all else that is printed; the last picture
+    stays.
+    """
     screen, drawn = Live(auto_refresh=False), -math.inf
 
     def tell(brain: Brain) -> None:
@@ -74,7 +89,9 @@ def following() -> Iterator[Callable[[Brain], None]]:
 
 
 class Picture:
-    """A study that fits the terminal it is drawn on: what is least urgent goes first when there is no room."""
+    """A study that fits the terminal it is drawn on: what is least urgent goes first when there is
+    no room.
+    """
 
     def __init__(self, status: Status) -> None:
         self.status = status
@@ -98,8 +115,11 @@ class Picture:
             return lines
 
         each = 2 if height > 14 else 1
-        head = [*wrapped(status.progress, "", each), *wrapped(" · ".join([status.counts, *busy]), "", each),
-                *wrapped(best_line(status.study, status.best), "bold", each)]
+        head = [
+            *wrapped(status.progress, "", each),
+            *wrapped(" · ".join([status.counts, *busy]), "", each),
+            *wrapped(best_line(status.study, status.best), "bold", each),
+        ]
         rungs = _rungs(status, width, max(2, height - len(head) - 7))
         room = height - len(head) - rungs.row_count - 1
         leaders = _leaders(status, width, room - 5)  # a run and what happened last are more urgent
@@ -109,9 +129,12 @@ class Picture:
         failed = latest("red", -(-room // 3), "failed")
         told = latest("", room - len(failed), "decision", "again", "slots")
         shown = [table for table in (leaders, runs) if table.row_count]
-        yield Panel(Group(*head, rungs, *shown, *told, *failed), title_align="left",
-                    title=Text(printable(status.title), "bold"),
-                    border_style="dim" if status.state.end or not status.driven else "green")
+        yield Panel(
+            Group(*head, rungs, *shown, *told, *failed),
+            title_align="left",
+            title=Text(printable(status.title), "bold"),
+            border_style="dim" if status.state.end or not status.driven else "green",
+        )
 
 
 class _Bar:
@@ -135,15 +158,24 @@ def _grid(width: int, *columns: str) -> Table:
     """A table whose second column, a bar, takes what the others leave."""
     table = Table(box=None, padding=(0, 1, 0, 0), width=width, header_style="dim", pad_edge=False)
     for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number > 1 else "left", no_wrap=True, overflow="ellipsis",
-                         ratio=1 if number == 1 else None)
+        table.add_column(
+            name,
+            justify="right" if number > 1 else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            ratio=1 if number == 1 else None,
+        )
     return table
 
 
 def _rungs(status: Status, width: int, most: int) -> Table:
-    """The ladder: all rungs where there is room, else those up to the one after the highest that anybody goes to."""
+    """The ladder: all rungs where there is room, else those up to the one after the highest that
+    anybody goes to.
+    """
     table = _grid(width, "folds x epochs", "", *(f"{SHAPES[how][0]} {how}" for how in HOW))
-    highest = max((n for n, r in enumerate(status.rungs, 1) if any(getattr(r, how) for how in HOW)), default=1)
+    highest = max(
+        (n for n, r in enumerate(status.rungs, 1) if any(getattr(r, how) for how in HOW)), default=1
+    )
     first = max(0, min(highest + 1, len(status.rungs)) - most)
     for number, (folds, epochs) in list(enumerate(ladder_of(status.study)))[first : first + most]:
         counts = [getattr(status.rungs[number], how) for how in HOW]
@@ -154,11 +186,15 @@ def _rungs(status: Status, width: int, most: int) -> Table:
 
 def _leaders(status: Status, width: int, most: int) -> Table:
     """The best so far with their hyper-parameters; one is in the head already."""
-    table = _grid(width, "best", "hyper-parameters", status.study.metric[:8], "95 %", "folds x epochs")
+    table = _grid(
+        width, "best", "hyper-parameters", status.study.metric[:8], "95 %", "folds x epochs"
+    )
     for best in status.leaders[:most] if min(most, len(status.leaders)) > 1 else ():
         sure = f"{best.low:.3f}-{best.high:.3f}" if math.isfinite(best.low) else ""
         rung = " x ".join(word for word in best.rung.split() if word.isdecimal())
-        table.add_row(best.config_id, Text(printable(in_short(best.params))), f"{best.value:.3f}", sure, rung)
+        table.add_row(
+            best.config_id, Text(printable(in_short(best.params))), f"{best.value:.3f}", sure, rung
+        )
     return table
 
 
@@ -168,8 +204,16 @@ def _runs(status: Status, width: int, most: int) -> Table:
     name = "running, to rung" if len(rows) <= most else f"{most} of {len(rows)} running"
     table = _grid(width, name, "", "fold", "epoch", status.study.metric[:8], "s/epoch", "rung in")
     for run, fold in rows[:most]:
-        told = [str(fold[0]), f"{fold[1]}/{run.epochs}", f"{fold[2]:.3f}"] if fold else ["starts", "", ""]
-        speed = [f"{run.epoch_seconds:.3g}", clock(run.seconds)] if math.isfinite(run.seconds) else ["", ""]
+        told = (
+            [str(fold[0]), f"{fold[1]}/{run.epochs}", f"{fold[2]:.3f}"]
+            if fold
+            else ["starts", "", ""]
+        )
+        speed = (
+            [f"{run.epoch_seconds:.3g}", clock(run.seconds)]
+            if math.isfinite(run.seconds)
+            else ["", ""]
+        )
         bar = _Bar((run.share, SHAPES["passed"]), (1 - run.share, ("░", "dim")))
         table.add_row(Text(f"{printable(run.config_id)} to {run.target + 1}"), bar, *told, *speed)
     return table

@@ -15,17 +15,28 @@ from raybone.hpo.lease import Lease
 from raybone.hpo.race import Ladder, ladder_of, name_of
 from raybone.records import WrongInput
 
-WORDS = {"start": "a driver starts, with {slots} run(s) at once", "config": "is new: {params}",
-         "invalid": "the model refuses {params}: {reason}",
-         "rung": "has done {rung}: {score} as the mean of its last epochs",
-         "decision": "{action}: {reason}", "again": "a run starts again: {reason}",
-         "slots": "the cluster has room for {slots} run(s)", "failed": "failed: {reason}",
-         "end": "the search ends: {reason}", "test": "on the test group: {metrics}{reason}"}
-DETAIL = {"work": "goes to {rung}", "epoch": "fold {fold} epoch {epoch}: {metrics} in {seconds} s",
-          "pooled": "over all folds: {metrics}"}
+WORDS = {
+    "start": "a driver starts, with {slots} run(s) at once",
+    "config": "is new: {params}",
+    "invalid": "the model refuses {params}: {reason}",
+    "rung": "has done {rung}: {score} as the mean of its last epochs",
+    "decision": "{action}: {reason}",
+    "again": "a run starts again: {reason}",
+    "slots": "the cluster has room for {slots} run(s)",
+    "failed": "failed: {reason}",
+    "end": "the search ends: {reason}",
+    "test": "on the test group: {metrics}{reason}",
+}
+DETAIL = {
+    "work": "goes to {rung}",
+    "epoch": "fold {fold} epoch {epoch}: {metrics} in {seconds} s",
+    "pooled": "over all folds: {metrics}",
+}
 
 
-def logs(out: str, config_id: str | None = None, follow: bool = False, poll: float = 2.0) -> Iterator[str]:
+def logs(
+    out: str, config_id: str | None = None, follow: bool = False, poll: float = 2.0
+) -> Iterator[str]:
     """The journal as lines, oldest first.
 
     Args:
@@ -47,18 +58,28 @@ def logs(out: str, config_id: str | None = None, follow: bool = False, poll: flo
                 when = datetime.fromtimestamp(event["time"]).astimezone()
                 yield f"{when:%Y-%m-%d %H:%M:%S%z} {in_words(event, rungs, words)}"
                 if last == "failed" and (trace := folder.read(f"logs/{told}.txt")):
-                    yield trace.decode("utf-8", "replace") if config_id else f"  traceback: raybone logs {out} {told}"
+                    yield (
+                        trace.decode("utf-8", "replace")
+                        if config_id
+                        else f"  traceback: raybone logs {out} {told}"
+                    )
         if last == "end" or not alive:
             break
         time.sleep(poll)
     if config_id not in seen:
-        raise WrongInput(f"study {out}: has no configuration {config_id!r}; `raybone leaderboard` lists them")
+        raise WrongInput(
+            f"study {out}: has no configuration {config_id!r}; `raybone leaderboard` lists them"
+        )
 
 
 def in_words(event: Event, rungs: Ladder, words: Mapping[str, str] = WORDS) -> str:
     """What happened, and to which configuration, such as ``c003 failed: out of memory``."""
-    facts = {k: ", ".join(f"{n} {_short(v)}" for n, v in value.items()) if isinstance(value, dict) else _short(value)
-             for k, value in event.items()}
+    facts = {
+        k: ", ".join(f"{n} {_short(v)}" for n, v in value.items())
+        if isinstance(value, dict)
+        else _short(value)
+        for k, value in event.items()
+    }
     facts["rung"] = name_of(rungs, event["rung"]) if "rung" in event else ""
     told = words[event["event"]].format_map(defaultdict(str, facts))
     return f"{facts.get('config_id', '')} {told}".lstrip()

@@ -1,4 +1,6 @@
-"""A bundle's findings on new scans: prepared as its training scans were, and told in pixels of the source frames."""
+"""A bundle's findings on new scans: prepared as its training scans were, and told in pixels of the
+source frames.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,22 @@ from raybone.private import put, workplace
 from raybone.records import Prediction, Scan, WrongInput, safe_cell
 from raybone.samples import scored_samples
 
-COLUMNS = ("number", "source", "frame", "category", "x1", "y1", "x2", "y2", "score", "probability", "sd", "area_px",
-           "area_mm2", "oddities")
+COLUMNS = (
+    "number",
+    "source",
+    "frame",
+    "category",
+    "x1",
+    "y1",
+    "x2",
+    "y2",
+    "score",
+    "probability",
+    "sd",
+    "area_px",
+    "area_mm2",
+    "oddities",
+)
 Progress = Callable[[int, int], None]
 
 
@@ -46,8 +62,9 @@ Progress = Callable[[int, int], None]
 class Predicted:
     """What was found, and how long each part took, in seconds.
 
-    frames: with their findings. rejected: inputs that were not taken (source, reason). remarks: rules applied to
-    inputs that were. without: frames of DICOM sources whose findings could not be written as DICOM Segmentation.
+    frames: with their findings. rejected: inputs that were not taken (source, reason). remarks:
+    rules applied to inputs that were. without: frames of DICOM sources whose findings could not be
+    written as DICOM Segmentation.
     """
 
     frames: tuple[Frame, ...]
@@ -59,24 +76,35 @@ class Predicted:
     drawing: float
 
 
-def predict(bundle: Path | str, scans: Sequence[str], out: Path | str, modality: str | None = "NM",
-            least: float = 0.1, progress: Progress = lambda done, total: None) -> Predicted:
-    """Write predictions.json, predictions.csv, and of each frame an overlay NNNN.png and, where the source is DICOM and
-    the model a segmenter, NNNN.seg.dcm; all of it, or nothing.
+def predict(
+    bundle: Path | str,
+    scans: Sequence[str],
+    out: Path | str,
+    modality: str | None = "NM",
+    least: float = 0.1,
+    progress: Progress = lambda done, total: None,
+) -> Predicted:
+    """Write predictions.json, predictions.csv, and of each frame an overlay NNNN.png and, where the
+    source is DICOM and the model a segmenter, NNNN.seg.dcm; all of it, or nothing.
 
-    The files name the sources, and a Segmentation object its patient: they are to be kept as the scans are. The scans
-    themselves are prepared in a folder that is removed, under a key that is thrown away.
+    The files name the sources, and a Segmentation object its patient: they are to be kept as the
+    scans are. The scans themselves are prepared in a folder that is removed, under a key that is
+    thrown away.
 
     Args:
-        scans: files, folders, zip archives. A classifier of lesions needs their annotations beside them, in a folder.
+        scans: files, folders, zip archives. A classifier of lesions needs their annotations beside
+            them, in a folder.
         modality: for DICOM, the only Modality taken; None takes all.
         least: lowest score of a detector's boxes.
     Raises:
         WrongInput: no bundle, no scans that could be read, or ``out`` exists.
     """
     if "://" in str(out) or not 0 <= least <= 1:
-        raise WrongInput(f"predict: --out must be a folder of this machine and --least a score from 0 to 1, got {out} "
-                         f"and {least:g}; change that")
+        raise WrongInput(
+            f"predict: --out must be a folder of this machine and --least a score from 0 to 1, got "
+            f"{out} "
+            f"and {least:g}; change that"
+        )
     opened, out = open_bundle(bundle), Path(out)
     if out.exists():
         raise WrongInput(f"--out {out}: must not exist yet; choose another name or remove it")
@@ -84,7 +112,10 @@ def predict(bundle: Path | str, scans: Sequence[str], out: Path | str, modality:
     members = opened.members(device)
     out.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with workplace(out) as half, workplace(own_cache("predict") / f"predict-{secrets.token_hex(8)}") as place:
+    with (
+        workplace(out) as half,
+        workplace(own_cache("predict") / f"predict-{secrets.token_hex(8)}") as place,
+    ):
         root = _gathered(scans, place)
         made = _prepared(root, place, opened, modality, progress)
         dataset = _private(open_dataset(made.path), opened)
@@ -100,11 +131,25 @@ def predict(bundle: Path | str, scans: Sequence[str], out: Path | str, modality:
             _draw(written, dataset, origins, frame, opened, least)
             progress(number, len(frames))
         rejected = _rejected(made, root, scans)
-        remarks = [w for w in made.meta["warnings"] if w not in made.meta["fold_warnings"]
-                   and REMARK_OF_FLAG["unannotated"] not in w]
-        without = sum("no DICOM Segmentation: " in note and "Error" in note for _, f in frames for note in f.notes)
-        result = Predicted(tuple(f for _, f in frames), tuple(rejected), tuple(remarks), without, read - began,
-                           predicted - read, time.monotonic() - predicted)
+        remarks = [
+            w
+            for w in made.meta["warnings"]
+            if w not in made.meta["fold_warnings"] and REMARK_OF_FLAG["unannotated"] not in w
+        ]
+        without = sum(
+            "no DICOM Segmentation: " in note and "Error" in note
+            for _, f in frames
+            for note in f.notes
+        )
+        result = Predicted(
+            tuple(f for _, f in frames),
+            tuple(rejected),
+            tuple(remarks),
+            without,
+            read - began,
+            predicted - read,
+            time.monotonic() - predicted,
+        )
         _write(written, opened, result)
         put(written, out)
     return result
@@ -114,8 +159,12 @@ def _gathered(scans: Sequence[str], place: Path) -> Path:
     """One folder, or an archive, that holds all that was given."""
     missing = [s for s in scans if not Path(s).exists()]
     if missing:
-        raise WrongInput(*(f"predict {s}: must be a file or folder of scans, but is not there; check the path"
-                           for s in missing))
+        raise WrongInput(
+            *(
+                f"predict {s}: must be a file or folder of scans, but is not there; check the path"
+                for s in missing
+            )
+        )
     if len(scans) == 1 and Path(scans[0]).is_dir():
         return Path(scans[0])
     root = place / "scans"
@@ -129,20 +178,38 @@ def _gathered(scans: Sequence[str], place: Path) -> Path:
     return root
 
 
-def _prepared(root: Path, place: Path, bundle: Bundle, modality: str | None, progress: Progress) -> Prepared:
+def _prepared(
+    root: Path, place: Path, bundle: Bundle, modality: str | None, progress: Progress
+) -> Prepared:
     found = sources_of(root, "auto")
-    # Scans that nothing annotates may be DICOM or images; the layout of that name would take DICOM alone.
+    # Scans that nothing annotates may be DICOM or images; the layout of that name would take DICOM
+    # alone.
     layout: Any = "labelme" if found.layout == "dicom" and not found.accounts else found.layout
     try:
-        return prepare(root, place / "dataset", layout, modality, 2, place / "key", progress=progress,
-                       steps=bundle.meta["preprocessing"]["steps"], allow_unmatched=True)
+        return prepare(
+            root,
+            place / "dataset",
+            layout,
+            modality,
+            2,
+            place / "key",
+            progress=progress,
+            steps=bundle.meta["preprocessing"]["steps"],
+            allow_unmatched=True,
+        )
     except WrongInput as error:
-        raise WrongInput(*(p.replace("prepare: ", "predict: ").replace("--layout and ", "") for p in error.problems)
-                         ) from None
+        raise WrongInput(
+            *(
+                p.replace("prepare: ", "predict: ").replace("--layout and ", "")
+                for p in error.problems
+            )
+        ) from None
 
 
 def _private(dataset: Dataset, bundle: Bundle) -> Dataset:
-    """The dataset with the window of the training scans, where they shared one, and caches of nobody else."""
+    """The dataset with the window of the training scans, where they shared one, and caches of
+    nobody else.
+    """
     window = bundle.meta["preprocessing"]["window"]
     scans = tuple(replace(s, high=window) for s in dataset.scans) if window else dataset.scans
     return replace(dataset, scans=scans, meta={**dataset.meta, "hash": secrets.token_hex(8)})
@@ -165,7 +232,9 @@ def _rejected(made: Prepared, root: Path, scans: Sequence[str]) -> list[tuple[st
     return [(names[i].pop(0) if names.get(i) else i, why) for i, _, why in made.rejected]
 
 
-def _frames(dataset: Dataset, made: Prepared, root: Path, scans: Sequence[str]) -> list[tuple[list[Origin], Frame]]:
+def _frames(
+    dataset: Dataset, made: Prepared, root: Path, scans: Sequence[str]
+) -> list[tuple[list[Origin], Frame]]:
     """Every frame of every source, in order, with the parts of scans that cover it."""
     by_id = {s.scan_id: s for s in dataset.scans}
     parts: dict[tuple[str, int], list[Origin]] = {}
@@ -174,13 +243,34 @@ def _frames(dataset: Dataset, made: Prepared, root: Path, scans: Sequence[str]) 
     frames = []
     for number, ((name, frame), origins) in enumerate(parts.items(), 1):
         scan, first = by_id[origins[0].scan_id], origins[0]
-        frames.append((origins, Frame(number, _called(str(root / name), root, scans), frame, scan.view, first.height,
-                                      first.width, scan.pixel_mm, [f for f in scan.flags if f != "unannotated"], [])))
+        frames.append(
+            (
+                origins,
+                Frame(
+                    number,
+                    _called(str(root / name), root, scans),
+                    frame,
+                    scan.view,
+                    first.height,
+                    first.width,
+                    scan.pixel_mm,
+                    [f for f in scan.flags if f != "unannotated"],
+                    [],
+                ),
+            )
+        )
     return frames
 
 
-def _fill(frames: Sequence[tuple[list[Origin], Frame]], dataset: Dataset, bundle: Bundle,
-          members: Sequence[torch.nn.Module], device: torch.device, least: float, progress: Progress) -> None:
+def _fill(
+    frames: Sequence[tuple[list[Origin], Frame]],
+    dataset: Dataset,
+    bundle: Bundle,
+    members: Sequence[torch.nn.Module],
+    device: torch.device,
+    least: float,
+    progress: Progress,
+) -> None:
     """Give each frame its findings."""
     config = bundle.config
     scans = list(dataset.scans)
@@ -188,8 +278,11 @@ def _fill(frames: Sequence[tuple[list[Origin], Frame]], dataset: Dataset, bundle
         scans = [replace(s, labels=((config.target, "0"),)) for s in scans]
     samples = scored_samples(dataset, scans, bundle.model, config, unannotated=True)
     if not len(samples):
-        raise WrongInput("predict: this bundle says of lesions what they are, but no scan has annotated ones; give a "
-                         "folder with annotations beside the scans, as `raybone prepare` reads them")
+        raise WrongInput(
+            "predict: this bundle says of lesions what they are, but no scan has annotated ones; "
+            "give a "
+            "folder with annotations beside the scans, as `raybone prepare` reads them"
+        )
     parts_of: dict[str, list[tuple[Origin, Canvas]]] = {}
     for origins, frame in frames:
         canvas = Canvas(frame, bundle, len(origins))
@@ -202,7 +295,9 @@ def _fill(frames: Sequence[tuple[list[Origin], Frame]], dataset: Dataset, bundle
     loader = validation_loader(samples, 4, 0, 1, 0)
     for number, (place, predictions) in enumerate(outputs(members, samples, loader, device), 1):
         prediction, sd = agreed(predictions)
-        place, lesion = samples.items[place][:2] if isinstance(samples, TargetSamples) else (place, None)
+        place, lesion = (
+            samples.items[place][:2] if isinstance(samples, TargetSamples) else (place, None)
+        )
         scan = samples.scans[place]
         for origin, canvas in parts_of[scan.scan_id]:
             if prediction.mask_CHW is not None:
@@ -211,30 +306,56 @@ def _fill(frames: Sequence[tuple[list[Origin], Frame]], dataset: Dataset, bundle
                 canvas.add_whole(float(prediction.scores_N[0]), float(sd[0]))
             elif lesion is not None:
                 box = np.array([scan.lesions[lesion].box_xyxy], np.float32)
-                canvas.add_boxes(origin, replace(prediction, boxes_N4=box, labels_N=np.zeros(1, np.int64)), sd)
+                canvas.add_boxes(
+                    origin, replace(prediction, boxes_N4=box, labels_N=np.zeros(1, np.int64)), sd
+                )
             else:
                 keep_N = prediction.scores_N >= least
-                canvas.add_boxes(origin, Prediction(*(v[keep_N] for v in (
-                    prediction.boxes_N4, prediction.scores_N, prediction.labels_N))), sd[keep_N])
+                canvas.add_boxes(
+                    origin,
+                    Prediction(
+                        *(
+                            v[keep_N]
+                            for v in (prediction.boxes_N4, prediction.scores_N, prediction.labels_N)
+                        )
+                    ),
+                    sd[keep_N],
+                )
         progress(number, len(samples))
     if bundle.model.task != "segmentation":
         for canvas in {id(c): c for known in parts_of.values() for _, c in known}.values():
             canvas.finish()
 
 
-def _draw(out: Path, dataset: Dataset, origins: Sequence[Origin], frame: Frame, bundle: Bundle, least: float) -> None:
+def _draw(
+    out: Path,
+    dataset: Dataset,
+    origins: Sequence[Origin],
+    frame: Frame,
+    bundle: Bundle,
+    least: float,
+) -> None:
     """The pictures and DICOM objects of a frame, as the model saw it."""
     by_id: Mapping[str, Scan] = {s.scan_id: s for s in dataset.scans}
     seen_HW = np.zeros((frame.height, frame.width), np.uint16)
     for origin in origins:
-        part_HW = part_of(dataset.counts(by_id[origin.scan_id]), origin.y, origin.x, frame.height, frame.width)
+        part_HW = part_of(
+            dataset.counts(by_id[origin.scan_id]), origin.y, origin.x, frame.height, frame.width
+        )
         seen_HW = np.maximum(seen_HW, part_HW)
     names = bundle.meta["categories"]
-    finding: dict[str, Any] = {"boxes": [f.box for f in frame.findings], "scores": [f.score for f in frame.findings]}
+    finding: dict[str, Any] = {
+        "boxes": [f.box for f in frame.findings],
+        "scores": [f.score for f in frame.findings],
+    }
     if frame.masks:
         finding["masks"] = [frame.masks[n] for n in names]
     picture = out / f"{frame.number:04d}.png"
-    picture.write_bytes(overlay(seen_HW, by_id[origins[0].scan_id].high, finding, (), names, least, frame.flags, True))
+    picture.write_bytes(
+        overlay(
+            seen_HW, by_id[origins[0].scan_id].high, finding, (), names, least, frame.flags, True
+        )
+    )
     frame.files.append(picture.name)
     if bundle.model.task == "segmentation":
         _segment(out, frame, bundle)
@@ -249,27 +370,62 @@ def _segment(out: Path, frame: Frame, bundle: Bundle) -> None:
         frame.notes.append("no DICOM Segmentation: nothing was found")
     else:
         try:
-            if not write_segmentation(source, frame.frame, masks, bundle.model.name, target, frame.pixel_mm,
-                                      bundle.meta["name"]):
-                frame.notes.append("DICOM Segmentation without a size of pixels, which the source does not say")
+            if not write_segmentation(
+                source,
+                frame.frame,
+                masks,
+                bundle.model.name,
+                target,
+                frame.pixel_mm,
+                bundle.meta["name"],
+            ):
+                frame.notes.append(
+                    "DICOM Segmentation without a size of pixels, which the source does not say"
+                )
             frame.files.append(target.name)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # what highdicom says of an unusual header
-            frame.notes.append(f"no DICOM Segmentation: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        except (
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as error:  # what highdicom says of an unusual header
+            frame.notes.append(
+                f"no DICOM Segmentation: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]}"
+            )
 
 
 def _write(out: Path, bundle: Bundle, result: Predicted) -> None:
-    head = {"bundle": bundle.meta["name"], "model": bundle.model.name, "kind": bundle.meta["kind"],
-            "members": len(bundle.meta["members"]), "categories": bundle.meta["categories"],
-            "note": "Research software: not a medical device.", "remarks": result.remarks}
-    content = {**head, "scans": [asdict(f) for f in result.frames],
-               "rejected": [{"source": s, "reason": r} for s, r in result.rejected]}
+    head = {
+        "bundle": bundle.meta["name"],
+        "model": bundle.model.name,
+        "kind": bundle.meta["kind"],
+        "members": len(bundle.meta["members"]),
+        "categories": bundle.meta["categories"],
+        "note": "Research software: not a medical device.",
+        "remarks": result.remarks,
+    }
+    content = {
+        **head,
+        "scans": [asdict(f) for f in result.frames],
+        "rejected": [{"source": s, "reason": r} for s, r in result.rejected],
+    }
     (out / "predictions.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    with (out / "predictions.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with (out / "predictions.csv").open(
+        "w", newline="", encoding="utf-8", errors="backslashreplace"
+    ) as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         for frame in result.frames:
-            common = {"number": frame.number, "source": frame.source, "frame": frame.frame,
-                      "oddities": "; ".join(frame.oddities)}
-            rows = [{**common, **asdict(f), **dict(zip(("x1", "y1", "x2", "y2"), f.box))} for f in frame.findings]
+            common = {
+                "number": frame.number,
+                "source": frame.source,
+                "frame": frame.frame,
+                "oddities": "; ".join(frame.oddities),
+            }
+            rows = [
+                {**common, **asdict(f), **dict(zip(("x1", "y1", "x2", "y2"), f.box))}
+                for f in frame.findings
+            ]
             for row in rows or [common]:  # a scan without findings was seen, too
                 writer.writerow({name: safe_cell(value) for name, value in row.items()})

@@ -1,4 +1,6 @@
-"""What holds patients' data: built beside its place by one process at a time, whole or absent, for its owner alone."""
+"""What holds patients' data: built beside its place by one process at a time, whole or absent, for
+its owner alone.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ PATIENCE = 60.0  # seconds for one at work where there are no locks
 
 
 def lock(file: int) -> bool:
-    """Wait for the lock of an open file, which its closing gives back; False where its file system has no locks."""
+    """Wait for the lock of an open file, which its closing gives back; False where its file system
+    has no locks.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
@@ -36,7 +40,8 @@ def lock(file: int) -> bool:
 def workplace(target: Path, wait: bool = False) -> Iterator[Path]:
     """A folder beside ``target`` to build it in, which is gone at the end however that comes.
 
-    What a killed process left there is removed first; a folder that it had begun to exchange is put back.
+    What a killed process left there is removed first; a folder that it had begun to exchange is put
+    back.
 
     Args:
         target: the file or folder to make.
@@ -65,7 +70,7 @@ def sweep(target: Path) -> None:
 def sweep_all(folder: Path) -> None:
     """``sweep`` of everything in a folder of this user's own."""
     for left in folder.glob(f".*{SUFFIX}"):
-        sweep(folder / left.name[1:-len(SUFFIX)])
+        sweep(folder / left.name[1 : -len(SUFFIX)])
 
 
 def put(built: Path, target: Path) -> None:
@@ -75,14 +80,19 @@ def put(built: Path, target: Path) -> None:
         WrongInput: a folder was to be made, and something has come to lie there.
     """
     if built.is_dir() and os.path.lexists(target):
-        raise WrongInput(f"{target}: must not exist yet, but was made meanwhile; choose another name or remove it")
+        raise WrongInput(
+            f"{target}: must not exist yet, but was made meanwhile; choose another name or remove "
+            f"it"
+        )
     for path in (built, *built.rglob("*")):
         path.chmod(0o700 if path.is_dir() else 0o600)
     built.replace(target)
 
 
 def exchange(place: Path, target: Path) -> None:
-    """Put ``new`` of a workplace where a folder is, with its modes; that one is ``old`` in the workplace then."""
+    """Put ``new`` of a workplace where a folder is, with its modes; that one is ``old`` in the
+    workplace then.
+    """
     new = place / "new"
     for path in (new, *new.rglob("*")):
         before = target / path.relative_to(new)
@@ -104,7 +114,9 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def settle(target: Path) -> None:
-    """Remove the workplace of a target, and put back what ``exchange`` has moved but not replaced."""
+    """Remove the workplace of a target, and put back what ``exchange`` has moved but not
+    replaced.
+    """
     place = _place(target)
     if place.is_dir() and not place.is_symlink():
         if (place / "old").exists() and (place / "new").exists() and not target.exists():
@@ -133,14 +145,20 @@ def _locked(target: Path, wait: bool) -> Iterator[None]:
     """Hold the lock file of a target, which is removed at the end: a dead process holds none."""
     path = _place(target).with_suffix(".lock")
     if not path.parent.is_dir():
-        raise WrongInput(f"{target}: must lie in a folder that is there, and {path.parent} is not; check the path")
+        raise WrongInput(
+            f"{target}: must lie in a folder that is there, and {path.parent} is not; check the "
+            f"path"
+        )
     while True:
         with path.open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
-                raise WrongInput(f"{target}: one process works on it at a time, and another raybone does; wait until "
-                                 "it has ended, then give the same command") from None
+                raise WrongInput(
+                    f"{target}: one process works on it at a time, and another raybone does; wait "
+                    f"until "
+                    "it has ended, then give the same command"
+                ) from None
             except OSError as error:
                 if error.errno not in LOCKLESS:
                     raise
@@ -166,8 +184,11 @@ def _held(path: Path, patience: float) -> Iterator[None]:
             break
         except FileExistsError:
             if time.monotonic() >= end:
-                raise WrongInput(f"{held}: says that another raybone is at work on what it is named after; wait until "
-                                 "it has ended, or remove it if it was killed, then give the same command") from None
+                raise WrongInput(
+                    f"{held}: says that another raybone is at work on what it is named after; wait "
+                    f"until "
+                    "it has ended, or remove it if it was killed, then give the same command"
+                ) from None
         time.sleep(0.1)
     try:
         yield
@@ -178,7 +199,9 @@ def _held(path: Path, patience: float) -> Iterator[None]:
 
 
 def hear_signals() -> list[int]:
-    """Signals from now on: an eviction or a closed terminal ends a verb as Ctrl-C does, and leaves nothing half."""
+    """Signals from now on: an eviction or a closed terminal ends a verb as Ctrl-C does, and leaves
+    nothing half.
+    """
     heard = list[int]()
 
     def interrupt(number: int, _: object) -> None:

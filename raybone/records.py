@@ -46,7 +46,8 @@ class FitFailed(RuntimeError):
 
 
 def safe_cell(value: Any) -> Any:
-    """A cell of a CSV table that no spreadsheet runs: text that begins like a formula gets an apostrophe before it.
+    """A cell of a CSV table that no spreadsheet runs: text that begins like a formula gets an
+    apostrophe before it.
 
     Source: OWASP, CSV Injection.
     """
@@ -59,7 +60,8 @@ def plain_cell(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text with ? for all that a terminal may take for a command: names of files and words of programs hold anything.
+    """Text with ? for all that a terminal may take for a command: names of files and words of
+    programs hold anything.
 
     >>> printable("a\\x1b[2J")
     'a?[2J'
@@ -69,13 +71,14 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True)
 class Lesion:
-    """One annotated focus, or a bone or another structure that is no lesion (categories ``bone`` and ``other``).
+    """One annotated focus, or a bone or another structure that is no lesion (categories ``bone``
+    and ``other``).
 
-    box_xyxy: (x1, y1, x2, y2) in pixels, 0 <= x1 < x2 <= W and 0 <= y1 < y2 <= H.
-    category: a name of the dataset's categories, such as "malignant".
-    rle: COCO run-length mask of the scan's size ({"size": [H, W], "counts": str}), or None for a box alone.
-    crowd: a region with many foci, or one that its reader called difficult: not trained on, and what is found there
-    counts neither for nor against (COCO's iscrowd).
+    box_xyxy: (x1, y1, x2, y2) in pixels, 0 <= x1 < x2 <= W and 0 <= y1 < y2 <= H. category: a name
+    of the dataset's categories, such as "malignant". rle: COCO run-length mask of the scan's size
+    ({"size": [H, W], "counts": str}), or None for a box alone. crowd: a region with many foci, or
+    one that its reader called difficult: not trained on, and what is found there counts neither for
+    nor against (COCO's iscrowd).
     """
 
     box_xyxy: tuple[float, float, float, float]
@@ -88,9 +91,9 @@ class Lesion:
 class Scan:
     """One image of one patient as the dataset knows it; ``row`` is its place in pixels/HxW.npy.
 
-    high: upper edge of the display window, in counts. instance: pseudonym of the source object, the same for copies.
-    flags: what to be wary of, such as burned-in-text, lossy, not-square, unannotated, modality-CT.
-    labels: (name, value) pairs.
+    high: upper edge of the display window, in counts. instance: pseudonym of the source object, the
+    same for copies. flags: what to be wary of, such as burned-in-text, lossy, not-square,
+    unannotated, modality-CT. labels: (name, value) pairs.
     """
 
     scan_id: str
@@ -119,7 +122,8 @@ class Prediction:
     """What a model says about one image, in pixels of that image.
 
     boxes_N4 float32 xyxy; scores_N float32 in [0, 1], best first; labels_N int64, 0-based category;
-    mask_CHW float32 probabilities in [0, 1], or None for a detector. A classifier has one score and no box.
+    mask_CHW float32 probabilities in [0, 1], or None for a detector. A classifier has one score and
+    no box.
     """
 
     boxes_N4: Array = field(default_factory=lambda: np.zeros((0, 4), np.float32))
@@ -130,7 +134,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One finished epoch (1-based) of one fold (0-based): metrics on the validation patients, seconds it took."""
+    """One finished epoch (1-based) of one fold (0-based): metrics on the validation patients,
+    seconds it took.
+    """
 
     fold: int
     epoch: int
@@ -142,8 +148,8 @@ class Epoch:
 class Pooled:
     """What the out-of-fold findings of a complete configuration give.
 
-    metrics: over all findings together. replicates: patient bootstrap of the study's metric, mean over folds; empty
-    where there is none. freedom: degrees of freedom of their variance.
+    metrics: over all findings together. replicates: patient bootstrap of the study's metric, mean
+    over folds; empty where there is none. freedom: degrees of freedom of their variance.
     """
 
     metrics: dict[str, float]

@@ -36,12 +36,14 @@ from raybone.records import InvalidConfig, WrongInput
 from raybone.samples import usable
 from raybone.spec import Resolved, Study, problems_of
 
-FEW = 10  # proposals that a model may refuse before a study of fixed values that it does not take is refused
+# Proposals that a model may refuse before a study of fixed values that it does not take is refused
+FEW = 10
 SMALL = 10  # per cent of the lesions that are smaller than the smallest anchor
 
 
 def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Model]:
-    """Look up the dataset and the model, check the study against both, and fill in ``study.resolved``.
+    """Look up the dataset and the model, check the study against both, and fill in
+    ``study.resolved``.
 
     Raises:
         WrongInput: all problems, one line each.
@@ -50,7 +52,9 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
     dataset = _collect(problems, lambda: open_dataset(study.dataset, study.search.test_fold))
     started: tuple[str, ...] = ()
     if dataset and study.fixed.get("anchor") == "dataset":
-        study = study.model_copy(update={"fixed": {**study.fixed, "anchor": smallest_anchor(dataset)}})
+        study = study.model_copy(
+            update={"fixed": {**study.fixed, "anchor": smallest_anchor(dataset)}}
+        )
     model, config = _alone(study, problems)
     if model and config:
         study, started = _with_places(study, model, config, dataset, problems)
@@ -63,13 +67,23 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
     if _built(model, config) is None:
         first_taken(study, model)
     steps = _steps(study, dataset, model, config)
-    resolved = Resolved(dataset_hash=dataset.hash, code_version=__version__, folds=dataset.folds, steps=steps,
-                        ladder=_ladder(study, dataset.folds, steps),
-                        warnings=(*dataset.meta.get("fold_warnings", ()), *started,
-                                  *_lost(study, dataset, model, config)))
+    resolved = Resolved(
+        dataset_hash=dataset.hash,
+        code_version=__version__,
+        folds=dataset.folds,
+        steps=steps,
+        ladder=_ladder(study, dataset.folds, steps),
+        warnings=(
+            *dataset.meta.get("fold_warnings", ()),
+            *started,
+            *_lost(study, dataset, model, config),
+        ),
+    )
     if out is not None and out.local:
         _check_disk(study, model, config, Path(out.path), dataset.folds)
-    absolute = study.dataset if "://" in study.dataset else str(Path(study.dataset).expanduser().resolve())
+    absolute = (
+        study.dataset if "://" in study.dataset else str(Path(study.dataset).expanduser().resolve())
+    )
     return study.model_copy(update={"resolved": resolved, "dataset": absolute}), dataset, model
 
 
@@ -81,7 +95,9 @@ def check_alone(study: Study) -> None:
     """
     problems: list[str] = []
     if study.fixed.get("anchor") == "dataset":
-        study = study.model_copy(update={"fixed": {k: v for k, v in study.fixed.items() if k != "anchor"}})
+        study = study.model_copy(
+            update={"fixed": {k: v for k, v in study.fixed.items() if k != "anchor"}}
+        )
     _alone(study, problems)
     if problems:
         raise WrongInput(*problems)
@@ -95,8 +111,10 @@ def _alone(study: Study, problems: list[str]) -> tuple[Model | None, TrainingCon
     if not model:
         return None, None
     if study.metric not in METRICS[model.task]:
-        problems.append(f"metric: {study.model} is a {model.task} model and is ranked by one of "
-                        f"{', '.join(METRICS[model.task])}; got {study.metric}")
+        problems.append(
+            f"metric: {study.model} is a {model.task} model and is ranked by one of "
+            f"{', '.join(METRICS[model.task])}; got {study.metric}"
+        )
     config = _check_space(study, model, problems)
     if config:
         problems += _check_shares(study, config)
@@ -111,9 +129,12 @@ def dataset_of(study: Study) -> Dataset:
     """
     dataset = open_dataset(study.dataset, study.search.test_fold)
     if study.resolved and dataset.hash != study.resolved.dataset_hash:
-        raise WrongInput(f"dataset {study.dataset}: study {study.name} was begun on the dataset of hash "
-                         f"{study.resolved.dataset_hash}, but this one is {dataset.hash}; put the old one back, say "
-                         "where it is now (--dataset), or start another study")
+        raise WrongInput(
+            f"dataset {study.dataset}: study {study.name} was begun on the dataset of hash "
+            f"{study.resolved.dataset_hash}, but this one is {dataset.hash}; put the old one back, "
+            f"say "
+            "where it is now (--dataset), or start another study"
+        )
     return dataset
 
 
@@ -128,7 +149,9 @@ def configure(study: Study, model: Model, params: dict[str, Any]) -> TrainingCon
     except ValidationError as error:
         raise InvalidConfig("; ".join(problems_of(error, study.model, model.Config))) from None
     if config.batch % study.resources.workers:
-        raise InvalidConfig(f"batch {config.batch} cannot be shared out over {study.resources.workers} workers")
+        raise InvalidConfig(
+            f"batch {config.batch} cannot be shared out over {study.resources.workers} workers"
+        )
     return config
 
 
@@ -149,11 +172,15 @@ def first_taken(study: Study, model: Model) -> TrainingConfig:
         except InvalidConfig as error:
             reason = str(error)
             state.apply({"event": "invalid", "time": 0.0, "params": params, "reason": reason})
-    raise WrongInput(f"space: {study.model} must take one of its configurations, but: {reason}; change fixed or space")
+    raise WrongInput(
+        f"space: {study.model} must take one of its configurations, but: {reason}; change fixed or "
+        f"space"
+    )
 
 
 def checker(study: Study, model: Model) -> Callable[[dict[str, Any]], int]:
     """A function that builds the model with sampled values and gives its number of parameters."""
+
     def parameters(params: dict[str, Any]) -> int:
         module = model.build(configure(study, model, params))
         return sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -164,17 +191,25 @@ def checker(study: Study, model: Model) -> Callable[[dict[str, Any]], int]:
 def smallest_anchor(dataset: Dataset) -> float:
     """Side of the smallest anchors as a share of the scan's long side, from the lesions' own boxes.
 
-    A tenth of the lesions outside the test group is smaller (geometric mean of the sides); categories are not told
-    apart. One number of all folds: that it knows the size of validation lesions is no leak that could be felt.
+    A tenth of the lesions outside the test group is smaller (geometric mean of the sides);
+    categories are not told apart. One number of all folds: that it knows the size of validation
+    lesions is no leak that could be felt.
     """
-    sides = [math.sqrt((x2 - x1) * (y2 - y1)) / max(s.height, s.width) for s in dataset.scans
-             if dataset.fold_of[s.patient_id] >= 0 for x1, y1, x2, y2 in (le.box_xyxy for le in foci(s))]
+    sides = [
+        math.sqrt((x2 - x1) * (y2 - y1)) / max(s.height, s.width)
+        for s in dataset.scans
+        if dataset.fold_of[s.patient_id] >= 0
+        for x1, y1, x2, y2 in (le.box_xyxy for le in foci(s))
+    ]
     return round(float(np.percentile(sides, SMALL)), 4) if sides else 0.0
 
 
-def _with_places(study: Study, model: Model, config: TrainingConfig, dataset: Dataset | None,
-                 problems: list[str]) -> tuple[Study, tuple[str, ...]]:
-    """The study with the full path of every file and earlier study it may start from, and what these are."""
+def _with_places(
+    study: Study, model: Model, config: TrainingConfig, dataset: Dataset | None, problems: list[str]
+) -> tuple[Study, tuple[str, ...]]:
+    """The study with the full path of every file and earlier study it may start from, and what
+    these are.
+    """
     told: dict[str, str] = {}
 
     def path_of(given: Any) -> Any:
@@ -184,26 +219,45 @@ def _with_places(study: Study, model: Model, config: TrainingConfig, dataset: Da
         module = _built(model, config)
         counts = _collect(problems, lambda: start_from(module, file)) if file and module else None
         if counts:
-            told[str(file)] = (f"started from {counts[0]} of {counts[1]} tensors of {file.name}; whether it has seen "
-                               "patients of this dataset is not known")
+            told[str(file)] = (
+                f"started from {counts[0]} of {counts[1]} tensors of {file.name}; whether it has "
+                f"seen "
+                "patients of this dataset is not known"
+            )
         return str(file or given)
 
     def winner(key: str, given: Any) -> Any:
-        if given == "" or (given, key) == (OTSU, "nm") or not isinstance(given, str) or dataset is None:
+        if (
+            given == ""
+            or (given, key) == (OTSU, "nm")
+            or not isinstance(given, str)
+            or dataset is None
+        ):
             return given
         found = _collect(problems, lambda: winner_of(given, study, dataset, key))
         module = _built(model, config)
-        if not found or (key == "init_from" and module and not _collect(problems, lambda: copy_into(
-                module, earlier_fold(found[0], 0)["average"], f"{key} {given}"))):
+        if not found or (
+            key == "init_from"
+            and module
+            and not _collect(
+                problems,
+                lambda: copy_into(module, earlier_fold(found[0], 0)["average"], f"{key} {given}"),
+            )
+        ):
             return given
         told.update([found])
         return found[0]
 
-    look_ups: dict[str, Callable[[Any], Any]] = {"weights": path_of, "init_from": partial(winner, "init_from"),
-                                                 "nm": partial(winner, "nm")}
+    look_ups: dict[str, Callable[[Any], Any]] = {
+        "weights": path_of,
+        "init_from": partial(winner, "init_from"),
+        "nm": partial(winner, "nm"),
+    }
     for key, look_up in look_ups.items():
         if key in study.fixed:
-            study = study.model_copy(update={"fixed": {**study.fixed, key: look_up(study.fixed[key])}})
+            study = study.model_copy(
+                update={"fixed": {**study.fixed, key: look_up(study.fixed[key])}}
+            )
         if key in study.space and (choice := study.space[key].choice):
             study = renamed(study, key, {v: look_up(v) for v in choice})
     return study, tuple(told.values())
@@ -235,8 +289,10 @@ def _check_space(study: Study, model: Model, problems: list[str]) -> TrainingCon
         config = None
     for name, param in study.space.items():
         if name not in known:
-            problems.append(f"space.{name}: {model.name} has no such hyper-parameter; "
-                            f"it has {', '.join(sorted(known))}")
+            problems.append(
+                f"space.{name}: {model.name} has no such hyper-parameter; "
+                f"it has {', '.join(sorted(known))}"
+            )
             continue
         for value in param.choice or param.bounds or ():
             try:
@@ -247,13 +303,22 @@ def _check_space(study: Study, model: Model, problems: list[str]) -> TrainingCon
 
 
 def _check_shares(study: Study, config: TrainingConfig) -> list[str]:
-    """Batches that the workers of a run cannot share out evenly would be others than their rows say."""
+    """Batches that the workers of a run cannot share out evenly would be others than their rows
+    say.
+    """
     workers, param = study.resources.workers, study.space.get("batch")
     values = (param.choice or ()) if param else (config.batch,)
     uneven = [str(v) for v in values if isinstance(v, int) and v % workers]
     where = "space.batch" if param else "fixed.batch"
-    return [f"{where}: must be a multiple of the {workers} resources.workers, got {', '.join(uneven)}; change one of "
-            "them"] if uneven else []
+    return (
+        [
+            f"{where}: must be a multiple of the {workers} resources.workers, got "
+            f"{', '.join(uneven)}; change one of "
+            "them"
+        ]
+        if uneven
+        else []
+    )
 
 
 def _plain(error: ValidationError) -> list[str]:
@@ -262,14 +327,21 @@ def _plain(error: ValidationError) -> list[str]:
 
 def _check_folds(study: Study, dataset: Dataset) -> list[str]:
     if len(dataset.fold_of) < 2 or dataset.folds < 2:
-        return [f"dataset {dataset.path}: cross-validation by patient needs at least 2 patients, "
-                f"got {len(dataset.fold_of)}; add scans of other patients"]
+        return [
+            f"dataset {dataset.path}: cross-validation by patient needs at least 2 patients, "
+            f"got {len(dataset.fold_of)}; add scans of other patients"
+        ]
     if study.search.folds not in (None, dataset.folds):
-        return [f"search.folds: must be the dataset's {dataset.folds}, got {study.search.folds}; "
-                f"prepare the dataset with --folds {study.search.folds}"]
+        return [
+            f"search.folds: must be the dataset's {dataset.folds}, got {study.search.folds}; "
+            f"prepare the dataset with --folds {study.search.folds}"
+        ]
     if study.search.test_fold and dataset.folds < 3:
-        return [f"search.test_fold: needs at least 3 folds, one to train on, got {dataset.folds}; prepare the dataset "
-                "with more --folds"]
+        return [
+            f"search.test_fold: needs at least 3 folds, one to train on, got {dataset.folds}; "
+            f"prepare the dataset "
+            "with more --folds"
+        ]
     return []
 
 
@@ -277,45 +349,77 @@ def _check_lesions(dataset: Dataset, model: Model, config: TrainingConfig) -> li
     by_label = isinstance(config, ClassifierConfig) and config.target
     missing = [c for c in config.categories if c not in dataset.categories]
     if missing and not by_label:
-        return [f"categories: the dataset has {', '.join(dataset.categories) or 'none'}, not {', '.join(missing)}; "
-                "set fixed: {categories: [...]}"]
+        return [
+            f"categories: the dataset has {', '.join(dataset.categories) or 'none'}, not "
+            f"{', '.join(missing)}; "
+            "set fixed: {categories: [...]}"
+        ]
     problems = []
-    counted = [(dataset.fold_of[s.patient_id], le) for s in usable(dataset.scans, model.task) for le in s.lesions
-               if le.category in config.categories and not le.crowd]
+    counted = [
+        (dataset.fold_of[s.patient_id], le)
+        for s in usable(dataset.scans, model.task)
+        for le in s.lesions
+        if le.category in config.categories and not le.crowd
+    ]
     if model.task == "segmentation" and counted:
         boxes = sum(le.rle is None for _, le in counted)
         if boxes:
-            problems.append(f"model: {model.name} needs lesion masks, but {boxes} of {len(counted)} lesions have a box "
-                            "alone; use a detector or annotate masks")
+            problems.append(
+                f"model: {model.name} needs lesion masks, but {boxes} of {len(counted)} lesions "
+                f"have a box "
+                "alone; use a detector or annotate masks"
+            )
     if isinstance(config, ClassifierConfig):
         return problems + _check_targets(dataset, config)
     for fold in [*range(dataset.folds), *([TEST] if dataset.test else [])]:
         if not any(f == fold for f, _ in counted):
-            which, how = ("the test group", "another --holdout or --split") if fold == TEST else \
-                (f"fold {fold}", "fewer --folds")
-            problems.append(f"dataset {dataset.path}: every fold and the test group need a lesion to be scored by, "
-                            f"{which} has none of {', '.join(config.categories)}; prepare it with {how}")
+            which, how = (
+                ("the test group", "another --holdout or --split")
+                if fold == TEST
+                else (f"fold {fold}", "fewer --folds")
+            )
+            problems.append(
+                f"dataset {dataset.path}: every fold and the test group need a lesion to be scored "
+                f"by, "
+                f"{which} has none of {', '.join(config.categories)}; prepare it with {how}"
+            )
     return problems
 
 
 def _check_targets(dataset: Dataset, config: ClassifierConfig) -> list[str]:
     """Every fold needs positives and negatives to be scored by."""
-    what = f"label {config.target} 0 and 1" if config.target else \
-        f"lesions of {', '.join(config.categories)} and others"
-    counts = [Counter(positive for s in dataset.validation(fold)
-                      for _, positive in targets(s, list(config.categories), config.target))
-              for fold in [*range(dataset.folds), *([TEST] if dataset.test else [])]]
-    return [f"dataset {dataset.path}: every fold and the test group need {what} to be scored by, "
-            f"{f'fold {fold}' if fold < dataset.folds else 'the test group'} has {count[True]} positive and "
-            f"{count[False]} negative; prepare it with another split, or classify something else"
-            for fold, count in enumerate(counts) if not (count[True] and count[False])]
+    what = (
+        f"label {config.target} 0 and 1"
+        if config.target
+        else f"lesions of {', '.join(config.categories)} and others"
+    )
+    counts = [
+        Counter(
+            positive
+            for s in dataset.validation(fold)
+            for _, positive in targets(s, list(config.categories), config.target)
+        )
+        for fold in [*range(dataset.folds), *([TEST] if dataset.test else [])]
+    ]
+    return [
+        f"dataset {dataset.path}: every fold and the test group need {what} to be scored by, "
+        f"{f'fold {fold}' if fold < dataset.folds else 'the test group'} has {count[True]} "
+        f"positive and "
+        f"{count[False]} negative; prepare it with another split, or classify something else"
+        for fold, count in enumerate(counts)
+        if not (count[True] and count[False])
+    ]
 
 
 def too_small(dataset: Dataset, model: Model, config: TrainingConfig, size: int) -> tuple[int, int]:
-    """Lesions whose boxes get under ``LEAST_SIDE`` pixels a side at an image size, and all there are, outside the test
-    group: detectors are not trained on them, but scored."""
+    """Lesions whose boxes get under ``LEAST_SIDE`` pixels a side at an image size, and all there
+    are, outside the test group: detectors are not trained on them, but scored.
+    """
     scans = [s for s in usable(dataset.scans, model.task) if dataset.fold_of[s.patient_id] != TEST]
-    wanted = [replace(s, lesions=tuple(le for le in foci(s) if le.category in config.categories)) for s in scans]
+    wanted = [
+        replace(s, lesions=tuple(le for le in foci(s) if le.category in config.categories))
+        for s in scans
+    ]
     return lost_at(wanted, size), sum(len(s.lesions) for s in wanted)
 
 
@@ -324,18 +428,43 @@ def _lost(study: Study, dataset: Dataset, model: Model, config: TrainingConfig) 
     param = study.space.get("imgsz")
     values = (param.choice or param.bounds or ()) if param else (config.imgsz,)
     sizes = sorted(v for v in values if isinstance(v, int))
-    found = {size: too_small(dataset, model, config, size) for size in sizes} if model.task == "detection" else {}
-    return [f"imgsz {size}: {lost} of {total} lesions are under {LEAST_SIDE} pixels a side; they are not trained on, "
-            "but scored" for size, (lost, total) in found.items() if lost]
+    found = (
+        {size: too_small(dataset, model, config, size) for size in sizes}
+        if model.task == "detection"
+        else {}
+    )
+    return [
+        f"imgsz {size}: {lost} of {total} lesions are under {LEAST_SIDE} pixels a side; they are "
+        f"not trained on, "
+        "but scored"
+        for size, (lost, total) in found.items()
+        if lost
+    ]
 
 
 def _steps(study: Study, dataset: Dataset, model: Model, config: TrainingConfig) -> int:
     """Optimiser steps of an epoch of the smallest fold at the largest batch of the space."""
-    sizes = [p.choice or p.bounds or () for name, p in study.space.items() if name in ("batch", "nbs")]
-    largest = max([float(config.batch), float(config.nbs), *(float(str(v)) for values in sizes for v in values)])
+    sizes = [
+        p.choice or p.bounds or () for name, p in study.space.items() if name in ("batch", "nbs")
+    ]
+    largest = max(
+        [
+            float(config.batch),
+            float(config.nbs),
+            *(float(str(v)) for values in sizes for v in values),
+        ]
+    )
     # Two views that share a canvas are one image of the batch.
-    pairs = 2 if config.montage or ("montage" in study.space and True in (study.space["montage"].choice or ())) else 1
-    return min(math.ceil(_samples(dataset, model, config, f) / pairs / largest) for f in range(dataset.folds))
+    pairs = (
+        2
+        if config.montage
+        or ("montage" in study.space and True in (study.space["montage"].choice or ()))
+        else 1
+    )
+    return min(
+        math.ceil(_samples(dataset, model, config, f) / pairs / largest)
+        for f in range(dataset.folds)
+    )
 
 
 def _samples(dataset: Dataset, model: Model, config: TrainingConfig, fold: int) -> int:
@@ -359,7 +488,9 @@ def _ladder(study: Study, folds: int, steps: int) -> tuple[tuple[int, int], ...]
 
 
 def _check_disk(study: Study, model: Model, config: TrainingConfig, out: Path, folds: int) -> None:
-    """Room for the weights: kept configurations, and one more at work with its optimiser's state."""
+    """Room for the weights: kept configurations, and one more at work with its optimiser's
+    state.
+    """
     parent = out
     while not parent.exists():
         parent = parent.parent
@@ -370,5 +501,7 @@ def _check_disk(study: Study, model: Model, config: TrainingConfig, out: Path, f
     need = folds * weights * (3 * study.keep + 8)
     free = shutil.disk_usage(parent).free
     if free < need:
-        raise WrongInput(f"--out {out}: the study needs about {need / 1e6:.0f} MB for weights, but the disk has "
-                         f"{free / 1e6:.0f} MB free; free some, choose another place, or set keep lower")
+        raise WrongInput(
+            f"--out {out}: the study needs about {need / 1e6:.0f} MB for weights, but the disk has "
+            f"{free / 1e6:.0f} MB free; free some, choose another place, or set keep lower"
+        )

@@ -1,4 +1,6 @@
-"""Earlier leaderboards as a start for a new search: their scores steer what is proposed, and are ranked nowhere."""
+"""Earlier leaderboards as a start for a new search: their scores steer what is proposed, and are
+ranked nowhere.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,16 @@ Row = dict[str, str]
 def warm_start(study: Study, sources: Sequence[str]) -> Prior:
     """What a search may take over from earlier leaderboards.
 
-    Datasets, folds and test groups differ between studies, so scores of two of them are never compared: a row counts
-    by its standing among the rows of its own study (quantiles, as Salinas et al. 2020, arXiv:1909.13595). Rows that
-    lie outside the study's space or fixed values are left out.
+    Datasets, folds and test groups differ between studies, so scores of two of them are never
+    compared: a row counts by its standing among the rows of its own study (quantiles, as Salinas et
+    al. 2020, arXiv:1909.13595). Rows that lie outside the study's space or fixed values are left
+    out.
 
     Args:
         sources: files or URLs of leaderboards, or study folders.
     Raises:
-        WrongInput: a source is missing, is no leaderboard, is empty or of another metric, or no row fits the space.
+        WrongInput: a source is missing, is no leaderboard, is empty or of another metric, or no row
+            fits the space.
     """
     told: list[Observation] = []
     complete: list[Observation] = []
@@ -41,8 +45,10 @@ def warm_start(study: Study, sources: Sequence[str]) -> Prior:
             told.append(Observation(params=params, standing=(place + 0.5) / len(rows)))
             complete += told[-1:] if row["state"] == "complete" else []
     if not told:
-        raise WrongInput(f"--warm-start {' '.join(sources)}: must have a row inside the study's space and fixed "
-                         f"values, but none of {left_out} is; widen the space, or leave it out")
+        raise WrongInput(
+            f"--warm-start {' '.join(sources)}: must have a row inside the study's space and fixed "
+            f"values, but none of {left_out} is; widen the space, or leave it out"
+        )
     # Two rows of the same hyper-parameters are one point; the better one gives its place.
     best = {identity(o.params): o.params for o in sorted(complete, key=lambda o: o.standing)}
     points = tuple(reversed(best.values()))[:POINTS]
@@ -50,33 +56,58 @@ def warm_start(study: Study, sources: Sequence[str]) -> Prior:
 
 
 def _standings(study: Study, source: str) -> list[Row]:
-    """The rows with scores of one leaderboard, worst first: who got further stands higher, then the score decides."""
+    """The rows with scores of one leaderboard, worst first: who got further stands higher, then the
+    score decides.
+    """
     place = Folder(source)
-    folder, _, name = f"./{place.url}".rpartition("/") if "/" not in place.url else place.url.rpartition("/")
-    content = place.read("leaderboard.csv") if place.fs.isdir(place.path) else Folder(folder or "/").read(name)
+    folder, _, name = (
+        f"./{place.url}".rpartition("/") if "/" not in place.url else place.url.rpartition("/")
+    )
+    content = (
+        place.read("leaderboard.csv")
+        if place.fs.isdir(place.path)
+        else Folder(folder or "/").read(name)
+    )
     if content is None:
-        raise WrongInput(f"--warm-start {source}: must be a leaderboard.csv or a study folder, but there is none; "
-                         "check the path")
+        raise WrongInput(
+            f"--warm-start {source}: must be a leaderboard.csv or a study folder, but there is "
+            f"none; "
+            "check the path"
+        )
     text = io.StringIO(content.decode("utf-8", "replace"), newline="")
-    table = [{k: plain_cell(v) for k, v in row.items() if k} for row in csv.DictReader(text, restval="")]
+    table = [
+        {k: plain_cell(v) for k, v in row.items() if k} for row in csv.DictReader(text, restval="")
+    ]
     columns = set(table[0]) if table else set()
-    ranked_by = sorted({c.removesuffix("_ci_low") for c in columns if c and c.endswith("_ci_low")} - {"delta"})
+    ranked_by = sorted(
+        {c.removesuffix("_ci_low") for c in columns if c and c.endswith("_ci_low")} - {"delta"}
+    )
     if table and not (ranked_by and {"state", "folds_done", "epochs_done"} <= columns):
-        raise WrongInput(f"--warm-start {source}: must be a leaderboard of raybone, but lacks its columns; "
-                         "give the leaderboard.csv of a study")
+        raise WrongInput(
+            f"--warm-start {source}: must be a leaderboard of raybone, but lacks its columns; "
+            "give the leaderboard.csv of a study"
+        )
     if table and study.metric not in ranked_by:
-        raise WrongInput(f"--warm-start {source}: must be ranked by this study's {study.metric}, but is by "
-                         f"{ranked_by[0]}; give another leaderboard")
+        raise WrongInput(
+            f"--warm-start {source}: must be ranked by this study's {study.metric}, but is by "
+            f"{ranked_by[0]}; give another leaderboard"
+        )
     rows = [r for r in table if r["state"] == "complete" or r["state"].startswith("stopped@")]
     if not rows:
-        raise WrongInput(f"--warm-start {source}: must have rows that are complete or stopped, but has none; "
-                         "give another leaderboard")
+        raise WrongInput(
+            f"--warm-start {source}: must have rows that are complete or stopped, but has none; "
+            "give another leaderboard"
+        )
     sign = 1 if study.direction == "maximize" else -1
 
     def standing(row: Row) -> tuple[float, ...]:
         mean = _number(row[f"{study.metric}_mean"])
-        return (row["state"] == "complete", _number(row["folds_done"]), _number(row["epochs_done"]),
-                -math.inf if math.isnan(mean) else sign * mean)
+        return (
+            row["state"] == "complete",
+            _number(row["folds_done"]),
+            _number(row["epochs_done"]),
+            -math.inf if math.isnan(mean) else sign * mean,
+        )
 
     return sorted(rows, key=standing)
 
@@ -84,8 +115,11 @@ def _standings(study: Study, source: str) -> list[Row]:
 def _params(study: Study, row: Row) -> dict[str, Value] | None:
     """A row's hyper-parameters, or None when the study's space could not have drawn them."""
     cells = {name: row.get(f"cfg.{name}") for name in [*study.fixed, *study.space]}
-    if any(cell is not None and not _stands_for(cell, study.fixed[name]) for name, cell in cells.items()
-           if name in study.fixed):
+    if any(
+        cell is not None and not _stands_for(cell, study.fixed[name])
+        for name, cell in cells.items()
+        if name in study.fixed
+    ):
         return None
     values: dict[str, Value] = {}
     for name, param in sorted(study.space.items(), key=lambda item: item[1].when is not None):

@@ -1,4 +1,6 @@
-"""What a study is doing, from its folder alone: facts, and the lines that tell them where there is no terminal."""
+"""What a study is doing, from its folder alone: facts, and the lines that tell them where there is
+no terminal.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,11 @@ HOW = ("passed", "waiting", "stopped", "coming", "failed")  # what a configurati
 
 @dataclass(frozen=True)
 class Rung:
-    """A rung of the ladder: how many have passed it (on the last one, are complete), were stopped there, and so on.
+    """A rung of the ladder: how many have passed it (on the last one, are complete), were stopped
+    there, and so on.
 
-    waiting: have done it and wait for what follows; coming, failed: on the way there from the rung before.
+    waiting: have done it and wait for what follows; coming, failed: on the way there from the rung
+    before.
     """
 
     name: str
@@ -41,10 +45,11 @@ class Rung:
 
 @dataclass(frozen=True)
 class Best:
-    """A leader: of the highest rung that any configuration has finished, by its mean over the folds of that rung.
+    """A leader: of the highest rung that any configuration has finished, by its mean over the folds
+    of that rung.
 
-    low, high: ``ci`` of the leaderboard once it is complete, else Nadeau & Bengio's over its folds; NaN for one fold.
-    params: its searched hyper-parameters.
+    low, high: ``ci`` of the leaderboard once it is complete, else Nadeau & Bengio's over its folds;
+    NaN for one fold. params: its searched hyper-parameters.
     """
 
     config_id: str
@@ -57,10 +62,11 @@ class Best:
 
 @dataclass(frozen=True)
 class Running:
-    """A configuration at work: the rung it goes to (0-based), its folds at work (fold, epoch, score), and how fast.
+    """A configuration at work: the rung it goes to (0-based), its folds at work (fold, epoch,
+    score), and how fast.
 
-    epochs: of each fold at that rung. share: of the epochs up to there that are done. epoch_seconds, seconds: of an
-    epoch, and what is left to that rung; NaN while nobody knows.
+    epochs: of each fold at that rung. share: of the epochs up to there that are done.
+    epoch_seconds, seconds: of an epoch, and what is left to that rung; NaN while nobody knows.
     """
 
     config_id: str
@@ -74,8 +80,9 @@ class Running:
 
 @dataclass(frozen=True)
 class Status:
-    """What there is to tell of a study; ``driven`` is whether a driver is at work, ``leaders`` are the best, at most
-    ``LEADERS``, best first."""
+    """What there is to tell of a study; ``driven`` is whether a driver is at work, ``leaders`` are
+    the best, at most ``LEADERS``, best first.
+    """
 
     study: Study
     state: State
@@ -101,34 +108,54 @@ class Status:
         end = state.end or time_left(study, state)
         if not self.driven and not state.end:
             end = "no driver: `raybone search` with the same --out resumes it"
-        return (f"{len(state.configurations)}/{study.search.trials} configurations · {state.fold_epochs} fold epochs · "
-                f"{clock(state.seconds)} · {end}")
+        return (
+            f"{len(state.configurations)}/{study.search.trials} configurations · "
+            f"{state.fold_epochs} fold epochs · "
+            f"{clock(state.seconds)} · {end}"
+        )
 
     @property
     def counts(self) -> str:
         """How many configurations are in each status, and what limits are used up by."""
         counts = self.state.counts
-        told = [f"{counts[s]} {s}" for s in ("running", "paused", "complete", "stopped", "failed") if counts[s]]
-        allowed = [f"{self.study.limits.failed_trials} failures are allowed"] if counts["failed"] else []
+        told = [
+            f"{counts[s]} {s}"
+            for s in ("running", "paused", "complete", "stopped", "failed")
+            if counts[s]
+        ]
+        allowed = (
+            [f"{self.study.limits.failed_trials} failures are allowed"] if counts["failed"] else []
+        )
         return " · ".join([*told, *allowed, *self._limits()])
 
     def news(self, most: int, *kinds: str) -> list[str]:
         """The last events of these kinds in words."""
         ladder = ladder_of(self.study)
-        return [in_words(e, ladder) for e in [e for e in self.state.news if e["event"] in kinds][-most:]]
+        return [
+            in_words(e, ladder) for e in [e for e in self.state.news if e["event"] in kinds][-most:]
+        ]
 
     def _limits(self) -> list[str]:
         limits, state = self.study.limits, self.state
-        spent = {"hours": state.seconds / 3600, "gpu_hours": gpu_hours(self.study, state.train_seconds)}
-        return [f"{used:.1f} of {getattr(limits, name):g} {name.replace('_', '-')}" for name, used in spent.items()
-                if math.isfinite(getattr(limits, name))]
+        spent = {
+            "hours": state.seconds / 3600,
+            "gpu_hours": gpu_hours(self.study, state.train_seconds),
+        }
+        return [
+            f"{used:.1f} of {getattr(limits, name):g} {name.replace('_', '-')}"
+            for name, used in spent.items()
+            if math.isfinite(getattr(limits, name))
+        ]
 
 
-def watch(out: str, show: Callable[[Status, bool], None], follow: bool = True, poll: float = 2.0) -> None:
+def watch(
+    out: str, show: Callable[[Status, bool], None], follow: bool = True, poll: float = 2.0
+) -> None:
     """Show a study until it ends, from its folder alone, wherever it runs.
 
     Args:
-        show: is given the facts, again and again, and whether anything happened since it was given them last.
+        show: is given the facts, again and again, and whether anything happened since it was given
+            them last.
     Raises:
         WrongInput: no study there.
     """
@@ -152,8 +179,14 @@ def watch(out: str, show: Callable[[Status, bool], None], follow: bool = True, p
 
 def status_of(study: Study, state: State, driven: bool = True) -> Status:
     """The facts of a study."""
-    return Status(study, state, driven, _rungs(study, state), _leaders(study, state),
-                  tuple(_running(study, state, c) for c in state.running))
+    return Status(
+        study,
+        state,
+        driven,
+        _rungs(study, state),
+        _leaders(study, state),
+        tuple(_running(study, state, c) for c in state.running),
+    )
 
 
 def status_lines(status: Status) -> list[str]:
@@ -163,7 +196,10 @@ def status_lines(status: Status) -> list[str]:
     for number, rung in enumerate(ladder, 1):
         there = ", ".join(f"{getattr(rung, how)} {how}" for how in HOW if getattr(rung, how))
         lines.append(f"  rung {number} of {len(ladder)}: {rung.name:<22} {there or 'nobody yet'}")
-    lines += [best_line(study, status.best), *([busy_line(study, status.state)] if status.state.fold_epochs else [])]
+    lines += [
+        best_line(study, status.best),
+        *([busy_line(study, status.state)] if status.state.fold_epochs else []),
+    ]
     lines += ["  " + running_line(study, r) for r in status.running]
     told = [*status.news(8, "decision", "again", "slots"), *status.news(3, "failed")]
     return [printable(line) for line in [*lines, *("  " + line for line in told)]]
@@ -187,23 +223,40 @@ def best_line(study: Study, best: Best | None) -> str:
 
 def in_short(params: Mapping[str, Any]) -> str:
     """Hyper-parameters in few words, such as ``lr0 0.0031 imgsz 512``."""
-    return " ".join(f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in params.items())
+    return " ".join(
+        f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in params.items()
+    )
 
 
 def warm_lines(study: Study) -> list[str]:
     """What a study began with, if it began warm."""
     prior = study.resolved.prior if study.resolved else None
-    return [f"warm start: {len(prior.observations)} rows to propose from, {len(prior.points)} tried first, "
-            f"{prior.left_out} left out as outside the space"] if prior else []
+    return (
+        [
+            f"warm start: {len(prior.observations)} rows to propose from, {len(prior.points)} "
+            f"tried first, "
+            f"{prior.left_out} left out as outside the space"
+        ]
+        if prior
+        else []
+    )
 
 
 def running_line(study: Study, running: Running) -> str:
     """One running configuration: target rung, folds and epochs, last score, time to that rung."""
-    folds = ", ".join(f"fold {k} epoch {n}/{running.epochs} {study.metric} {score:.3f}"
-                      for k, n, score in running.folds)
-    left = f"; {running.epoch_seconds:.3g} s an epoch, {clock(running.seconds)} to go" \
-        if math.isfinite(running.seconds) else ""
-    return f"{running.config_id} to {name_of(ladder_of(study), running.target)}: {folds or 'starting a run'}{left}"
+    folds = ", ".join(
+        f"fold {k} epoch {n}/{running.epochs} {study.metric} {score:.3f}"
+        for k, n, score in running.folds
+    )
+    left = (
+        f"; {running.epoch_seconds:.3g} s an epoch, {clock(running.seconds)} to go"
+        if math.isfinite(running.seconds)
+        else ""
+    )
+    return (
+        f"{running.config_id} to {name_of(ladder_of(study), running.target)}: "
+        f"{folds or 'starting a run'}{left}"
+    )
 
 
 def time_left(study: Study, state: State) -> str:
@@ -221,14 +274,22 @@ def time_left(study: Study, state: State) -> str:
 def clock(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+    return (
+        f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+        if minutes >= 60
+        else f"{minutes}:{rest:02d}"
+    )
 
 
 def _rungs(study: Study, state: State) -> tuple[Rung, ...]:
     ladder = ladder_of(study)
     tally = [dict.fromkeys(HOW, 0) for _ in ladder]
     for c in state.configurations.values():
-        away = c.status in ("running", "failed") or c.rung < 0 or (c.status == "paused" and c.target > c.rung)
+        away = (
+            c.status in ("running", "failed")
+            or c.rung < 0
+            or (c.status == "paused" and c.target > c.rung)
+        )
         complete = c.status == "complete"
         for rung in tally[: min(c.rung + 1, c.target) if away else c.rung + complete]:
             rung["passed"] += 1
@@ -243,23 +304,42 @@ def _leaders(study: Study, state: State) -> tuple[Best, ...]:
     ladder, found = ladder_of(study), []
     for configuration in state.configurations.values():
         folds, epochs = ladder[configuration.rung]
-        folds_K = np.array([configuration.fold_score(k, epochs, study.metric) for k in range(folds)])
+        folds_K = np.array(
+            [configuration.fold_score(k, epochs, study.metric) for k in range(folds)]
+        )
         if configuration.rung >= 0 and np.isfinite(folds_K).all():
             found.append((configuration.rung, sign * float(folds_K.mean()), configuration, folds_K))
     found.sort(key=lambda one: one[:2], reverse=True)
-    return tuple(Best(c.id, name_of(ladder, rung), sign * value, *interval(study, c, folds_K), c.params)
-                 for rung, value, c, folds_K in found[:LEADERS])
+    return tuple(
+        Best(c.id, name_of(ladder, rung), sign * value, *interval(study, c, folds_K), c.params)
+        for rung, value, c, folds_K in found[:LEADERS]
+    )
 
 
 def _running(study: Study, state: State, configuration: Configuration) -> Running:
     """A running configuration; its time left counts the folds at work as side by side."""
     folds, epochs = ladder_of(study)[configuration.target]
     runs = configuration.epochs
-    at_work = tuple((k, len(runs[k]), runs[k].last(study.metric)) for k in sorted(configuration.at_work)
-                    if len(runs[k]) < epochs)
+    at_work = tuple(
+        (k, len(runs[k]), runs[k].last(study.metric))
+        for k in sorted(configuration.at_work)
+        if len(runs[k]) < epochs
+    )
     todo = sum(max(0, epochs - len(runs.get(k, ()))) for k in range(folds))
     seconds = [s for run in runs.values() for s in run.seconds]
-    each = float(np.median(seconds)) if seconds else \
-        state.train_seconds / state.fold_epochs if state.fold_epochs else math.nan
-    return Running(configuration.id, configuration.target, at_work, epochs, 1 - todo / (folds * epochs), each,
-                   todo * each / max(len(at_work), 1))
+    each = (
+        float(np.median(seconds))
+        if seconds
+        else state.train_seconds / state.fold_epochs
+        if state.fold_epochs
+        else math.nan
+    )
+    return Running(
+        configuration.id,
+        configuration.target,
+        at_work,
+        epochs,
+        1 - todo / (folds * epochs),
+        each,
+        todo * each / max(len(at_work), 1),
+    )

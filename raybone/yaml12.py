@@ -1,4 +1,6 @@
-"""YAML as people and YAML 1.2 read it, where PyYAML reads 1.1: 010 is ten, 1e-3 a number, and 1:30 no number at all."""
+"""YAML as people and YAML 1.2 read it, where PyYAML reads 1.1: 010 is ten, 1e-3 a number, and 1:30
+no number at all.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from typing import Any
 
 import yaml
 
-MOST_KEYS = 1000  # of a mapping with what it merges: a few lines that merge each other double at every line
+MOST_KEYS = (
+    1000  # of a mapping with what it merges: a few lines that merge each other double at every line
+)
 NO_YAML = (yaml.YAMLError, ValueError, TypeError, RecursionError)  # of a loader on hostile text
 
 
@@ -32,7 +36,9 @@ class Loader(yaml.SafeLoader):
         """Put what is merged into a mapping."""
         super().flatten_mapping(node)
         if len(node.value) > MOST_KEYS:
-            raise ValueError(f"line {node.start_mark.line + 1}: a mapping has over {MOST_KEYS} keys")
+            raise ValueError(
+                f"line {node.start_mark.line + 1}: a mapping has over {MOST_KEYS} keys"
+            )
 
 
 class Dumper(yaml.SafeDumper):
@@ -42,12 +48,17 @@ class Dumper(yaml.SafeDumper):
 for _kind_of in (Loader, Dumper):
     _kind_of.yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in many if not tag.endswith((":int", ":float"))]
-        for first, many in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-    _kind_of.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d[\d_]*$"), list("-+0123456789"))
+        for first, many in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    _kind_of.add_implicit_resolver(
+        "tag:yaml.org,2002:int", re.compile(r"^[-+]?\d[\d_]*$"), list("-+0123456789")
+    )
     _kind_of.add_implicit_resolver(
         "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"
-                   r"|\.inf|\.Inf|\.INF|[-+]\.inf|\.nan|\.NaN|\.NAN)$"),
+        re.compile(
+            r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+"
+            r"|\.inf|\.Inf|\.INF|[-+]\.inf|\.nan|\.NaN|\.NAN)$"
+        ),
         list("-+0123456789."),
     )
 

@@ -14,15 +14,18 @@ from typing import Any
 
 import aiohttp  # Ray's dashboard has it
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 DRAWN = """new Promise(done => { const timer = setInterval(() => { if (document.documentElement.dataset.drawn) {
     clearInterval(timer); done(performance.now()); } }, 5); })"""
 
 
 @dataclass
 class Visit:
-    """answers of the scripts; complaints of the console, and requests; milliseconds to the load event and to the last
-    chart."""
+    """answers of the scripts; complaints of the console, and requests; milliseconds to the load
+    event and to the last chart.
+    """
 
     answers: list[Any] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
@@ -35,9 +38,20 @@ def visit(page: Path, scripts: Sequence[str] = (), width: int = 1300, dark: bool
     """Open a file, wait until its charts are drawn, and run scripts in it, one after the other."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = subprocess.Popen(
-            [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
-             "--remote-allow-origins=*", f"--user-data-dir={profile}", f"--window-size={width},1400",
-             "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            [
+                str(CHROMIUM),
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--remote-debugging-port=0",
+                "--remote-allow-origins=*",
+                f"--user-data-dir={profile}",
+                f"--window-size={width},1400",
+                "about:blank",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             return asyncio.run(_visit(Path(profile), page.resolve().as_uri(), scripts, dark))
         finally:
@@ -47,7 +61,10 @@ def visit(page: Path, scripts: Sequence[str] = (), width: int = 1300, dark: bool
 
 async def _visit(profile: Path, url: str, scripts: Sequence[str], dark: bool) -> Visit:
     seen, began = Visit(), time.monotonic()
-    while not (profile / "DevToolsActivePort").exists() or not (profile / "DevToolsActivePort").read_text():
+    while (
+        not (profile / "DevToolsActivePort").exists()
+        or not (profile / "DevToolsActivePort").read_text()
+    ):
         assert time.monotonic() - began < 60, "chromium did not start"
         await asyncio.sleep(0.05)
     port = (profile / "DevToolsActivePort").read_text().split()[0]
@@ -69,14 +86,19 @@ async def _visit(profile: Path, url: str, scripts: Sequence[str], dark: bool) ->
                         return dict(message["result"])
 
             async def run(script: str) -> Any:
-                found = await ask("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+                found = await ask(
+                    "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
+                )
                 assert "exceptionDetails" not in found, found["exceptionDetails"]
                 return found["result"].get("value")
 
             for domain in ("Page", "Runtime", "Network", "Log"):
                 await ask(f"{domain}.enable")
             if dark:
-                await ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+                await ask(
+                    "Emulation.setEmulatedMedia",
+                    features=[{"name": "prefers-color-scheme", "value": "dark"}],
+                )
             await ask("Page.navigate", url=url)
             seen.drawn = await run(DRAWN)
             seen.loaded = await run("performance.getEntriesByType('navigation')[0].loadEventEnd")

@@ -1,4 +1,6 @@
-"""One phantom, one dataset and one local Ray for the whole run of the suite; nothing is written to the real HOME."""
+"""One phantom, one dataset and one local Ray for the whole run of the suite; nothing is written to
+the real HOME.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,17 @@ import pytest
 from hypothesis import settings
 
 _HOME = tempfile.mkdtemp(prefix="raybone-home-")
-os.environ.update(HOME=_HOME, XDG_CONFIG_HOME=f"{_HOME}/.config", YOLO_CONFIG_DIR=f"{_HOME}/ultralytics",
-                  OMP_NUM_THREADS="1")
+os.environ.update(
+    HOME=_HOME,
+    XDG_CONFIG_HOME=f"{_HOME}/.config",
+    YOLO_CONFIG_DIR=f"{_HOME}/ultralytics",
+    OMP_NUM_THREADS="1",
+)
 Path(_HOME, "ultralytics").mkdir()
 os.environ.pop("RAY_ADDRESS", None)
 
-# A suite that is started in the background ignores Ctrl-C, and under nohup hang-ups, and so would every process that a
-# test interrupts.
+# A suite that is started in the background ignores Ctrl-C, and under nohup hang-ups, and so would
+# every process that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -60,16 +66,28 @@ def held_out(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cohort with three patients in a test group and two in each of three folds."""
     from raybone.prepare import prepare
 
-    return prepare(cohort, tmp_path_factory.mktemp("held") / "ds", folds=3, key=cohort / "phantom.key", holdout=3).path
+    return prepare(
+        cohort,
+        tmp_path_factory.mktemp("held") / "ds",
+        folds=3,
+        key=cohort / "phantom.key",
+        holdout=3,
+    ).path
 
 
 @pytest.fixture
 def study(dataset: Path) -> dict[str, object]:
     """A study of seconds, as a mapping: a tiny U-Net on small scans."""
-    return {"name": "tiny", "dataset": str(dataset), "model": "unet", "epochs": 3, "metric": "dice",
-            "fixed": {"batch": 4, "nbs": 4, "width": 4, "depth": 2, "imgsz": 128},
-            "space": {"lr0": {"log_uniform": [1e-3, 3e-2]}, "fliplr": {"choice": [0.0, 0.5]}},
-            "search": {"trials": 2, "sampler": "random", "scheduler": "full", "seed": 0}}
+    return {
+        "name": "tiny",
+        "dataset": str(dataset),
+        "model": "unet",
+        "epochs": 3,
+        "metric": "dice",
+        "fixed": {"batch": 4, "nbs": 4, "width": 4, "depth": 2, "imgsz": 128},
+        "space": {"lr0": {"log_uniform": [1e-3, 3e-2]}, "fliplr": {"choice": [0.0, 0.5]}},
+        "search": {"trials": 2, "sampler": "random", "scheduler": "full", "seed": 0},
+    }
 
 
 @pytest.fixture(scope="session")

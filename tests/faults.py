@@ -17,11 +17,17 @@ TRIAL, WORKER = ("ray::run_trial", "ray::ImplicitFunc"), ("ray::RayTrainWorker",
 
 def epochs_of(out: Path) -> list[tuple[str, int, int]]:
     """Finished fold epochs in the journal, in order."""
-    return [(e["config_id"], e["fold"], e["epoch"]) for e in Journal(Folder(out)).events() if e["event"] == "epoch"]
+    return [
+        (e["config_id"], e["fold"], e["epoch"])
+        for e in Journal(Folder(out)).events()
+        if e["event"] == "epoch"
+    ]
 
 
 class Killer:
-    """A thread that waits for numbers of epochs, and at each kills a process of this one's Ray with such a title."""
+    """A thread that waits for numbers of epochs, and at each kills a process of this one's Ray with
+    such a title.
+    """
 
     def __init__(self, out: Path, *plan: tuple[int, tuple[str, ...]]) -> None:
         self.out, self.plan, self.killed = out, plan, list[int]()
@@ -53,7 +59,9 @@ class Killer:
 
 
 def unseal(dataset: Path) -> None:
-    """Let a test edit a dataset: without seals, as those that were prepared before there were any."""
+    """Let a test edit a dataset: without seals, as those that were prepared before there were
+    any.
+    """
     meta = json.loads((dataset / "dataset.json").read_text())
     del meta["sealed"]
     (dataset / "dataset.json").write_text(json.dumps(meta))

@@ -1,4 +1,6 @@
-"""A Ray cluster as somebody else set it up: with a token, a dashboard, and without a raybone that works."""
+"""A Ray cluster as somebody else set it up: with a token, a dashboard, and without a raybone that
+works.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,14 @@ class Head:
 
     def command(self, *words: object, **environment: str) -> subprocess.Popen[str]:
         """Start a command as a person on another machine would: another HOME, the token alone."""
-        return subprocess.Popen([str(w) for w in words], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                cwd=ROOT, env=elsewhere(self.place, {"RAY_AUTH_TOKEN": self.token, **environment}))
+        return subprocess.Popen(
+            [str(w) for w in words],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=elsewhere(self.place, {"RAY_AUTH_TOKEN": self.token, **environment}),
+        )
 
     def raybone(self, *words: object, **environment: str) -> subprocess.Popen[str]:
         """Start the command line from there."""
@@ -46,7 +54,9 @@ def elsewhere(place: Path, more: dict[str, str]) -> dict[str, str]:
     home = place / "home"
     home.mkdir(exist_ok=True)
     bare = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHONPATH"))}
-    return {k: v for k, v in {**bare, "HOME": str(home), "PYTHONPATH": str(ROOT), **more}.items() if v}
+    return {
+        k: v for k, v in {**bare, "HOME": str(home), "PYTHONPATH": str(ROOT), **more}.items() if v
+    }
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -57,24 +67,54 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def running_head() -> Iterator[Head]:
-    """Sockets need a short path; the broken raybone is found first on the node, unless a job brings its own."""
+    """Sockets need a short path; the broken raybone is found first on the node, unless a job brings
+    its own.
+    """
     with tempfile.TemporaryDirectory(prefix="rj-", ignore_cleanup_errors=True) as folder:
         place, token = Path(folder), secrets.token_hex(16)
         (place / "own" / "raybone").mkdir(parents=True)
-        (place / "own" / "raybone" / "__init__.py").write_text("raise ImportError('the raybone of the node')")
+        (place / "own" / "raybone" / "__init__.py").write_text(
+            "raise ImportError('the raybone of the node')"
+        )
         with contextlib.ExitStack() as stack:
             kept = [stack.enter_context(socket.create_server(("", 0))) for _ in range(4)]
             ports = [s.getsockname()[1] for s in kept]
         names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
         bins = f"{RAY.parent}:{os.environ['PATH']}"
         process = subprocess.Popen(
-            [str(RAY), "start", "--head", "--block", "--num-cpus=2", "--object-store-memory=200000000",
-             f"--temp-dir={place}/ray", "--include-dashboard=true",
-             *(f"--{n}={p}" for n, p in zip(names, ports))],
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-            env=elsewhere(place, {"PATH": bins, "PYTHONPATH": f"{place}/own", "RAY_AUTH_MODE": "token",
-                                  "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}))
-        made = Head(f"http://127.0.0.1:{ports[1]}", f"{ray.util.get_node_ip_address()}:{ports[0]}", token, place)
+            [
+                str(RAY),
+                "start",
+                "--head",
+                "--block",
+                "--num-cpus=2",
+                "--object-store-memory=200000000",
+                f"--temp-dir={place}/ray",
+                "--include-dashboard=true",
+                *(f"--{n}={p}" for n, p in zip(names, ports)),
+            ],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=elsewhere(
+                place,
+                {
+                    "PATH": bins,
+                    "PYTHONPATH": f"{place}/own",
+                    "RAY_AUTH_MODE": "token",
+                    "RAY_AUTH_TOKEN": token,
+                    "RAY_USAGE_STATS_ENABLED": "0",
+                    "OMP_NUM_THREADS": "1",
+                },
+            ),
+        )
+        made = Head(
+            f"http://127.0.0.1:{ports[1]}",
+            f"{ray.util.get_node_ip_address()}:{ports[0]}",
+            token,
+            place,
+        )
         try:
             wait_for(lambda: answers(made), process)
             yield made
@@ -89,7 +129,9 @@ def running_head() -> Iterator[Head]:
 
 def answers(head: Head) -> bool:
     """Whether the job server is there."""
-    request = urllib.request.Request(f"{head.url}/api/jobs/", headers={"Authorization": f"Bearer {head.token}"})
+    request = urllib.request.Request(
+        f"{head.url}/api/jobs/", headers={"Authorization": f"Bearer {head.token}"}
+    )
     try:
         return bool(urllib.request.urlopen(request, timeout=5).status == 200)
     except OSError:
@@ -97,7 +139,9 @@ def answers(head: Head) -> bool:
 
 
 def wait_for(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Look ten times a second until it is true, as long as the process lives and for three minutes."""
+    """Look ten times a second until it is true, as long as the process lives and for three
+    minutes.
+    """
     deadline = time.monotonic() + 180
     while not true() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)

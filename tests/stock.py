@@ -22,13 +22,16 @@ def mixed(*parts: int) -> int:
 
 
 def stock_trainer(model: Any, config: Any, opened: Any, epochs: int) -> Any:
-    """Ultralytics' DetectionTrainer on raybone's batches of fold 0: its loop, optimiser, schedule, loss and average.
+    """Ultralytics' DetectionTrainer on raybone's batches of fold 0: its loop, optimiser, schedule,
+    loss and average.
 
     ``told`` are the losses of its epochs, ``ema.ema`` are its averaged weights.
     """
     from ultralytics.models.yolo.detect import DetectionTrainer
 
-    samples = ScanSamples(opened, opened.training(0), ["malignant"], config.imgsz, False, config, mixed(0, 0, 1))
+    samples = ScanSamples(
+        opened, opened.training(0), ["malignant"], config.imgsz, False, config, mixed(0, 0, 1)
+    )
 
     class Loader:
         num_workers, batch_size, dataset = 0, config.batch, samples
@@ -58,8 +61,12 @@ def stock_trainer(model: Any, config: Any, opened: Any, epochs: int) -> Any:
             size = boxes.new_tensor([*batch.image_NCHW.shape[:1:-1]] * 2)
             middle = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1)
             index = [torch.full((len(b),), float(i)) for i, b in enumerate(batch.boxes)]
-            return {"img": batch.image_NCHW, "batch_idx": torch.cat(index), "bboxes": middle / size,
-                    "cls": torch.cat(batch.labels).float()[:, None]}
+            return {
+                "img": batch.image_NCHW,
+                "batch_idx": torch.cat(index),
+                "bboxes": middle / size,
+                "cls": torch.cat(batch.labels).float()[:, None],
+            }
 
         def _get_warmup_iterations(self, batches: int) -> int:
             return round(min(self.args.warmup_epochs, self.epochs - 1) * batches)
@@ -76,13 +83,43 @@ def stock_trainer(model: Any, config: Any, opened: Any, epochs: int) -> Any:
 
         def final_eval(self) -> None: ...
 
-    names = ("optimizer", "lr0", "lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum",
-             "warmup_bias_lr", "nbs", "batch", "imgsz", "box", "cls", "dfl")
-    trainer = Stock(overrides={**{n: getattr(config, n) for n in names}, "epochs": epochs, "device": "cpu",
-                               "workers": 0, "amp": False, "plots": False, "val": False, "close_mosaic": 0,
-                               "model": "yolo11n.yaml", "data": "x.yaml", "project": str(Path.cwd() / "stock"),
-                               "exist_ok": True})
+    names = (
+        "optimizer",
+        "lr0",
+        "lrf",
+        "momentum",
+        "weight_decay",
+        "warmup_epochs",
+        "warmup_momentum",
+        "warmup_bias_lr",
+        "nbs",
+        "batch",
+        "imgsz",
+        "box",
+        "cls",
+        "dfl",
+    )
+    trainer = Stock(
+        overrides={
+            **{n: getattr(config, n) for n in names},
+            "epochs": epochs,
+            "device": "cpu",
+            "workers": 0,
+            "amp": False,
+            "plots": False,
+            "val": False,
+            "close_mosaic": 0,
+            "model": "yolo11n.yaml",
+            "data": "x.yaml",
+            "project": str(Path.cwd() / "stock"),
+            "exist_ok": True,
+        }
+    )
     trainer.told = []
-    trainer.add_callback("on_train_epoch_start", lambda t: setattr(t.train_loader.sampler, "epoch", t.epoch + 1))
-    trainer.add_callback("on_train_epoch_end", lambda t: t.told.append(sum(float(v) for v in t.tloss.values())))
+    trainer.add_callback(
+        "on_train_epoch_start", lambda t: setattr(t.train_loader.sampler, "epoch", t.epoch + 1)
+    )
+    trainer.add_callback(
+        "on_train_epoch_end", lambda t: t.told.append(sum(float(v) for v in t.tloss.values()))
+    )
     return trainer

@@ -20,17 +20,29 @@ def cli(*arguments: object) -> int:
     return main([str(a) for a in arguments])
 
 
-def test_phantom_prepare_inspect_search_leaderboard_watch(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                          study: dict[str, Any]) -> None:
-    place = tmp_path / "it's a \"path\""
+def test_phantom_prepare_inspect_search_leaderboard_watch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], study: dict[str, Any]
+) -> None:
+    place = tmp_path / 'it\'s a "path"'
     assert cli("phantom", place / "ph", "--patients", 4, "--height", 128) == 0
     assert cli("prepare", place / "ph", place / "ds", "--folds", 2, "--key", place / "key") == 0
     assert "8 scans of 4 patients" in capsys.readouterr().out
     assert cli("inspect", place / "ds", "--json") == 0
     assert json.loads(capsys.readouterr().out)["counts"]["scans"] == 8
     (place / "study.yaml").write_text(yaml.safe_dump({**study, "dataset": str(place / "ds")}))
-    assert cli("search", place / "study.yaml", "--out", place / "st", "--local", "--set", "epochs=1",
-               "search.trials=1") == 0
+    assert (
+        cli(
+            "search",
+            place / "study.yaml",
+            "--out",
+            place / "st",
+            "--local",
+            "--set",
+            "epochs=1",
+            "search.trials=1",
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "c000" in out
     assert "done: " in out
@@ -40,7 +52,8 @@ def test_phantom_prepare_inspect_search_leaderboard_watch(tmp_path: Path, capsys
     assert cli("leaderboard", place / "st", "--brief", "--csv", tmp_path / "brief.csv") == 0
     assert capsys.readouterr().out.split()[:5] == ["rank", "config", "state", "dice", "95"]
     assert (tmp_path / "brief.csv").read_text().splitlines()[0] == (
-        "rank,config_id,model,state,dice_mean,dice_nb_low,dice_nb_high,verdict,dice_corrected,dice_test")
+        "rank,config_id,model,state,dice_mean,dice_nb_low,dice_nb_high,verdict,dice_corrected,dice_test"
+    )
     assert cli("watch", place / "st", "--once") == 0
     assert "best so far: c000 dice" in capsys.readouterr().out
     assert cli("stop", place / "st") == 0
@@ -56,21 +69,26 @@ def test_models_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_menu_is_told_without_torch() -> None:
     """Importing it and building every network took half a minute."""
-    code = "import sys; import raybone.cli as c; c.main(['models']); print({'torch', 'torchvision'} & set(sys.modules))"
+    code = (
+        "import sys; import raybone.cli as c; c.main(['models']); print({'torch', "
+        "'torchvision'} & set(sys.modules))"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "unet " in run.stdout
     assert run.stdout.endswith("set()\n")
 
 
-def test_preview_counts_before_spending(study: dict[str, Any], tmp_path: Path,
-                                        capsys: pytest.CaptureFixture[str]) -> None:
+def test_preview_counts_before_spending(
+    study: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
     assert cli("preview", tmp_path / "s.yaml", "--set", "search.trials=10") == 0
     assert "90 fold epochs expected" in capsys.readouterr().out
 
 
-def test_preview_takes_epoch_times_as_given_or_from_an_earlier_study(study: dict[str, Any], tmp_path: Path,
-                                                                    capsys: pytest.CaptureFixture[str]) -> None:
+def test_preview_takes_epoch_times_as_given_or_from_an_earlier_study(
+    study: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**study, "resources": {"gpus": 0.5}}))
     assert cli("preview", tmp_path / "s.yaml", "--epoch-seconds", 40, "--slots", 4, "--json") == 0
     seen = json.loads(capsys.readouterr().out)
@@ -90,13 +108,23 @@ def test_preview_takes_epoch_times_as_given_or_from_an_earlier_study(study: dict
     assert "8.0 s a fold epoch (the median of 3 fold epochs of " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("more", "rule"), [
-    (["--epoch-seconds", "0"], "must be over 0"), (["--epoch-seconds", "nan"], "must be over 0"),
-    (["--epoch-seconds", "1", "--epochs-from", "x"], "leave one out"), (["--slots", "0"], "at least 1"),
-    (["--epochs-from", "nowhere"], "must be a study folder"),
-])
-def test_a_preview_with_wrong_numbers_is_one_line(study: dict[str, Any], tmp_path: Path, more: list[str], rule: str,
-                                                  capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("more", "rule"),
+    [
+        (["--epoch-seconds", "0"], "must be over 0"),
+        (["--epoch-seconds", "nan"], "must be over 0"),
+        (["--epoch-seconds", "1", "--epochs-from", "x"], "leave one out"),
+        (["--slots", "0"], "at least 1"),
+        (["--epochs-from", "nowhere"], "must be a study folder"),
+    ],
+)
+def test_a_preview_with_wrong_numbers_is_one_line(
+    study: dict[str, Any],
+    tmp_path: Path,
+    more: list[str],
+    rule: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
     assert cli("preview", tmp_path / "s.yaml", *more) == 2
     error = capsys.readouterr().err
@@ -104,13 +132,26 @@ def test_a_preview_with_wrong_numbers_is_one_line(study: dict[str, Any], tmp_pat
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [
-    ["search", "none.yaml", "--out", "x"], ["prepare", "none", "x"], ["inspect", "none"], ["watch", "none"],
-    ["stop", "none"], ["leaderboard", "none"], ["nonsense"], [], ["phantom", "x", "--patients", "many"],
-])
-def test_wrong_input_is_one_line_and_exit_code_2(arguments: list[str], tmp_path: Path,
-                                                 monkeypatch: pytest.MonkeyPatch,
-                                                 capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["search", "none.yaml", "--out", "x"],
+        ["prepare", "none", "x"],
+        ["inspect", "none"],
+        ["watch", "none"],
+        ["stop", "none"],
+        ["leaderboard", "none"],
+        ["nonsense"],
+        [],
+        ["phantom", "x", "--patients", "many"],
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     error = capsys.readouterr().err
@@ -120,7 +161,11 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments: list[str], tmp_path:
 
 
 def test_a_study_that_is_no_folder_is_wrong_input() -> None:
-    run = subprocess.run([sys.executable, "-m", "raybone.cli", "leaderboard", "/dev/full"], capture_output=True,
-                         text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-m", "raybone.cli", "leaderboard", "/dev/full"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 2
     assert "must be a study folder" in run.stderr

@@ -15,21 +15,29 @@ from raybone.cli import main
 from raybone.compare import compare
 
 # Liu et al. 2021, Table 3: sensitivity, specificity, accuracy, PPV, NPV in per cent.
-TABLE_3 = {"lesion-resnet50": (81.30, 81.14, 81.23, 81.89, 80.61),
-           "lesion-inception-v3": (77.29, 84.02, 80.61, 83.53, 78.00),
-           "lesion-vgg16": (78.73, 83.51, 81.13, 83.39, 79.14),
-           "lesion-densenet169": (67.90, 85.73, 76.71, 83.17, 72.16)}
+TABLE_3 = {
+    "lesion-resnet50": (81.30, 81.14, 81.23, 81.89, 80.61),
+    "lesion-inception-v3": (77.29, 84.02, 80.61, 83.53, 78.00),
+    "lesion-vgg16": (78.73, 83.51, 81.13, 83.39, 79.14),
+    "lesion-densenet169": (67.90, 85.73, 76.71, 83.17, 72.16),
+}
 # The same, in the text: AUC of subgroups.
 TEXT = {"1-3": 0.847, "4-6": 0.838, ">6": 0.862, "lung": 0.870, "prostate": 0.900, "breast": 0.899}
 
 
 def published() -> list[dict[str, str]]:
-    return list(csv.DictReader(files("raybone").joinpath("published.csv").read_text("utf-8").splitlines()))
+    return list(
+        csv.DictReader(files("raybone").joinpath("published.csv").read_text("utf-8").splitlines())
+    )
 
 
 @pytest.mark.parametrize("study", TABLE_3)
 def test_lesion_classifiers_have_the_figures_of_their_paper(study: str) -> None:
-    rows = {r["metric"]: float(r["value"]) for r in published() if (r["study"], r["table"]) == (study, "Table 3")}
+    rows = {
+        r["metric"]: float(r["value"])
+        for r in published()
+        if (r["study"], r["table"]) == (study, "Table 3")
+    }
     names = ("sensitivity", "specificity", "accuracy", "PPV", "NPV")
     assert rows == pytest.approx({name: value / 100 for name, value in zip(names, TABLE_3[study])})
 
@@ -41,12 +49,17 @@ def test_a_figure_that_is_quoted_names_whose_it_is() -> None:
 
 
 def test_a_papers_subgroups_stand_beside_ours_and_its_missing_auc_beside_nothing(
-        dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pretend(tmp_path / "st", dataset, "AUC", name="lesion-resnet50")
     found = compare(str(tmp_path / "st"))
     rows = {(r["metric"], r["subgroup"]): r for r in found["rows"]}
     assert rows["AUC", ""]["published"] == []
-    ours = {name: group["AUC"] for table in found["subgroups"].values() for name, group in table["groups"].items()}
+    ours = {
+        name: group["AUC"]
+        for table in found["subgroups"].values()
+        for name, group in table["groups"].items()
+    }
     shared = TEXT.keys() & ours.keys()
     assert len(shared) >= 4
     assert main(["compare", str(tmp_path / "st")]) == 0

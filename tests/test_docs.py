@@ -1,8 +1,9 @@
-"""Every command of the user journeys runs, in their order, on the scans that the first one makes; links lead somewhere.
+"""Every command of the user journeys runs, in their order, on the scans that the first one makes;
+links lead somewhere.
 
-``sh`` blocks are run as they stand, but for ``--local`` at each search, as other tests search on Ray, and ``forget`` at
-the end, as a study does not outlive its dataset. Blocks without a language need a cluster or somebody's data: of them
-verbs and options are checked.
+``sh`` blocks are run as they stand, but for ``--local`` at each search, as other tests search on
+Ray, and ``forget`` at the end, as a study does not outlive its dataset. Blocks without a language
+need a cluster or somebody's data: of them verbs and options are checked.
 """
 
 from __future__ import annotations
@@ -43,12 +44,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", JOURNEYS)
-def test_every_command_of_a_journey_runs(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch,
-                                         capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_of_a_journey_runs(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(folder)
     if name != "researcher" and not (folder / "runs/ours").exists():
         pytest.skip("goes on where the researcher's journey ended, which has not run")
-    withdrawn = [c for text in blocks(ROOT / "docs/researcher.md", "sh") for c in commands(text) if c[1] == "forget"]
+    withdrawn = [
+        c
+        for text in blocks(ROOT / "docs/researcher.md", "sh")
+        for c in commands(text)
+        if c[1] == "forget"
+    ]
     todo = [c for text in blocks(ROOT / f"docs/{name}.md", "sh") for c in commands(text)]
     assert len(todo) >= 3
     for words in (c for c in todo if c not in withdrawn):
@@ -84,21 +91,45 @@ def test_links_lead_to_files(page: Path) -> None:
 
 def test_every_path_that_pages_jobs_and_manifests_name_is_there() -> None:
     """Those of the project, but for what a page or a benchmark makes."""
-    files = [*PAGES, *(p for folder in ("jobs", "k8s", "benchmarks") for p in (ROOT / folder).rglob("*")
-                       if p.suffix in (".yaml", ".sh", ".py") or p.name.startswith("Dockerfile"))]
-    named = {(path.name, target.rstrip(".-/")) for path in files for target in re.findall(
-        r"(?<![\w./-])((?:jobs|docs|k8s|tests|benchmarks)/[\w./*-]+|raybone/[\w/]+\.\w+|\w+\.md\b)", path.read_text())}
-    assert {("researcher.md", "data.md"), ("README.md", "jobs/paper.sh"), ("README.md", "docs/study.md")} <= named
+    files = [
+        *PAGES,
+        *(
+            p
+            for folder in ("jobs", "k8s", "benchmarks")
+            for p in (ROOT / folder).rglob("*")
+            if p.suffix in (".yaml", ".sh", ".py") or p.name.startswith("Dockerfile")
+        ),
+    ]
+    named = {
+        (path.name, target.rstrip(".-/"))
+        for path in files
+        for target in re.findall(
+            r"(?<![\w./-])((?:jobs|docs|k8s|tests|benchmarks)/[\w./*-]+|raybone/[\w/]+\.\w+|\w+\.md\b)",
+            path.read_text(),
+        )
+    }
+    assert {
+        ("researcher.md", "data.md"),
+        ("README.md", "jobs/paper.sh"),
+        ("README.md", "docs/study.md"),
+    } <= named
     places = (ROOT, ROOT / "docs")
-    assert {pair for pair in named if not any(next(place.glob(pair[1]), None) for place in places)} == set()
+    assert {
+        pair for pair in named if not any(next(place.glob(pair[1]), None) for place in places)
+    } == set()
 
 
 def test_the_commits_that_show_how_are_there_and_short() -> None:
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        ).stdout
 
-    if not (ROOT / ".git").exists() or shutil.which("git") is None or git(
-            "rev-parse", "--is-shallow-repository").strip() == "true":
+    if (
+        not (ROOT / ".git").exists()
+        or shutil.which("git") is None
+        or git("rev-parse", "--is-shallow-repository").strip() == "true"
+    ):
         pytest.skip("needs the history of the repository")
     subjects = dict(line.split("\t")[::-1] for line in git("log", "--format=%H%x09%s").splitlines())
     shown = re.findall(r"^> (.*)$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
@@ -106,7 +137,9 @@ def test_the_commits_that_show_how_are_there_and_short() -> None:
     for subject in shown:
         rows = git("show", "--numstat", "--format=", subjects[subject]).splitlines()
         assert 10 < sum(int(row.split("\t")[0]) for row in rows) < 100, subject
-        (told,) = re.findall(re.escape(subject) + r"\n\n((?:\|.*\n)+)", (ROOT / "CONTRIBUTING.md").read_text())
+        (told,) = re.findall(
+            re.escape(subject) + r"\n\n((?:\|.*\n)+)", (ROOT / "CONTRIBUTING.md").read_text()
+        )
         assert all(f"`{row.split(chr(9))[2]}`" in told for row in rows), subject
 
 

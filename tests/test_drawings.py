@@ -1,4 +1,6 @@
-"""Pictures: which way round, how large, with what beside them; their legend, and a batch as the network sees it."""
+"""Pictures: which way round, how large, with what beside them; their legend, and a batch as the
+network sees it.
+"""
 
 from __future__ import annotations
 
@@ -74,9 +76,18 @@ def test_a_native_picture_has_whole_pixels_of_the_scan(size: tuple[int, int], ti
 def test_every_finding_has_its_score_beside_it(box: tuple[int, ...]) -> None:
     counts_HW, mask_HW = np.zeros((256, 64), np.uint16), np.zeros((256, 64), bool)
     mask_HW[box[1] : box[3], box[0] : box[2]] = True
-    pictures = [overlay(counts_HW, 1.0, {"masks": [rle_of(mask_HW)], "boxes": [box], "scores": scores}, native=True)
-                for scores in ([], [0.87])]
-    plain, scored = (np.array(Image.open(io.BytesIO(p)).convert("RGB")).astype(int) for p in pictures)
+    pictures = [
+        overlay(
+            counts_HW,
+            1.0,
+            {"masks": [rle_of(mask_HW)], "boxes": [box], "scores": scores},
+            native=True,
+        )
+        for scores in ([], [0.87])
+    ]
+    plain, scored = (
+        np.array(Image.open(io.BytesIO(p)).convert("RGB")).astype(int) for p in pictures
+    )
     rows, columns = np.nonzero(np.abs(plain - scored).sum(2) > 100)
     assert len(rows) > 30
     assert rows.min() >= box[1] * 2 - 2  # from the top of the finding down
@@ -91,12 +102,27 @@ def test_the_contact_sheet_has_a_legend(dataset: Path, tmp_path: Path) -> None:
     assert (low_HW3[..., 0] - low_HW3[..., 2] > 80).sum() > 10  # blue
 
 
-@pytest.mark.parametrize(("model", "fixed"), [
-    ("unet", {"categories": ["malignant", "benign"]}), ("unet", {"tile": 64}), ("fcos_r50", {}),
-    ("lesion_resnet50", {})])
-def test_preview_draws_a_batch_as_the_network_sees_it(model: str, fixed: dict[str, Any], dataset: Path, tmp_path: Path,
-                                                      capsys: pytest.CaptureFixture[str]) -> None:
-    study = {"dataset": str(dataset), "model": model, "fixed": {"imgsz": 128, "batch": 4, "nbs": 4, **fixed}}
+@pytest.mark.parametrize(
+    ("model", "fixed"),
+    [
+        ("unet", {"categories": ["malignant", "benign"]}),
+        ("unet", {"tile": 64}),
+        ("fcos_r50", {}),
+        ("lesion_resnet50", {}),
+    ],
+)
+def test_preview_draws_a_batch_as_the_network_sees_it(
+    model: str,
+    fixed: dict[str, Any],
+    dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    study = {
+        "dataset": str(dataset),
+        "model": model,
+        "fixed": {"imgsz": 128, "batch": 4, "nbs": 4, **fixed},
+    }
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
     words = ["preview", str(tmp_path / "s.yaml"), "--epoch-seconds", "1", "--png"]
     assert main([*words, str(tmp_path / "batch.png")]) == 0, capsys.readouterr().err

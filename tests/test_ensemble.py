@@ -15,7 +15,13 @@ def boxes(*items: tuple[float, float, float, float, float, int]) -> Prediction:
 
 
 def test_one_box_of_all_members_is_their_mean_by_score() -> None:
-    found, sd = agreed([boxes((0, 0, 10, 10, 0.9, 0)), boxes((0, 0, 10, 12, 0.3, 0)), boxes((0, 0, 10, 10, 0.6, 0))])
+    found, sd = agreed(
+        [
+            boxes((0, 0, 10, 10, 0.9, 0)),
+            boxes((0, 0, 10, 12, 0.3, 0)),
+            boxes((0, 0, 10, 10, 0.6, 0)),
+        ]
+    )
     assert len(found.boxes_N4) == 1
     np.testing.assert_allclose(found.boxes_N4[0], [0, 0, 10, 10 + 2 * 0.3 / 1.8], rtol=1e-6)
     assert found.scores_N[0] == pytest.approx(0.6)
@@ -31,7 +37,9 @@ def test_a_box_of_one_member_of_three_loses_two_thirds_of_its_score() -> None:
 def test_neither_other_places_nor_other_categories_nor_one_members_own_boxes_are_merged() -> None:
     apart = [boxes((0, 0, 10, 10, 0.8, 0)), boxes((6, 0, 16, 10, 0.8, 0))]
     assert len(agreed(apart)[0].boxes_N4) == 2
-    assert len(agreed([boxes((0, 0, 10, 10, 0.8, 0)), boxes((0, 0, 10, 10, 0.8, 1))])[0].boxes_N4) == 2
+    assert (
+        len(agreed([boxes((0, 0, 10, 10, 0.8, 0)), boxes((0, 0, 10, 10, 0.8, 1))])[0].boxes_N4) == 2
+    )
     alone = boxes((0, 0, 10, 10, 0.8, 0), (0, 0, 10, 11, 0.7, 0))
     found, sd = agreed([alone])
     np.testing.assert_array_equal(found.boxes_N4, alone.boxes_N4)

@@ -1,4 +1,6 @@
-"""What would make a search silently wrong ends it in one line, blames no configuration, and can be mended."""
+"""What would make a search silently wrong ends it in one line, blames no configuration, and can be
+mended.
+"""
 
 from __future__ import annotations
 
@@ -57,19 +59,40 @@ def leave(_: Brain) -> None:
 
 
 def searched(place: Path, *sets: str, out: str = "st") -> int:
-    return main(["search", str(place / "s.yaml"), "--out", str(place / out), "--local", "--set", "name=tiny", *sets])
+    return main(
+        [
+            "search",
+            str(place / "s.yaml"),
+            "--out",
+            str(place / out),
+            "--local",
+            "--set",
+            "name=tiny",
+            *sets,
+        ]
+    )
 
 
-def test_a_dataset_that_is_replaced_under_a_search_ends_it(place: Path, held_out: Path,
-                                                           monkeypatch: pytest.MonkeyPatch,
-                                                           capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_that_is_replaced_under_a_search_ends_it(
+    place: Path, held_out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(place))  # no cache of an earlier run
-    study = read_study(place / "s.yaml", ["space={imgsz: {choice: [160, 224]}}", "search.sampler=grid",
-                                          "search.trials=2", "fixed={batch: 4, nbs: 4, width: 4, depth: 2}"])
+    study = read_study(
+        place / "s.yaml",
+        [
+            "space={imgsz: {choice: [160, 224]}}",
+            "search.sampler=grid",
+            "search.trials=2",
+            "fixed={batch: 4, nbs: 4, width: 4, depth: 2}",
+        ],
+    )
 
     def replace(brain: Brain) -> None:
-        if "c000" in brain.state.configurations and brain.state.configurations["c000"].status == "complete" and \
-                not (place / "old").exists():
+        if (
+            "c000" in brain.state.configurations
+            and brain.state.configurations["c000"].status == "complete"
+            and not (place / "old").exists()
+        ):
             (place / "ds").rename(place / "old")
             shutil.copytree(held_out, place / "ds")
 
@@ -109,37 +132,63 @@ def test_a_batch_that_the_workers_cannot_share_out_is_refused(study: Mapping) ->
     from raybone.resolve import resolve
 
     two = {"resources": {"workers": 2}}
-    for wrong, line in ((small(study, **two, fixed={**study["fixed"], "batch": 3}), "fixed.batch: must be a multiple"),
-                        (small(study, **two, fixed={"width": 4}, space={"batch": {"choice": [1, 2, 3]}}),
-                         "space.batch: must be a multiple of the 2 resources.workers, got 1, 3; change")):
+    for wrong, line in (
+        (
+            small(study, **two, fixed={**study["fixed"], "batch": 3}),
+            "fixed.batch: must be a multiple",
+        ),
+        (
+            small(study, **two, fixed={"width": 4}, space={"batch": {"choice": [1, 2, 3]}}),
+            "space.batch: must be a multiple of the 2 resources.workers, got 1, 3; change",
+        ),
+    ):
         with pytest.raises(WrongInput, match=line):
             resolve(parse_study(wrong))
-    drawn = small(study, **two, fixed={"width": 4, "imgsz": 64}, space={"batch": {"int_uniform": [2, 9]}})
+    drawn = small(
+        study, **two, fixed={"width": 4, "imgsz": 64}, space={"batch": {"int_uniform": [2, 9]}}
+    )
     resolve(parse_study(drawn))
 
 
-def test_a_search_without_a_result_is_no_success(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_without_a_result_is_no_success(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A map of one pixel cannot be normalised in a batch of one."""
     for _ in range(2):
-        assert searched(place, "fixed={imgsz: 32, width: 4, depth: 5, batch: 1, nbs: 1, warmup_epochs: 0}",
-                        "search.trials=2") == 1
+        assert (
+            searched(
+                place,
+                "fixed={imgsz: 32, width: 4, depth: 5, batch: 1, nbs: 1, warmup_epochs: 0}",
+                "search.trials=2",
+            )
+            == 1
+        )
         told = capsys.readouterr().err.splitlines()[-1]
-        assert "none of its 2 configurations came to a result, most often: ValueError: Expected more than 1" in told
+        assert (
+            "none of its 2 configurations came to a result, most often: ValueError: Expected more "
+            "than 1" in told
+        )
         assert "start another study" in told
 
 
 def test_fixed_values_that_the_model_never_takes_are_refused_before_a_search(
-        place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["model=faster_rcnn_r50", "metric=AP", "fixed={imgsz: 64, batch: 2}",
-            "space={lr0: {log_uniform: [0.001, 0.01]}}"]
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [
+        "model=faster_rcnn_r50",
+        "metric=AP",
+        "fixed={imgsz: 64, batch: 2}",
+        "space={lr0: {log_uniform: [0.001, 0.01]}}",
+    ]
     assert searched(place, *more) == 2
     assert "must take one of its configurations, but: anchor" in capsys.readouterr().err
     assert main(["preview", str(place / "s.yaml"), "--epoch-seconds", "1", "--set", *more]) == 2
     assert not (place / "st").exists()
 
 
-def test_a_checkpoint_cut_short_ends_the_search_and_can_be_put_back(place: Path,
-                                                                    capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_cut_short_ends_the_search_and_can_be_put_back(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         search(read_study(place / "s.yaml", ["name=tiny"]), str(place / "st"), leave)
     last = place / "st" / "runs" / "c000" / "fold0" / "last.pt"
@@ -148,44 +197,97 @@ def test_a_checkpoint_cut_short_ends_the_search_and_can_be_put_back(place: Path,
         last.write_bytes(bad)
         assert searched(place) == 1
         told = capsys.readouterr().err.splitlines()[-1]
-        assert f"{last}: must hold weights and nothing that runs, but is damaged, cut short or another file (" in told
+        assert (
+            f"{last}: must hold weights and nothing that runs, but is damaged, cut short or "
+            f"another file (" in told
+        )
         assert f"({len(bad)} bytes" in told
         assert "failed" not in (place / "st" / "leaderboard.csv").read_text()
     last.write_bytes(good)
     assert searched(place) == 0
     assert searched(place, out="undisturbed") == 0
-    pd.testing.assert_series_equal(board(place / "st")["dice_mean"], board(place / "undisturbed")["dice_mean"])
+    pd.testing.assert_series_equal(
+        board(place / "st")["dice_mean"], board(place / "undisturbed")["dice_mean"]
+    )
 
 
 def test_weights_of_other_hyper_parameters_are_not_taken_for_a_configurations_own(
-        place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, lr in (("st", "0.01"), ("other", "0.02")):
         with pytest.raises(KeyboardInterrupt):
-            search(read_study(place / "s.yaml", [f"space.lr0={{choice: [{lr}]}}"]), str(place / name), leave)
+            search(
+                read_study(place / "s.yaml", [f"space.lr0={{choice: [{lr}]}}"]),
+                str(place / name),
+                leave,
+            )
     shutil.copy(place / "other/runs/c000/fold0/last.pt", place / "st/runs/c000/fold0/last.pt")
-    assert main(["search", str(place / "s.yaml"), "--out", str(place / "st"), "--local", "--set",
-                 "space.lr0={choice: [0.01]}"]) == 1
-    assert "must be of this configuration and fold, but was trained with another config; put" in capsys.readouterr().err
+    assert (
+        main(
+            [
+                "search",
+                str(place / "s.yaml"),
+                "--out",
+                str(place / "st"),
+                "--local",
+                "--set",
+                "space.lr0={choice: [0.01]}",
+            ]
+        )
+        == 1
+    )
+    assert (
+        "must be of this configuration and fold, but was trained with another config; put"
+        in capsys.readouterr().err
+    )
 
 
-def test_lesions_that_a_small_image_loses_are_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lesions_that_a_small_image_loses_are_counted(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In 128 pixels of 256 a lesion of under 4 pixels a side is under 2; masks keep it."""
     dataset = open_dataset(place / "ds")
-    sides = [min(x2 - x1, y2 - y1) for s in dataset.scans for le in s.lesions if le.category == "malignant"
-             for x1, y1, x2, y2 in [le.box_xyxy]]
+    sides = [
+        min(x2 - x1, y2 - y1)
+        for s in dataset.scans
+        for le in s.lesions
+        if le.category == "malignant"
+        for x1, y1, x2, y2 in [le.box_xyxy]
+    ]
     lost = sum(side < 4 for side in sides)
     assert 0 < lost < len(sides)
-    sets = ["model=yolo11n", "metric=AP50", "fixed={batch: 4}", "space={imgsz: {choice: [128, 256]}}"]
+    sets = [
+        "model=yolo11n",
+        "metric=AP50",
+        "fixed={batch: 4}",
+        "space={imgsz: {choice: [128, 256]}}",
+    ]
     assert main(["preview", str(place / "s.yaml"), "--epoch-seconds", "1", "--set", *sets]) == 0
-    assert f"warning: imgsz 128: {lost} of {len(sides)} lesions are under 2 pixels a side; they are not trained on" in \
-        capsys.readouterr().out
+    assert (
+        f"warning: imgsz 128: {lost} of {len(sides)} lesions are under 2 pixels a side; they are "
+        f"not trained on" in capsys.readouterr().out
+    )
     assert main(["preview", str(place / "s.yaml"), "--epoch-seconds", "1"]) == 0
     assert "pixels a side" not in capsys.readouterr().out
 
 
-def test_prepare_counts_lesions_that_get_too_small(cohort: Path, tmp_path: Path,
-                                                   capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prepare", str(cohort), str(tmp_path / "ds"), "--folds", "3", "--key", str(tmp_path / "k")]) == 0
+def test_prepare_counts_lesions_that_get_too_small(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            [
+                "prepare",
+                str(cohort),
+                str(tmp_path / "ds"),
+                "--folds",
+                "3",
+                "--key",
+                str(tmp_path / "k"),
+            ]
+        )
+        == 0
+    )
     counts = open_dataset(tmp_path / "ds").meta["counts"]["too_small"]
     assert counts["128"] > counts["256"] == 0
     assert f"not trained on: {counts['128']} at imgsz 128\n" in capsys.readouterr().out
@@ -201,11 +303,16 @@ def test_a_damaged_cache_is_made_anew(place: Path) -> None:
             np.testing.assert_array_equal(Intensities(dataset, 64)(scan), before_HW)
 
 
-def test_a_folder_of_something_else_is_no_study_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_of_something_else_is_no_study_folder(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (place / "mine").mkdir()
     (place / "mine" / "thesis.tex").write_text("x")
-    for out, why in (("mine", "holds 1 other things"), ("ds", "must not lie in a dataset"),
-                     ("ds/runs/first", "must not lie in a dataset")):
+    for out, why in (
+        ("mine", "holds 1 other things"),
+        ("ds", "must not lie in a dataset"),
+        ("ds/runs/first", "must not lie in a dataset"),
+    ):
         assert searched(place, out=out) == 2
         assert why in capsys.readouterr().err
     assert (place / "mine" / "thesis.tex").read_text() == "x"
@@ -217,7 +324,9 @@ def test_a_home_folder_is_meant_by_a_tilde(place: Path, monkeypatch: pytest.Monk
 
 
 def test_a_user_without_a_home_folder_is_told_to_give_a_key(cohort: Path, tmp_path: Path) -> None:
-    """As containers run with any user id: no entry in the list of users, and no HOME, or one that is not theirs."""
+    """As containers run with any user id: no entry in the list of users, and no HOME, or one that
+    is not theirs.
+    """
     for home in ({}, {"HOME": "/proc"}):
         words = ["prepare", str(cohort), str(tmp_path / "ds"), "--folds", "2"]
         done = nameless(f"import sys; from raybone.cli import main; sys.exit(main({words}))", home)
@@ -227,7 +336,9 @@ def test_a_user_without_a_home_folder_is_told_to_give_a_key(cohort: Path, tmp_pa
 
 
 def test_models_that_ask_for_the_user_load_without_one() -> None:
-    done = nameless("from raybone.models import load; print(load('attention_unet').name)", {"HOME": "/"})
+    done = nameless(
+        "from raybone.models import load; print(load('attention_unet').name)", {"HOME": "/"}
+    )
     assert done.stdout.strip() == "attention_unet", done.stderr
 
 
@@ -238,13 +349,24 @@ def test_charts_are_drawn_without_a_home_folder() -> None:
 
 def nameless(code: str, more: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run code as a user whom the system does not know."""
-    gone = "import pwd\ndef getpwuid(uid): raise KeyError(f'uid not found: {uid}')\npwd.getpwuid = getpwuid\n"
-    without = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CONFIG_HOME", "USER", "LOGNAME")}
-    return subprocess.run([sys.executable, "-c", gone + code], env={**without, **more}, capture_output=True, text=True)
+    gone = (
+        "import pwd\ndef getpwuid(uid): raise KeyError(f'uid not found: {uid}')\npwd.getpwuid "
+        "= "
+        "getpwuid\n"
+    )
+    without = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("HOME", "XDG_CONFIG_HOME", "USER", "LOGNAME")
+    }
+    return subprocess.run(
+        [sys.executable, "-c", gone + code], env={**without, **more}, capture_output=True, text=True
+    )
 
 
-def test_loader_processes_need_shared_memory_and_may_not_be_silent(place: Path, monkeypatch: pytest.MonkeyPatch,
-                                                                   capsys: pytest.CaptureFixture[str]) -> None:
+def test_loader_processes_need_shared_memory_and_may_not_be_silent(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     room = shutil.disk_usage
 
     def small(path: Any) -> Any:
@@ -265,11 +387,14 @@ class Silent(ScanSamples):
         time.sleep(60)
 
 
-def test_a_loader_process_that_is_silent_is_a_fault_of_the_machine(place: Path,
-                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loader_process_that_is_silent_is_a_fault_of_the_machine(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("raybone.data.loader.SILENT", 1.0)
     dataset = open_dataset(place / "ds")
-    loader = validation_loader(Silent(dataset, list(dataset.scans), ["malignant"], 64, False), 2, 0, 1, 1)
+    loader = validation_loader(
+        Silent(dataset, list(dataset.scans), ["malignant"], 64, False), 2, 0, 1, 1
+    )
     with pytest.raises(MachineFault, match="1 loader_workers failed: DataLoader timed out"):
         next(iter(loader))
 
@@ -284,22 +409,44 @@ def test_a_cell_is_no_formula_and_reads_back_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "in" / "masks").mkdir()
     lines = ["file,grade"]
     for n, grade in enumerate(("=1", "-", "b")):
-        for kind, values in (("images", np.full((40, 40), 9 + n, np.uint8)), ("masks", np.zeros((40, 40), np.uint8))):
+        for kind, values in (
+            ("images", np.full((40, 40), 9 + n, np.uint8)),
+            ("masks", np.zeros((40, 40), np.uint8)),
+        ):
             Image.fromarray(values).save(tmp_path / "in" / kind / f"{n}.png")
         lines.append(f"images/{n}.png,{grade}")
     (tmp_path / "in" / "labels.csv").write_text("\n".join(lines))
-    words = ["prepare", str(tmp_path / "in"), str(tmp_path / "ds"), "--folds", "2", "--key", str(tmp_path / "k")]
+    words = [
+        "prepare",
+        str(tmp_path / "in"),
+        str(tmp_path / "ds"),
+        "--folds",
+        "2",
+        "--key",
+        str(tmp_path / "k"),
+    ]
     assert main(words) == 0
     table = (tmp_path / "ds" / "scans.csv").read_text()
     assert ",'=1\n" in table
-    assert {dict(s.labels)["grade"] for s in open_dataset(tmp_path / "ds").scans} == {"=1", "-", "b"}
+    assert {dict(s.labels)["grade"] for s in open_dataset(tmp_path / "ds").scans} == {
+        "=1",
+        "-",
+        "b",
+    }
 
 
 def test_places_that_a_study_starts_from_travel_with_it(study: Mapping) -> None:
-    parsed = parse_study({**study, "fixed": {**study["fixed"], "init_from": "runs/first", "weights": "yolo11n"},
-                          "space": {"nm": {"choice": ["otsu", "runs/second"]},
-                                    "lr0": {"choice": [0.1], "when": {"nm": "runs/second"}}},
-                          "search": {"trials": 2, "points": [{"nm": "runs/second"}]}})
+    parsed = parse_study(
+        {
+            **study,
+            "fixed": {**study["fixed"], "init_from": "runs/first", "weights": "yolo11n"},
+            "space": {
+                "nm": {"choice": ["otsu", "runs/second"]},
+                "lr0": {"choice": [0.1], "when": {"nm": "runs/second"}},
+            },
+            "search": {"trials": 2, "points": [{"nm": "runs/second"}]},
+        }
+    )
     moved = relocated(parsed, lambda place: f"/there/{place}")
     assert moved.fixed["init_from"] == "/there/runs/first"
     assert moved.fixed["weights"] == "yolo11n"
@@ -308,12 +455,16 @@ def test_places_that_a_study_starts_from_travel_with_it(study: Mapping) -> None:
     assert moved.search.points == ({"nm": "/there/runs/second"},)
     assert "init_from: /raybone/runs/first" in manifests(parsed, None, None)
     with zipfile.ZipFile(io.BytesIO(pack(parsed, None).content)) as archive:
-        assert f"init_from: {os.path.abspath('runs/first')}" in archive.read("study.yaml").decode()  # noqa: PTH100
+        there = os.path.abspath("runs/first")  # noqa: PTH100
+        assert f"init_from: {there}" in archive.read("study.yaml").decode()
 
 
-def test_the_dashboards_address_is_told_apart_from_a_clusters(place: Path, monkeypatch: pytest.MonkeyPatch,
-                                                              capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_dashboards_address_is_told_apart_from_a_clusters(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
-    monkeypatch.setattr("ray.is_initialized", lambda: False)  # another test's may run in this process
+    monkeypatch.setattr(
+        "ray.is_initialized", lambda: False
+    )  # another test's may run in this process
     assert main(["search", str(place / "s.yaml"), "--out", str(place / "st")]) == 2
     assert "RAY_ADDRESS http://127.0.0.1:8265: is a dashboard" in capsys.readouterr().err

@@ -8,15 +8,29 @@ import pytest
 
 from raybone.folder import patiently
 
-SLOW = "When completing multipart upload for key 'k' in bucket 'b': AWS Error SLOW_DOWN during UploadPart operation"
-DENIED = "When reading information for key 'k' in bucket 'b': AWS Error ACCESS_DENIED during HeadObject operation"
+SLOW = (
+    "When completing multipart upload for key 'k' in bucket 'b': AWS Error SLOW_DOWN during "
+    "UploadPart operation"
+)
+DENIED = (
+    "When reading information for key 'k' in bucket 'b': AWS Error ACCESS_DENIED during "
+    "HeadObject operation"
+)
 
 
-@pytest.mark.parametrize(("error", "tries"), [
-    (OSError(errno.EIO, "Input/output error"), 3), (OSError(SLOW), 3), (OSError(errno.ENOSPC, "No space"), 1),
-    (OSError(DENIED), 1), (FileNotFoundError("k"), 1)])
-def test_what_is_away_is_tried_again_and_what_is_wrong_is_not(monkeypatch: pytest.MonkeyPatch, error: OSError,
-                                                              tries: int) -> None:
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (OSError(errno.EIO, "Input/output error"), 3),
+        (OSError(SLOW), 3),
+        (OSError(errno.ENOSPC, "No space"), 1),
+        (OSError(DENIED), 1),
+        (FileNotFoundError("k"), 1),
+    ],
+)
+def test_what_is_away_is_tried_again_and_what_is_wrong_is_not(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, tries: int
+) -> None:
     tried: list[int] = []
     monkeypatch.setattr("time.sleep", lambda seconds: None)
 

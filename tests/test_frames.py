@@ -33,8 +33,11 @@ def test_a_lesion_on_two_tiles_is_one_finding_where_it_is() -> None:
     box = np.array([100, 200, 120, 225], np.float32)
     for y, x in places:
         if y <= box[1] < y + 256:
-            found = Prediction((box - [x, y, x, y])[None].astype(np.float32), np.array([0.5 + y / 1000], np.float32),
-                               np.zeros(1, np.int64))
+            found = Prediction(
+                (box - [x, y, x, y])[None].astype(np.float32),
+                np.array([0.5 + y / 1000], np.float32),
+                np.zeros(1, np.int64),
+            )
             canvas.add_boxes(origin(-y, -x, (512, 256)), found, np.array([0.1]))
     canvas.finish()
     (finding,) = canvas.frame.findings
@@ -63,13 +66,18 @@ def test_both_views_of_one_image_get_what_is_said_of_the_whole() -> None:
     for canvas in canvases:
         canvas.add_whole(0.7, 0.05)
         canvas.finish()
-    assert [[(f.box, f.score) for f in c.frame.findings] for c in canvases] == [[((0, 0, 32, 64), 0.7)]] * 2
+    assert [[(f.box, f.score) for f in c.frame.findings] for c in canvases] == [
+        [((0, 0, 32, 64), 0.7)]
+    ] * 2
 
 
 def test_boxes_beside_the_frame_belong_to_another_one() -> None:
     canvas = canvas_of(64, 32, 1)
     boxes_N4 = np.array([[2, 2, 8, 8], [40, 2, 48, 8]], np.float32)
-    canvas.add_boxes(origin(0, 32, (64, 32)), Prediction(boxes_N4, np.array([0.9, 0.8], np.float32),
-                                                        np.zeros(2, np.int64)), np.zeros(2))
+    canvas.add_boxes(
+        origin(0, 32, (64, 32)),
+        Prediction(boxes_N4, np.array([0.9, 0.8], np.float32), np.zeros(2, np.int64)),
+        np.zeros(2),
+    )
     canvas.finish()
     assert [cast(Any, f).box for f in canvas.frame.findings] == [(8, 2, 16, 8)]

@@ -1,4 +1,6 @@
-"""Files that would cost a person's memory, time or secrecy cost one line, and what is beside them is taken."""
+"""Files that would cost a person's memory, time or secrecy cost one line, and what is beside them
+is taken.
+"""
 
 from __future__ import annotations
 
@@ -79,14 +81,25 @@ except ValueError as error:
 """
 
 
-@pytest.mark.parametrize(("code", "reason"), [
-    (NIFTI, "has an annotation in NIfTI of over 16777216 values, which is no scan"),
-    (PICTURE, "has more pixels than any scan; is it a slide or a poster?"),
-    (DEEP, "has more pixels than any scan; is it a slide or a poster?"),
-], ids=["nifti", "picture", "picture of 16 bits"])
-def test_a_small_file_that_unpacks_to_much_is_refused_before_it_does(code: str, reason: str) -> None:
-    done = subprocess.run([sys.executable, "-c", code + LIMITED.format(limit=LIMIT)], capture_output=True,
-                          text=True, timeout=120, check=False)
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (NIFTI, "has an annotation in NIfTI of over 16777216 values, which is no scan"),
+        (PICTURE, "has more pixels than any scan; is it a slide or a poster?"),
+        (DEEP, "has more pixels than any scan; is it a slide or a poster?"),
+    ],
+    ids=["nifti", "picture", "picture of 16 bits"],
+)
+def test_a_small_file_that_unpacks_to_much_is_refused_before_it_does(
+    code: str, reason: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", code + LIMITED.format(limit=LIMIT)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.stdout.strip() == reason, done.stderr
 
 
@@ -112,8 +125,9 @@ def test_pipes_and_devices_beside_a_scan_are_not_opened(cohort: Path, tmp_path: 
     assert sorted(r[2] for r in made.rejected) == ["is no regular file"] * 3
 
 
-def test_an_archive_that_would_lose_a_scan_or_is_too_deep_is_told_and_leaves_nothing(cohort: Path,
-                                                                                     tmp_path: Path) -> None:
+def test_an_archive_that_would_lose_a_scan_or_is_too_deep_is_told_and_leaves_nothing(
+    cohort: Path, tmp_path: Path
+) -> None:
     scans = sorted(cohort.rglob("*.dcm"))[:8]
     source = tmp_path / "in"
     source.mkdir()
@@ -127,26 +141,34 @@ def test_an_archive_that_would_lose_a_scan_or_is_too_deep_is_told_and_leaves_not
     made = _prepared(source, tmp_path)
     assert sorted(r[2] for r in made.rejected) == [
         "is a zip archive with folders more than 64 deep",
-        "is a zip archive with two members of one name, of which one would be lost"]
+        "is a zip archive with two members of one name, of which one would be lost",
+    ]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["ds"]
 
 
-def test_what_was_rejected_cannot_be_guessed_from_its_hash_or_length(cohort: Path, tmp_path: Path) -> None:
+def test_what_was_rejected_cannot_be_guessed_from_its_hash_or_length(
+    cohort: Path, tmp_path: Path
+) -> None:
     source = tmp_path / "in"
     shutil.copytree(cohort, source)
     note = b"Mrs. Example, born 1950"
     (source / "note.txt").write_bytes(note)
     made = _prepared(source, tmp_path)
     with (made.path / "rejected.csv").open(newline="") as file:
-        (row,) = [r for r in csv.DictReader(file) if "archive" not in r["reason"] and r["bytes"] == "1024"]
+        (row,) = [
+            r for r in csv.DictReader(file) if "archive" not in r["reason"] and r["bytes"] == "1024"
+        ]
     assert hashlib.sha256(note).hexdigest()[:16] not in row["input_id"]
     again = prepare(source, tmp_path / "out" / "other", folds=2, key=tmp_path / "other")
     assert row["input_id"] not in [r[0] for r in again.rejected]
 
 
-def test_the_runtime_of_onnx_is_imported_with_its_telemetry_off(tmp_path: Path,
-                                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "onnxruntime.py").write_text("import os\nraise ImportError(os.environ.get('ORT_DISABLE_TELEMETRY'))\n")
+def test_the_runtime_of_onnx_is_imported_with_its_telemetry_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text(
+        "import os\nraise ImportError(os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
@@ -155,16 +177,22 @@ def test_the_runtime_of_onnx_is_imported_with_its_telemetry_off(tmp_path: Path,
         export_onnx(model.build(model.Config()), model, (64, 64), tmp_path / "a.onnx")
 
 
-def test_a_deflated_file_that_unpacks_to_more_than_a_scan_is_refused_before_it_is_unpacked(cohort: Path) -> None:
+def test_a_deflated_file_that_unpacks_to_more_than_a_scan_is_refused_before_it_is_unpacked(
+    cohort: Path,
+) -> None:
     header = pydicom.dcmread(next(cohort.rglob("*.dcm")))
     header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     header.PixelData = bytes(1 << 20)
     buffer = io.BytesIO()
     header.save_as(buffer)
-    plain = zlib.decompress(buffer.getvalue()[(start := _dataset_at(buffer.getvalue())):], -15)
+    plain = zlib.decompress(buffer.getvalue()[(start := _dataset_at(buffer.getvalue())) :], -15)
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    bomb = buffer.getvalue()[:start] + packer.compress(plain) + b"".join(
-        packer.compress(bytes(1 << 24)) for _ in range(17)) + packer.flush()
+    bomb = (
+        buffer.getvalue()[:start]
+        + packer.compress(plain)
+        + b"".join(packer.compress(bytes(1 << 24)) for _ in range(17))
+        + packer.flush()
+    )
     assert len(bomb) < 400_000
     for content in (bomb, bomb[132:]):
         with pytest.raises(NotTaken, match="unpacks to over 268435456 bytes"):
@@ -184,7 +212,10 @@ def test_frames_beyond_those_of_the_header_are_told_and_not_decoded(cohort: Path
     header = pydicom.dcmread(next(cohort.rglob("*.dcm")))
     shape = (header.Rows, header.Columns)
     for compressed in (False, True):
-        header.PixelData, header.NumberOfFrames = np.arange(20, dtype="<u2").repeat(shape[0] * shape[1]).tobytes(), 20
+        header.PixelData, header.NumberOfFrames = (
+            np.arange(20, dtype="<u2").repeat(shape[0] * shape[1]).tobytes(),
+            20,
+        )
         if compressed:
             header.compress(RLELossless)
         header.NumberOfFrames = 2
@@ -217,12 +248,17 @@ def test_folders_in_folders_without_end_are_told(cohort: Path, tmp_path: Path) -
         os.chdir("d")
     os.chdir(before)
     made = _prepared(source, tmp_path)
-    assert [r[2] for r in made.rejected if "folders deep" in r[2]] == ["is a folder more than 64 folders deep"]
+    assert [r[2] for r in made.rejected if "folders deep" in r[2]] == [
+        "is a folder more than 64 folders deep"
+    ]
     subprocess.run(["rm", "-r", str(source)], check=True)
 
 
 def test_a_few_lines_of_yaml_that_merge_each_other_end_at_once(tmp_path: Path) -> None:
-    lines = ["a0: &a0 {x: 1}", *(f"a{n + 1}: &a{n + 1} {{<<: [*a{n}, *a{n}], k{n}: 1}}" for n in range(40))]
+    lines = [
+        "a0: &a0 {x: 1}",
+        *(f"a{n + 1}: &a{n + 1} {{<<: [*a{n}, *a{n}], k{n}: 1}}" for n in range(40)),
+    ]
     study = tmp_path / "s.yaml"
     study.write_text("\n".join(lines))
     with pytest.raises(WrongInput, match="over 1000 keys"):
@@ -233,10 +269,19 @@ def test_a_few_lines_of_yaml_that_merge_each_other_end_at_once(tmp_path: Path) -
 RUNS = ["", "0", "oooooooooooooooooooooo", "1" * 1000, "\x00", "é", "PPYo1", 7, None, [3, 4]]
 
 
-@pytest.mark.parametrize("rle", [*({"size": [256, 64], "counts": runs} for runs in RUNS), 7, "x",
-                                 {"size": [999999, 999999], "counts": "o^Pgm1"}, {"size": [256], "counts": ""}])
-def test_a_mask_that_is_no_run_length_code_is_told_when_a_dataset_is_opened(dataset: Path, rle: object,
-                                                                            tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "rle",
+    [
+        *({"size": [256, 64], "counts": runs} for runs in RUNS),
+        7,
+        "x",
+        {"size": [999999, 999999], "counts": "o^Pgm1"},
+        {"size": [256], "counts": ""},
+    ],
+)
+def test_a_mask_that_is_no_run_length_code_is_told_when_a_dataset_is_opened(
+    dataset: Path, rle: object, tmp_path: Path
+) -> None:
     shutil.copytree(dataset, tmp_path / "ds")
     unseal(tmp_path / "ds")
     file = tmp_path / "ds" / "annotations.json"
@@ -249,17 +294,38 @@ def test_a_mask_that_is_no_run_length_code_is_told_when_a_dataset_is_opened(data
 
 def test_predictions_that_no_training_wrote_are_told(dataset: Path, tmp_path: Path) -> None:
     scans = open_dataset(dataset).scans
-    good = {"scan_id": scans[0].scan_id, "masks": [rle_of(np.ones((scans[0].height, scans[0].width), bool))]}
+    good = {
+        "scan_id": scans[0].scan_id,
+        "masks": [rle_of(np.ones((scans[0].height, scans[0].width), bool))],
+    }
     box = {"scan_id": scans[0].scan_id, "boxes": [[1, 2, 3, 4]], "scores": [0.5], "labels": [0]}
     place = Folder(tmp_path)
     place.write("predictions.json", json.dumps({"epoch": 3, "findings": [good, box]}).encode())
     assert read_findings(place, 3, scans) == [good, box]
     assert read_findings(place, 4, scans) is None
-    for bad in ([], 7, {"epoch": 3}, *({"epoch": 3, "findings": [one]} for one in (7, {**good, "scan_id": "x"})),
-                *({"epoch": 3, "findings": [{**good, **more}]} for more in (
-                    {"masks": [7]}, {"masks": [{"size": [999999, 999999], "counts": "o^Pgm1"}]}, {"masks": [{}]})),
-                *({"epoch": 3, "findings": [{**box, **more}]} for more in (
-                    {"boxes": [[1, 2, 3]]}, {"scores": []}, {"labels": [-1]}, {"scores": [math.nan]}))):
+    for bad in (
+        [],
+        7,
+        {"epoch": 3},
+        *({"epoch": 3, "findings": [one]} for one in (7, {**good, "scan_id": "x"})),
+        *(
+            {"epoch": 3, "findings": [{**good, **more}]}
+            for more in (
+                {"masks": [7]},
+                {"masks": [{"size": [999999, 999999], "counts": "o^Pgm1"}]},
+                {"masks": [{}]},
+            )
+        ),
+        *(
+            {"epoch": 3, "findings": [{**box, **more}]}
+            for more in (
+                {"boxes": [[1, 2, 3]]},
+                {"scores": []},
+                {"labels": [-1]},
+                {"scores": [math.nan]},
+            )
+        ),
+    ):
         place.write("predictions.json", json.dumps(bad).encode())
         with pytest.raises(DamagedFile, match="must be what a training left there"):
             read_findings(place, 3, scans)

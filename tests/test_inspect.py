@@ -26,16 +26,20 @@ def test_a_sound_dataset_has_no_problems(dataset: Path) -> None:
     assert "problems: []" in inspection_lines(found)
 
 
-def test_one_patient_under_two_names_is_found_even_with_other_noise(cohort: Path, tmp_path: Path) -> None:
+def test_one_patient_under_two_names_is_found_even_with_other_noise(
+    cohort: Path, tmp_path: Path
+) -> None:
     source = tmp_path / "src"
     shutil.copytree(cohort, source)
     twin = pydicom.dcmread(source / "PHANTOM-0001" / "anterior.dcm")
     rng = np.random.default_rng(0)
-    twin.PixelData = (twin.pixel_array + rng.integers(0, 2, twin.pixel_array.shape)).astype("<u2").tobytes()
+    twin.PixelData = (
+        (twin.pixel_array + rng.integers(0, 2, twin.pixel_array.shape)).astype("<u2").tobytes()
+    )
     twin.PatientID = "ANOTHER"
     twin.save_as(source / "twin.dcm")
     made = prepare(source, tmp_path / "ds", folds=2, key=tmp_path / "k")
-    (first, second, distance), = inspect(made.path)["near_duplicates"]
+    ((first, second, distance),) = inspect(made.path)["near_duplicates"]
     assert first != second
     assert 0 <= distance < 0.1
 
@@ -53,19 +57,31 @@ def test_damage_is_named(dataset: Path, tmp_path: Path) -> None:
         inspect(tmp_path)
 
 
-def test_a_dataset_without_a_lesion_is_a_problem_and_warned_of(tmp_path: Path,
-                                                               capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_without_a_lesion_is_a_problem_and_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = phantom(tmp_path / "src", 3, 0, height=128)
     for path in source.rglob("*.json"):
         path.unlink()
-    words = ["prepare", str(source), str(tmp_path / "ds"), "--folds", "3", "--key", str(tmp_path / "k")]
+    words = [
+        "prepare",
+        str(source),
+        str(tmp_path / "ds"),
+        "--folds",
+        "3",
+        "--key",
+        str(tmp_path / "k"),
+    ]
     assert main(words) == 0
     assert "warning: no scan has a lesion" in capsys.readouterr().out
-    assert inspect(tmp_path / "ds")["problems"][0].startswith("no scan has a lesion: there is nothing to train on")
+    assert inspect(tmp_path / "ds")["problems"][0].startswith(
+        "no scan has a lesion: there is nothing to train on"
+    )
 
 
-def test_scans_that_were_not_prepared_are_told_from_other_folders(cohort: Path, tmp_path: Path,
-                                                                  capsys: pytest.CaptureFixture[str]) -> None:
+def test_scans_that_were_not_prepared_are_told_from_other_folders(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = tmp_path / "it's"
     shutil.copytree(cohort, place)
     cv2.imwrite(str(place / "scan.png"), np.zeros((9, 9), np.uint8))
@@ -86,7 +102,10 @@ def test_swapped_views_mirrored_scans_and_repeats_are_suspects(tmp_path: Path) -
             scan.PixelData = np.ascontiguousarray(scan.pixel_array[:, ::-1]).tobytes()
         if view:
             code = scan.DetectorInformationSequence[0].ViewCodeSequence[0]
-            code.CodeValue, code.CodeMeaning = {"anterior": "399321004", "posterior": "399001007"}[view], view
+            code.CodeValue, code.CodeMeaning = (
+                {"anterior": "399321004", "posterior": "399001007"}[view],
+                view,
+            )
         if uid:
             scan.SOPInstanceUID, scan.PixelData = uid, (scan.pixel_array + 1).tobytes()
             path = source / "again.dcm"
@@ -98,12 +117,18 @@ def test_swapped_views_mirrored_scans_and_repeats_are_suspects(tmp_path: Path) -
     uid = str(pydicom.dcmread(source / "PHANTOM-0005" / "anterior.dcm").SOPInstanceUID)
     rewrite("PHANTOM-0005/anterior.dcm", uid=uid)
     made = prepare(source, tmp_path / "ds", folds=2, key=tmp_path / "k")
-    name_of = {scan_id: Path(path).relative_to(source).as_posix() for _, scan_id, path in made.sources}
+    name_of = {
+        scan_id: Path(path).relative_to(source).as_posix() for _, scan_id, path in made.sources
+    }
     found = inspect(made.path)
     assert {name_of[i]: why.split(" ")[0] for i, why in found["suspects"]} == {
-        "PHANTOM-0001/anterior.dcm": "looks", "PHANTOM-0001/posterior.dcm": "looks",
-        "PHANTOM-0003/posterior.dcm": "fits"}
-    assert [{name_of[i] for i in group} for group in found["repeats"]] == [{"PHANTOM-0005/anterior.dcm", "again.dcm"}]
+        "PHANTOM-0001/anterior.dcm": "looks",
+        "PHANTOM-0001/posterior.dcm": "looks",
+        "PHANTOM-0003/posterior.dcm": "fits",
+    }
+    assert [{name_of[i] for i in group} for group in found["repeats"]] == [
+        {"PHANTOM-0005/anterior.dcm", "again.dcm"}
+    ]
     assert contact_sheet(made.path, tmp_path / "sheet.png", found) == 17
     assert cv2.imread(str(tmp_path / "sheet.png")).shape[0] > 400
 

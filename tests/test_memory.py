@@ -17,15 +17,28 @@ from raybone.models import load
 
 
 def test_a_step_that_no_machine_here_can_take_is_told_by_preview_and_fails_its_configuration_in_a_search(
-        study: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fixed = {"batch": 8, "nbs": 8, "imgsz": 4096, "width": 32}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**study, "fixed": fixed, "epochs": 1}))
     assert main(["preview", str(tmp_path / "s.yaml")]) == 2
     said = capsys.readouterr().err
     assert "preview: a training step of 8 images of 4096x1024 pixels takes about" in said
     assert "lower batch, imgsz or the width of the model, or say what an epoch takes" in said
-    assert main(["search", str(tmp_path / "s.yaml"), "--local", "--out", str(tmp_path / "st"), "--set",
-                 "search.trials=1"]) == 1
+    assert (
+        main(
+            [
+                "search",
+                str(tmp_path / "s.yaml"),
+                "--local",
+                "--out",
+                str(tmp_path / "st"),
+                "--set",
+                "search.trials=1",
+            ]
+        )
+        == 1
+    )
     (row,) = pd.read_csv(tmp_path / "st" / "leaderboard.csv").to_dict("records")
     assert row["state"] == "failed"
     assert "takes about" in row["reason"]
@@ -36,8 +49,13 @@ def test_what_a_step_keeps_is_what_autograd_saved(name: str) -> None:
     """Half the pixels are tried; all are counted in full, by the same hooks."""
     model = load(name)
     net = model.build(model.Config()).train()
-    images = Batch(torch.rand(2, 1, 512, 128), [torch.tensor([[10.0, 20, 60, 90]])] * 2, [torch.tensor([0])] * 2,
-                   torch.zeros(2, 1, 512, 128, dtype=torch.uint8), torch.arange(2))
+    images = Batch(
+        torch.rand(2, 1, 512, 128),
+        [torch.tensor([[10.0, 20, 60, 90]])] * 2,
+        [torch.tensor([0])] * 2,
+        torch.zeros(2, 1, 512, 128, dtype=torch.uint8),
+        torch.arange(2),
+    )
     before = {k: v.clone() for k, v in net.state_dict().items()}
     state = torch.random.get_rng_state()
     guess = step_bytes(net, images)
@@ -48,7 +66,9 @@ def test_what_a_step_keeps_is_what_autograd_saved(name: str) -> None:
 
     def keep(saved: torch.Tensor) -> torch.Tensor:
         storage = saved.untyped_storage()
-        kept.update({} if storage.data_ptr() in parameters else {storage.data_ptr(): storage.nbytes()})
+        kept.update(
+            {} if storage.data_ptr() in parameters else {storage.data_ptr(): storage.nbytes()}
+        )
         return saved
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):

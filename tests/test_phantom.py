@@ -19,7 +19,9 @@ from raybone.records import WrongInput
 
 
 def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
-    a, b, c = (phantom(tmp_path / n, 2, seed, height=128) for n, seed in (("a", 1), ("b", 1), ("c", 2)))
+    a, b, c = (
+        phantom(tmp_path / n, 2, seed, height=128) for n, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
     names = sorted(str(p.relative_to(a)) for p in a.rglob("*") if p.is_file())
     assert names == sorted(str(p.relative_to(b)) for p in b.rglob("*") if p.is_file())
     assert all((a / n).read_bytes() == (b / n).read_bytes() for n in names)
@@ -29,7 +31,10 @@ def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
 def test_scans_are_whole_body_dicom_with_both_views(cohort: Path) -> None:
     files = sorted(cohort.rglob("*.dcm"))
     assert len(files) == 18
-    views = [pydicom.dcmread(f).DetectorInformationSequence[0].ViewCodeSequence[0].CodeMeaning for f in files]
+    views = [
+        pydicom.dcmread(f).DetectorInformationSequence[0].ViewCodeSequence[0].CodeMeaning
+        for f in files
+    ]
     assert sorted(views) == ["Anterior projection"] * 9 + ["Posterior projection"] * 9
     scan = pydicom.dcmread(files[0])
     assert (scan.Modality, scan.Rows, scan.Columns) == ("NM", 256, 64)
@@ -43,7 +48,7 @@ def test_malignant_lesions_are_hotter_than_what_surrounds_them(dataset: Path) ->
         for lesion in scan.lesions:
             if lesion.category == "malignant":
                 x1, y1, x2, y2 = (int(v) for v in lesion.box_xyxy)
-                around = counts_HW[max(y1 - 6, 0):y2 + 6, max(x1 - 6, 0):x2 + 6]
+                around = counts_HW[max(y1 - 6, 0) : y2 + 6, max(x1 - 6, 0) : x2 + 6]
                 gains.append(counts_HW[mask_of(lesion.rle)].mean() / max(np.median(around), 1))
     assert len(gains) > 20
     assert np.mean(np.array(gains) > 1) > 0.9
@@ -52,12 +57,19 @@ def test_malignant_lesions_are_hotter_than_what_surrounds_them(dataset: Path) ->
 @pytest.mark.parametrize("layout", ["coco", "masks"])
 def test_every_layout_is_prepared_to_the_same_malignant_pixels(layout: str, tmp_path: Path) -> None:
     """Masks folders know one category and no patients; the pixels and masks are the same."""
+
     def area(kind: str) -> tuple[int, int]:
         phantom(tmp_path / kind, 3, 5, kind, 128)
         made = prepare(tmp_path / kind, tmp_path / f"{kind}-ds", folds=2, key=tmp_path / "key")
         scans = open_dataset(made.path).scans
-        return len(scans), sum(int(np.any([mask_of(le.rle) for le in s.lesions if le.category == "malignant"],
-                                          axis=0).sum()) for s in scans)
+        return len(scans), sum(
+            int(
+                np.any(
+                    [mask_of(le.rle) for le in s.lesions if le.category == "malignant"], axis=0
+                ).sum()
+            )
+            for s in scans
+        )
 
     assert area(layout) == area("dicom")
 
@@ -65,8 +77,12 @@ def test_every_layout_is_prepared_to_the_same_malignant_pixels(layout: str, tmp_
 def test_impossible_requests_are_refused(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    for keywords in ({"out": tmp_path / "full"}, {"out": tmp_path / "x", "patients": 0},
-                     {"out": tmp_path / "x", "height": 63}, {"out": tmp_path / "x", "layout": "tiff"}):
+    for keywords in (
+        {"out": tmp_path / "full"},
+        {"out": tmp_path / "x", "patients": 0},
+        {"out": tmp_path / "x", "height": 63},
+        {"out": tmp_path / "x", "layout": "tiff"},
+    ):
         with pytest.raises(WrongInput, match="phantom"):
             phantom(**keywords)
 

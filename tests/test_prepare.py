@@ -25,12 +25,15 @@ from raybone.prepare import prepare
 from raybone.records import WrongInput
 
 
-def test_folds_and_hash_depend_on_pixels_and_not_on_the_key(cohort: Path, dataset: Path, tmp_path: Path) -> None:
+def test_folds_and_hash_depend_on_pixels_and_not_on_the_key(
+    cohort: Path, dataset: Path, tmp_path: Path
+) -> None:
     other = prepare(cohort, tmp_path / "ds", folds=3, key=tmp_path / "another key")
     first, second = open_dataset(dataset), open_dataset(other.path)
     assert first.hash == second.hash
-    assert {s.scan_id: first.fold_of[s.patient_id] for s in first.scans} == \
-        {s.scan_id: second.fold_of[s.patient_id] for s in second.scans}
+    assert {s.scan_id: first.fold_of[s.patient_id] for s in first.scans} == {
+        s.scan_id: second.fold_of[s.patient_id] for s in second.scans
+    }
     assert {s.patient_id for s in first.scans}.isdisjoint({s.patient_id for s in second.scans})
     assert stat.S_IMODE((tmp_path / "another key").stat().st_mode) == 0o600
     tables = list(tmp_path.glob("*.sources.csv"))
@@ -55,7 +58,7 @@ def test_counts_come_back_as_they_were_in_the_dicom(cohort: Path, dataset: Path)
 
 
 def test_what_is_not_taken_is_named_by_hash_and_reason(tmp_path: Path) -> None:
-    source = phantom(tmp_path / "it's \"src\"", 2, height=128)
+    source = phantom(tmp_path / 'it\'s "src"', 2, height=128)
     (source / "notes.txt").write_text("Patient Secret")
     (source / "broken.dcm").write_bytes(next(source.rglob("*.dcm")).read_bytes()[:900])
     ct = pydicom.dcmread(next(source.rglob("*.dcm")))
@@ -101,7 +104,9 @@ def test_masks_with_in_between_values_and_of_another_size(tmp_path: Path) -> Non
         Image.fromarray(np.stack([image_HW] * 3, -1)).save(tmp_path / "images" / f"{name}.png")
         Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
         image_HW += 1
-    made = prepare(tmp_path, tmp_path.parent / "masks-ds", "masks", folds=2, key=tmp_path.parent / "k")
+    made = prepare(
+        tmp_path, tmp_path.parent / "masks-ds", "masks", folds=2, key=tmp_path.parent / "k"
+    )
     boxes = [le.box_xyxy for s in open_dataset(made.path).scans for le in s.lesions]
     assert boxes == [(6.0, 5.0, 12.0, 10.0), (30.0, 30.0, 40.0, 34.0)]
     assert made.rejected[0][2] == "is 40x48, but its annotation was made for 20x48"
@@ -126,7 +131,8 @@ def test_the_real_scan_in_three_encodings(shared: Path, tmp_path: Path) -> None:
     opened = open_dataset(made.path)
     assert len(opened.scans) == 2
     assert [r.split(":")[0] for _, _, r in made.rejected] == [
-        "has pixels that cannot be decoded (transfer syntax JPEG Extended (Process 2 and 4))"]
+        "has pixels that cannot be decoded (transfer syntax JPEG Extended (Process 2 and 4))"
+    ]
     assert {s.flags for s in opened.scans} == {("derived", "windowed", "unannotated")}
     assert len({s.patient_id for s in opened.scans}) == 1
     assert {opened.counts(s).max() for s in opened.scans} >= {278}
@@ -140,9 +146,13 @@ def test_annotations_without_a_scan_are_reported(cohort: Path, tmp_path: Path) -
     coco = json.loads((tmp_path / "src" / "annotations.json").read_text())
     gone = {i["id"] for i in coco["images"] if not (tmp_path / "src" / i["file_name"]).exists()}
     lost = sum(a["image_id"] in gone for a in coco["annotations"])
-    with pytest.raises(WrongInput, match=f"{lost} of {len(coco['annotations'])} annotations find no scan, over 5 %"):
+    with pytest.raises(
+        WrongInput, match=f"{lost} of {len(coco['annotations'])} annotations find no scan, over 5 %"
+    ):
         prepare(tmp_path / "src", tmp_path / "again", folds=2, key=tmp_path / "k")
-    made = prepare(tmp_path / "src", tmp_path / "ds", folds=2, key=tmp_path / "k", allow_unmatched=True)
+    made = prepare(
+        tmp_path / "src", tmp_path / "ds", folds=2, key=tmp_path / "k", allow_unmatched=True
+    )
     assert any(f"{lost} x annotation without its scan" in w for w in made.meta["warnings"])
     assert made.meta["counts"]["annotations_lost"] == lost > 0
     content = json.loads((made.path / "dataset.json").read_text())
@@ -150,7 +160,9 @@ def test_annotations_without_a_scan_are_reported(cohort: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("layout", ["coco", "labelme"])
-def test_the_same_cohort_in_another_layout_is_the_same_dataset(layout: str, dataset: Path, tmp_path: Path) -> None:
+def test_the_same_cohort_in_another_layout_is_the_same_dataset(
+    layout: str, dataset: Path, tmp_path: Path
+) -> None:
     """Pixels, boxes, masks, views and folds: all are in the hash."""
     source = phantom(tmp_path / "src", patients=9, seed=3, height=256, layout=layout)
     made = prepare(source, tmp_path / "ds", folds=3, key=tmp_path / "k")
@@ -159,23 +171,48 @@ def test_the_same_cohort_in_another_layout_is_the_same_dataset(layout: str, data
     assert made.rejected == ()
 
 
-def test_regions_of_bs80k_are_scans_of_their_patient_and_a_classifier_trains_on_them(tmp_path: Path) -> None:
+def test_regions_of_bs80k_are_scans_of_their_patient_and_a_classifier_trains_on_them(
+    tmp_path: Path,
+) -> None:
     source = phantom(tmp_path / "src", 6, 3, "bs80k", 256)
     for folder, (top, bottom) in {"chestLANT": (40, 90), "pelvisPOST": (100, 140)}.items():
         (source / folder).mkdir()
-        whole = sorted((source / f"wholeBody{'POST' if folder.endswith('POST') else 'ANT'}").glob("*.jpg"))
+        whole = sorted(
+            (source / f"wholeBody{'POST' if folder.endswith('POST') else 'ANT'}").glob("*.jpg")
+        )
         for path in whole:
             Image.open(path).crop((0, top, 64, bottom)).save(source / folder / path.name)
         lines = [f"{path.name} {n % 2}" for n, path in enumerate(whole)]
-        (source / folder / f"{folder}.txt").write_text("\n".join([*lines, "9999.jpg 1", "no label"]))
+        (source / folder / f"{folder}.txt").write_text(
+            "\n".join([*lines, "9999.jpg 1", "no label"])
+        )
     Image.open(whole[0]).crop((0, 0, 20, 20)).save(source / "pelvisPOST" / "8888.jpg")
     ds = tmp_path / "ds"
-    assert main(["prepare", str(source), str(ds), "--layout", "bs80k_regions", "--folds", "2", "--key",
-                 str(tmp_path / "key")]) == 0
+    assert (
+        main(
+            [
+                "prepare",
+                str(source),
+                str(ds),
+                "--layout",
+                "bs80k_regions",
+                "--folds",
+                "2",
+                "--key",
+                str(tmp_path / "key"),
+            ]
+        )
+        == 0
+    )
     dataset = open_dataset(ds)
-    assert Counter((dict(s.labels)["region"], dict(s.labels)["abnormal"], s.view) for s in dataset.scans) == {
-        ("chestL", "0", "anterior"): 3, ("chestL", "1", "anterior"): 3, ("pelvis", "0", "posterior"): 3,
-        ("pelvis", "1", "posterior"): 3}
+    assert Counter(
+        (dict(s.labels)["region"], dict(s.labels)["abnormal"], s.view) for s in dataset.scans
+    ) == {
+        ("chestL", "0", "anterior"): 3,
+        ("chestL", "1", "anterior"): 3,
+        ("pelvis", "0", "posterior"): 3,
+        ("pelvis", "1", "posterior"): 3,
+    }
     assert set(Counter(s.patient_id for s in dataset.scans).values()) == {2}
     with (ds / "rejected.csv").open() as file:
         reasons = Counter(r["reason"] for r in csv.DictReader(file))
@@ -185,7 +222,8 @@ def test_regions_of_bs80k_are_scans_of_their_patient_and_a_classifier_trains_on_
     (tmp_path / "s.yaml").write_text(
         f"{{name: r, dataset: {ds}, model: lesion_resnet50, epochs: 1, metric: AUC, "
         "space: {lr0: {choice: [0.001]}}, fixed: {target: abnormal, imgsz: 64, batch: 6, nbs: 6}, "
-        "search: {trials: 1, scheduler: full}}")
+        "search: {trials: 1, scheduler: full}}"
+    )
     assert main(["search", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "st"), "--local"]) == 0
     with (tmp_path / "st" / "leaderboard.csv").open() as file:
         (row,) = csv.DictReader(file)
@@ -202,27 +240,44 @@ def test_bs80k_as_released_keeps_boxes_patients_views_and_labels(tmp_path: Path)
     (source / "wholeBodyPOST" / "post" / "0002.xml").unlink()
     (source / "wholeBodyANT" / "ant" / "0001.xml").unlink()
     (source / "readme").write_text("x")
-    lines = (source / "wholeBodyANT" / "wholeBodyANT.txt").read_text().replace("0001.jpg 1", "0001.jpg 0")
+    lines = (
+        (source / "wholeBodyANT" / "wholeBodyANT.txt")
+        .read_text()
+        .replace("0001.jpg 1", "0001.jpg 0")
+    )
     (source / "wholeBodyANT" / "wholeBodyANT.txt").write_text(lines)
     made = prepare(source, tmp_path / "ds", folds=2, key=tmp_path / "k", allow_unmatched=True)
     opened = open_dataset(made.path)
-    expected = open_dataset(prepare(phantom(tmp_path / "d", 3, 3, height=256), tmp_path / "ds2", folds=2,
-                                    key=tmp_path / "k").path)
+    expected = open_dataset(
+        prepare(
+            phantom(tmp_path / "d", 3, 3, height=256), tmp_path / "ds2", folds=2, key=tmp_path / "k"
+        ).path
+    )
     assert made.meta["layout"] == "bs80k"
     assert sorted(s.view for s in opened.scans) == ["anterior"] * 3 + ["posterior"] * 3
     assert len({s.patient_id for s in opened.scans}) == 3
-    boxes = [{(le.box_xyxy, le.category) for s in d.scans if "unannotated" not in s.flags for le in s.lesions}
-             for d in (opened, expected)]
+    boxes = [
+        {
+            (le.box_xyxy, le.category)
+            for s in d.scans
+            if "unannotated" not in s.flags
+            for le in s.lesions
+        }
+        for d in (opened, expected)
+    ]
     assert set() < boxes[0] <= boxes[1]
     labels = [dict(s.labels) for s in opened.scans]
     assert {r.get("abnormal") for r in labels} == {"0", "1"}
     assert [r["abnormal_chestL"] for r in labels if "abnormal_chestL" in r] == ["1"]
     assert sorted(reason for _, _, reason in made.rejected) == [
         "is a region of a whole-body scan; its label goes with that scan",
-        "is an annotation that no scan answers to", "is outside the folders of BS-80K"]
+        "is an annotation that no scan answers to",
+        "is outside the folders of BS-80K",
+    ]
     assert sum("unannotated" in s.flags for s in opened.scans) == 1
     assert any("label line that cannot be read" in w for w in made.meta["warnings"])
-    # 0001 from the front is called normal, and so has no lesion; of 0002 from the back nobody says that.
+    # 0001 from the front is called normal, and so has no lesion; of 0002 from the back nobody says
+    # that.
     assert any("1 x scan that its label calls normal" in w for w in made.meta["warnings"])
     assert [dict(s.labels)["abnormal"] for s in opened.scans if "unannotated" in s.flags] == ["1"]
 
@@ -234,20 +289,37 @@ def test_annotations_lie_beside_dicom_or_in_a_folder_of_their_own(tmp_path: Path
     mask_HW = np.zeros((80, 64), np.uint8)
     mask_HW[10:20, 30:40], mask_HW[40:50, 5:9] = 1, 2
     for name in ("a", "b", "c"):
-        write_scan(tmp_path / f"{name}.dcm", rng.poisson(5, mask_HW.shape).astype(np.uint16), patient=name,
-                   view="anterior", pixel_mm=2, uid=name)
-    nibabel.save(nibabel.Nifti1Image(mask_HW.T[:, :, None], np.diag([-2, -2, 1, 1])), tmp_path / "a.nii.gz")
+        write_scan(
+            tmp_path / f"{name}.dcm",
+            rng.poisson(5, mask_HW.shape).astype(np.uint16),
+            patient=name,
+            view="anterior",
+            pixel_mm=2,
+            uid=name,
+        )
+    nibabel.save(
+        nibabel.Nifti1Image(mask_HW.T[:, :, None], np.diag([-2, -2, 1, 1])), tmp_path / "a.nii.gz"
+    )
     (tmp_path / "Annotations").mkdir()
     (tmp_path / "Annotations" / "b.xml").write_text(
         "<annotation><object><name>nidus</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>99</xmax><ymax>7</ymax>"
-        "</bndbox></object></annotation>")
+        "</bndbox></object></annotation>"
+    )
     made = prepare(tmp_path, tmp_path.parent / "beside-ds", folds=2, key=tmp_path.parent / "k")
-    found = {tuple(sorted((le.category, le.box_xyxy) for le in s.lesions)) for s in open_dataset(made.path).scans}
-    assert found == {(("benign", (5.0, 40.0, 9.0, 50.0)), ("malignant", (30.0, 10.0, 40.0, 20.0))),
-                     (("malignant", (1.0, 2.0, 64.0, 7.0)),), ()}
+    found = {
+        tuple(sorted((le.category, le.box_xyxy) for le in s.lesions))
+        for s in open_dataset(made.path).scans
+    }
+    assert found == {
+        (("benign", (5.0, 40.0, 9.0, 50.0)), ("malignant", (30.0, 10.0, 40.0, 20.0))),
+        (("malignant", (1.0, 2.0, 64.0, 7.0)),),
+        (),
+    }
     assert {w.split(" (first")[0] for w in made.meta["warnings"]} == {
         "1 x box beyond the border of its scan: cut there",
-        "1 x scan without annotation: neither trained on nor scored, but by its labels (see --unannotated)"}
+        "1 x scan without annotation: neither trained on nor scored, but by its labels (see "
+        "--unannotated)",
+    }
 
 
 def test_labels_sites_and_patients_come_from_labels_csv(tmp_path: Path) -> None:
@@ -267,12 +339,16 @@ def test_labels_sites_and_patients_come_from_labels_csv(tmp_path: Path) -> None:
 
 
 def test_a_test_group_is_in_no_fold_and_no_search_sees_it(cohort: Path, tmp_path: Path) -> None:
-    opened = open_dataset(prepare(cohort, tmp_path / "ds", folds=3, holdout=0.34, key=tmp_path / "k").path)
+    opened = open_dataset(
+        prepare(cohort, tmp_path / "ds", folds=3, holdout=0.34, key=tmp_path / "k").path
+    )
     test = {p for p, fold in opened.fold_of.items() if fold == -1}
     assert len(test) == 3
     assert opened.folds == 3
     for fold in range(3):
-        assert test.isdisjoint(s.patient_id for s in opened.training(fold) + opened.validation(fold))
+        assert test.isdisjoint(
+            s.patient_id for s in opened.training(fold) + opened.validation(fold)
+        )
 
 
 def test_a_given_split_is_honoured_and_refused_when_it_leaks(cohort: Path, tmp_path: Path) -> None:
@@ -284,11 +360,17 @@ def test_a_given_split_is_honoured_and_refused_when_it_leaks(cohort: Path, tmp_p
         return path
 
     good = [(n, "test" if i == 8 else i % 2) for i, n in enumerate(names)]
-    opened = open_dataset(prepare(cohort, tmp_path / "ds", key=tmp_path / "k", split=split(good)).path)
+    opened = open_dataset(
+        prepare(cohort, tmp_path / "ds", key=tmp_path / "k", split=split(good)).path
+    )
     assert sorted(opened.fold_of.values()) == [-1, 0, 0, 0, 0, 1, 1, 1, 1]
-    for rows, why in (([*good, (names[0], 1)], "such a split leaks"), (good[1:], "1 of 9 have none"),
-                      ([(n, 0) for n in names], "at least 2"), ([*good[:-1], (names[8], "5")], "without a gap"),
-                      ([*good[:-1], (names[8], "x")], "line 10")):
+    for rows, why in (
+        ([*good, (names[0], 1)], "such a split leaks"),
+        (good[1:], "1 of 9 have none"),
+        ([(n, 0) for n in names], "at least 2"),
+        ([*good[:-1], (names[8], "5")], "without a gap"),
+        ([*good[:-1], (names[8], "x")], "line 10"),
+    ):
         with pytest.raises(WrongInput, match=why):
             prepare(cohort, tmp_path / "no", key=tmp_path / "k", split=split(rows))
     import shutil
@@ -301,8 +383,12 @@ def test_a_given_split_is_honoured_and_refused_when_it_leaks(cohort: Path, tmp_p
     with pytest.raises(WrongInput, match="same pixels are in two folds"):
         prepare(twins, tmp_path / "no", key=tmp_path / "k", split=split([*good, ("TWIN", 1)]))
     opened = open_dataset(prepare(twins, tmp_path / "together", folds=3, key=tmp_path / "k").path)
-    pair = [s.patient_id for s in opened.scans if s.scan_id.split("-")[0] in
-            {t.scan_id.split("-")[0] for t in opened.scans if t.scan_id.endswith("-2")}]
+    pair = [
+        s.patient_id
+        for s in opened.scans
+        if s.scan_id.split("-")[0]
+        in {t.scan_id.split("-")[0] for t in opened.scans if t.scan_id.endswith("-2")}
+    ]
     assert len(set(pair)) == 2
     assert len({opened.fold_of[p] for p in pair}) == 1
 
@@ -311,19 +397,29 @@ def test_steps_are_recorded_and_a_lone_view_is_rejected(tmp_path: Path) -> None:
     source = phantom(tmp_path / "src", 3, 3, height=256)
     next(iter(sorted(source.rglob("posterior.dcm")))).unlink()
     names = ["body_range", "brightness", "knee_cut", "montage"]
-    made = prepare(source, tmp_path / "ds", folds=2, key=tmp_path / "k", steps=names, allow_unmatched=True)
+    made = prepare(
+        source, tmp_path / "ds", folds=2, key=tmp_path / "k", steps=names, allow_unmatched=True
+    )
     opened = open_dataset(made.path)
     assert made.meta["preprocessing"]["steps"] == names
-    assert [(s.height, s.width, s.view) for s in opened.scans] == [(160, 128, "anterior|posterior")] * 2
+    assert [(s.height, s.width, s.view) for s in opened.scans] == [
+        (160, 128, "anterior|posterior")
+    ] * 2
     assert len({s.high for s in opened.scans}) == 1
-    assert all(6 < opened.counts(s).mean() / made.meta["preprocessing"]["unit"] < 22 for s in opened.scans)
-    assert [r for _, _, r in made.rejected] == ["is left out by the steps: montage needs both views of a study, and "
-                                                "tiles without counts are not kept"]
+    assert all(
+        6 < opened.counts(s).mean() / made.meta["preprocessing"]["unit"] < 22 for s in opened.scans
+    )
+    assert [r for _, _, r in made.rejected] == [
+        "is left out by the steps: montage needs both views of a study, and "
+        "tiles without counts are not kept"
+    ]
     with pytest.raises(WrongInput, match="no step is called sharpen"):
         prepare(source, tmp_path / "no", steps=["sharpen"])
 
 
-def test_zipped_folders_and_a_dicomdir_stand_for_their_files(cohort: Path, dataset: Path, tmp_path: Path) -> None:
+def test_zipped_folders_and_a_dicomdir_stand_for_their_files(
+    cohort: Path, dataset: Path, tmp_path: Path
+) -> None:
     import shutil
 
     from pydicom.fileset import FileSet
@@ -339,10 +435,16 @@ def test_zipped_folders_and_a_dicomdir_stand_for_their_files(cohort: Path, datas
     for path in cohort.rglob("*.dcm"):
         files.add(path)
     files.write(tmp_path / "media")
-    next(p for p in (tmp_path / "media").rglob("*") if p.is_file() and p.name != "DICOMDIR").unlink()
-    made = prepare(tmp_path / "media" / "DICOMDIR", tmp_path / "ds-media", folds=3, key=tmp_path / "k")
+    next(
+        p for p in (tmp_path / "media").rglob("*") if p.is_file() and p.name != "DICOMDIR"
+    ).unlink()
+    made = prepare(
+        tmp_path / "media" / "DICOMDIR", tmp_path / "ds-media", folds=3, key=tmp_path / "k"
+    )
     assert made.meta["counts"]["scans"] == 17
-    assert [r for _, _, r in made.rejected] == ["is a DICOMDIR, an index of files that are read themselves"]
+    assert [r for _, _, r in made.rejected] == [
+        "is a DICOMDIR, an index of files that are read themselves"
+    ]
 
 
 def test_unknown_patients_that_look_alike_share_a_fold(shared: Path, tmp_path: Path) -> None:
@@ -360,8 +462,17 @@ def test_three_hundred_mutated_files_give_reasons_and_no_traceback(tmp_path: Pat
 
     source, rng = tmp_path / "src", np.random.default_rng(0)
     source.mkdir()
-    files = [get_testdata_file(n) for n in ("JPEG2000.dcm", "JPGExtended.dcm", "MR_small_RLE.dcm", "MR_small.dcm",
-                                            "MR_small_jpeg_ls_lossless.dcm", "examples_jpeg2k.dcm")]
+    files = [
+        get_testdata_file(n)
+        for n in (
+            "JPEG2000.dcm",
+            "JPGExtended.dcm",
+            "MR_small_RLE.dcm",
+            "MR_small.dcm",
+            "MR_small_jpeg_ls_lossless.dcm",
+            "examples_jpeg2k.dcm",
+        )
+    ]
     for number in range(300):
         content = bytearray(Path(str(files[number % len(files)])).read_bytes()[:200_000])
         for _ in range(int(rng.integers(1, 30))):
@@ -369,9 +480,23 @@ def test_three_hundred_mutated_files_give_reasons_and_no_traceback(tmp_path: Pat
             content[place] = int(rng.integers(256))
         length = int(rng.integers(100, len(content))) if number % 5 == 0 else len(content)
         (source / f"{number}").write_bytes(content[:length])
-    done = subprocess.run([sys.executable, "-m", "raybone.cli", "prepare", str(source), str(tmp_path / "ds"),
-                           "--modality", "any", "--key", str(tmp_path / "k")],
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "raybone.cli",
+            "prepare",
+            str(source),
+            str(tmp_path / "ds"),
+            "--modality",
+            "any",
+            "--key",
+            str(tmp_path / "k"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     counts = json.loads((tmp_path / "ds" / "dataset.json").read_text())["counts"]
@@ -384,10 +509,14 @@ def test_lines_of_labels_and_splits_that_fit_nobody_are_said(tmp_path: Path) -> 
     source = phantom(tmp_path / "src", 3, 3, height=128)
     with (source / "labels.csv").open("a") as file:
         file.write("NOBODY,lung\n")
-    (tmp_path / "split.csv").write_text("patient_id,fold\nPHANTOM-0001,0\nPHANTOM-0002,1\nPHANTOM-0003,1\nGONE,0\n")
+    (tmp_path / "split.csv").write_text(
+        "patient_id,fold\nPHANTOM-0001,0\nPHANTOM-0002,1\nPHANTOM-0003,1\nGONE,0\n"
+    )
     made = prepare(source, tmp_path / "ds", key=tmp_path / "k", split=tmp_path / "split.csv")
-    assert made.meta["warnings"] == ["1 x line of labels.csv without its scan or patient: left out",
-                                     "1 patients of --split have no scan here"]
+    assert made.meta["warnings"] == [
+        "1 x line of labels.csv without its scan or patient: left out",
+        "1 patients of --split have no scan here",
+    ]
     with (source / "labels.csv").open("a") as file:
         file.write("NOBODY,breast\n")
     with pytest.raises(WrongInput, match="line 6 contradicts"):
@@ -399,13 +528,20 @@ def test_a_dataset_inside_its_source_is_refused(cohort: Path) -> None:
         prepare(cohort, cohort / "ds")
 
 
-@pytest.mark.parametrize(("content", "why"), [
-    ("patient_id,height\nPHANTOM-0001,170\n", "must not be called height"),
-    ("patient_id,view\nPHANTOM-0001,front\n", "line 2: view must be"),
-    ("patient_id,pixel_mm\nPHANTOM-0001,-1\n", "line 2: view must be"),
-    ("patient_id,name\n" + "".join(f"P{n},N{n % 9}\n" for n in range(20)), "may name a patient"),
-    ("name\nx\n", "needs a column patient_id or file"),
-    ("patient_id,\xff", "labels.csv")])
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("patient_id,height\nPHANTOM-0001,170\n", "must not be called height"),
+        ("patient_id,view\nPHANTOM-0001,front\n", "line 2: view must be"),
+        ("patient_id,pixel_mm\nPHANTOM-0001,-1\n", "line 2: view must be"),
+        (
+            "patient_id,name\n" + "".join(f"P{n},N{n % 9}\n" for n in range(20)),
+            "may name a patient",
+        ),
+        ("name\nx\n", "needs a column patient_id or file"),
+        ("patient_id,\xff", "labels.csv"),
+    ],
+)
 def test_labels_that_cannot_be_are_refused(content: str, why: str, tmp_path: Path) -> None:
     source = phantom(tmp_path / "src", 2, 3, height=128)
     (source / "labels.csv").write_text(content, encoding="latin-1")
@@ -419,21 +555,36 @@ def test_masks_go_with_the_image_of_their_folder_and_patient_0_is_a_patient(tmp_
     for place in ("A", "B"):
         for kind in ("images", "masks"):
             (tmp_path / "in" / kind / place).mkdir(parents=True)
-        cv2.imwrite(str(tmp_path / "in" / "images" / place / "1.png"), rng.integers(1, 99, (64, 64)).astype(np.uint16))
+        cv2.imwrite(
+            str(tmp_path / "in" / "images" / place / "1.png"),
+            rng.integers(1, 99, (64, 64)).astype(np.uint16),
+        )
         mask_HW = np.zeros((64, 64), np.uint8)
-        mask_HW[4:9, 5 if place == "A" else 40:50] = 255
+        mask_HW[4:9, 5 if place == "A" else 40 : 50] = 255
         cv2.imwrite(str(tmp_path / "in" / "masks" / place / "1.png"), mask_HW)
-        images.append({"id": len(images), "file_name": f"images/{place}/1.png", "height": 64, "width": 64,
-                       "patient_id": 0})
+        images.append(
+            {
+                "id": len(images),
+                "file_name": f"images/{place}/1.png",
+                "height": 64,
+                "width": 64,
+                "patient_id": 0,
+            }
+        )
     made = prepare(tmp_path / "in", tmp_path / "ds", folds=2, key=tmp_path / "k")
     assert sorted(le.box_xyxy for s in open_dataset(made.path).scans for le in s.lesions) == [
-        (5, 4, 50, 9), (40, 4, 50, 9)]
+        (5, 4, 50, 9),
+        (40, 4, 50, 9),
+    ]
     assert not any("unannotated" in s.flags for s in open_dataset(made.path).scans)
-    (tmp_path / "in" / "annotations.json").write_text(json.dumps({"images": images, "annotations": [],
-                                                                  "categories": []}))
+    (tmp_path / "in" / "annotations.json").write_text(
+        json.dumps({"images": images, "annotations": [], "categories": []})
+    )
     with pytest.raises(WrongInput, match="layout masks does not read; choose the layout"):
         prepare(tmp_path / "in", tmp_path / "again", folds=2, key=tmp_path / "k")
-    made = prepare(tmp_path / "in", tmp_path / "again", folds=2, key=tmp_path / "k", allow_unmatched=True)
+    made = prepare(
+        tmp_path / "in", tmp_path / "again", folds=2, key=tmp_path / "k", allow_unmatched=True
+    )
     assert len(made.rejected) == 1
     made = prepare(tmp_path / "in", tmp_path / "coco", "coco", folds=2, key=tmp_path / "k")
     assert made.meta["counts"]["patients"] == 1
@@ -441,7 +592,9 @@ def test_masks_go_with_the_image_of_their_folder_and_patient_0_is_a_patient(tmp_
     assert len(made.rejected) == 2
 
 
-def test_keys_that_others_may_read_and_places_inside_the_dataset_are_refused(cohort: Path, tmp_path: Path) -> None:
+def test_keys_that_others_may_read_and_places_inside_the_dataset_are_refused(
+    cohort: Path, tmp_path: Path
+) -> None:
     (tmp_path / "k").write_text("x")
     (tmp_path / "k").chmod(0o644)
     with pytest.raises(WrongInput, match="chmod 600"):
@@ -470,7 +623,9 @@ def test_many_scans_pass_the_steps_with_few_open_files(tmp_path: Path) -> None:
     few = len(list(Path("/proc/self/fd").iterdir())) + 50
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits[0], few), limits[1]))
     try:
-        made = prepare(source, tmp_path / "ds", folds=2, key=tmp_path / "k", steps=["montage", "max_min"])
+        made = prepare(
+            source, tmp_path / "ds", folds=2, key=tmp_path / "k", steps=["montage", "max_min"]
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     opened = open_dataset(made.path)

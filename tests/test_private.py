@@ -1,4 +1,6 @@
-"""What holds patients' data is its owner's alone, and is whole or gone however the one process that makes it ends."""
+"""What holds patients' data is its owner's alone, and is whole or gone however the one process that
+makes it ends.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,9 @@ from raybone.data.dataset import open_dataset
 from raybone.data.remote import private_cache
 from raybone.private import workplace
 
-# Runs a command in a copy of a folder again and again, hurt at its first step, its second, and so on, each time
-# followed by another command, if wanted, and the same one unharmed; prints (exit code, what was told, dot files left)
-# of the first and of the last.
+# Runs a command in a copy of a folder again and again, hurt at its first step, its second, and so
+# on, each time followed by another command, if wanted, and the same one unharmed; prints (exit
+# code, what was told, dot files left) of the first and of the last.
 HURT = """
 import errno, json, os, shutil, signal, sys, tempfile
 import raybone.forget
@@ -77,10 +79,15 @@ print(json.dumps(found))
 
 @pytest.fixture
 def home(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a dataset ds, its key with the map, and the cache of a training on it in tmp."""
+    """A folder with a dataset ds, its key with the map, and the cache of a training on it in
+    tmp.
+    """
     home = tmp_path / "0"
     (home / "tmp").mkdir(parents=True)
-    assert main(["prepare", str(cohort), str(home / "ds"), "--folds", "3", "--key", str(home / "key")]) == 0
+    assert (
+        main(["prepare", str(cohort), str(home / "ds"), "--folds", "3", "--key", str(home / "key")])
+        == 0
+    )
     monkeypatch.setattr("tempfile.tempdir", str(home / "tmp"))
     Intensities(open_dataset(home / "ds"), 64)
     return home
@@ -91,8 +98,13 @@ def traces(home: Path, patient: str) -> list[bytes]:
     dataset = open_dataset(home / "ds")
     scans = [s for s in dataset.scans if s.patient_id == patient]
     cached = Intensities(dataset, 64)
-    return [patient.encode(), b"PHANTOM-0004", *(s.scan_id.encode() for s in scans),
-            *(dataset.counts(s).tobytes() for s in scans), *(cached(s).tobytes() for s in scans)]
+    return [
+        patient.encode(),
+        b"PHANTOM-0004",
+        *(s.scan_id.encode() for s in scans),
+        *(dataset.counts(s).tobytes() for s in scans),
+        *(cached(s).tobytes() for s in scans),
+    ]
 
 
 def files(folder: Path) -> list[Path]:
@@ -101,19 +113,50 @@ def files(folder: Path) -> list[Path]:
 
 def patient_of(home: Path) -> str:
     (table,) = home.glob("key.*.sources.csv")
-    scan_id = next(line.split(",")[1] for line in table.read_text().splitlines() if "PHANTOM-0004" in line)
+    scan_id = next(
+        line.split(",")[1] for line in table.read_text().splitlines() if "PHANTOM-0004" in line
+    )
     return next(s.patient_id for s in open_dataset(home / "ds").scans if s.scan_id == scan_id)
 
 
-@pytest.mark.parametrize(("how", "stride", "between"), [("SIGKILL", 1, ""), ("SIGKILL", 4, "inspect ds"),
-                                                       ("full", 3, ""), ("SIGINT", 5, ""), ("SIGHUP", 8, "")])
-def test_a_forget_that_is_cut_short_at_any_step_is_ended_by_the_same_command(how: str, stride: int, between: str,
-                                                                             home: Path) -> None:
+@pytest.mark.parametrize(
+    ("how", "stride", "between"),
+    [
+        ("SIGKILL", 1, ""),
+        ("SIGKILL", 4, "inspect ds"),
+        ("full", 3, ""),
+        ("SIGINT", 5, ""),
+        ("SIGHUP", 8, ""),
+    ],
+)
+def test_a_forget_that_is_cut_short_at_any_step_is_ended_by_the_same_command(
+    how: str, stride: int, between: str, home: Path
+) -> None:
     looked = traces(home, patient_of(home))
     assert all(any(trace in p.read_bytes() for p in files(home)) for trace in looked)
-    kept = {s.scan_id: open_dataset(home / "ds").counts(s).copy() for s in open_dataset(home / "ds").scans}
-    done = subprocess.run([sys.executable, "-c", HURT, str(home.parent), how, str(stride), between, "forget",
-                           "ds", "PHANTOM-0004", "--key", "key"], stdout=subprocess.PIPE, text=True, check=True)
+    kept = {
+        s.scan_id: open_dataset(home / "ds").counts(s).copy()
+        for s in open_dataset(home / "ds").scans
+    }
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            HURT,
+            str(home.parent),
+            how,
+            str(stride),
+            between,
+            "forget",
+            "ds",
+            "PHANTOM-0004",
+            "--key",
+            "key",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     *hurt, whole = json.loads(done.stdout)
     assert whole[0] == 0
     assert len(hurt) > 20 / stride
@@ -121,11 +164,16 @@ def test_a_forget_that_is_cut_short_at_any_step_is_ended_by_the_same_command(how
     for step, (first, before, left, code, told, dots) in enumerate(hurt):
         place = home.parent / str(1 + step * stride)
         case = (how, 1 + step * stride, before, told)
-        assert first == (-signal.SIGKILL if how == "SIGKILL" else 1) or (first, said in before) == (100, True), case
+        assert first == (-signal.SIGKILL if how == "SIGKILL" else 1) or (first, said in before) == (
+            100,
+            True,
+        ), case
         assert (code == 0 and said in told) or (said in before and "has no patient" in told), case
         assert "Traceback" not in before + told
         assert how in ("SIGKILL", "full") or set(left) <= {".ds.forgotten"}, case
-        assert [(p, t[:20]) for p in files(place) for t in looked if t in p.read_bytes()] == [], case
+        assert [(p, t[:20]) for p in files(place) for t in looked if t in p.read_bytes()] == [], (
+            case
+        )
         assert dots == [], case
         after = open_dataset(place / "ds")
         assert len(after.scans) == 16
@@ -135,25 +183,52 @@ def test_a_forget_that_is_cut_short_at_any_step_is_ended_by_the_same_command(how
         assert table.read_text().count("PHANTOM") == 16
 
 
-def test_one_process_at_a_time_works_on_a_dataset(home: Path, cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_process_at_a_time_works_on_a_dataset(
+    home: Path, cohort: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = open_dataset(home / "ds")
     (home / "link").symlink_to("ds")
-    for target, words in (("ds", ["forget", home / "link", "PHANTOM-0004"]),
-                          ("new", ["prepare", cohort, home / "new"])):
+    for target, words in (
+        ("ds", ["forget", home / "link", "PHANTOM-0004"]),
+        ("new", ["prepare", cohort, home / "new"]),
+    ):
         with workplace(home / target):
             assert main([*map(str, words), "--key", str(home / "key")]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert "one process works on it at a time, and another raybone does; wait until it has ended" in line
+        assert (
+            "one process works on it at a time, and another raybone does; wait until it has ended"
+            in line
+        )
     assert open_dataset(home / "ds") == before
     assert not (home / "new").exists()
 
 
 def test_of_two_that_forget_at_once_each_has_deleted_what_it_says(home: Path) -> None:
     names = ["PHANTOM-0004", "PHANTOM-0005", "PHANTOM-0006"]
-    code = "import sys, raybone.forget; from raybone.cli import main; print(); input(); sys.exit(main(sys.argv[1:]))"
-    children = [subprocess.Popen([sys.executable, "-c", code, "forget", str(home / "ds"), name, "--key",
-                                  str(home / "key"), "--among", str(home / "tmp")], stdin=subprocess.PIPE,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE) for name in names]
+    code = (
+        "import sys, raybone.forget; from raybone.cli import main; print(); input(); "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    children = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                code,
+                "forget",
+                str(home / "ds"),
+                name,
+                "--key",
+                str(home / "key"),
+                "--among",
+                str(home / "tmp"),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for name in names
+    ]
     for child in children:
         assert child.stdout
         assert child.stdout.readline()
@@ -164,7 +239,10 @@ def test_of_two_that_forget_at_once_each_has_deleted_what_it_says(home: Path) ->
     told = [child.communicate(timeout=60)[1] for child in children]
     codes = [child.returncode for child in children]
     assert 0 in codes
-    assert all(code == 0 or (code == 2 and b"one process works on it" in err) for code, err in zip(codes, told))
+    assert all(
+        code == 0 or (code == 2 and b"one process works on it" in err)
+        for code, err in zip(codes, told)
+    )
     (table,) = home.glob("key.*.sources.csv")
     assert [name in table.read_text() for name in names] == [code == 2 for code in codes]
     assert len(open_dataset(home / "ds").fold_of) == 9 - codes.count(0)
@@ -173,10 +251,14 @@ def test_of_two_that_forget_at_once_each_has_deleted_what_it_says(home: Path) ->
 @contextlib.contextmanager
 def building(target: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that builds something there until it is killed."""
-    code = "import sys; from pathlib import Path; from raybone.private import workplace\n" \
-           "with workplace(Path(sys.argv[1])) as place:\n" \
-           "    (place / 'pixels').write_text('of somebody')\n    print(flush=True)\n    input()"
-    child = subprocess.Popen([sys.executable, "-c", code, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    code = (
+        "import sys; from pathlib import Path; from raybone.private import workplace\n"
+        "with workplace(Path(sys.argv[1])) as place:\n"
+        "    (place / 'pixels').write_text('of somebody')\n    print(flush=True)\n    input()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     try:
         assert child.stdout
         assert child.stdout.readline()
@@ -186,7 +268,9 @@ def building(target: Path) -> Iterator[subprocess.Popen[bytes]]:
         child.wait()
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next_verb_and_a_living_ones_is_not(home: Path) -> None:
+def test_what_a_killed_process_left_is_removed_by_the_next_verb_and_a_living_ones_is_not(
+    home: Path,
+) -> None:
     cache = private_cache()
     with building(home / "ds"), building(home / "ds.v2"), building(cache / "x"):
         assert main(["inspect", str(home / "ds")]) == 0
@@ -196,13 +280,21 @@ def test_what_a_killed_process_left_is_removed_by_the_next_verb_and_a_living_one
         assert main(["inspect", str(home / "ds"), "--png", str(home / "sheet.png")]) == 0
         assert private_cache() == cache
         assert [p.parent.name for p in files(home) if p.name == "pixels"] == [".ds.v2.new.partial"]
-    assert main(["prepare", str(home / "absent"), str(home / "ds.v2"), "--key", str(home / "key")]) == 2
-    assert {p.name for p in home.iterdir()} - {p.name for p in home.glob("key*")} == {"ds", "sheet.png", "tmp"}
+    assert (
+        main(["prepare", str(home / "absent"), str(home / "ds.v2"), "--key", str(home / "key")])
+        == 2
+    )
+    assert {p.name for p in home.iterdir()} - {p.name for p in home.glob("key*")} == {
+        "ds",
+        "sheet.png",
+        "tmp",
+    }
     assert [p.name for p in cache.iterdir() if p.name.startswith(".")] == []
 
 
 def test_where_files_cannot_be_locked_a_folder_is_the_lock(
-        home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def none(*_: Any) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 

@@ -24,7 +24,12 @@ def test_the_study_of_the_readme_is_valid() -> None:
 
 
 def test_every_verb_that_the_readme_names_exists() -> None:
-    verbs = {line.split()[1] for _, body in BLOCKS for line in body.splitlines() if line.startswith("raybone ")}
+    verbs = {
+        line.split()[1]
+        for _, body in BLOCKS
+        for line in body.splitlines()
+        if line.startswith("raybone ")
+    }
     assert verbs >= {"prepare", "inspect", "search", "watch"}
     for verb in verbs:
         with pytest.raises(SystemExit) as left:

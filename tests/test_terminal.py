@@ -1,4 +1,6 @@
-"""What a terminal or a pipe is told: nothing that it takes for a command, and no work ends because nobody reads."""
+"""What a terminal or a pipe is told: nothing that it takes for a command, and no work ends because
+nobody reads.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,13 @@ def unread(*arguments: object) -> int:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        return subprocess.run([sys.executable, "-m", "raybone.cli", *map(str, arguments)], stdout=writer, stderr=writer,
-                              timeout=120, check=False).returncode
+        return subprocess.run(
+            [sys.executable, "-m", "raybone.cli", *map(str, arguments)],
+            stdout=writer,
+            stderr=writer,
+            timeout=120,
+            check=False,
+        ).returncode
     finally:
         os.close(writer)
 
@@ -35,8 +42,9 @@ def harmless(text: str) -> bool:
     return all(c.isprintable() or c in "\n\r\t" for c in text)
 
 
-def test_a_reader_that_leaves_ends_no_work_and_exit_code_0_means_done(cohort: Path, study: dict[str, Any],
-                                                                      tmp_path: Path) -> None:
+def test_a_reader_that_leaves_ends_no_work_and_exit_code_0_means_done(
+    cohort: Path, study: dict[str, Any], tmp_path: Path
+) -> None:
     made = tmp_path / "ds"
     assert unread("prepare", cohort, made, "--folds", 3, "--key", tmp_path / "key") == 0
     assert len(open_dataset(made).scans) == 18
@@ -53,8 +61,16 @@ def hostile_study(study: dict[str, Any], place: Path) -> None:
     """A study folder whose every free text is an escape sequence."""
     place.mkdir()
     space = {"model_name": {"choice": [ESCAPE, "b"]}}
-    resolved = {"dataset_hash": "h", "code_version": "v", "folds": 3, "ladder": [[3, 3]], "warnings": [ESCAPE]}
-    (place / "study.yaml").write_text(yaml.safe_dump({**study, "space": space, "resolved": resolved}))
+    resolved = {
+        "dataset_hash": "h",
+        "code_version": "v",
+        "folds": 3,
+        "ladder": [[3, 3]],
+        "warnings": [ESCAPE],
+    }
+    (place / "study.yaml").write_text(
+        yaml.safe_dump({**study, "space": space, "resolved": resolved})
+    )
     journal = Journal(Folder(place))
     journal.append("start", slots=1)
     for name, value in (("c0", ESCAPE), (f"c1{ESCAPE}", "b")):
@@ -64,8 +80,9 @@ def hostile_study(study: dict[str, Any], place: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["leaderboard"], ["logs"], ["watch", "--once"]])
-def test_a_study_from_elsewhere_says_nothing_to_the_terminal(study: dict[str, Any], tmp_path: Path, words: list[str],
-                                                             capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_from_elsewhere_says_nothing_to_the_terminal(
+    study: dict[str, Any], tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     hostile_study(study, tmp_path / "st")
     assert main([words[0], str(tmp_path / "st"), *words[1:]]) == 0
     told = capsys.readouterr()
@@ -73,14 +90,27 @@ def test_a_study_from_elsewhere_says_nothing_to_the_terminal(study: dict[str, An
     assert harmless(told.out + told.err)
 
 
-def test_names_of_files_and_places_say_nothing_to_the_terminal(cohort: Path, study: dict[str, Any], tmp_path: Path,
-                                                               capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_of_files_and_places_say_nothing_to_the_terminal(
+    cohort: Path, study: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "in"
     source.mkdir()
     for number, scan in enumerate(sorted(cohort.rglob("*.dcm"))):
         (source / f"{number}{ESCAPE}.dcm").write_bytes(scan.read_bytes())
     (source / f"no\nscan\udcff{ESCAPE}.txt").write_text("x")
-    assert main(["prepare", str(source), str(tmp_path / "ds"), "--key", str(tmp_path / "k"), "--show-paths"]) == 0
+    assert (
+        main(
+            [
+                "prepare",
+                str(source),
+                str(tmp_path / "ds"),
+                "--key",
+                str(tmp_path / "k"),
+                "--show-paths",
+            ]
+        )
+        == 0
+    )
     told = capsys.readouterr()
     assert "no scan\\udcff?]0;owned??2J?.txt: not taken: " in told.out
     assert harmless(told.out + told.err)

@@ -1,4 +1,6 @@
-"""Annotations as the tools of the field write them: each becomes the same three scans with one box, or says why not."""
+"""Annotations as the tools of the field write them: each becomes the same three scans with one box,
+or says why not.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,15 @@ FLAT = [v for corner in CORNERS for v in corner]
 SPOT_HW = np.zeros(SHAPE, bool)
 SPOT_HW[20:28, 10:22] = True
 NAMES = ("0001", "0002", "0003")
-LAYOUT_OF = {"nnU-Net": "nnunet", "3D Slicer NIfTI": "dicom", "3D Slicer SEG": "dicom", "VOCdevkit": "labelme",
-             "labelImg": "labelme", "LabelMe": "labelme", "X-AnyLabeling": "labelme"}
+LAYOUT_OF = {
+    "nnU-Net": "nnunet",
+    "3D Slicer NIfTI": "dicom",
+    "3D Slicer SEG": "dicom",
+    "VOCdevkit": "labelme",
+    "labelImg": "labelme",
+    "LabelMe": "labelme",
+    "X-AnyLabeling": "labelme",
+}
 
 
 def picture(path: Path, seed: int) -> None:
@@ -37,11 +46,27 @@ def picture(path: Path, seed: int) -> None:
 
 
 def coco(names: list[str], items: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    return {"images": [{"id": n, "file_name": name, "height": SHAPE[0], "width": SHAPE[1]}
-                       for n, name in enumerate(names, 1)],
-            "annotations": [{"id": n, "image_id": n, "category_id": 1, "area": 96, "iscrowd": 0,
-                             "bbox": [10, 20, 12, 8], "segmentation": [], **item} for n, item in enumerate(items, 1)],
-            "categories": [{"id": 1, "name": "metastasis", "supercategory": ""}], **more}
+    return {
+        "images": [
+            {"id": n, "file_name": name, "height": SHAPE[0], "width": SHAPE[1]}
+            for n, name in enumerate(names, 1)
+        ],
+        "annotations": [
+            {
+                "id": n,
+                "image_id": n,
+                "category_id": 1,
+                "area": 96,
+                "iscrowd": 0,
+                "bbox": [10, 20, 12, 8],
+                "segmentation": [],
+                **item,
+            }
+            for n, item in enumerate(items, 1)
+        ],
+        "categories": [{"id": 1, "name": "metastasis", "supercategory": ""}],
+        **more,
+    }
 
 
 def save(path: Path, document: Any) -> None:
@@ -54,9 +79,17 @@ def roboflow(root: Path) -> None:
     for seed, (part, name) in enumerate(zip(("train", "valid", "test"), NAMES)):
         called = f"{name}_png.rf.5d41402abc4b2a76b9719d911017c59{seed}.jpg"
         picture(root / part / called, seed)
-        save(root / part / "_annotations.coco.json", coco([called], [{}], categories=[
-            {"id": 0, "name": "bones-x1f2", "supercategory": "none"},
-            {"id": 1, "name": "metastasis", "supercategory": "bones-x1f2"}]))
+        save(
+            root / part / "_annotations.coco.json",
+            coco(
+                [called],
+                [{}],
+                categories=[
+                    {"id": 0, "name": "bones-x1f2", "supercategory": "none"},
+                    {"id": 1, "name": "metastasis", "supercategory": "bones-x1f2"},
+                ],
+            ),
+        )
     (root / "README.roboflow.txt").write_text("bones - v1")
 
 
@@ -67,8 +100,16 @@ def cvat(root: Path) -> None:
     start = 10 * 64 + 20
     runs = [start, *[8, 56] * 11, 8, 64 * 48 - start - 12 * 8 - 11 * 56]
     brush = {"segmentation": {"size": list(SHAPE), "counts": runs}, "iscrowd": 1}
-    save(root / "annotations" / "instances_Train.json", coco([f"{n}.png" for n in NAMES], [
-        {"attributes": {"occluded": False}, **more} for more in ({}, {"segmentation": [FLAT]}, brush)]))
+    save(
+        root / "annotations" / "instances_Train.json",
+        coco(
+            [f"{n}.png" for n in NAMES],
+            [
+                {"attributes": {"occluded": False}, **more}
+                for more in ({}, {"segmentation": [FLAT]}, brush)
+            ],
+        ),
+    )
 
 
 def label_studio(root: Path) -> None:
@@ -78,7 +119,9 @@ def label_studio(root: Path) -> None:
         picture(root / name.replace("\\", "/"), seed)
     document = coco(called, [{"ignore": 0, "bbox": [10.0, 20.0, 12.0, 8.0]}] * 3)
     for n in range(3):
-        document["images"][n]["id"] = document["annotations"][n]["image_id"] = document["annotations"][n]["id"] = n
+        document["images"][n]["id"] = document["annotations"][n]["image_id"] = document[
+            "annotations"
+        ][n]["id"] = n
         document["annotations"][n]["category_id"] = 0
     save(root / "result.json", {**document, "categories": [{"id": 0, "name": "metastasis"}]})
 
@@ -86,22 +129,33 @@ def label_studio(root: Path) -> None:
 def fiftyone(root: Path) -> None:
     for seed, name in enumerate(NAMES):
         picture(root / "data" / f"{name}.png", seed)
-    save(root / "labels.json", coco([f"{n}.png" for n in NAMES], [{"segmentation": [FLAT]}] * 3, info={}, licenses=[]))
+    save(
+        root / "labels.json",
+        coco([f"{n}.png" for n in NAMES], [{"segmentation": [FLAT]}] * 3, info={}, licenses=[]),
+    )
 
 
 def via(root: Path) -> None:
     """Image ids as text, and polygons without a list around them."""
     for seed, name in enumerate(NAMES):
         picture(root / f"{name}.png", seed)
-    save(root / "via_project_28Nov2026_coco.json", coco([f"{n}.png" for n in NAMES], [
-        {"segmentation": FLAT, "image_id": str(n)} for n in (1, 2, 3)]))
+    save(
+        root / "via_project_28Nov2026_coco.json",
+        coco(
+            [f"{n}.png" for n in NAMES],
+            [{"segmentation": FLAT, "image_id": str(n)} for n in (1, 2, 3)],
+        ),
+    )
 
 
 def supervisely(root: Path) -> None:
     """A folder a dataset of the project; names repeat over the datasets."""
     for seed, part in enumerate(("ds1", "ds2", "ds3")):
         picture(root / "project" / part / "images" / "0001.png", seed)
-        save(root / "project" / part / "annotations" / "instances.json", coco(["0001.png"], [{"segmentation": [FLAT]}]))
+        save(
+            root / "project" / part / "annotations" / "instances.json",
+            coco(["0001.png"], [{"segmentation": [FLAT]}]),
+        )
 
 
 def voc(path: Path, picture_name: str, more: str = "") -> None:
@@ -119,7 +173,9 @@ def vocdevkit(root: Path) -> None:
         voc(root / "VOC2012" / "Annotations" / f"{name}.xml", f"{name}.jpg")
         for folder in ("SegmentationClass", "SegmentationObject"):
             (root / "VOC2012" / folder).mkdir(exist_ok=True)
-            Image.fromarray(SPOT_HW.astype(np.uint8)).save(root / "VOC2012" / folder / f"{name}.png")
+            Image.fromarray(SPOT_HW.astype(np.uint8)).save(
+                root / "VOC2012" / folder / f"{name}.png"
+            )
     (root / "VOC2012" / "ImageSets" / "Main").mkdir(parents=True)
     (root / "VOC2012" / "ImageSets" / "Main" / "train.txt").write_text("\n".join(NAMES))
 
@@ -132,9 +188,25 @@ def labelimg(root: Path) -> None:
 
 
 def labelme_file(path: Path, **more: Any) -> None:
-    shape = {"label": "metastasis", "group_id": None, "shape_type": "rectangle", "flags": {}, "points": CORNERS[::2]}
-    save(path.with_suffix(".json"), {"version": "5.5.0", "flags": {}, "imagePath": path.name, "imageData": None,
-                                     "imageHeight": 64, "imageWidth": 48, "shapes": [{**shape, **more}]})
+    shape = {
+        "label": "metastasis",
+        "group_id": None,
+        "shape_type": "rectangle",
+        "flags": {},
+        "points": CORNERS[::2],
+    }
+    save(
+        path.with_suffix(".json"),
+        {
+            "version": "5.5.0",
+            "flags": {},
+            "imagePath": path.name,
+            "imageData": None,
+            "imageHeight": 64,
+            "imageWidth": 48,
+            "shapes": [{**shape, **more}],
+        },
+    )
 
 
 def labelme(root: Path) -> None:
@@ -150,8 +222,15 @@ def labelme(root: Path) -> None:
 def xanylabeling(root: Path) -> None:
     for seed, name in enumerate(NAMES):
         picture(root / f"{name}.png", seed)
-        labelme_file(root / f"{name}.png", points=CORNERS, difficult=False, attributes={}, kie_linking=[], score=0.9,
-                     shape_type="rectangle" if seed else "rotation")
+        labelme_file(
+            root / f"{name}.png",
+            points=CORNERS,
+            difficult=False,
+            attributes={},
+            kie_linking=[],
+            score=0.9,
+            shape_type="rectangle" if seed else "rotation",
+        )
 
 
 def nnunet(root: Path) -> None:
@@ -159,35 +238,60 @@ def nnunet(root: Path) -> None:
         picture(root / "imagesTr" / f"bone_{name}_0000.png", seed)
         (root / "labelsTr").mkdir(exist_ok=True)
         Image.fromarray(SPOT_HW.astype(np.uint8)).save(root / "labelsTr" / f"bone_{name}.png")
-    save(root / "dataset.json", {"channel_names": {"0": "NM"}, "labels": {"background": 0, "metastasis": 1},
-                                 "numTraining": 3, "file_ending": ".png"})
+    save(
+        root / "dataset.json",
+        {
+            "channel_names": {"0": "NM"},
+            "labels": {"background": 0, "metastasis": 1},
+            "numTraining": 3,
+            "file_ending": ".png",
+        },
+    )
 
 
 def scans(root: Path) -> list[Path]:
     root.mkdir(parents=True, exist_ok=True)
     for seed, name in enumerate(NAMES):
         counts_HW = np.random.default_rng(seed).poisson(40, SHAPE).astype(np.uint16)
-        write_scan(root / f"{name}.dcm", counts_HW, patient=name, view="anterior", pixel_mm=2.4, uid=name)
+        write_scan(
+            root / f"{name}.dcm", counts_HW, patient=name, view="anterior", pixel_mm=2.4, uid=name
+        )
     return sorted(root.glob("*.dcm"))
 
 
 def slicer_nifti(root: Path) -> None:
     for path in scans(root):
         affine = np.diag([-2.4, -2.4, 1, 1])
-        nibabel.save(nibabel.Nifti1Image(SPOT_HW.T[:, :, None].astype(np.uint8), affine), path.with_suffix(".nii.gz"))
+        nibabel.save(
+            nibabel.Nifti1Image(SPOT_HW.T[:, :, None].astype(np.uint8), affine),
+            path.with_suffix(".nii.gz"),
+        )
 
 
 def slicer_seg(root: Path) -> None:
     """A DICOM Segmentation in a folder of its own: what it is of stands in it."""
     (root / "SEG").mkdir(parents=True)
     for path in scans(root / "NM"):
-        write_segmentation(path, 0, {"malignant": SPOT_HW}, "Slicer", root / "SEG" / f"1.2.3.{path.stem}")
+        write_segmentation(
+            path, 0, {"malignant": SPOT_HW}, "Slicer", root / "SEG" / f"1.2.3.{path.stem}"
+        )
 
 
 TOOLS: dict[str, Callable[[Path], None]] = {
-    "Roboflow": roboflow, "CVAT": cvat, "Label Studio": label_studio, "FiftyOne": fiftyone, "VIA": via,
-    "Supervisely": supervisely, "VOCdevkit": vocdevkit, "labelImg": labelimg, "LabelMe": labelme,
-    "X-AnyLabeling": xanylabeling, "nnU-Net": nnunet, "3D Slicer NIfTI": slicer_nifti, "3D Slicer SEG": slicer_seg}
+    "Roboflow": roboflow,
+    "CVAT": cvat,
+    "Label Studio": label_studio,
+    "FiftyOne": fiftyone,
+    "VIA": via,
+    "Supervisely": supervisely,
+    "VOCdevkit": vocdevkit,
+    "labelImg": labelimg,
+    "LabelMe": labelme,
+    "X-AnyLabeling": xanylabeling,
+    "nnU-Net": nnunet,
+    "3D Slicer NIfTI": slicer_nifti,
+    "3D Slicer SEG": slicer_seg,
+}
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -209,12 +313,32 @@ def other(root: Path, name: str, document: Any) -> None:
     save(root / name, document)
 
 
-REGION = {"shape_attributes": {"name": "rect", "x": 10, "y": 20, "width": 12, "height": 8}, "region_attributes": {}}
+REGION = {
+    "shape_attributes": {"name": "rect", "x": 10, "y": 20, "width": 12, "height": 8},
+    "region_attributes": {},
+}
 OTHERS: dict[str, tuple[str, Any, str]] = {
-    "VIA's project": ("via.json", {"0001.png9": {"filename": "0001.png", "regions": [REGION]}}, "a project of VIA"),
-    "Label Studio's own": ("export.json", [{"data": {"image": "0001.png"}, "annotations": []}], "Label Studio"),
-    "Supervisely's own": ("ann.json", {"size": {"height": 64, "width": 48}, "objects": []}, "of Supervisely"),
-    "CreateML": ("labels.json", [{"image": "0001.png", "annotations": [{"label": "m"}]}], "in JSON of a format")}
+    "VIA's project": (
+        "via.json",
+        {"0001.png9": {"filename": "0001.png", "regions": [REGION]}},
+        "a project of VIA",
+    ),
+    "Label Studio's own": (
+        "export.json",
+        [{"data": {"image": "0001.png"}, "annotations": []}],
+        "Label Studio",
+    ),
+    "Supervisely's own": (
+        "ann.json",
+        {"size": {"height": 64, "width": 48}, "objects": []},
+        "of Supervisely",
+    ),
+    "CreateML": (
+        "labels.json",
+        [{"image": "0001.png", "annotations": [{"label": "m"}]}],
+        "in JSON of a format",
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -223,7 +347,14 @@ def test_formats_that_are_not_read_are_refused_by_name(kind: str, tmp_path: Path
     other(tmp_path / "in", name, document)
     with pytest.raises(WrongInput, match=f"{why}.* not read: export it as COCO, LabelMe or VOC"):
         prepare(tmp_path / "in", tmp_path / "ds", folds=2, key=tmp_path / "k")
-    made = prepare(tmp_path / "in", tmp_path / "ds", "labelme", folds=2, key=tmp_path / "k", allow_unmatched=True)
+    made = prepare(
+        tmp_path / "in",
+        tmp_path / "ds",
+        "labelme",
+        folds=2,
+        key=tmp_path / "k",
+        allow_unmatched=True,
+    )
     assert made.meta["counts"]["unannotated"] == 3
 
 
@@ -232,31 +363,47 @@ def test_labels_of_yolo_are_refused_by_name(tmp_path: Path) -> None:
         picture(tmp_path / "in" / "images" / f"{name}.png", seed)
         (tmp_path / "in" / "labels").mkdir(exist_ok=True)
         (tmp_path / "in" / "labels" / f"{name}.txt").write_text("0 0.333 0.375 0.25 0.125\n")
-    with pytest.raises(WrongInput, match=r"no scan was taken .*3 x has an annotation that is a label file of YOLO"):
+    with pytest.raises(
+        WrongInput, match=r"no scan was taken .*3 x has an annotation that is a label file of YOLO"
+    ):
         prepare(tmp_path / "in", tmp_path / "ds", folds=2, key=tmp_path / "k")
 
 
-def test_a_folder_that_ultralytics_trains_on_is_refused_in_one_line(tmp_path: Path,
-                                                                    capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_ultralytics_trains_on_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for seed, name in enumerate(NAMES):
         picture(tmp_path / "in" / "images" / "train" / f"{name}.png", seed)
         (tmp_path / "in" / "labels" / "train").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "in" / "labels" / "train" / f"{name}.txt").write_text("0 0.333 0.375 0.25 0.125\n")
-    (tmp_path / "in" / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/train\nnames: {0: lesion}\n")
-    assert main(["prepare", str(tmp_path / "in"), str(tmp_path / "ds"), "--key", str(tmp_path / "k")]) == 2
+        (tmp_path / "in" / "labels" / "train" / f"{name}.txt").write_text(
+            "0 0.333 0.375 0.25 0.125\n"
+        )
+    (tmp_path / "in" / "data.yaml").write_text(
+        "path: .\ntrain: images/train\nval: images/train\nnames: {0: lesion}\n"
+    )
+    assert (
+        main(["prepare", str(tmp_path / "in"), str(tmp_path / "ds"), "--key", str(tmp_path / "k")])
+        == 2
+    )
     error = capsys.readouterr().err
     assert "3 x has an annotation that is a label file of YOLO" in error
     assert error.count("\n") == 1
 
 
-def test_two_annotations_of_a_scan_are_one_when_they_agree_and_none_when_not(tmp_path: Path) -> None:
+def test_two_annotations_of_a_scan_are_one_when_they_agree_and_none_when_not(
+    tmp_path: Path,
+) -> None:
     labelimg(tmp_path / "in")
     for name in NAMES[:2]:
-        labelme_file(tmp_path / "in" / f"{name}.png", points=CORNERS[::2] if name == "0001" else [[1, 1], [9, 9]])
+        labelme_file(
+            tmp_path / "in" / f"{name}.png",
+            points=CORNERS[::2] if name == "0001" else [[1, 1], [9, 9]],
+        )
     made = prepare(tmp_path / "in", tmp_path / "ds", folds=2, key=tmp_path / "k")
     assert [len(s.lesions) for s in open_dataset(made.path).scans] == [1, 1]
     assert [reason for _, _, reason in made.rejected if "differ" in reason] == [
-        "has two annotations that differ; keep the one that is right"]
+        "has two annotations that differ; keep the one that is right"
+    ]
 
 
 def test_a_segmentation_of_scans_that_are_not_here_is_refused(tmp_path: Path) -> None:
@@ -264,7 +411,20 @@ def test_a_segmentation_of_scans_that_are_not_here_is_refused(tmp_path: Path) ->
     (tmp_path / "in" / "NM" / "0003.dcm").unlink()
     with pytest.raises(WrongInput, match="segmentation of objects that are not here"):
         prepare(tmp_path / "in", tmp_path / "ds", folds=2, key=tmp_path / "k")
-    assert main(["prepare", str(tmp_path / "in"), str(tmp_path / "ds"), "--folds", "2", "--key", str(tmp_path / "k"),
-                 "--allow-unmatched"]) == 0
+    assert (
+        main(
+            [
+                "prepare",
+                str(tmp_path / "in"),
+                str(tmp_path / "ds"),
+                "--folds",
+                "2",
+                "--key",
+                str(tmp_path / "k"),
+                "--allow-unmatched",
+            ]
+        )
+        == 0
+    )
     dataset: Dataset = open_dataset(tmp_path / "ds")
     assert [len(s.lesions) for s in dataset.scans] == [1, 1]

@@ -2,15 +2,21 @@
 
 import os
 
-# Before the first import of ray: no usage reports, no loggers that write beside the study, quick health checks (an
-# epoch's report waits for one), an end to waiting for resources that never come (seconds), and no watcher of
-# preemptions in every run: the loss of a node is seen anyhow, and each epoch is saved.
-for _key, _value in {"RAY_USAGE_STATS_ENABLED": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-                     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-                     "TUNE_GLOBAL_CHECKPOINT_S": "3600", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
-                     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
-                     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-                     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-                     "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started",
-                     "RAY_AIR_NEW_OUTPUT": "0"}.items():
+# Before the first import of ray: no usage reports, no loggers that write beside the study, quick
+# health checks (an epoch's report waits for one), an end to waiting for resources that never come
+# (seconds), and no watcher of preemptions in every run: the loss of a node is seen anyhow, and each
+# epoch is saved.
+for _key, _value in {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "PYTHON worker processes have been started",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}.items():
     os.environ.setdefault(_key, _value)

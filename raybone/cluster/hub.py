@@ -1,4 +1,6 @@
-"""A named actor between the driver and the training runs: epochs flow to the driver, work and the stop flag from it."""
+"""A named actor between the driver and the training runs: epochs flow to the driver, work and the
+stop flag from it.
+"""
 
 from __future__ import annotations
 
@@ -58,17 +60,22 @@ class Hub:
         self._stop = True
 
     def assign(self, work: Work) -> None:
-        """What a configuration is to do next; its folds are handed out longest first, so that runs end together."""
+        """What a configuration is to do next; its folds are handed out longest first, so that runs
+        end together.
+        """
         self._work[work.config_id] = work
         self._open[work.config_id] = sorted(work.segments, key=lambda s: s.stop - s.start)
 
     def reopen(self, config_id: str) -> list[str]:
-        """A trial (again) begins its work: everything is to be handed out, whatever a dead predecessor had claimed.
+        """A trial (again) begins its work: everything is to be handed out, whatever a dead
+        predecessor had claimed.
 
         Returns the placement groups of its earlier runs, which such a death leaves behind.
         """
         self.assign(self._work[config_id])
-        self._claimed = {run: s for run, s in self._claimed.items() if not run.startswith(f"{config_id}-")}
+        self._claimed = {
+            run: s for run, s in self._claimed.items() if not run.startswith(f"{config_id}-")
+        }
         return self._groups.pop(config_id, [])
 
     def holds(self, config_id: str, group: str) -> None:
@@ -84,7 +91,8 @@ class Hub:
         return self._work[config_id]
 
     def claim(self, config_id: str, run: str, finished: bool) -> Segment | None:
-        """The next segment of a run; one that died gets again what it had, None when all are handed out.
+        """The next segment of a run; one that died gets again what it had, None when all are handed
+        out.
 
         Args:
             run: the run's name, the same after a restart.

@@ -18,7 +18,8 @@ from raybone.records import WrongInput
 from raybone.spec import Study, write_study
 
 MOUNT = "/raybone"  # the shared volume, in every pod that trains
-STUDY = "raybone/study"  # the annotation that a file of the head is made from: data, which no shell reads
+# The annotation that a file of the head is made from: data, which no shell reads
+STUDY = "raybone/study"
 NAME_LIMIT = 47  # characters of a RayJob's name; KubeRay appends to it
 RUNS = 8  # training runs at once when the study does not say
 WEEK = 7 * 24 * 3600
@@ -31,28 +32,42 @@ def manifests(study: Study, out: str | None = None, image: str | None = None) ->
         out: study folder: below the shared volume, where relative paths are, or an ``s3://`` URL.
         image: with a tag or digest; by default the one that k8s/image/Dockerfile is tagged with.
     Raises:
-        WrongInput: ``out`` would not outlive the pods or could mean something to a shell; the image has no fixed tag.
+        WrongInput: ``out`` would not outlive the pods or could mean something to a shell; the image
+            has no fixed tag.
     """
     image = image or f"raybone:{__version__}-ray{version('ray')}"
     out = out or f"runs/{study.name}"
     place = out if "://" in out else posixpath.normpath(posixpath.join(MOUNT, out))
     problems = []
     if not re.fullmatch(rf"(s3://[a-z0-9.-]+|{MOUNT})(/[A-Za-z0-9._=+-]+)+", place):
-        problems.append(f"--out {out!r}: must be below {MOUNT}, the shared volume, or s3://BUCKET/FOLDER, in letters, "
-                        "digits and ._=+- only; choose another")
+        problems.append(
+            f"--out {out!r}: must be below {MOUNT}, the shared volume, or s3://BUCKET/FOLDER, in "
+            f"letters, "
+            "digits and ._=+- only; choose another"
+        )
     if not re.fullmatch(r"[\w./:-]+(:(?!latest$)[\w.-]+|@sha256:[0-9a-f]{64})", image, re.ASCII):
-        problems.append(f"--image {image!r}: must end in a tag other than latest, or a digest; name the version to run")
+        problems.append(
+            f"--image {image!r}: must end in a tag other than latest, or a digest; name the "
+            f"version to run"
+        )
     if problems:
         raise WrongInput(*problems)
     study = relocated(study, _mounted)
     if "://" not in study.dataset:
         study = study.model_copy(update={"dataset": _mounted(study.dataset)})
-    job = yaml.safe_load(files("raybone.cluster").joinpath("rayjob.yaml").read_text(encoding="utf-8"))
+    job = yaml.safe_load(
+        files("raybone.cluster").joinpath("rayjob.yaml").read_text(encoding="utf-8")
+    )
     job["metadata"]["name"] = _name(study.name)
     spec, hours = job["spec"], study.limits.hours
-    spec["entrypoint"] = f"raybone search /etc/raybone/study.yaml --out {place} --address auto --wait 60"
-    # A third more and an hour: what is at work when limits.hours is over ends its rung, and nodes must come up first.
-    spec["activeDeadlineSeconds"] = WEEK if math.isinf(hours) else math.ceil(min(hours * 4800 + 3600, 2**31 - 1))
+    spec["entrypoint"] = (
+        f"raybone search /etc/raybone/study.yaml --out {place} --address auto --wait 60"
+    )
+    # A third more and an hour: what is at work when limits.hours is over ends its rung, and nodes
+    # must come up first.
+    spec["activeDeadlineSeconds"] = (
+        WEEK if math.isinf(hours) else math.ceil(min(hours * 4800 + 3600, 2**31 - 1))
+    )
     cluster = spec["rayClusterSpec"]
     cluster["rayVersion"] = version("ray")
     head, group = cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"][0]
@@ -71,22 +86,30 @@ def manifests(study: Study, out: str | None = None, image: str | None = None) ->
 def _size(group: dict[str, Any], study: Study) -> None:
     """A pod for each training worker; one GPU's pod takes all runs that share the GPU.
 
-    KubeRay starts the job when ``replicas`` pods run, so that is room for one run; the driver asks for the others.
+    KubeRay starts the job when ``replicas`` pods run, so that is room for one run; the driver asks
+    for the others.
     """
     resources = study.resources
     sharing = int(1 / resources.gpus + 1e-9) if 0 < resources.gpus < 1 else 1
     cpus, gpus = resources.cpus * sharing, math.ceil(resources.gpus)
     pods = math.ceil(_runs(study) * resources.workers / sharing)
-    group.update(groupName="gpu" if gpus else "cpu", replicas=resources.workers, minReplicas=resources.workers,
-                 maxReplicas=pods)
+    group.update(
+        groupName="gpu" if gpus else "cpu",
+        replicas=resources.workers,
+        minReplicas=resources.workers,
+        maxReplicas=pods,
+    )
     _ask(group["template"], str(cpus), f"{max(8, 4 * cpus)}Gi", gpus)
     if gpus:
         group["template"]["spec"]["tolerations"] = [
-            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+        ]
 
 
 def _ask(pod: dict[str, Any], cpu: str, memory: str, gpus: int = 0) -> None:
-    """Requests and limits alike: a pod gets what it was scheduled for, and is among the last to be evicted."""
+    """Requests and limits alike: a pod gets what it was scheduled for, and is among the last to be
+    evicted.
+    """
     wanted = {"cpu": cpu, "memory": memory, **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
     for asked in pod["spec"]["containers"][0]["resources"].values():
         asked.update(wanted)
@@ -104,12 +127,14 @@ def _mounted(place: str) -> str:
 
 
 def _name(study: str) -> str:
-    """A DNS label that begins with a letter; where letters were changed or cut, a hash keeps two studies apart."""
+    """A DNS label that begins with a letter; where letters were changed or cut, a hash keeps two
+    studies apart.
+    """
     name = re.sub(r"[^a-z0-9]+", "-", study.lower()).strip("-")
     name = name if name[:1].isalpha() else f"study-{name}"
     if name == study and len(name) <= NAME_LIMIT:
         return name
-    return f"{name[:NAME_LIMIT - 7].rstrip('-')}-{hashlib.sha256(study.encode()).hexdigest()[:6]}"
+    return f"{name[: NAME_LIMIT - 7].rstrip('-')}-{hashlib.sha256(study.encode()).hexdigest()[:6]}"
 
 
 class _Dumper(yaml.SafeDumper):
@@ -120,5 +145,9 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(
-    "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None))
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    ),
+)

@@ -35,13 +35,26 @@ class _Backend(_TorchBackend):
         if set(worker_group.execute(_choose_interface)) != {"127.0.0.1"}:
             super().on_start(worker_group, backend_config)
             return
-        # torch's store listens on every interface and asks for no token: on one machine the workers meet in a file.
+        # torch's store listens on every interface and asks for no token: on one machine the workers
+        # meet in a file.
         worker_group.execute(_set_torch_distributed_env_vars)
-        meeting = f"file://{worker_group.execute_single(0, _session_folder)}/group-{uuid.uuid4().hex}"
-        ray.get([worker_group.execute_single_async(
-            rank, _setup_torch_process_group, backend=backend_config.backend, world_rank=rank,
-            world_size=len(worker_group), init_method=meeting, timeout_s=backend_config.timeout_s)
-            for rank in range(len(worker_group))])
+        meeting = (
+            f"file://{worker_group.execute_single(0, _session_folder)}/group-{uuid.uuid4().hex}"
+        )
+        ray.get(
+            [
+                worker_group.execute_single_async(
+                    rank,
+                    _setup_torch_process_group,
+                    backend=backend_config.backend,
+                    world_rank=rank,
+                    world_size=len(worker_group),
+                    init_method=meeting,
+                    timeout_s=backend_config.timeout_s,
+                )
+                for rank in range(len(worker_group))
+            ]
+        )
 
 
 def _session_folder() -> str:
@@ -50,7 +63,8 @@ def _session_folder() -> str:
 
 
 def _choose_interface() -> str:
-    """Gloo would listen where the host's name leads: on Debian to 127.0.1.1, which no other host can reach.
+    """Gloo would listen where the host's name leads: on Debian to 127.0.1.1, which no other host
+    can reach.
 
     Returns:
         The address by which Ray knows this node.

@@ -23,9 +23,15 @@ from raybone.spec import Study
 RETRIES = 3  # of a run that dies; it goes on from last.pt
 
 
-def train_on_ray(study: Study, folder: Folder, params: dict[str, Any], address: str | None,
-                 tell: Callable[[Epoch], None]) -> None:
-    """Train on all patients but the test group, and leave ``last.pt`` in the folder, which every node must reach.
+def train_on_ray(
+    study: Study,
+    folder: Folder,
+    params: dict[str, Any],
+    address: str | None,
+    tell: Callable[[Epoch], None],
+) -> None:
+    """Train on all patients but the test group, and leave ``last.pt`` in the folder, which every
+    node must reach.
 
     Args:
         address: of a Ray cluster; None starts one on this machine, unless RAY_ADDRESS is set.
@@ -46,8 +52,11 @@ def train_on_ray(study: Study, folder: Folder, params: dict[str, Any], address: 
                     last = epoch.epoch
                     tell(epoch)
         if reason := ray.get(training):
-            raise RunFailed(f"refit: the training failed: {reason}; mend that and start the same command again: it "
-                            "resumes")
+            raise RunFailed(
+                f"refit: the training failed: {reason}; mend that and start the same command "
+                f"again: it "
+                "resumes"
+            )
 
 
 @ray.remote(num_cpus=0)
@@ -57,9 +66,19 @@ class _Controller:
     def run(self, study: Study, folder: str, params: dict[str, Any], epochs: Queue) -> str:
         """Train; returns why that failed, or nothing."""
         try:
-            done = trainer(study, folder, f"refit-{uuid.uuid4().hex[:8]}", _loop,
-                    {"study": study, "folder": folder, "params": params, "epochs": epochs}, lambda group: None,
-                    RETRIES).fit().return_value
+            done = (
+                trainer(
+                    study,
+                    folder,
+                    f"refit-{uuid.uuid4().hex[:8]}",
+                    _loop,
+                    {"study": study, "folder": folder, "params": params, "epochs": epochs},
+                    lambda group: None,
+                    RETRIES,
+                )
+                .fit()
+                .return_value
+            )
         except TrainingFailedError as error:
             return cause_of(error)[0]
         return str((done[0] if isinstance(done, list) else done) or "")
@@ -69,7 +88,9 @@ def _loop(config: dict[str, Any]) -> str:
     """Train; returns why the training itself failed, which no other attempt would mend."""
     settle(config["study"])
     try:
-        for epoch in epochs_of_everyone(config["study"], Folder(config["folder"]), config["params"]):
+        for epoch in epochs_of_everyone(
+            config["study"], Folder(config["folder"]), config["params"]
+        ):
             if ray.train.get_context().get_world_rank() == 0:
                 config["epochs"].put(epoch)
             ray.train.report({"epoch": epoch.epoch})

@@ -31,9 +31,13 @@ def slots(study: Study, wait: float = 0) -> int:
     began, asked = time.monotonic(), False
     while not (fitting := room(study)):
         if time.monotonic() - began > wait:
-            raise WrongInput(f"resources: {no_room(study)}; ask for less, add nodes, or --wait for them")
+            raise WrongInput(
+                f"resources: {no_room(study)}; ask for less, add nodes, or --wait for them"
+            )
         if not asked:
-            logging.getLogger(__name__).warning("waiting up to %g minutes for nodes: %s", wait / 60, no_room(study))
+            logging.getLogger(__name__).warning(
+                "waiting up to %g minutes for nodes: %s", wait / 60, no_room(study)
+            )
         asked = True
         request_resources(bundles=[per_worker(study)] * study.resources.workers)
         time.sleep(min(ROOM_SECONDS, wait))
@@ -45,8 +49,11 @@ def no_room(study: Study) -> str:
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
     have = ", ".join(f"{sum(n.get(k, 0) for n in nodes):g} {k}s" for k in ("CPU", "GPU"))
     want = " and ".join(f"{v:g} {k}s" for k, v in per_worker(study).items())
-    return (f"a run takes {study.resources.workers} worker(s) with {want} each, but the cluster's {len(nodes)} node(s) "
-            f"have {have} in all and room for {_places(study)}")
+    return (
+        f"a run takes {study.resources.workers} worker(s) with {want} each, but the cluster's "
+        f"{len(nodes)} node(s) "
+        f"have {have} in all and room for {_places(study)}"
+    )
 
 
 def room(study: Study) -> int:

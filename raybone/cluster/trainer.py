@@ -1,4 +1,6 @@
-"""Ray's TorchTrainer with fewer processes, as a search starts hundreds of runs and each waits for its processes."""
+"""Ray's TorchTrainer with fewer processes, as a search starts hundreds of runs and each waits for
+its processes.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.logging.logging import SessionFileHandler
 
-# A process for Ray Data, which is not used here, and one that gives placement groups back only where a dashboard runs,
-# and has the hub do so at its place.
+# A process for Ray Data, which is not used here, and one that gives placement groups back only
+# where a dashboard runs, and has the hub do so at its place.
 NEEDLESS = (DatasetsCallback, PlacementGroupCleanerCallback)
 _BUILDING = threading.Lock()
 
@@ -24,12 +26,13 @@ _BUILDING = threading.Lock()
 class Trainer(TorchTrainer):
     """One Ray Train run whose controller works in the process that calls ``fit``.
 
-    Of the six processes that ``TorchTrainer.fit`` starts for one worker, the worker and its barrier are left. Ray does
-    not promise these three methods, but its version is pinned, and tests of whole studies go through them.
+    Of the six processes that ``TorchTrainer.fit`` starts for one worker, the worker and its barrier
+    are left. Ray does not promise these three methods, but its version is pinned, and tests of
+    whole studies go through them.
 
     Args:
-        placed: called with the id of the run's placement group before anything is in it; whoever outlives this process
-            has to remove the group.
+        placed: called with the id of the run's placement group before anything is in it; whoever
+            outlives this process has to remove the group.
     """
 
     def __init__(self, *arguments: Any, placed: Callable[[str], None], **given: Any) -> None:
@@ -62,9 +65,10 @@ class Trainer(TorchTrainer):
 def built(kind: type[TrainController], **given: Any) -> TrainController:
     """A controller, of which a process builds one after the other.
 
-    Each sets up Ray Train's logging anew: that holds logging's own lock and waits for those of the handlers that it
-    replaces, while a handler that another thread logs through for the first time is held and waits for logging's own,
-    to open its file. The files are therefore opened here, before anybody logs.
+    Each sets up Ray Train's logging anew: that holds logging's own lock and waits for those of the
+    handlers that it replaces, while a handler that another thread logs through for the first time
+    is held and waits for logging's own, to open its file. The files are therefore opened here,
+    before anybody logs.
     """
     with _BUILDING:
         controller = kind(**given)

@@ -1,4 +1,6 @@
-"""The driver: Ray Tune runs what the brain decides, and the journal is written here and nowhere else."""
+"""The driver: Ray Tune runs what the brain decides, and the journal is written here and nowhere
+else.
+"""
 
 from __future__ import annotations
 
@@ -35,36 +37,50 @@ from raybone.records import Epoch, RunFailed, WrongInput
 from raybone.search import HALTED, OpenStudy, conclude, open_study
 from raybone.spec import Study
 
-# Every Ray head has this resource: a trial is a light process beside the driver, and its training runs elsewhere.
+# Every Ray head has this resource: a trial is a light process beside the driver, and its training
+# runs elsewhere.
 TRIAL = {"node:__internal_head__": 0.0005}
 DRAIN_SECONDS = 0.3
 TRIAL_RETRIES = 3
-ASK_SECONDS = 60.0  # between two asks for the same nodes: a search that ends takes back what all have asked for
+# Between two asks for the same nodes: a search that ends takes back what all have asked for
+ASK_SECONDS = 60.0
 PATIENCE = 600.0  # seconds without room for a run after which a search gives up, at the least
 
 
-def search(study: Study, out: str, address: str | None = None,
-           tell: Callable[[Brain], None] = lambda brain: None, warm: Sequence[str] = (), wait: float = 0) -> str:
+def search(
+    study: Study,
+    out: str,
+    address: str | None = None,
+    tell: Callable[[Brain], None] = lambda brain: None,
+    warm: Sequence[str] = (),
+    wait: float = 0,
+) -> str:
     """Run or resume a study on Ray; returns why it ended.
 
     Args:
-        address: of a Ray cluster; None starts one on this machine for the run, unless RAY_ADDRESS is set or this
-            process is connected already.
+        address: of a Ray cluster; None starts one on this machine for the run, unless RAY_ADDRESS
+            is set or this process is connected already.
         tell: called a few times a second with the brain, for progress.
         warm: leaderboards or study folders to propose from.
-        wait: minutes to wait for nodes at the start; in mid-run for those that went, but 10 at the least.
+        wait: minutes to wait for nodes at the start; in mid-run for those that went, but 10 at the
+            least.
     Raises:
         WrongInput: before anything is trained.
-        RunFailed: machines or storage failed for too long, too many configurations failed, or the study folder cannot
-            be written.
+        RunFailed: machines or storage failed for too long, too many configurations failed, or the
+            study folder cannot be written.
     """
     if not 0 <= wait < math.inf:
         raise WrongInput(f"--wait {wait:g}: must be a number of minutes, 0 or more")
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # tracebacks of trials that are started again
+    logging.getLogger("ray.tune").setLevel(
+        logging.CRITICAL
+    )  # tracebacks of trials that are started again
     with contextlib.ExitStack() as stack:
+
         def connect(checked: Study) -> int:
             stack.enter_context(connection(address))
-            stack.callback(request_resources, bundles=[])  # else an autoscaler would keep what was asked for, for ever
+            stack.callback(
+                request_resources, bundles=[]
+            )  # else an autoscaler would keep what was asked for, for ever
             return slots(checked, 60 * wait)
 
         opened = stack.enter_context(open_study(study, out, connect, warm))
@@ -72,7 +88,8 @@ def search(study: Study, out: str, address: str | None = None,
             try:
                 _tuner(driver).fit()
             except Exception:
-                # At the end Tune reads its own records, which a full disk has cut; the journal is what counts.
+                # At the end Tune reads its own records, which a full disk has cut; the journal is
+                # what counts.
                 if not opened.brain.done:
                     driver.raise_error()
                     raise
@@ -91,10 +108,19 @@ def _tuner(driver: _Driver) -> tune.Tuner:
     return tune.Tuner(
         tune.with_resources(run_trial, tune.PlacementGroupFactory([TRIAL])),
         param_space={"study": study, "folder": folder, "hub": driver.name},
-        tune_config=tune.TuneConfig(num_samples=study.search.trials, search_alg=_FromBrain(driver),
-                                    scheduler=_scheduler(driver), reuse_actors=False),
-        run_config=tune.RunConfig(name=f"tune-{driver.name}", **storage(folder), verbose=0,
-                                  failure_config=tune.FailureConfig(max_failures=TRIAL_RETRIES)))
+        tune_config=tune.TuneConfig(
+            num_samples=study.search.trials,
+            search_alg=_FromBrain(driver),
+            scheduler=_scheduler(driver),
+            reuse_actors=False,
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-{driver.name}",
+            **storage(folder),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=TRIAL_RETRIES),
+        ),
+    )
 
 
 class _Driver:
@@ -104,7 +130,8 @@ class _Driver:
         self.opened, self.brain, self.tell, self.patience = opened, opened.brain, tell, patience
         self.name = f"hub-{secrets.token_hex(6)}"
         self.hub: Any = Hub.options(  # type: ignore[attr-defined]
-            name=self.name, namespace=NAMESPACE, resources=TRIAL).remote()
+            name=self.name, namespace=NAMESPACE, resources=TRIAL
+        ).remote()
         self.paused: dict[str, Any] = {}
         self._error: BaseException | None = None
         self._draining = threading.Lock()
@@ -125,7 +152,8 @@ class _Driver:
             ray.kill(self.hub)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Tune pickles its scheduler and searcher for Tuner.restore, which is not used: the journal is the truth.
+        # Tune pickles its scheduler and searcher for Tuner.restore, which is not used: the journal
+        # is the truth.
         return object, ()
 
     def drain(self) -> None:
@@ -150,7 +178,9 @@ class _Driver:
         return not self._error
 
     def finished_rung(self, config_id: str, result: dict[str, Any]) -> bool:
-        """Take in what a trial reports after a rung; whether that ends the configuration's trial."""
+        """Take in what a trial reports after a rung; whether that ends the configuration's
+        trial.
+        """
         try:
             if not self._error:
                 return self._take_in(config_id, result)
@@ -166,7 +196,9 @@ class _Driver:
             self.brain.fail(config_id, result["reason"])
             return True
         if result["outcome"] in ("interrupted", "halt"):
-            self.brain.interrupt(config_id, f"{HALTED}: {result['reason']}" if result["outcome"] == "halt" else "")
+            self.brain.interrupt(
+                config_id, f"{HALTED}: {result['reason']}" if result["outcome"] == "halt" else ""
+            )
             return True
         if result.get("pooled"):
             self.brain.pooled(config_id, result["pooled"])
@@ -175,19 +207,26 @@ class _Driver:
     def raise_error(self) -> None:
         """Raise what went wrong in the background or in one of Tune's callbacks."""
         if isinstance(self._error, RayError):
-            raise RunFailed(f"driver: {type(self._error).__name__}: {' '.join(str(self._error).split())[:200]}; "
-                            "start the same command again") from self._error
+            raise RunFailed(
+                f"driver: {type(self._error).__name__}: "
+                f"{' '.join(str(self._error).split())[:200]}; "
+                "start the same command again"
+            ) from self._error
         if self._error:
             raise self._error
 
     def _fail(self, error: BaseException) -> None:
-        """Nothing more can be recorded: hand out no work, end the runs, and let the main thread say why."""
+        """Nothing more can be recorded: hand out no work, end the runs, and let the main thread say
+        why.
+        """
         self._error = self._error or error
         self.brain.stopping = self.brain.stopping or f"driver: {error}"
         self.hub.halt.remote()
 
     def _follow_the_cluster(self) -> None:
-        """Take notice of nodes that came or went, and ask an autoscaler for those that could be used."""
+        """Take notice of nodes that came or went, and ask an autoscaler for those that could be
+        used.
+        """
         now, study = time.monotonic(), self.opened.study
         if now < self._looked + ROOM_SECONDS:
             return
@@ -195,7 +234,10 @@ class _Driver:
         self.brain.resize(fitting)
         self._roomy = now if fitting else self._roomy
         if now - self._roomy > self.patience:
-            self.brain.stopping = self.brain.stopping or f"{HALTED}: {no_room(study)}, for {self.patience / 60:.0f} min"
+            self.brain.stopping = (
+                self.brain.stopping
+                or f"{HALTED}: {no_room(study)}, for {self.patience / 60:.0f} min"
+            )
         wanted = self.brain.wanted(ray.get(self.hub.open.remote()))
         most = study.resources.concurrent
         wanted = wanted if most == "auto" else min(wanted, most)
@@ -244,7 +286,9 @@ class _FromBrain(Searcher):
 
 
 class _Race(TrialScheduler):
-    """fold_race and full: a configuration that has finished a rung waits until the brain promotes it."""
+    """fold_race and full: a configuration that has finished a rung waits until the brain promotes
+    it.
+    """
 
     def __init__(self, driver: _Driver) -> None:
         super().__init__()
@@ -259,7 +303,8 @@ class _Race(TrialScheduler):
             return
         config_id = trial.config["config_id"]
         self.driver.brain.interrupt(
-            config_id, f"{HALTED}: the Tune trial of {config_id} died {TRIAL_RETRIES + 1} times")
+            config_id, f"{HALTED}: the Tune trial of {config_id} died {TRIAL_RETRIES + 1} times"
+        )
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
         """Nothing: its last result said all."""
@@ -304,16 +349,25 @@ class _Asha(_Race):
         study = driver.opened.study
         assert study.resolved is not None
         self.epochs = [e for _, e in study.resolved.ladder]
-        # Ray counts milestones as grace x factor^n; rungs are told as such powers, so that rounded epochs hit them.
-        self.asha = ASHAScheduler(time_attr="clock", metric="score", mode="max", grace_period=1, reduction_factor=3,
-                                  max_t=max(3 ** (len(self.epochs) - 1), 2))
+        # Ray counts milestones as grace x factor^n; rungs are told as such powers, so that rounded
+        # epochs hit them.
+        self.asha = ASHAScheduler(
+            time_attr="clock",
+            metric="score",
+            mode="max",
+            grace_period=1,
+            reduction_factor=3,
+            max_t=max(3 ** (len(self.epochs) - 1), 2),
+        )
         trials = {c: SimpleNamespace(trial_id=c) for c in self.driver.brain.state.configurations}
         for trial in trials.values():
             self.asha.on_trial_add(None, trial)
         for rung, arrived in sorted(self.driver.brain.state.arrivals.items()):
             for config_id in arrived:
                 told = self._told(config_id, rung)
-                stopped = self.asha.on_trial_result(None, trials[config_id], told) == TrialScheduler.STOP
+                stopped = (
+                    self.asha.on_trial_result(None, trials[config_id], told) == TrialScheduler.STOP
+                )
                 if stopped and self.driver.brain.state.configurations[config_id].status == "paused":
                     self._stop(config_id, told)
         self.trials = trials
@@ -327,25 +381,43 @@ class _Asha(_Race):
             self.trials[config_id] = SimpleNamespace(trial_id=config_id)
             self.asha.on_trial_add(None, self.trials[config_id])
         told = self._told(config_id, result["rung"])
-        if self.asha.on_trial_result(tune_controller, self.trials[config_id], told) == TrialScheduler.CONTINUE:
+        if (
+            self.asha.on_trial_result(tune_controller, self.trials[config_id], told)
+            == TrialScheduler.CONTINUE
+        ):
             # What a limit ends here goes on when the search is resumed.
-            on = not self.driver.brain.over_limit() and self.driver.begin(self.driver.brain.follow(config_id))
+            on = not self.driver.brain.over_limit() and self.driver.begin(
+                self.driver.brain.follow(config_id)
+            )
             return TrialScheduler.CONTINUE if on else TrialScheduler.STOP
         self._stop(config_id, told)
         return TrialScheduler.STOP
 
     def _stop(self, config_id: str, told: dict[str, Any]) -> None:
         epochs = self.epochs[told["training_iteration"] - 1]
-        self.driver.brain.stop(config_id, f"Ray's ASHA: {told['score']:.4f} is below the cutoff at {epochs} epochs")
+        self.driver.brain.stop(
+            config_id, f"Ray's ASHA: {told['score']:.4f} is below the cutoff at {epochs} epochs"
+        )
 
     def _told(self, config_id: str, rung: int) -> dict[str, Any]:
-        """A result as Ray's ASHA takes it; NaN would pass every rung, so it is a very low number."""
-        value = score(self.driver.opened.study, self.driver.brain.state.configurations[config_id], rung)
+        """A result as Ray's ASHA takes it; NaN would pass every rung, so it is a very low
+        number.
+        """
+        value = score(
+            self.driver.opened.study, self.driver.brain.state.configurations[config_id], rung
+        )
         return {"clock": 3**rung, "score": max(value, -1e12), "training_iteration": rung + 1}
 
 
-def _examine(study: Study, folder: Folder, dataset: Dataset, model: Model, config_id: str,  # noqa: ARG001
-             params: dict[str, Any], patience: float) -> dict[str, float]:
+def _examine(
+    study: Study,
+    folder: Folder,
+    dataset: Dataset,  # noqa: ARG001
+    model: Model,  # noqa: ARG001
+    config_id: str,
+    params: dict[str, Any],
+    patience: float,
+) -> dict[str, float]:
     """``search.examine`` where a training worker would run, as the driver may have no GPU."""
     need, place = per_worker(study), os.path.abspath(folder.path) if folder.local else folder.url  # noqa: PTH100
     task = ray.remote(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0))(examine_remotely)

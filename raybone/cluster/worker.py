@@ -1,4 +1,6 @@
-"""What each Ray Train worker runs: ``fit``, epoch by epoch, forwarded to the driver. It decides nothing."""
+"""What each Ray Train worker runs: ``fit``, epoch by epoch, forwarded to the driver. It decides
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,12 @@ class Job:
 
 
 def train_loop(config: dict[str, Job]) -> dict[str, Any]:
-    """Train segments of the job's work, one after another while the hub has any; returns how that ended.
+    """Train segments of the job's work, one after another while the hub has any; returns how that
+    ended.
 
     Returns:
-        ``outcome`` is done, interrupted (the study is stopping) or failed with a ``reason``; ``pooled`` holds metrics
-        over all folds once the last of them is there.
+        ``outcome`` is done, interrupted (the study is stopping) or failed with a ``reason``;
+        ``pooled`` holds metrics over all folds once the last of them is there.
     """
     job = config["job"]
     ray.get(find(job.hub).here.remote(job.run))
@@ -62,7 +65,9 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
             done = True
     except FitFailed as error:
         return {"outcome": "failed", "reason": str(error)}
-    pooled = pool(job.study, folder, dataset, model, job.work) if context.get_world_rank() == 0 else None
+    pooled = (
+        pool(job.study, folder, dataset, model, job.work) if context.get_world_rank() == 0 else None
+    )
     return {"outcome": "done", "pooled": pooled}
 
 
@@ -71,12 +76,18 @@ def settle(study: Study) -> None:
     torch.set_num_threads(study.resources.cpus)
     if study.resources.gpus:
         if not torch.cuda.is_available():
-            raise OSError(errno.ENODEV, f"Ray gives GPU {ray.get_gpu_ids()}, but torch finds none; mend the driver or "
-                                        "the image of this machine", ray.util.get_node_ip_address())
+            raise OSError(
+                errno.ENODEV,
+                f"Ray gives GPU {ray.get_gpu_ids()}, but torch finds none; mend the driver or "
+                "the image of this machine",
+                ray.util.get_node_ip_address(),
+            )
         torch.cuda.set_device(ray.train.torch.get_device())
 
 
-def examine_remotely(study: Study, folder: str, config_id: str, params: dict[str, Any]) -> dict[str, float]:
+def examine_remotely(
+    study: Study, folder: str, config_id: str, params: dict[str, Any]
+) -> dict[str, float]:
     """``search.examine`` as a Ray task with the resources of a training worker."""
     torch.set_num_threads(study.resources.cpus)
     dataset = dataset_of(study)
@@ -84,13 +95,18 @@ def examine_remotely(study: Study, folder: str, config_id: str, params: dict[str
 
 
 def _timer(job: Job, segment: Segment) -> threading.Timer:
-    """Ends this process when an epoch does not: one that hangs is better dead, as the dead are replaced."""
+    """Ends this process when an epoch does not: one that hangs is better dead, as the dead are
+    replaced.
+    """
     minutes = job.study.limits.stall_minutes
 
     def give_up() -> None:
         faulthandler.dump_traceback()  # into Ray's log of this worker
         reason = f"fold {segment.fold}: no epoch ended within limits.stall_minutes {minutes:g}"
-        ray.wait([find(job.hub).put.remote({"config_id": job.work.config_id, "again": reason})], timeout=10)
+        ray.wait(
+            [find(job.hub).put.remote({"config_id": job.work.config_id, "again": reason})],
+            timeout=10,
+        )
         os._exit(1)
 
     timer = threading.Timer(60 * minutes, give_up)
@@ -102,14 +118,17 @@ def _timer(job: Job, segment: Segment) -> threading.Timer:
 def _claim(job: Job, context: Any, finished: bool) -> Segment | None:
     """The run's next segment, the same on every rank."""
     mine = context.get_world_rank() == 0
-    segment = ray.get(find(job.hub).claim.remote(job.work.config_id, job.run, finished)) if mine else None
+    segment = (
+        ray.get(find(job.hub).claim.remote(job.work.config_id, job.run, finished)) if mine else None
+    )
     return _from_rank_zero(segment, context)
 
 
 def _told(job: Job, epoch: Epoch, context: Any) -> bool:
     """Tell the hub and Ray Train of an epoch; whether to stop, the same on every rank.
 
-    The hub has it before the run goes on: Train's own reports come later, and are lost with a worker that dies by then.
+    The hub has it before the run goes on: Train's own reports come later, and are lost with a
+    worker that dies by then.
     """
     message = {"config_id": job.work.config_id, "run": job.run, "epoch": asdict(epoch)}
     stop = ray.get(find(job.hub).put.remote(message)) if context.get_world_rank() == 0 else None
@@ -118,4 +137,8 @@ def _told(job: Job, epoch: Epoch, context: Any) -> bool:
 
 
 def _from_rank_zero(value: Any, context: Any) -> Any:
-    return ray.train.collective.broadcast_from_rank_zero(value) if context.get_world_size() > 1 else value
+    return (
+        ray.train.collective.broadcast_from_rank_zero(value)
+        if context.get_world_size() > 1
+        else value
+    )

@@ -17,12 +17,25 @@ from raybone.records import Array, Lesion, Scan
 
 Remarks = Counter[str]
 MOST_PIXELS = 1 << 28
-# What a source may call the dataset's categories; ``prepare --categories`` adds to it. nidus and physiological are
-# BS-80K's words; M is the metastasis of 3-class labels.
-TERMS = {"malignant": ("nidus", "metastasis", "metastases", "metastatic", "bone metastasis", "lesion", "tumor",
-                       "tumour", "m", "bm"),
-         "benign": ("physiological", "physiologic", "degenerative", "non-metastatic"),
-         "bone": ("bones", "skeleton"), "other": ()}
+# What a source may call the dataset's categories; ``prepare --categories`` adds to it. nidus and
+# physiological are BS-80K's words; M is the metastasis of 3-class labels.
+TERMS = {
+    "malignant": (
+        "nidus",
+        "metastasis",
+        "metastases",
+        "metastatic",
+        "bone metastasis",
+        "lesion",
+        "tumor",
+        "tumour",
+        "m",
+        "bm",
+    ),
+    "benign": ("physiological", "physiologic", "degenerative", "non-metastatic"),
+    "bone": ("bones", "skeleton"),
+    "other": (),
+}
 NOT_LESIONS = ("bone", "other")  # categories that are no foci: not counted where lesions are
 MOST_LESIONS = 1000  # of a mask; more islands are noise, or a picture
 # The rules for what annotations get wrong; each is counted and named by scan.
@@ -50,8 +63,8 @@ LEFT_OUT = (OUTSIDE, EMPTY, TINY, UNREAD)
 class Annotated:
     """What one annotation says of a scan.
 
-    frames: the lesions of each frame, with the names that the file uses. size: (H, W) of the scan that it was made
-    for, or None. lost: annotations in it that were left out.
+    frames: the lesions of each frame, with the names that the file uses. size: (H, W) of the scan
+    that it was made for, or None. lost: annotations in it that were left out.
     """
 
     frames: list[list[Lesion]]
@@ -62,7 +75,9 @@ class Annotated:
 
 def made_for(shape: tuple[int, int], size: tuple[int, int]) -> ValueError:
     """The error of an annotation that was made for a scan of another size, both (H, W)."""
-    return ValueError(f"is {shape[0]}x{shape[1]}, but its annotation was made for {size[0]}x{size[1]}")
+    return ValueError(
+        f"is {shape[0]}x{shape[1]}, but its annotation was made for {size[0]}x{size[1]}"
+    )
 
 
 def rle_of(mask_HW: Array) -> dict[str, Any]:
@@ -85,11 +100,16 @@ def is_rle(rle: Any, shape: tuple[int, int]) -> bool:
         runs = runs_of(rle["counts"])
     except (TypeError, ValueError, KeyError):
         return False
-    return rle["size"] == list(shape) and min(runs, default=0) >= 0 and sum(runs) == shape[0] * shape[1]
+    return (
+        rle["size"] == list(shape)
+        and min(runs, default=0) >= 0
+        and sum(runs) == shape[0] * shape[1]
+    )
 
 
 def runs_of(text: str) -> list[int]:
-    """Run lengths of COCO's compressed form: 5 bits a character, from the third run on as differences.
+    """Run lengths of COCO's compressed form: 5 bits a character, from the third run on as
+    differences.
 
     Raises:
         ValueError: a run has over 35 bits, or the last one does not end.
@@ -135,8 +155,11 @@ def nothing_to_learn(scans: Sequence[Scan]) -> list[str]:
     """A line where no scan has a lesion or a label of two classes; none otherwise."""
     if any(foci(s) for s in scans) or {"0", "1"} <= {value for s in scans for _, value in s.labels}:
         return []
-    return ["no scan has a lesion: there is nothing to train on; prepare it with the annotations beside the scans "
-            "(docs/data.md)"]
+    return [
+        "no scan has a lesion: there is nothing to train on; prepare it with the annotations "
+        "beside the scans "
+        "(docs/data.md)"
+    ]
 
 
 def lesion_of_mask(mask_HW: Array, category: str) -> Lesion:
@@ -148,7 +171,9 @@ def lesion_of_mask(mask_HW: Array, category: str) -> Lesion:
 
 def lesions_of_mask(mask_HW: Array, category: str) -> tuple[Lesion, ...]:
     """One lesion for each 8-connected component of a boolean mask."""
-    count, labels_HW, stats_N5, _ = cv2.connectedComponentsWithStats(mask_HW.astype(np.uint8), connectivity=8)
+    count, labels_HW, stats_N5, _ = cv2.connectedComponentsWithStats(
+        mask_HW.astype(np.uint8), connectivity=8
+    )
     lesions = []
     for label in range(1, count):
         x, y, w, h = (float(v) for v in stats_N5[label, :4])
@@ -164,8 +189,11 @@ def islands_of_mask(mask_HW: Array, category: str) -> list[Lesion]:
     """
     count = cv2.connectedComponents(mask_HW.astype(np.uint8), connectivity=8)[0] - 1
     if count > MOST_LESIONS:
-        raise ValueError(f"has a mask of {count} islands, over {MOST_LESIONS}: it is noise or a picture, not lesions; "
-                         "save it as labels")
+        raise ValueError(
+            f"has a mask of {count} islands, over {MOST_LESIONS}: it is noise or a picture, not "
+            f"lesions; "
+            "save it as labels"
+        )
     return list(lesions_of_mask(mask_HW, category))
 
 
@@ -182,17 +210,24 @@ def read_coco(path: Path) -> dict[str, list[Lesion]]:
     lesions: dict[str, list[Lesion]] = {scan_id: [] for scan_id in scan_ids.values()}
     for item in content["annotations"]:
         x, y, w, h = (float(v) for v in item["bbox"])
-        if (rle := item.get("segmentation")) is not None and not is_rle(rle, shape_of[item["image_id"]]):
+        if (rle := item.get("segmentation")) is not None and not is_rle(
+            rle, shape_of[item["image_id"]]
+        ):
             raise ValueError("a mask must be a run-length code that fills its scan")
         lesions[scan_ids[item["image_id"]]].append(
-            Lesion((x, y, x + w, y + h), names[item["category_id"]], rle, bool(item["iscrowd"])))
+            Lesion((x, y, x + w, y + h), names[item["category_id"]], rle, bool(item["iscrowd"]))
+        )
     return lesions
 
 
 def term_of(name: str, aliases: Mapping[str, str]) -> str | None:
-    """The dataset's category for a name in the source: as ``aliases`` say, else the field's terms; None is unknown."""
+    """The dataset's category for a name in the source: as ``aliases`` say, else the field's terms;
+    None is unknown.
+    """
     word = spelled(name)
-    return aliases.get(word) or next((term for term, words in TERMS.items() if word == term or word in words), None)
+    return aliases.get(word) or next(
+        (term for term, words in TERMS.items() if word == term or word in words), None
+    )
 
 
 def spelled(name: str) -> str:
@@ -200,9 +235,11 @@ def spelled(name: str) -> str:
     return " ".join(name.lower().replace("_", " ").split())
 
 
-def fitted(lesions: Iterable[Lesion], height: int, width: int,
-           aliases: Mapping[str, str]) -> tuple[tuple[Lesion, ...], Remarks]:
-    """Lesions in the dataset's categories and inside a scan of this size, and remarks on what had to be changed.
+def fitted(
+    lesions: Iterable[Lesion], height: int, width: int, aliases: Mapping[str, str]
+) -> tuple[tuple[Lesion, ...], Remarks]:
+    """Lesions in the dataset's categories and inside a scan of this size, and remarks on what had
+    to be changed.
 
     Raises:
         ValueError: a mask has another size than the scan.
@@ -210,8 +247,10 @@ def fitted(lesions: Iterable[Lesion], height: int, width: int,
     kept, seen, remarks = [], list[Lesion](), Counter[str]()
     for lesion in lesions:
         if lesion.rle and lesion.rle["size"] != [height, width]:
-            raise ValueError(f"is {height}x{width}, but a mask of it is "
-                             f"{lesion.rle['size'][0]}x{lesion.rle['size'][1]}")
+            raise ValueError(
+                f"is {height}x{width}, but a mask of it is "
+                f"{lesion.rle['size'][0]}x{lesion.rle['size'][1]}"
+            )
         x1, y1, x2, y2 = lesion.box_xyxy
         box = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
         if not (box[0] < box[2] and box[1] < box[3]):  # NaN as well
@@ -233,17 +272,31 @@ def fitted(lesions: Iterable[Lesion], height: int, width: int,
 
 
 def to_coco(scans: Iterable[Scan], categories: list[str]) -> dict[str, Any]:
-    """A COCO mapping of the scans' lesions; image ids count from 1 in the order given, file_name is the scan_id."""
+    """A COCO mapping of the scans' lesions; image ids count from 1 in the order given, file_name is
+    the scan_id.
+    """
     number = {name: i + 1 for i, name in enumerate(categories)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, scan in enumerate(scans, 1):
-        images.append({"id": image_id, "file_name": scan.scan_id, "height": scan.height, "width": scan.width})
+        images.append(
+            {"id": image_id, "file_name": scan.scan_id, "height": scan.height, "width": scan.width}
+        )
         for lesion in scan.lesions:
             x1, y1, x2, y2 = lesion.box_xyxy
             area = float(coco_mask.area(lesion.rle)) if lesion.rle else (x2 - x1) * (y2 - y1)
-            item = {"id": len(annotations) + 1, "image_id": image_id, "category_id": number[lesion.category],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "iscrowd": int(lesion.crowd)}
+            item = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": number[lesion.category],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": area,
+                "iscrowd": int(lesion.crowd),
+            }
             annotations.append({**item, "segmentation": lesion.rle} if lesion.rle else item)
-    return {"info": {"description": "raybone dataset"}, "images": images, "annotations": annotations,
-            "categories": [{"id": i, "name": name} for name, i in number.items()]}
+    return {
+        "info": {"description": "raybone dataset"},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for name, i in number.items()],
+    }

@@ -21,11 +21,14 @@ UTF_8 = 0x800  # flag of a member whose name is in UTF-8 (APPNOTE 4.4.4)
 
 @contextmanager
 def unpacked(source: Path, place: Path) -> Iterator[tuple[list[tuple[str, Path]], dict[str, str]]]:
-    """The folders to read as (prefix of names, folder), and why archives below the source are not among them.
+    """The folders to read as (prefix of names, folder), and why archives below the source are not
+    among them.
 
     Args:
-        source: a folder with or without zip archives in it, a zip archive, or a DICOMDIR, which stands for its folder.
-        place: folder on a disk with room; a private folder in it holds what is unpacked, and is removed at the end.
+        source: a folder with or without zip archives in it, a zip archive, or a DICOMDIR, which
+            stands for its folder.
+        place: folder on a disk with room; a private folder in it holds what is unpacked, and is
+            removed at the end.
     Raises:
         WrongInput: there is no such source, or not enough room.
     """
@@ -33,7 +36,10 @@ def unpacked(source: Path, place: Path) -> Iterator[tuple[list[tuple[str, Path]]
         source = source.parent
     single = source.is_file()
     if not (source.is_dir() or (single and zipfile.is_zipfile(source))):
-        raise WrongInput("prepare: SOURCE must be a folder of scans or a zip archive, and is neither; check the path")
+        raise WrongInput(
+            "prepare: SOURCE must be a folder of scans or a zip archive, and is neither; check the "
+            "path"
+        )
     archives = [source] if single else _archives(source)
     roots, closed = [] if single else [("", source)], {}
     with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=place) as folder:
@@ -51,15 +57,26 @@ def unpacked(source: Path, place: Path) -> Iterator[tuple[list[tuple[str, Path]]
                 closed[name] = "is a zip archive that cannot be unpacked here"
             except NotTaken as reason:
                 closed[name] = str(reason)
-            except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, ValueError, zlib.error):
-                closed[name] = "is a zip archive that is broken, encrypted, empty or of an unknown kind"
+            except (
+                zipfile.BadZipFile,
+                RuntimeError,
+                NotImplementedError,
+                EOFError,
+                ValueError,
+                zlib.error,
+            ):
+                closed[name] = (
+                    "is a zip archive that is broken, encrypted, empty or of an unknown kind"
+                )
         if single and closed:
             raise WrongInput(f"prepare: SOURCE {closed['']}; unpack it and give the folder")
         yield roots, closed
 
 
 def _archives(source: Path) -> list[Path]:
-    """Zip archives below a folder; one that cannot be reached is left to the reader of scans, who tells it."""
+    """Zip archives below a folder; one that cannot be reached is left to the reader of scans, who
+    tells it.
+    """
     found = list[Path]()
     for folder, below, names in os.walk(source):
         if len(Path(folder).relative_to(source).parts) >= DEEPEST:
@@ -75,23 +92,32 @@ def _extract(path: Path, target: Path) -> None:
         need = sum(i.file_size for i in archive.infolist())
         target.mkdir()
         if need > shutil.disk_usage(target).free:
-            raise WrongInput(f"prepare: unpacking a zip archive beside DATASET needs {need / 1e9:.1f} GB, more than "
-                             "the disk has free; unpack it elsewhere and give the folder")
+            raise WrongInput(
+                f"prepare: unpacking a zip archive beside DATASET needs {need / 1e9:.1f} GB, more "
+                f"than "
+                "the disk has free; unpack it elsewhere and give the folder"
+            )
         seen = dict[tuple[str, ...], tuple[int, int]]()
         for member in archive.infolist():
             member.filename = _name_of(member)
-            place = tuple(p for p in member.filename.split("/") if p not in ("", ".", ".."))  # as ``extract`` has it
+            place = tuple(
+                p for p in member.filename.split("/") if p not in ("", ".", "..")
+            )  # as ``extract`` has it
             if len(place) > DEEPEST:
                 raise NotTaken(f"is a zip archive with folders more than {DEEPEST} deep")
             content = member.CRC, member.file_size
             if seen.setdefault(place, content) != content and not member.is_dir():
-                raise NotTaken("is a zip archive with two members of one name, of which one would be lost")
+                raise NotTaken(
+                    "is a zip archive with two members of one name, of which one would be lost"
+                )
         for member in archive.infolist():
             archive.extract(member, target)
 
 
 def _name_of(member: zipfile.ZipInfo) -> str:
-    """A member's name with slashes; UTF-8 is often not declared, and other encodings stay as they came."""
+    """A member's name with slashes; UTF-8 is often not declared, and other encodings stay as they
+    came.
+    """
     name = member.filename.replace("\\", "/")
     if member.flag_bits & UTF_8:
         return name

@@ -1,4 +1,6 @@
-"""Scans as a network of some size sees them, made once a node and shared by its processes through the page cache."""
+"""Scans as a network of some size sees them, made once a node and shared by its processes through
+the page cache.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,18 @@ from raybone.private import put, workplace
 from raybone.records import Array, Scan
 
 VERSION = 2  # raise it with any change of to_intensity or resize
-STEPS = 65535  # of an intensity between 0 and 1, which is kept in 16 bits until a batch is made of it
+STEPS = (
+    65535  # of an intensity between 0 and 1, which is kept in 16 bits until a batch is made of it
+)
 
 
 class Intensities:
-    """Intensities of a dataset's scans, uint16, with a long side of ``size`` pixels; the same with a cache or without.
+    """Intensities of a dataset's scans, uint16, with a long side of ``size`` pixels; the same with
+    a cache or without.
 
-    What is not cached yet is made now, in a private folder of the machine's temporary one: 2 bytes a pixel, which may
-    be removed at any time that nothing trains. Shapes for which the disk has less than twice the room are not cached.
+    What is not cached yet is made now, in a private folder of the machine's temporary one: 2 bytes
+    a pixel, which may be removed at any time that nothing trains. Shapes for which the disk has
+    less than twice the room are not cached.
     """
 
     def __init__(self, dataset: Dataset, size: int) -> None:
@@ -33,8 +39,11 @@ class Intensities:
         self._row: dict[str, int] = {}
         folder = private_cache()
         for shape in {(s.height, s.width) for s in dataset.scans}:
-            # Datasets of one hash may have their rows in another order: the cache has its own, by scan_id.
-            scans = sorted((s for s in dataset.scans if (s.height, s.width) == shape), key=lambda s: s.scan_id)
+            # Datasets of one hash may have their rows in another order: the cache has its own, by
+            # scan_id.
+            scans = sorted(
+                (s for s in dataset.scans if (s.height, s.width) == shape), key=lambda s: s.scan_id
+            )
             self._row.update({s.scan_id: row for row, s in enumerate(scans)})
             path = folder / f"{dataset.hash}-{shape[0]}x{shape[1]}-{size}-v{VERSION}.npy"
             if folder.stat().st_uid == os.getuid() and (_sound(path) or self._make(path, scans)):
@@ -52,7 +61,9 @@ class Intensities:
         with workplace(path, wait=True) as own:
             if _sound(path):  # by now: another process was making it
                 return True
-            values_NHW = np.lib.format.open_memmap(own / "x", "w+", np.uint16, (len(scans), *first_HW.shape))
+            values_NHW = np.lib.format.open_memmap(
+                own / "x", "w+", np.uint16, (len(scans), *first_HW.shape)
+            )
             for row, scan in enumerate(scans):
                 values_NHW[row] = self._made(scan)
             values_NHW.flush()
@@ -74,7 +85,9 @@ def drop(dataset_hash: str) -> None:
 
 
 def _sound(path: Path) -> bool:
-    """Whether a cache is there and what was written; read whole once a process, at the speed of memory."""
+    """Whether a cache is there and what was written; read whole once a process, at the speed of
+    memory.
+    """
     try:
         found = path.stat()
         return _matches(path, found.st_ino, found.st_mtime_ns)

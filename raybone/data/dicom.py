@@ -21,7 +21,16 @@ from pydicom.uid import (
 )
 
 from raybone.data.header import NotTaken as NotTaken
-from raybone.data.header import axes_of, flags_of, patient_of, pixel_mm_of, refuse_bomb, scanner_of, text, views_of
+from raybone.data.header import (
+    axes_of,
+    flags_of,
+    patient_of,
+    pixel_mm_of,
+    refuse_bomb,
+    scanner_of,
+    text,
+    views_of,
+)
 from raybone.data.modality import flag_of
 from raybone.data.pixels import pixels_of, settled
 from raybone.data.planar import captured, check_object, check_planar, modality_of
@@ -35,10 +44,11 @@ LEAST_FRACTIONS = 10.0  # below it, rounded fractions are no image any more
 class Facts:
     """What an input says about one of its views.
 
-    ``patient``, its ``issuer``, ``name``, ``birth``, ``study``, ``instance``, ``site`` and ``scanner`` are as the
-    source has them, to be replaced by pseudonyms or not stored; ``make`` is a known maker's name. ``flags`` are those
-    of ``raybone.data.intake.REMARK_OF_FLAG``. ``frame`` is its place in the object, from 0. ``axes`` are the direction
-    cosines of its rows and columns (x, y, z each, to the patient's left, back and head), where the object has them.
+    ``patient``, its ``issuer``, ``name``, ``birth``, ``study``, ``instance``, ``site`` and
+    ``scanner`` are as the source has them, to be replaced by pseudonyms or not stored; ``make`` is
+    a known maker's name. ``flags`` are those of ``raybone.data.intake.REMARK_OF_FLAG``. ``frame``
+    is its place in the object, from 0. ``axes`` are the direction cosines of its rows and columns
+    (x, y, z each, to the patient's left, back and head), where the object has them.
     """
 
     patient: str = ""
@@ -57,19 +67,22 @@ class Facts:
     birth: str = ""
 
 
-def read_frames(content: bytes, file_name: str, modality: str | None = "NM") -> list[tuple[Array, Facts]]:
+def read_frames(
+    content: bytes, file_name: str, modality: str | None = "NM"
+) -> list[tuple[Array, Facts]]:
     """Every frame of a DICOM object as counts uint16 of shape (H, W), with what is known about it.
 
-    Each frame's modality rescale is applied (PS3.3 C.11.1), padding and negatives are 0, values are rounded;
-    MONOCHROME1 with a bright border is turned over; of several energy windows the photopeak's is taken. Nothing is
-    cropped or resampled.
+    Each frame's modality rescale is applied (PS3.3 C.11.1), padding and negatives are 0, values are
+    rounded; MONOCHROME1 with a bright border is turned over; of several energy windows the
+    photopeak's is taken. Nothing is cropped or resampled.
 
     Args:
         content: the file's bytes, with or without preamble.
         file_name: its name, which may tell the view.
         modality: take only this Modality (0008,0060), or any when None.
     Raises:
-        NotTaken: it is no DICOM, another modality, no planar scan, has no pixels, or no decoder reads them.
+        NotTaken: it is no DICOM, another modality, no planar scan, has no pixels, or no decoder
+            reads them.
     """
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote values
     with warnings.catch_warnings():
@@ -86,11 +99,14 @@ def read_frames(content: bytes, file_name: str, modality: str | None = "NM") -> 
         except NotTaken:
             raise
         except Exception as error:  # a header may be damaged in ways that nobody has thought of
-            raise NotTaken(f"has a DICOM header that is damaged ({type(error).__name__}); export it again") from None
+            raise NotTaken(
+                f"has a DICOM header that is damaged ({type(error).__name__}); export it again"
+            ) from None
 
 
-def _views(header: Dataset, frames: int, file_name: str, kept: list[int],
-           flags: list[str]) -> list[tuple[Array, Facts]]:
+def _views(
+    header: Dataset, frames: int, file_name: str, kept: list[int], flags: list[str]
+) -> list[tuple[Array, Facts]]:
     """The frames that are kept, with their facts."""
     (patient, issuer, name, birth), (site, scanner, make) = patient_of(header), scanner_of(header)
     study, instance = text(header, "StudyInstanceUID"), text(header, "SOPInstanceUID")
@@ -98,20 +114,49 @@ def _views(header: Dataset, frames: int, file_name: str, kept: list[int],
     if padded_NHW is not None:
         values_NHW = np.where(padded_NHW, 0, values_NHW)
     found = []
-    for frame, view, counts_HW in zip(kept, views_of(header, frames, file_name, kept), counts_of(values_NHW[kept])):
+    for frame, view, counts_HW in zip(
+        kept, views_of(header, frames, file_name, kept), counts_of(values_NHW[kept])
+    ):
         seen_HW = np.ones(counts_HW.shape, bool) if padded_NHW is None else ~padded_NHW[frame]
         turned = header.PhotometricInterpretation == "MONOCHROME1" and _turned(counts_HW, seen_HW)
         if turned:
-            counts_HW = np.where(seen_HW, counts_HW[seen_HW].max() + counts_HW[seen_HW].min() - counts_HW, 0)
+            counts_HW = np.where(
+                seen_HW, counts_HW[seen_HW].max() + counts_HW[seen_HW].min() - counts_HW, 0
+            )
         pixel_mm, square = pixel_mm_of(header, frame)
-        known = (*flags, *["rescale"] * odd, *["not-square"] * (not square), *["turned-over"] * turned)
-        found.append((counts_HW, Facts(patient, view, pixel_mm, study, instance, site, scanner, make, known, frame,
-                                       axes_of(header, frame, frames), issuer, name, birth)))
+        known = (
+            *flags,
+            *["rescale"] * odd,
+            *["not-square"] * (not square),
+            *["turned-over"] * turned,
+        )
+        found.append(
+            (
+                counts_HW,
+                Facts(
+                    patient,
+                    view,
+                    pixel_mm,
+                    study,
+                    instance,
+                    site,
+                    scanner,
+                    make,
+                    known,
+                    frame,
+                    axes_of(header, frame, frames),
+                    issuer,
+                    name,
+                    birth,
+                ),
+            )
+        )
     return found
 
 
 def shows_text(counts_HW: Array) -> bool:
-    """Whether letters are suspected in the pixels: many small islands of the one brightest value with crisp edges.
+    """Whether letters are suspected in the pixels: many small islands of the one brightest value
+    with crisp edges.
 
     Hot spots have one brightest pixel, or a plateau that falls off gently where they are clipped.
     """
@@ -120,12 +165,20 @@ def shows_text(counts_HW: Array) -> bool:
         return False
     top_HW = top_HW.astype(np.uint8)
     count, _, stats_N5, _ = cv2.connectedComponentsWithStats(top_HW, connectivity=8)
-    letters = int(((stats_N5[1:, 3] >= 5) & (stats_N5[1:, 3] <= 40) & (stats_N5[1:, 2] <= 40)).sum())
+    letters = int(
+        ((stats_N5[1:, 3] >= 5) & (stats_N5[1:, 3] <= 40) & (stats_N5[1:, 2] <= 40)).sum()
+    )
     rim_HW = (cv2.dilate(top_HW, np.ones((3, 3), np.uint8)) > 0) & (top_HW == 0)
-    return count > 3 and letters >= 3 and float(np.median(counts_HW[rim_HW])) < 0.5 * float(counts_HW.max())
+    return (
+        count > 3
+        and letters >= 3
+        and float(np.median(counts_HW[rim_HW])) < 0.5 * float(counts_HW.max())
+    )
 
 
-def write_scan(path: Path, counts_HW: Array, *, patient: str, view: str, pixel_mm: float, uid: str) -> None:
+def write_scan(
+    path: Path, counts_HW: Array, *, patient: str, view: str, pixel_mm: float, uid: str
+) -> None:
     """Write one whole-body view as an NM object (PS3.3 A.5), explicit little endian.
 
     Args:
@@ -138,7 +191,10 @@ def write_scan(path: Path, counts_HW: Array, *, patient: str, view: str, pixel_m
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[uid])
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     scan = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    scan.SOPClassUID, scan.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    scan.SOPClassUID, scan.SOPInstanceUID = (
+        meta.MediaStorageSOPClassUID,
+        meta.MediaStorageSOPInstanceUID,
+    )
     scan.StudyInstanceUID = generate_uid(entropy_srcs=[patient, "study"])
     scan.SeriesInstanceUID = generate_uid(entropy_srcs=[patient, view])
     scan.Modality, scan.Manufacturer, scan.ManufacturerModelName = "NM", "raybone", "phantom"
@@ -149,31 +205,54 @@ def write_scan(path: Path, counts_HW: Array, *, patient: str, view: str, pixel_m
     scan.SamplesPerPixel, scan.PhotometricInterpretation = 1, "MONOCHROME2"
     scan.BitsAllocated, scan.BitsStored, scan.HighBit, scan.PixelRepresentation = 16, 16, 15, 0
     scan.PixelSpacing = [pixel_mm, pixel_mm]
-    scan.EnergyWindowVector, scan.NumberOfEnergyWindows, scan.DetectorVector, scan.NumberOfDetectors = 1, 1, 1, 1
+    (
+        scan.EnergyWindowVector,
+        scan.NumberOfEnergyWindows,
+        scan.DetectorVector,
+        scan.NumberOfDetectors,
+    ) = 1, 1, 1, 1
     scan.FrameIncrementPointer = [0x00540010, 0x00540020]
     scan.CountsAccumulated = int(counts_HW.sum())
     scan.ActualFrameDuration, scan.ScanVelocity, scan.ScanLength = 1200000, "1.6", 1900
     detector = Dataset()
-    detector.CollimatorType, detector.ImageOrientationPatient, detector.ImagePositionPatient = "PARA", None, None
-    code, meaning = {"anterior": ("399321004", "Anterior projection"),
-                     "posterior": ("399001007", "Posterior projection")}[view]
+    detector.CollimatorType, detector.ImageOrientationPatient, detector.ImagePositionPatient = (
+        "PARA",
+        None,
+        None,
+    )
+    code, meaning = {
+        "anterior": ("399321004", "Anterior projection"),
+        "posterior": ("399001007", "Posterior projection"),
+    }[view]
     detector.ViewCodeSequence = [Dataset()]
-    detector.ViewCodeSequence[0].CodeValue, detector.ViewCodeSequence[0].CodingSchemeDesignator = code, "SCT"
+    detector.ViewCodeSequence[0].CodeValue, detector.ViewCodeSequence[0].CodingSchemeDesignator = (
+        code,
+        "SCT",
+    )
     detector.ViewCodeSequence[0].CodeMeaning = meaning
     scan.DetectorInformationSequence = [detector]
     scan.StudyDate, scan.StudyTime, scan.StudyID = "20200101", "000000", "1"
     scan.SeriesNumber, scan.InstanceNumber = 1, 1
-    for empty in ("PatientBirthDate", "PatientSex", "ReferringPhysicianName",
-                  "AccessionNumber", "Laterality", "PatientOrientationCodeSequence",
-                  "PatientGantryRelationshipCodeSequence", "EnergyWindowInformationSequence",
-                  "RadiopharmaceuticalInformationSequence"):
+    for empty in (
+        "PatientBirthDate",
+        "PatientSex",
+        "ReferringPhysicianName",
+        "AccessionNumber",
+        "Laterality",
+        "PatientOrientationCodeSequence",
+        "PatientGantryRelationshipCodeSequence",
+        "EnergyWindowInformationSequence",
+        "RadiopharmaceuticalInformationSequence",
+    ):
         setattr(scan, empty, [] if empty.endswith("Sequence") else None)
     scan.PixelData = counts_HW.astype("<u2").tobytes()
     scan.save_as(path, enforce_file_format=True)
 
 
 def is_dicom(content: bytes) -> bool:
-    """Whether the first 132 bytes of a file, or more, are of a DICOM file, with or without preamble."""
+    """Whether the first 132 bytes of a file, or more, are of a DICOM file, with or without
+    preamble.
+    """
     return content[128:132] == b"DICM" or content[:2] in (b"\x02\0", b"\x08\0")
 
 
@@ -190,14 +269,21 @@ def _header(content: bytes) -> Dataset:
 
 
 def _turned(counts_HW: Array, seen_HW: Array) -> bool:
-    """Whether uptake is low where it should be high, in a scan of MONOCHROME1 whose other pixels are padding.
+    """Whether uptake is low where it should be high, in a scan of MONOCHROME1 whose other pixels
+    are padding.
 
-    It says how to show values (PS3.3 C.7.6.3.1.2): it stands at counts that are to be dark on white, and at pictures
-    that were turned over. What lies at the border, of the picture or of its padding, is air and tells them apart.
+    It says how to show values (PS3.3 C.7.6.3.1.2): it stands at counts that are to be dark on
+    white, and at pictures that were turned over. What lies at the border, of the picture or of its
+    padding, is air and tells them apart.
     """
-    inside_HW = cv2.erode(np.pad(seen_HW.astype(np.uint8), 1), np.ones((3, 3), np.uint8))[1:-1, 1:-1]
+    inside_HW = cv2.erode(np.pad(seen_HW.astype(np.uint8), 1), np.ones((3, 3), np.uint8))[
+        1:-1, 1:-1
+    ]
     seen_P, border_P = counts_HW[seen_HW], counts_HW[seen_HW & (inside_HW == 0)]
-    return bool(seen_P.size) and float(np.median(border_P)) > (float(seen_P.min()) + float(seen_P.max())) / 2
+    return (
+        bool(seen_P.size)
+        and float(np.median(border_P)) > (float(seen_P.min()) + float(seen_P.max())) / 2
+    )
 
 
 def counts_of(values: Array) -> Array:
@@ -207,7 +293,11 @@ def counts_of(values: Array) -> Array:
         NotTaken: a value is not finite or above 65535, none is above 0, or all are small fractions.
     """
     top = values.max()
-    if not np.isfinite(top) or top > np.iinfo(np.uint16).max or (values.dtype.kind == "f" and np.isnan(values).any()):
+    if (
+        not np.isfinite(top)
+        or top > np.iinfo(np.uint16).max
+        or (values.dtype.kind == "f" and np.isnan(values).any())
+    ):
         raise NotTaken("holds values that are no counts (not finite or above 65535)")
     if round(float(top)) <= 0:
         raise NotTaken("is empty: no count above 0")
@@ -215,5 +305,7 @@ def counts_of(values: Array) -> Array:
         return np.asarray(values, np.uint16)
     counts = np.rint(np.maximum(values, 0))
     if top < LEAST_FRACTIONS and (np.abs(values - counts)[values > 0] > 1e-6).any():
-        raise NotTaken(f"holds fractions up to {top:.3g} that rounding would destroy; scale them to counts")
+        raise NotTaken(
+            f"holds fractions up to {top:.3g} that rounding would destroy; scale them to counts"
+        )
     return counts.astype(np.uint16)

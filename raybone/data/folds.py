@@ -1,4 +1,6 @@
-"""Cross-validation folds by patient, stratified by label and lesion burden, the same for the same pixels."""
+"""Cross-validation folds by patient, stratified by label and lesion burden, the same for the same
+pixels.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +16,28 @@ TRAINING = -2  # of patients who are trained on in every fold and validate none
 SPECIAL = {TEST: "test", TRAINING: "training"}  # what they are called in a split and to people
 
 
-def assign_folds(scans: Sequence[Scan], content: Mapping[str, str], folds: int, seed: int = 0, *,
-                 holdout: float = 0.0, together: Mapping[str, str] | None = None) -> dict[str, int]:
+def assign_folds(
+    scans: Sequence[Scan],
+    content: Mapping[str, str],
+    folds: int,
+    seed: int = 0,
+    *,
+    holdout: float = 0.0,
+    together: Mapping[str, str] | None = None,
+) -> dict[str, int]:
     """Fold of each patient.
 
-    Patients are dealt out label by label (see ``stratum_label``) and from many lesions to few, each to the fold with
-    the fewest patients of that label, then patients, then lesions. Ties are ordered by the patients' pixel content,
-    never by name.
+    Patients are dealt out label by label (see ``stratum_label``) and from many lesions to few, each
+    to the fold with the fewest patients of that label, then patients, then lesions. Ties are
+    ordered by the patients' pixel content, never by name.
 
     Args:
         scans: all scans with their lesions.
         content: a content hash for each patient_id.
         folds: number of folds wanted; there are never more than patients.
         seed: another order of patients with equally many lesions.
-        holdout: share of the patients, below 1, or their number: the test group, drawn evenly over that order.
+        holdout: share of the patients, below 1, or their number: the test group, drawn evenly over
+            that order.
         together: a group for each patient; patients of one group get one fold.
     Returns:
         patient_id -> fold, 0-based, and -1 for the test group.
@@ -38,20 +48,37 @@ def assign_folds(scans: Sequence[Scan], content: Mapping[str, str], folds: int, 
     for patient in {s.patient_id for s in scans}:
         groups[(together or {}).get(patient, patient)].append(patient)
     burden, stratum = _burden(scans)
-    ranked = sorted(groups.values(), key=lambda members: (
-        max(stratum[p] for p in members), -sum(burden[p] for p in members),
-        hashlib.sha256(f"{seed}:{min(content[p] for p in members)}".encode()).hexdigest()))
+    ranked = sorted(
+        groups.values(),
+        key=lambda members: (
+            max(stratum[p] for p in members),
+            -sum(burden[p] for p in members),
+            hashlib.sha256(f"{seed}:{min(content[p] for p in members)}".encode()).hexdigest(),
+        ),
+    )
     held = round(holdout if holdout >= 1 else holdout * len(ranked))
     if held and held >= len(ranked):
-        raise WrongInput(f"--holdout: must leave patients to train on, got {holdout:g} of {len(ranked)}; take fewer")
+        raise WrongInput(
+            f"--holdout: must leave patients to train on, got {holdout:g} of {len(ranked)}; take "
+            f"fewer"
+        )
     test = {int((i + 0.5) * len(ranked) / held) for i in range(held)}
     rest = [members for i, members in enumerate(ranked) if i not in test]
     fold_of: dict[str, int] = {p: TEST for i in test for p in ranked[i]}
-    held_by = [(Counter[str](), Counter[str]()) for _ in range(min(folds, len(rest)))]  # patients by label, totals
+    held_by = [
+        (Counter[str](), Counter[str]()) for _ in range(min(folds, len(rest)))
+    ]  # patients by label, totals
     for members in rest:
         label = max(stratum[p] for p in members)
-        fold = min(range(len(held_by)), key=lambda k: (held_by[k][0][label], held_by[k][1]["patients"],
-                                                       held_by[k][1]["lesions"], k))
+        fold = min(
+            range(len(held_by)),
+            key=lambda k: (
+                held_by[k][0][label],
+                held_by[k][1]["patients"],
+                held_by[k][1]["lesions"],
+                k,
+            ),
+        )
         held_by[fold][0][label] += len(members)
         held_by[fold][1].update(patients=len(members), lesions=sum(burden[p] for p in members))
         fold_of |= dict.fromkeys(members, fold)
@@ -59,7 +86,8 @@ def assign_folds(scans: Sequence[Scan], content: Mapping[str, str], folds: int, 
 
 
 def folds_by_site(scans: Sequence[Scan], content: Mapping[str, str]) -> dict[str, int]:
-    """Leave-one-site-out: a fold a site, or a fold a scanner where sites are unknown; largest first.
+    """Leave-one-site-out: a fold a site, or a fold a scanner where sites are unknown; largest
+    first.
 
     Raises:
         WrongInput: fewer than two sites, or patients that were scanned at several.
@@ -72,8 +100,12 @@ def folds_by_site(scans: Sequence[Scan], content: Mapping[str, str]) -> dict[str
     of = {patient: min(found) for patient, found in places.items()}
     sizes = Counter(of.values())
     if len(sizes) < 2 or several:
-        raise WrongInput(f"--folds site: needs patients of at least 2 sites, each patient at one, got {len(sizes)} "
-                         f"sites and {several} patients at several; give sites in labels.csv, or a number of folds")
+        raise WrongInput(
+            f"--folds site: needs patients of at least 2 sites, each patient at one, got "
+            f"{len(sizes)} "
+            f"sites and {several} patients at several; give sites in labels.csv, or a number of "
+            f"folds"
+        )
     digest = {place: min(content[p] for p in of if of[p] == place) for place in sizes}
     order = sorted(sizes, key=lambda place: (-sizes[place], digest[place]))
     return {patient: order.index(place) for patient, place in of.items()}
@@ -94,5 +126,7 @@ def _burden(scans: Sequence[Scan]) -> tuple[Counter[str], dict[str, str]]:
     label, stratum = stratum_label(scans), dict[str, str]()
     for scan in scans:
         burden[scan.patient_id] += len(foci(scan))
-        stratum[scan.patient_id] = max(stratum.get(scan.patient_id, ""), dict(scan.labels).get(label or "", ""))
+        stratum[scan.patient_id] = max(
+            stratum.get(scan.patient_id, ""), dict(scan.labels).get(label or "", "")
+        )
     return burden, stratum

@@ -1,8 +1,9 @@
-"""Annotation files that lie beside a scan: LabelMe JSON and VOC xml; NIfTI labels and mask images have their own rooms.
+"""Annotation files that lie beside a scan: LabelMe JSON and VOC xml; NIfTI labels and mask images
+have their own rooms.
 
-Each reader takes the file's bytes and the scan's shape (H, W), and gives the lesions in scan pixels with the names that
-the file uses. A file that is not of its format raises ValueError with the reason; one annotation of it that cannot be
-read is left out, with a remark.
+Each reader takes the file's bytes and the scan's shape (H, W), and gives the lesions in scan pixels
+with the names that the file uses. A file that is not of its format raises ValueError with the
+reason; one annotation of it that cannot be read is left out, with a remark.
 """
 
 from __future__ import annotations
@@ -38,20 +39,26 @@ NO_PICTURE = "is an annotation, not a scan, and no scan has its name"
 
 
 def read_labelme(content: bytes, shape: tuple[int, int]) -> Annotated:
-    """LabelMe and X-AnyLabeling JSON of any version; shapes of one group_id and label are one lesion.
+    """LabelMe and X-AnyLabeling JSON of any version; shapes of one group_id and label are one
+    lesion.
 
-    Boxes may have two or four corners; polygons, turned boxes, circles and masks keep their outline. Polygons are
-    filled as labelme's own ``shape_to_mask`` does, so that its export and ours agree. A file without a size, as before
-    version 3.3, is of its scan's.
+    Boxes may have two or four corners; polygons, turned boxes, circles and masks keep their
+    outline. Polygons are filled as labelme's own ``shape_to_mask`` does, so that its export and
+    ours agree. A file without a size, as before version 3.3, is of its scan's.
     """
     document = _loaded(load_json, content)
     if not isinstance(document, dict) or not isinstance(document.get("shapes"), list):
-        raise ValueError("has an annotation that is JSON without a list of shapes; export it as LabelMe")
+        raise ValueError(
+            "has an annotation that is JSON without a list of shapes; export it as LabelMe"
+        )
     size = _size(document.get("imageHeight"), document.get("imageWidth"))
     if size and size != shape:
         raise made_for(shape, size)
     if len(document["shapes"]) > MOST_LESIONS:
-        raise ValueError(f"has an annotation with {len(document['shapes'])} shapes, over {MOST_LESIONS}; look at it")
+        raise ValueError(
+            f"has an annotation with {len(document['shapes'])} shapes, over {MOST_LESIONS}; look "
+            f"at it"
+        )
     parts: dict[Any, list[tuple[dict[str, Any], Array]]] = defaultdict(list)
     remarks, lesions, lost = Remarks(), list[Lesion](), 0
     for number, item in enumerate(document["shapes"]):
@@ -72,10 +79,14 @@ def read_labelme(content: bytes, shape: tuple[int, int]) -> Annotated:
             lost += 1
         else:
             group = item.get("group_id")
-            parts[(str(item.get("label")), str(group)) if group is not None else number].append((item, mask_HW))
+            parts[(str(item.get("label")), str(group)) if group is not None else number].append(
+                (item, mask_HW)
+            )
     for shapes in parts.values():
         lesion = lesion_of_mask(np.any([m for _, m in shapes], axis=0), _label(shapes[0][0]))
-        lesions.append(Lesion(lesion.box_xyxy, lesion.category, lesion.rle, _difficult(shapes[0][0])))
+        lesions.append(
+            Lesion(lesion.box_xyxy, lesion.category, lesion.rle, _difficult(shapes[0][0]))
+        )
     return Annotated([lesions], size, remarks, lost)
 
 
@@ -95,9 +106,11 @@ def labelme_image(content: bytes) -> bytes:
 
 
 def read_voc(content: bytes, shape: tuple[int, int]) -> Annotated:
-    """Pascal VOC xml: boxes. Corners are taken as pixel coordinates from 0, which is what labelImg writes.
+    """Pascal VOC xml: boxes. Corners are taken as pixel coordinates from 0, which is what labelImg
+    writes.
 
-    An object that is marked difficult is a crowd: neither trained on nor scored, as in VOC's own evaluation.
+    An object that is marked difficult is a crowd: neither trained on nor scored, as in VOC's own
+    evaluation.
     """
     root = _loaded(load_xml, content)
     if root.tag != "annotation":
@@ -108,15 +121,22 @@ def read_voc(content: bytes, shape: tuple[int, int]) -> Annotated:
     lesions, remarks, lost = list[Lesion](), Remarks(), 0
     for item in root.iter("object"):
         try:
-            x1, y1, x2, y2 = (float(_text(item, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax"))
+            x1, y1, x2, y2 = (
+                float(_text(item, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")
+            )
         except ValueError:
             remarks[UNREAD] += 1
             lost += 1
             continue
         remarks[SWAPPED] += x1 > x2 or y1 > y2
-        lesions.append(Lesion((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)),
-                              (item.findtext("name") or "").strip(), None,
-                              (item.findtext("difficult") or "").strip() == "1"))
+        lesions.append(
+            Lesion(
+                (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)),
+                (item.findtext("name") or "").strip(),
+                None,
+                (item.findtext("difficult") or "").strip() == "1",
+            )
+        )
     return Annotated([lesions], size, +remarks, lost)
 
 
@@ -134,7 +154,9 @@ def _labelme_box(item: dict[str, Any], points: list[tuple[float, float]]) -> Les
     return Lesion((x1, y1, x2, y2), _label(item), None, _difficult(item))
 
 
-def _drawn(item: dict[str, Any], points: list[tuple[float, float]], shape: tuple[int, int]) -> Array | None:
+def _drawn(
+    item: dict[str, Any], points: list[tuple[float, float]], shape: tuple[int, int]
+) -> Array | None:
     """The mask (H, W) of a shape with an area, None for points and lines."""
     kind = item.get("shape_type") or "polygon"
     if kind == "mask":
@@ -164,7 +186,9 @@ def _label(item: dict[str, Any]) -> str:
 
 def _difficult(item: dict[str, Any]) -> bool:
     flags = item.get("flags")
-    return item.get("difficult") is True or (isinstance(flags, dict) and flags.get("difficult") is True)
+    return item.get("difficult") is True or (
+        isinstance(flags, dict) and flags.get("difficult") is True
+    )
 
 
 def _size(height: Any, width: Any) -> tuple[int, int] | None:
@@ -178,7 +202,9 @@ def _size(height: Any, width: Any) -> tuple[int, int] | None:
     except (TypeError, ValueError, OverflowError):
         size = [-1.0]
     if not all(v.is_integer() and v >= 0 for v in size):
-        raise ValueError("has an annotation whose height and width are no numbers of pixels; export it again")
+        raise ValueError(
+            "has an annotation whose height and width are no numbers of pixels; export it again"
+        )
     return (int(size[0]), int(size[1])) if all(size) else None
 
 

@@ -1,7 +1,8 @@
-"""What a DICOM header says about a scan: whose it is, its view, its spacing, its scanner, and what to be wary of.
+"""What a DICOM header says about a scan: whose it is, its view, its spacing, its scanner, and what
+to be wary of.
 
-Elements are read by ``values``, ``numbers``, ``text`` and ``items``, which give nothing for one that is absent, empty
-or not what its type allows: it is unknown then, and costs no scan.
+Elements are read by ``values``, ``numbers``, ``text`` and ``items``, which give nothing for one
+that is absent, empty or not what its type allows: it is unknown then, and costs no scan.
 """
 
 from __future__ import annotations
@@ -18,29 +19,63 @@ from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
-# CID 26 (PS3.16) as SNOMED CT and, in older exports, SNOMED RT; antero-posterior and postero-anterior stand for the
-# views, as nuclear medicine uses them.
-VIEW_CODES = {"399321004": "anterior", "G-5215": "anterior", "399348003": "anterior", "R-10206": "anterior",
-              "399001007": "posterior", "G-5216": "posterior", "272460009": "posterior", "R-10214": "posterior"}
-MAKERS = ("ge", "siemens", "philips", "mediso", "spectrum", "digirad", "toshiba", "canon", "adac", "picker", "elscint",
-          "sopha", "marconi", "raybone")
-SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "DetectorElementSpacing", "NominalScannedPixelSpacing")
+# CID 26 (PS3.16) as SNOMED CT and, in older exports, SNOMED RT; antero-posterior and
+# postero-anterior stand for the views, as nuclear medicine uses them.
+VIEW_CODES = {
+    "399321004": "anterior",
+    "G-5215": "anterior",
+    "399348003": "anterior",
+    "R-10206": "anterior",
+    "399001007": "posterior",
+    "G-5216": "posterior",
+    "272460009": "posterior",
+    "R-10214": "posterior",
+}
+MAKERS = (
+    "ge",
+    "siemens",
+    "philips",
+    "mediso",
+    "spectrum",
+    "digirad",
+    "toshiba",
+    "canon",
+    "adac",
+    "picker",
+    "elscint",
+    "sopha",
+    "marconi",
+    "raybone",
+)
+SPACINGS = (
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "DetectorElementSpacing",
+    "NominalScannedPixelSpacing",
+)
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-DEFLATED = b"1.2.840.10008.1.2.1.99"  # the one transfer syntax whose header is compressed as well (PS3.5 A.5)
+# The one transfer syntax whose header is compressed as well (PS3.5 A.5)
+DEFLATED = b"1.2.840.10008.1.2.1.99"
 MOST_DEFLATED = 1 << 28  # bytes
 BLANK = " \0\t\r\n"
 
 
 class NotTaken(ValueError):
-    """An input that is not a scan; the message is its reason and holds nothing from the file's identity."""
+    """An input that is not a scan; the message is its reason and holds nothing from the file's
+    identity.
+    """
 
 
 def refuse_bomb(content: bytes) -> None:
-    """Raise NotTaken for a deflated DICOM file that unpacks to more than a scan has, before all of it is unpacked."""
-    meta = content[132 if content[128:132] == b"DICM" else 0:]
+    """Raise NotTaken for a deflated DICOM file that unpacks to more than a scan has, before all of
+    it is unpacked.
+    """
+    meta = content[132 if content[128:132] == b"DICM" else 0 :]
     if meta[:4] != b"\x02\0\0\0" or DEFLATED not in meta[:1024]:
         return
-    rest = meta[12 + int.from_bytes(meta[8:12], "little"):]  # the first element says where the others end (PS3.10 7.1)
+    rest = meta[
+        12 + int.from_bytes(meta[8:12], "little") :
+    ]  # the first element says where the others end (PS3.10 7.1)
     unpacker, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     try:
         while rest and size <= MOST_DEFLATED:
@@ -49,7 +84,9 @@ def refuse_bomb(content: bytes) -> None:
     except zlib.error:
         raise NotTaken("is a deflated DICOM file that is damaged; export it again") from None
     if size > MOST_DEFLATED:
-        raise NotTaken(f"is a deflated DICOM file that unpacks to over {MOST_DEFLATED} bytes, which is no scan")
+        raise NotTaken(
+            f"is a deflated DICOM file that unpacks to over {MOST_DEFLATED} bytes, which is no scan"
+        )
 
 
 def values(place: Dataset, keyword: str | BaseTag) -> list[Any]:
@@ -63,7 +100,11 @@ def values(place: Dataset, keyword: str | BaseTag) -> list[Any]:
     except Exception:  # what its type cannot hold; converters raise what they like
         value = getattr(raw, "value", None)
     if isinstance(value, bytes):  # of an unknown or wrong type
-        short = len(value) == 2 and dictionary_has_tag(tag) and dictionary_VR(tag) in ("US", "SS", "US or SS")
+        short = (
+            len(value) == 2
+            and dictionary_has_tag(tag)
+            and dictionary_VR(tag) in ("US", "SS", "US or SS")
+        )
         value = int.from_bytes(value, "little") if short else value.decode("latin-1").split("\\")
     return list(value) if isinstance(value, MutableSequence) else [] if value is None else [value]
 
@@ -79,7 +120,9 @@ def numbers(place: Dataset, keyword: str) -> list[float]:
 
 
 def text(place: Dataset, keyword: str) -> str:
-    """An element as text, without blanks around it; several values are parted by a backslash, as in the file."""
+    """An element as text, without blanks around it; several values are parted by a backslash, as in
+    the file.
+    """
     return "\\".join(str(v).strip(BLANK) for v in values(place, keyword)).strip("\\")
 
 
@@ -89,8 +132,9 @@ def items(place: Dataset, keyword: str | BaseTag) -> list[Dataset]:
 
 
 def places_of(header: Dataset, frame: int) -> Iterator[Dataset]:
-    """Where an element of a frame may stand: in its own functional groups, in those of all frames (PS3.3 C.7.6.16), in
-    the object itself; the first that has it counts."""
+    """Where an element of a frame may stand: in its own functional groups, in those of all frames
+    (PS3.3 C.7.6.16), in the object itself; the first that has it counts.
+    """
     own = items(header, "PerFrameFunctionalGroupsSequence")[frame : frame + 1]
     for group in (*own, *items(header, "SharedFunctionalGroupsSequence")):
         for tag in list(group.keys()):
@@ -100,28 +144,38 @@ def places_of(header: Dataset, frame: int) -> Iterator[Dataset]:
 
 
 def one_of_frames(header: Dataset, vector: str, sequence: str, frames: int) -> list[Dataset | None]:
-    """The item of a sequence that a vector of an NM object names for each frame (PS3.3 C.8.4.8), or None.
+    """The item of a sequence that a vector of an NM object names for each frame (PS3.3 C.8.4.8), or
+    None.
 
     Vectors count from 1; one with a 0 in it counts from 0.
     """
     found, known = [round(n) for n in numbers(header, vector)], items(header, sequence)
     places = [n - (0 not in found) for n in found]
-    return [known[n] if 0 <= n < len(known) else None for n in places] if len(found) == frames else [None] * frames
+    return (
+        [known[n] if 0 <= n < len(known) else None for n in places]
+        if len(found) == frames
+        else [None] * frames
+    )
 
 
 def patient_of(header: Dataset) -> tuple[str, str, str, str]:
-    """Id, its issuer, name and birth date, as the header has them; an id that HL7 wrote (id^^^issuer) is parted."""
+    """Id, its issuer, name and birth date, as the header has them; an id that HL7 wrote
+    (id^^^issuer) is parted.
+    """
     patient, _, more = text(header, "PatientID").partition("^^^")
     issuer = text(header, "IssuerOfPatientID") or re.split("[&^]", more)[0]
     return patient.strip(BLANK), issuer, _name(header), text(header, "PatientBirthDate")
 
 
-def views_of(header: Dataset, frames: int, file_name: str, kept: Sequence[int] | None = None) -> list[str]:
+def views_of(
+    header: Dataset, frames: int, file_name: str, kept: Sequence[int] | None = None
+) -> list[str]:
     """anterior, posterior or unknown for each frame, or for those that are kept.
 
-    The first that speaks decides: the detector's coded view (PS3.3 C.8.4.11, CID 26), its orientation to the patient,
-    its start angle; the scan's own coded view, orientation and view position; the words of its descriptions; the name
-    of its file. Two frames without a detector's word are told by the order in which the words name both views.
+    The first that speaks decides: the detector's coded view (PS3.3 C.8.4.11, CID 26), its
+    orientation to the patient, its start angle; the scan's own coded view, orientation and view
+    position; the words of its descriptions; the name of its file. Two frames without a detector's
+    word are told by the order in which the words name both views.
     """
     all_detectors = detectors_of(header, frames)
     detectors = [all_detectors[n] for n in (range(frames) if kept is None else kept)]
@@ -141,17 +195,25 @@ def views_of(header: Dataset, frames: int, file_name: str, kept: Sequence[int] |
 
 
 def detectors_of(header: Dataset, frames: int) -> list[Dataset | None]:
-    """The detector of each frame; without a vector that tells, as many detectors as frames are taken in their order."""
-    named, known = (one_of_frames(header, "DetectorVector", "DetectorInformationSequence", frames),
-                    items(header, "DetectorInformationSequence"))
+    """The detector of each frame; without a vector that tells, as many detectors as frames are
+    taken in their order.
+    """
+    named, known = (
+        one_of_frames(header, "DetectorVector", "DetectorInformationSequence", frames),
+        items(header, "DetectorInformationSequence"),
+    )
     return [*known] if None in named and len(known) == frames else named
 
 
 def axes_of(header: Dataset, frame: int, frames: int) -> tuple[float, ...] | None:
-    """Direction cosines of a frame's rows and columns (PS3.3 C.7.6.2), of its detector or functional group first."""
+    """Direction cosines of a frame's rows and columns (PS3.3 C.7.6.2), of its detector or
+    functional group first.
+    """
     detector = detectors_of(header, frames)[frame]
     places = [*([detector] if detector else []), *places_of(header, frame)]
-    for place in places[: len(places) - (frames > 1)]:  # one orientation of the whole object is not that of each frame
+    for place in places[
+        : len(places) - (frames > 1)
+    ]:  # one orientation of the whole object is not that of each frame
         cosines = numbers(place, "ImageOrientationPatient")
         if len(cosines) == 6 and any(cosines[:3]) and any(cosines[3:]):
             return tuple(cosines)
@@ -161,7 +223,8 @@ def axes_of(header: Dataset, frame: int, frames: int) -> tuple[float, ...] | Non
 def spacing_of(header: Dataset, frame: int = 0) -> tuple[float, float] | None:
     """Height and width of a frame's pixels in mm (PS3.3 10.7.1.1), or None where nothing says them.
 
-    Detector-plane spacing is the patient's for a parallel-hole collimator; one value stands for both directions.
+    Detector-plane spacing is the patient's for a parallel-hole collimator; one value stands for
+    both directions.
     """
     for place in places_of(header, frame):
         for keyword in SPACINGS:
@@ -178,17 +241,26 @@ def pixel_mm_of(header: Dataset, frame: int = 0) -> tuple[float | None, bool]:
 
 
 def scanner_of(header: Dataset) -> tuple[str, str, str]:
-    """(site, scanner, make): the first two as the header has them, for a pseudonym; the make off a list of makers."""
-    site, maker, model = (text(header, k) for k in ("InstitutionName", "Manufacturer", "ManufacturerModelName"))
+    """(site, scanner, make): the first two as the header has them, for a pseudonym; the make off a
+    list of makers.
+    """
+    site, maker, model = (
+        text(header, k) for k in ("InstitutionName", "Manufacturer", "ManufacturerModelName")
+    )
     words = re.findall(r"[a-z]+", maker.lower())
     return site, f"{maker}|{model}".strip("|"), next((m for m in MAKERS if m in words), "scanner")
 
 
 def flags_of(header: Dataset) -> list[str]:
     """What the header itself warns of: burned-in-text, lossy."""
-    return [flag for keyword, value, flag in (("BurnedInAnnotation", "YES", "burned-in-text"),
-                                              ("LossyImageCompression", "01", "lossy"))
-            if text(header, keyword).upper() == value]
+    return [
+        flag
+        for keyword, value, flag in (
+            ("BurnedInAnnotation", "YES", "burned-in-text"),
+            ("LossyImageCompression", "01", "lossy"),
+        )
+        if text(header, keyword).upper() == value
+    ]
 
 
 @cache
@@ -197,9 +269,14 @@ def _tag(keyword: str) -> BaseTag:
 
 
 def _name(header: Dataset) -> str:
-    """The patient's name; where its character set is absent or wrong, as the first that its bytes fit."""
+    """The patient's name; where its character set is absent or wrong, as the first that its bytes
+    fit.
+    """
     element = header.get_item(_tag("PatientName"))  # before its bytes are converted
-    raw, found = getattr(element, "value", b""), re.sub(r"\x1b[$()-]*[0-9A-Z]", "", text(header, "PatientName"))
+    raw, found = (
+        getattr(element, "value", b""),
+        re.sub(r"\x1b[$()-]*[0-9A-Z]", "", text(header, "PatientName")),
+    )
     if not isinstance(raw, bytes) or (b"\x1b" not in raw and raw.isascii()):
         return found
     declared = convert_encodings([str(v) for v in values(header, "SpecificCharacterSet")] or [""])
@@ -223,7 +300,9 @@ def _coded(place: Dataset) -> str:
 
 
 def _geometry(place: Dataset) -> str:
-    """From the direction into the image; patient coordinates grow to left, back and head (PS3.3 C.7.6.2)."""
+    """From the direction into the image; patient coordinates grow to left, back and head (PS3.3
+    C.7.6.2).
+    """
     letters = [v[:1] for v in text(place, "PatientOrientation").split("\\")]
     if letters in (["L", "F"], ["R", "F"]):
         return "anterior" if letters[0] == "L" else "posterior"

@@ -1,4 +1,6 @@
-"""Pseudonyms under a key that stays outside the dataset, with the map from inputs to their paths beside the key."""
+"""Pseudonyms under a key that stays outside the dataset, with the map from inputs to their paths
+beside the key.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def key_path(given: Path | str | None) -> Path:
     try:
         home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     except RuntimeError:
-        raise WrongInput("--key: is needed, as this user has no home folder to keep a key in; give a file") from None
+        raise WrongInput(
+            "--key: is needed, as this user has no home folder to keep a key in; give a file"
+        ) from None
     return Path(home) / "raybone" / "key"
 
 
@@ -36,8 +40,11 @@ def read_key(path: Path) -> bytes:
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(secrets.token_hex(32))
         except OSError as error:
-            raise WrongInput(f"--key {path}: cannot be made there ({error.strerror}); give --key FILE in a folder that "
-                             "you may write to") from None
+            raise WrongInput(
+                f"--key {path}: cannot be made there ({error.strerror}); give --key FILE in a "
+                f"folder that "
+                "you may write to"
+            ) from None
     if path.stat().st_mode & 0o077:
         raise WrongInput(f"--key {path}: must be readable by its owner alone; run chmod 600 on it")
     content = path.read_bytes().strip()
@@ -47,8 +54,12 @@ def read_key(path: Path) -> bytes:
 
 
 def pseudonym(key: bytes, kind: str, identity: str, digits: int = 12) -> str:
-    """HMAC-SHA256 of an identity as hex digits; the same identity of another kind gets another pseudonym."""
-    return hmac.new(key, f"{kind}\0{identity}".encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:digits]
+    """HMAC-SHA256 of an identity as hex digits; the same identity of another kind gets another
+    pseudonym.
+    """
+    return hmac.new(
+        key, f"{kind}\0{identity}".encode("utf-8", "surrogatepass"), hashlib.sha256
+    ).hexdigest()[:digits]
 
 
 def write_map(key: Path, dataset_hash: str, sources: Iterable[tuple[str, str, str]]) -> Path:
@@ -67,14 +78,18 @@ def copy_map(key: Path, before: str, after: str, id_of: Mapping[str, str]) -> No
     """Give the map of a dataset, if there is one, to the dataset that it becomes.
 
     Args:
-        id_of: new scan_id of each scan that is left. Inputs that gave no scan are not kept, as they may be of anybody.
+        id_of: new scan_id of each scan that is left. Inputs that gave no scan are not kept, as they
+            may be of anybody.
     """
     old = _map_path(key, before)
     if not old.is_file():
         return
     with old.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [(r["input_id"], id_of[r["scan_id"]], plain_cell(r["path"])) for r in csv.DictReader(file)
-                if r["scan_id"] in id_of]
+        rows = [
+            (r["input_id"], id_of[r["scan_id"]], plain_cell(r["path"]))
+            for r in csv.DictReader(file)
+            if r["scan_id"] in id_of
+        ]
     write_map(key, after, rows)
 
 

@@ -1,4 +1,6 @@
-"""Batches of a fold; every sample is a pure function of (seed, epoch, index), whatever the number of processes."""
+"""Batches of a fold; every sample is a pure function of (seed, epoch, index), whatever the number
+of processes.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,12 @@ CROWD = 2  # value of masks where nobody can tell: neither lesion nor none
 
 
 class Batch(NamedTuple):
-    """image_NCHW float32 in [0, 1]; per image boxes_N4 float32 xyxy pixels and labels_N int64; mask_NCHW uint8.
+    """image_NCHW float32 in [0, 1]; per image boxes_N4 float32 xyxy pixels and labels_N int64;
+    mask_NCHW uint8.
 
-    A mask is 1 where its category lies, CROWD where only a crowd of it does, else 0; masks may overlap. ``index_N`` are
-    the places of the scans in the list the loader was given; mask_NCHW is empty for detection.
+    A mask is 1 where its category lies, CROWD where only a crowd of it does, else 0; masks may
+    overlap. ``index_N`` are the places of the scans in the list the loader was given; mask_NCHW is
+    empty for detection.
     """
 
     image_NCHW: Tensor
@@ -39,34 +43,67 @@ class Batch(NamedTuple):
     mask_NCHW: Tensor
     index_N: Tensor
 
-    def to(self, device: torch.device, memory: torch.memory_format = torch.contiguous_format) -> Batch:
+    def to(
+        self, device: torch.device, memory: torch.memory_format = torch.contiguous_format
+    ) -> Batch:
         """The same batch on a device, its images in a memory format."""
         image_NCHW = self.image_NCHW.to(device, non_blocking=True, memory_format=memory)
-        return Batch(image_NCHW, [b.to(device) for b in self.boxes], [y.to(device) for y in self.labels],
-                     self.mask_NCHW.to(device), self.index_N)
+        return Batch(
+            image_NCHW,
+            [b.to(device) for b in self.boxes],
+            [y.to(device) for y in self.labels],
+            self.mask_NCHW.to(device),
+            self.index_N,
+        )
 
 
 class ScanSamples(TorchDataset[tuple[int, Sample]]):
-    """Samples of some scans; indexed by (epoch, place), where a negative epoch means no augmentation.
+    """Samples of some scans; indexed by (epoch, place), where a negative epoch means no
+    augmentation.
 
     Args:
-        categories: the names that count; the place of a name is its label (boxes) or its channel (masks). There are no
-            boxes of crowds: detectors learn that what lies there is background.
+        categories: the names that count; the place of a name is its label (boxes) or its channel
+            (masks). There are no boxes of crowds: detectors learn that what lies there is
+            background.
         size: pixels of the long side; the aspect is the scan's own.
-        hyper: augmentation, None for none; montage: both views of a patient side by side, wherever both exist.
-        non_metastasis: gives the boolean mask, of a scan's own size, of the class after the last category. Classes
-            exclude each other then, as a softmax has them: lesions of the categories are cut out of it, and where
-            categories overlap a pixel is of the first of them. Scores keep the overlap.
+        hyper: augmentation, None for none; montage: both views of a patient side by side, wherever
+            both exist.
+        non_metastasis: gives the boolean mask, of a scan's own size, of the class after the last
+            category. Classes exclude each other then, as a softmax has them: lesions of the
+            categories are cut out of it, and where categories overlap a pixel is of the first of
+            them. Scores keep the overlap.
     Attributes:
-        canvas: (H, W) that every sample is padded to; groups: the places of the scans on it, from left to right;
+        canvas: (H, W) that every sample is padded to; groups: the places of the scans on it, from
+            left to right;
         stacked: whether the masks are a second channel of the images.
     """
 
-    def __init__(self, dataset: Dataset, scans: list[Scan], categories: list[str], size: int, masks: bool,
-                 hyper: Augmentation | None = None, seed: int = 0, close_at: int | None = None,
-                 montage: bool = False, non_metastasis: Callable[[Scan], Array] | None = None) -> None:
-        self.dataset, self.scans, self.categories, self.size, self.masks = dataset, scans, categories, size, masks
-        self.hyper, self.seed, self.close_at, self.non_metastasis = hyper, seed, close_at, non_metastasis
+    def __init__(
+        self,
+        dataset: Dataset,
+        scans: list[Scan],
+        categories: list[str],
+        size: int,
+        masks: bool,
+        hyper: Augmentation | None = None,
+        seed: int = 0,
+        close_at: int | None = None,
+        montage: bool = False,
+        non_metastasis: Callable[[Scan], Array] | None = None,
+    ) -> None:
+        self.dataset, self.scans, self.categories, self.size, self.masks = (
+            dataset,
+            scans,
+            categories,
+            size,
+            masks,
+        )
+        self.hyper, self.seed, self.close_at, self.non_metastasis = (
+            hyper,
+            seed,
+            close_at,
+            non_metastasis,
+        )
         canvases = [canvas_of(s.height, s.width, size) for s in scans]
         self.view = (max(c[0] for c in canvases), max(c[1] for c in canvases))
         self.groups = _pairs(scans) if montage else [(i,) for i in range(len(scans))]
@@ -94,17 +131,23 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
             return index, self._plain(index)
         rng = np.random.default_rng([self.seed, epoch, index])
         closed = self.close_at is not None and epoch > self.close_at
-        return index, augment(self._plain(index), self.hyper, rng, self.canvas, self._plain, len(self), closed)
+        return index, augment(
+            self._plain(index), self.hyper, rng, self.canvas, self._plain, len(self), closed
+        )
 
     def parts(self, index: int, prediction: Prediction) -> Iterator[tuple[int, Prediction]]:
-        """What a prediction on a sample says of each of its scans, by the scan's place; boxes go with their centre."""
+        """What a prediction on a sample says of each of its scans, by the scan's place; boxes go
+        with their centre.
+        """
         width = self.view[1]
         for part, place in enumerate(self.groups[index]):
             left, p = part * width, prediction
             if p.mask_CHW is not None:
                 yield place, Prediction(mask_CHW=p.mask_CHW[:, :, left : left + width])
                 continue
-            inside_N = (p.boxes_N4[:, [0, 2]].mean(1) // width).clip(0, self.canvas[1] // width - 1) == part
+            inside_N = (p.boxes_N4[:, [0, 2]].mean(1) // width).clip(
+                0, self.canvas[1] // width - 1
+            ) == part
             boxes_N4 = p.boxes_N4[inside_N] - np.array([left, 0, left, 0], np.float32)
             boxes_N4[:, [0, 2]] = boxes_N4[:, [0, 2]].clip(0, width)
             yield place, Prediction(boxes_N4, p.scores_N[inside_N], p.labels_N[inside_N])
@@ -113,19 +156,26 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
         views = [self._view(place) for place in self.groups[index]]
         if self.canvas == self.view:
             return views[0]
-        shifts = [np.array([left, 0, left, 0], np.float32) for left in range(0, self.canvas[1], self.view[1])]
+        shifts = [
+            np.array([left, 0, left, 0], np.float32)
+            for left in range(0, self.canvas[1], self.view[1])
+        ]
         masks = [v.mask_CHW for v in views if v.mask_CHW is not None]
-        return Sample(pad(np.concatenate([v.image_HW for v in views], 1), self.canvas),
-                      np.concatenate([v.boxes_N4 + shift for v, shift in zip(views, shifts)]),
-                      np.concatenate([v.labels_N for v in views]),
-                      pad(np.concatenate(masks, 2), self.canvas) if masks else None)
+        return Sample(
+            pad(np.concatenate([v.image_HW for v in views], 1), self.canvas),
+            np.concatenate([v.boxes_N4 + shift for v, shift in zip(views, shifts)]),
+            np.concatenate([v.labels_N for v in views]),
+            pad(np.concatenate(masks, 2), self.canvas) if masks else None,
+        )
 
     def _view(self, place: int) -> Sample:
         scan = self.scans[place]
         image_HW = self.intensities(scan)
         scale = self.size / max(scan.height, scan.width)
         known = [le for le in scan.lesions if le.category in self.categories and not le.crowd]
-        boxes_N4 = np.array([le.box_xyxy for le in known], np.float32).reshape(-1, 4) * np.float32(scale)
+        boxes_N4 = np.array([le.box_xyxy for le in known], np.float32).reshape(-1, 4) * np.float32(
+            scale
+        )
         labels_N = np.array([self.categories.index(le.category) for le in known], np.int64)
         mask_CHW = pad(self._mask(scan, image_HW.shape), self.view) if self.masks else None
         return Sample(pad(image_HW, self.view), boxes_N4, labels_N, mask_CHW)
@@ -135,14 +185,20 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
         full_CHW = masks_of(scan, self.categories)
         if self.non_metastasis is not None:
             full_CHW = _exclusive(full_CHW, self.non_metastasis(scan))
-        return np.stack([cv2.resize(m_HW, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)
-                         for m_HW in full_CHW])
+        return np.stack(
+            [
+                cv2.resize(m_HW, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+                for m_HW in full_CHW
+            ]
+        )
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """(epoch, place) pairs in an order that depends on seed and epoch alone; each rank takes its share.
+    """(epoch, place) pairs in an order that depends on seed and epoch alone; each rank takes its
+    share.
 
-    Training shares are filled up to the same length, so that all ranks take the same number of steps.
+    Training shares are filled up to the same length, so that all ranks take the same number of
+    steps.
     """
 
     def __init__(self, count: int, seed: int, rank: int, world: int) -> None:
@@ -158,7 +214,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def masks_of(scan: Scan, categories: Sequence[str]) -> Array:
-    """Masks as a Batch has them, (C, H, W), of the scan's own size; a lesion inside a crowd is a lesion."""
+    """Masks as a Batch has them, (C, H, W), of the scan's own size; a lesion inside a crowd is a
+    lesion.
+    """
     mask_CHW = np.zeros((len(categories), scan.height, scan.width), np.uint8)
     for lesion in sorted(scan.lesions, key=lambda le: not le.crowd):
         if lesion.category in categories:
@@ -174,17 +232,37 @@ class Loader:
         MachineFault: there is none, or a process dies or gives nothing for ``SILENT`` seconds.
     """
 
-    def __init__(self, samples: ScanSamples, batch: int, sampler: Any, processes: int, pinned: bool = False) -> None:
+    def __init__(
+        self, samples: ScanSamples, batch: int, sampler: Any, processes: int, pinned: bool = False
+    ) -> None:
         self.dataset, self.processes = samples, processes
-        need = processes * 2 * batch * samples.canvas[0] * samples.canvas[1] * 4 * (1 + len(samples.categories))
+        need = (
+            processes
+            * 2
+            * batch
+            * samples.canvas[0]
+            * samples.canvas[1]
+            * 4
+            * (1 + len(samples.categories))
+        )
         if processes and SHARED.is_dir() and (free := shutil.disk_usage(SHARED).free) < need:
-            raise MachineFault(f"{SHARED}: {processes} loader_workers need {need / 1e6:.0f} MB of shared memory, but "
-                               f"{free / 1e6:.0f} MB are free; enlarge it (docker --shm-size, an emptyDir of medium "
-                               "Memory), or set loader_workers to 0; then give the same command")
+            raise MachineFault(
+                f"{SHARED}: {processes} loader_workers need {need / 1e6:.0f} MB of shared memory, "
+                f"but "
+                f"{free / 1e6:.0f} MB are free; enlarge it (docker --shm-size, an emptyDir of "
+                f"medium "
+                "Memory), or set loader_workers to 0; then give the same command"
+            )
         self.loader: DataLoader[tuple[int, Sample]] = DataLoader(
-            samples, batch, sampler=sampler, num_workers=processes, collate_fn=samples.collate,
-            persistent_workers=processes > 0, pin_memory=pinned and torch.cuda.is_available(),
-            timeout=SILENT if processes else 0)
+            samples,
+            batch,
+            sampler=sampler,
+            num_workers=processes,
+            collate_fn=samples.collate,
+            persistent_workers=processes > 0,
+            pin_memory=pinned and torch.cuda.is_available(),
+            timeout=SILENT if processes else 0,
+        )
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -199,24 +277,32 @@ class Loader:
             except RuntimeError as error:  # what torch says of a process that died or was silent
                 if not self.processes:
                     raise
-                raise MachineFault(f"{self.processes} loader_workers failed: {' '.join(str(error).split())[:200]}; is "
-                                   f"{SHARED} too small? Enlarge it or set loader_workers to 0, then give the same "
-                                   "command") from None
+                raise MachineFault(
+                    f"{self.processes} loader_workers failed: "
+                    f"{' '.join(str(error).split())[:200]}; is "
+                    f"{SHARED} too small? Enlarge it or set loader_workers to 0, then give the "
+                    f"same "
+                    "command"
+                ) from None
             if batch is None:
                 return
             yield cast(Batch, batch)
 
 
-def training_loader(samples: ScanSamples, batch: int, rank: int, world: int,
-                    processes: int) -> tuple[Loader, EpochSampler]:
+def training_loader(
+    samples: ScanSamples, batch: int, rank: int, world: int, processes: int
+) -> tuple[Loader, EpochSampler]:
     """Loader of this rank's share of each batch, and the sampler that is told the epoch."""
     sampler = EpochSampler(len(samples), samples.seed, rank, world)
     return Loader(samples, max(1, batch // world), sampler, processes, pinned=True), sampler
 
 
-def validation_loader(samples: ScanSamples, batch: int, rank: int, world: int,
-                      processes: int) -> Loader:
-    """Loader of this rank's share, without padding: every scan is seen exactly once over all ranks."""
+def validation_loader(
+    samples: ScanSamples, batch: int, rank: int, world: int, processes: int
+) -> Loader:
+    """Loader of this rank's share, without padding: every scan is seen exactly once over all
+    ranks.
+    """
     places = [(-1, i) for i in range(rank, len(samples), world)]
     return Loader(samples, batch, places, processes)
 
@@ -228,12 +314,19 @@ def _collate(items: list[tuple[int, Sample]]) -> Batch:
         as_float(sample.image_HW, image_NCHW[place, 0])
     masks = [s.mask_CHW for _, s in items if s.mask_CHW is not None]
     mask_NCHW = torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, dtype=torch.uint8)
-    return Batch(torch.from_numpy(image_NCHW), [torch.from_numpy(s.boxes_N4) for _, s in items],
-                 [torch.from_numpy(s.labels_N) for _, s in items], mask_NCHW, torch.tensor([i for i, _ in items]))
+    return Batch(
+        torch.from_numpy(image_NCHW),
+        [torch.from_numpy(s.boxes_N4) for _, s in items],
+        [torch.from_numpy(s.labels_N) for _, s in items],
+        mask_NCHW,
+        torch.tensor([i for i, _ in items]),
+    )
 
 
 def _exclusive(mask_CHW: Array, third_HW: Array) -> Array:
-    """Masks of which each pixel has one at most, and a third class where no category is; a crowd is unknown in all."""
+    """Masks of which each pixel has one at most, and a third class where no category is; a crowd is
+    unknown in all.
+    """
     lesion_CHW, crowd_HW = mask_CHW == 1, (mask_CHW == CROWD).any(0)
     lesion_HW = lesion_CHW.any(0)
     first_CHW = lesion_CHW & (lesion_CHW.cumsum(0) == 1)
@@ -243,9 +336,11 @@ def _exclusive(mask_CHW: Array, third_HW: Array) -> Array:
 
 
 def _pairs(scans: list[Scan]) -> list[tuple[int, ...]]:
-    """Places of the views that share a canvas: the anterior and the posterior one of a patient who has one of each.
+    """Places of the views that share a canvas: the anterior and the posterior one of a patient who
+    has one of each.
 
-    Of several studies of a patient a dataset does not say which views belong together: they stay alone.
+    Of several studies of a patient a dataset does not say which views belong together: they stay
+    alone.
     """
     views: dict[str, dict[str, list[int]]] = {}
     for place, scan in enumerate(scans):
@@ -254,5 +349,7 @@ def _pairs(scans: list[Scan]) -> list[tuple[int, ...]]:
     for places in views.values():
         front, back = places.get("anterior", []), places.get("posterior", [])
         paired = (front[0], back[0]) if len(front) == len(back) == 1 else ()
-        groups += [paired] * bool(paired) + [(p,) for many in places.values() for p in many if p not in paired]
+        groups += [paired] * bool(paired) + [
+            (p,) for many in places.values() for p in many if p not in paired
+        ]
     return sorted(groups)

@@ -1,4 +1,6 @@
-"""Scans of any kind with annotations of any kind: COCO files wherever they lie, and files for one scan each."""
+"""Scans of any kind with annotations of any kind: COCO files wherever they lie, and files for one
+scan each.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ NOBODY = "is an annotation that no scan answers to"
 
 
 def read_files(files: Mapping[str, Path], wanted: str) -> Sources:
-    """Layouts ``dicom``, ``coco`` and ``labelme``, which differ in what they take as a scan; ``auto`` finds out.
+    """Layouts ``dicom``, ``coco`` and ``labelme``, which differ in what they take as a scan;
+    ``auto`` finds out.
 
     Args:
         files: every file by its name below the root.
@@ -37,17 +40,23 @@ def read_files(files: Mapping[str, Path], wanted: str) -> Sources:
     names = Names([n for n in candidates if n not in previews], lambda n: _is_scan(n, files[n]))
     found = Sources(wanted)
     coco = _coco_of(names, {n: files[n] for n in sorted(sure) if claims[n].kind == "coco"}, found)
-    beside = _beside_of(names, files, {n: claims[n] for n in sorted(sure) if claims[n].kind != "coco"}, found)
+    beside = _beside_of(
+        names, files, {n: claims[n] for n in sorted(sure) if claims[n].kind != "coco"}, found
+    )
     if wanted == "auto":
         found.layout = _layout(candidates, coco, beside, sure)
     homes = {posixpath.dirname(n) for n in (*coco, *beside)}
     lone = {a.name: a for a in found.accounts if a.lost and not a.many}
     for name in candidates:
-        source = replace(_known(files[name], name, coco.get(name, ())), beside=tuple(beside.get(name, ())))
+        source = replace(
+            _known(files[name], name, coco.get(name, ())), beside=tuple(beside.get(name, ()))
+        )
         aside = PREVIEW if name in previews else claims[name].why if name in claims else ""
         if found.layout == "coco" and not aside and posixpath.dirname(name) not in homes:
             aside = NOT_NAMED
-        found.inputs.append(replace(source, kind="dicom" if found.layout == "dicom" else "any", aside=aside))
+        found.inputs.append(
+            replace(source, kind="dicom" if found.layout == "dicom" else "any", aside=aside)
+        )
     for name in sorted(set(lone)):
         if claims[name].picture:
             alone = (Beside(files[name], "labelme"),)
@@ -55,8 +64,11 @@ def read_files(files: Mapping[str, Path], wanted: str) -> Sources:
         else:
             found.inputs.append(Source(files[name], name, aside=lone[name].why))
     found.accounts = [a for a in found.accounts if a.name not in lone or not claims[a.name].picture]
-    found.inputs += [Source(files[a.name], a.name, aside=a.why) for a in found.accounts
-                     if a.many and a.lost == a.annotations]
+    found.inputs += [
+        Source(files[a.name], a.name, aside=a.why)
+        for a in found.accounts
+        if a.many and a.lost == a.annotations
+    ]
     return found
 
 
@@ -77,8 +89,13 @@ def _previews(candidates: Sequence[str], files: Mapping[str, Path]) -> set[str]:
     for name in candidates:
         by_stem[split_suffix(name)[0]].append(name)
     several = (names for names in by_stem.values() if len(names) > 1)
-    return {image for names in several if any(not is_image(n) and _is_scan(n, files[n]) for n in names)
-            for image in names if is_image(image)}
+    return {
+        image
+        for names in several
+        if any(not is_image(n) and _is_scan(n, files[n]) for n in names)
+        for image in names
+        if is_image(image)
+    }
 
 
 def _is_scan(name: str, path: Path) -> bool:
@@ -99,7 +116,11 @@ def _coco_of(names: Names, paths: Mapping[str, Path], found: Sources) -> dict[st
         try:
             content = read_coco_file(path.read_bytes())
         except (ValueError, OSError) as error:
-            why = str(error) if isinstance(error, ValueError) else f"cannot be read ({error.strerror})"
+            why = (
+                str(error)
+                if isinstance(error, ValueError)
+                else f"cannot be read ({error.strerror})"
+            )
             found.accounts.append(Account(note, 1, 1, why, many=True, unread=True))
             continue
         for scan, image in _meant(names, note, content, found).items():
@@ -134,7 +155,11 @@ def _meant(names: Names, note: str, content: CocoFile, found: Sources) -> dict[s
         lost += sum(i.weight for i in images if meant.get(scan) is not i)
         if scan not in meant:
             first = first or images[0].file_name
-    why = "is a COCO file whose file names lead nowhere here" if content.images else "is a COCO file without images"
+    why = (
+        "is a COCO file whose file names lead nowhere here"
+        if content.images
+        else "is a COCO file without images"
+    )
     found.accounts.append(Account(note, total, lost, why, True, False, fits, first))
     return meant
 
@@ -145,8 +170,9 @@ def _agrees(said: str, scan: str) -> bool:
     return not all(folders) or folders[0] == folders[1]
 
 
-def _beside_of(names: Names, files: Mapping[str, Path], claims: Mapping[str, Claim],
-               found: Sources) -> dict[str, list[Beside]]:
+def _beside_of(
+    names: Names, files: Mapping[str, Path], claims: Mapping[str, Claim], found: Sources
+) -> dict[str, list[Beside]]:
     """The annotation files of each scan: by what they say, else by their own name."""
     beside: dict[str, list[Beside]] = defaultdict(list)
     for note, claim in claims.items():
@@ -175,18 +201,33 @@ def _asked(ways: Sequence[Callable[[], str | None]]) -> tuple[str | None, tuple[
     return None, fits
 
 
-def _layout(candidates: Sequence[str], coco: Mapping[str, object], beside: Mapping[str, object],
-            notes: set[str]) -> str:
+def _layout(
+    candidates: Sequence[str],
+    coco: Mapping[str, object],
+    beside: Mapping[str, object],
+    notes: set[str],
+) -> str:
     if any(is_image(n) for n in coco):
         return "coco"
     dicom = any(PurePosixPath(n).suffix.lower() in ("", ".dcm", ".ima") for n in candidates)
     images = any(is_image(n) for n in candidates)
-    return "labelme" if notes and not coco and (any(is_image(n) for n in beside) or images or not dicom) else "dicom"
+    return (
+        "labelme"
+        if notes and not coco and (any(is_image(n) for n in beside) or images or not dicom)
+        else "dicom"
+    )
 
 
 def _known(path: Path, name: str, images: Sequence[CocoImage]) -> Source:
     """A scan with what COCO files say of it; of patient, view and spacing DICOM speaks itself."""
     known = {k: v for image in images for k, v in image.known.items()} if is_image(name) else {}
     view = known.get("view", "")
-    return Source(path, name, "any", known.get("patient_id", ""), view if view in ("anterior", "posterior") else "",
-                  positive(known.get("pixel_mm")), tuple(images))
+    return Source(
+        path,
+        name,
+        "any",
+        known.get("patient_id", ""),
+        view if view in ("anterior", "posterior") else "",
+        positive(known.get("pixel_mm")),
+        tuple(images),
+    )

@@ -1,4 +1,6 @@
-"""The same work on many inputs in other processes: in order, in flat memory, surviving the death of a process."""
+"""The same work on many inputs in other processes: in order, in flat memory, surviving the death of
+a process.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,14 @@ CHUNK = 16  # items sent at once: fewer make the sending dearer, more make the p
 
 @dataclass(frozen=True)
 class Died:
-    """Stands for the result of an item whose process died at work, such as a decoder that crashed."""
+    """Stands for the result of an item whose process died at work, such as a decoder that
+    crashed.
+    """
 
 
-def spread(work: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Generator[Result | Died]:
+def spread(
+    work: Callable[[Item], Result], items: Sequence[Item], processes: int
+) -> Generator[Result | Died]:
     """``work(item)`` for each item, in order; at most a few chunks are in memory.
 
     Closing it before its end, as an interruption does, ends the processes at once.
@@ -53,19 +59,23 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], processes: int
                     sent.popleft()
             except BrokenProcessPool:
                 pass
-        # Any of the items sent may be the one that kills: each gets a process of its own, then the rest goes on.
+        # Any of the items sent may be the one that kills: each gets a process of its own, then the
+        # rest goes on.
         for chunk in [c for c, _ in sent]:
             for item in chunk:
                 yield _alone(work, item)
 
 
 def cores(groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use: those it is bound to, or what the CPU quotas of its control groups come to.
+    """Cores that this process may use: those it is bound to, or what the CPU quotas of its control
+    groups come to.
 
     Args:
         groups, mount: where Linux tells of control groups, v1 or v2.
     """
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    bound = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, min([bound, *(int(quota) for quota in _quotas(groups, mount))]))
 
 
@@ -77,9 +87,14 @@ def _quotas(groups: Path, mount: Path) -> Iterator[float]:
             continue
         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if kinds else ("cpu.max",)
         top, below = mount / ("cpu" * bool(kinds)), PurePath(path.lstrip("/"))
-        for place in (below, *below.parents):  # a container may see only the last of them, at the top
+        for place in (
+            below,
+            *below.parents,
+        ):  # a container may see only the last of them, at the top
             with contextlib.suppress(OSError, ValueError):  # no such group here, or no limit: "max"
-                quota, period = (int(word) for name in names for word in (top / place / name).read_text().split())
+                quota, period = (
+                    int(word) for name in names for word in (top / place / name).read_text().split()
+                )
                 if quota > 0 < period:
                     yield quota / period
 
@@ -94,8 +109,11 @@ def _alone(work: Callable[[Item], Result], item: Item) -> Result | Died:
 
 @contextmanager
 def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool that is waited for when its work is done, and whose processes are killed when it is left before."""
-    # Not fork: the caller may hold threads of Ray or torch. The server that workers are forked from imports once.
+    """A pool that is waited for when its work is done, and whose processes are killed when it is
+    left before.
+    """
+    # Not fork: the caller may hold threads of Ray or torch. The server that workers are forked from
+    # imports once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["raybone.prepare"])
     _serve()
@@ -112,7 +130,9 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _serve() -> None:
-    """Start the server, if there is none yet, deaf and dumb: a Ctrl-C or hang-up is told of by this process alone."""
+    """Start the server, if there is none yet, deaf and dumb: a Ctrl-C or hang-up is told of by this
+    process alone.
+    """
     unblocked, own = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP}), os.dup(2)
     try:
         resource_tracker.ensure_running()  # which unblocks SIGINT itself
@@ -128,7 +148,9 @@ def _serve() -> None:
 
 
 def _submit(pool: ProcessPoolExecutor, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    """Submit without a __main__ that the new processes would import: it may be a script, and may import much."""
+    """Submit without a __main__ that the new processes would import: it may be a script, and may
+    import much.
+    """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -142,7 +164,9 @@ def _chunk(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result
 
 
 def _hush() -> None:
-    """Decoders and readers speak of what they read, on any channel they know: their processes are silent."""
+    """Decoders and readers speak of what they read, on any channel they know: their processes are
+    silent.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
@@ -153,7 +177,9 @@ def _hush() -> None:
 
 
 def _follow() -> None:
-    """End with the process that this one reads for: the pool waits for ever when that was killed."""
+    """End with the process that this one reads for: the pool waits for ever when that was
+    killed.
+    """
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)

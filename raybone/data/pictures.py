@@ -1,4 +1,6 @@
-"""Image files as counts: what a file says of its pixels is honoured, and what it cannot say is flagged or refused."""
+"""Image files as counts: what a file says of its pixels is honoured, and what it cannot say is
+flagged or refused.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from raybone.data.dicom import NotTaken, counts_of
 from raybone.records import Array
 
-MOST_PIXELS = 1 << 25  # a film of 43 cm at 250 dots an inch has 1 << 24; checked before anything is decoded
+MOST_PIXELS = (
+    1 << 25
+)  # a film of 43 cm at 250 dots an inch has 1 << 24; checked before anything is decoded
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # no other decoder of Pillow is ever started
 ORIENTATION, BITS, PHOTOMETRIC = 274, 258, 262  # TIFF 6.0 tags, the first of EXIF as well
 WHITE_IS_ZERO = 0
@@ -35,20 +39,24 @@ def open_image(content: bytes) -> Image.Image:
             ImageOps.exif_transpose(image, in_place=True)
             return image
     except UnidentifiedImageError:
-        raise NotTaken(f"is not an image of the kinds {', '.join(FORMATS)}; save it as one of them") from None
+        raise NotTaken(
+            f"is not an image of the kinds {', '.join(FORMATS)}; save it as one of them"
+        ) from None
     except Image.DecompressionBombError:
         raise NotTaken("has more pixels than any scan; is it a slide or a poster?") from None
     except Exception as error:  # Pillow raises what its plugins raise
-        raise NotTaken(f"is an image that is damaged or cut short ({type(error).__name__}); export it again") from None
+        raise NotTaken(
+            f"is an image that is damaged or cut short ({type(error).__name__}); export it again"
+        ) from None
     raise NotTaken(f"has {pages} pages, of which one only would be the scan")
 
 
 def counts_of_image(content: bytes) -> tuple[Array, list[str]]:
     """An image file as counts uint16, shape (H, W), and flags.
 
-    Grey is taken as it is, of 8, 16 or 32 bits, in one channel or three; transparent parts are air. Values of TIFF
-    files are those stored, whatever the photometric interpretation; air at the border tells which way round they are,
-    as for MONOCHROME1 (see ``turned``).
+    Grey is taken as it is, of 8, 16 or 32 bits, in one channel or three; transparent parts are air.
+    Values of TIFF files are those stored, whatever the photometric interpretation; air at the
+    border tells which way round they are, as for MONOCHROME1 (see ``turned``).
 
     Raises:
         NotTaken: it is no image that can be read, in colour, or holds no counts.
@@ -72,13 +80,15 @@ def counts_of_image(content: bytes) -> tuple[Array, list[str]]:
 def turned(counts_HW: Array) -> tuple[Array, list[str]]:
     """A picture with dark uptake on a bright ground turned over, and the flag that says so.
 
-    The border of a scan is air. Where nine tenths of it are in the brightest quarter, the picture is turned over; where
-    half of it is bright, it is only flagged, as it may be a crop.
+    The border of a scan is air. Where nine tenths of it are in the brightest quarter, the picture
+    is turned over; where half of it is bright, it is only flagged, as it may be a crop.
     """
     border_N = np.concatenate([counts_HW[0], counts_HW[-1], counts_HW[:, 0], counts_HW[:, -1]])
     low, high = float(counts_HW.min()), float(counts_HW.max())
     if float(np.percentile(border_N, 10)) > low + 0.75 * (high - low):
-        whole = 255 if high <= 255 else int(high + low)  # pictures of 8 bits are turned over within them
+        whole = (
+            255 if high <= 255 else int(high + low)
+        )  # pictures of 8 bits are turned over within them
         return (whole - counts_HW.astype(np.int32)).astype(np.uint16), ["turned-over"]
     return counts_HW, ["bright-border"] if float(np.median(border_N)) > (low + high) / 2 else []
 
@@ -90,8 +100,11 @@ def _channels(image: Image.Image) -> tuple[Array, Array | None]:
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     inverted = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO and image.mode == "L"
-    values = np.asarray(image if image.mode in ("L", "LA", "I", "F", "RGB", "RGBA") or image.mode.startswith("I;16")
-                        else image.convert("RGB"))
+    values = np.asarray(
+        image
+        if image.mode in ("L", "LA", "I", "F", "RGB", "RGBA") or image.mode.startswith("I;16")
+        else image.convert("RGB")
+    )
     if image.mode in ("LA", "RGBA"):
         return values[..., 0] if image.mode == "LA" else values[..., :3], values[..., -1]
     return 255 - values if inverted else values, None  # Pillow turns 8 bits over, and 16 bits not
@@ -99,8 +112,16 @@ def _channels(image: Image.Image) -> tuple[Array, Array | None]:
 
 def _deep(content: bytes) -> tuple[Array, Array | None] | None:
     """Channels of an image with several of 16 bits, of which Pillow keeps 8; None for others."""
-    png = content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06")
-    if png and int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big") > MOST_PIXELS:
+    png = content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:26] in (
+        b"\x10\x02",
+        b"\x10\x04",
+        b"\x10\x06",
+    )
+    if (
+        png
+        and int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big")
+        > MOST_PIXELS
+    ):
         return None  # for Pillow, which refuses it before it decodes
     if not png and not (content[:4] in (b"II*\0", b"MM\0*") and _several_deep(content)):
         return None
@@ -138,7 +159,8 @@ def _grey(values_HW3: Array) -> Array:
     """One channel of a grey picture in three.
 
     Raises:
-        NotTaken: it is in colour, whose brightness is not uptake: red, the hottest of a rainbow, is darker than yellow.
+        NotTaken: it is in colour, whose brightness is not uptake: red, the hottest of a rainbow, is
+            darker than yellow.
     """
     if (values_HW3 == values_HW3[..., :1]).all():
         return np.asarray(values_HW3[..., 0])

@@ -13,14 +13,16 @@ STRIDE = 32  # coarsest level of the detectors and depth of the U-Net
 def to_intensity(counts_HW: Array, high: float) -> Array:
     """Counts to [0, 1], float32, shape (H, W): clipped at ``high`` and square-rooted.
 
-    The square root makes the spread of Poisson counts the same everywhere (Anscombe 1948), so that a rib next to a
-    full bladder keeps its contrast.
+    The square root makes the spread of Poisson counts the same everywhere (Anscombe 1948), so that
+    a rib next to a full bladder keeps its contrast.
     """
     return np.sqrt(np.minimum(counts_HW.astype(np.float32), high) / np.float32(high))
 
 
 def canvas_of(height: int, width: int, long_side: int) -> tuple[int, int]:
-    """(H, W) of the network's input for a scan: the long side as asked, same aspect, both multiples of STRIDE."""
+    """(H, W) of the network's input for a scan: the long side as asked, same aspect, both multiples
+    of STRIDE.
+    """
     scale = long_side / max(height, width)
     return _up(round(height * scale)), _up(round(width * scale))
 
@@ -36,7 +38,8 @@ def resize(image_HW: Array, long_side: int) -> tuple[Array, float]:
 
 
 def pad(image_HW: Array, canvas: tuple[int, int]) -> Array:
-    """Put the image at the top left of a canvas of zeros (air, not grey) of shape (H, W); itself when it fills it.
+    """Put the image at the top left of a canvas of zeros (air, not grey) of shape (H, W); itself
+    when it fills it.
 
     Axes before the last two, as of masks (C, H, W), stay.
     """

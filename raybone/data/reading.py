@@ -1,4 +1,6 @@
-"""One input, read in a process of its own: its counts stored, its annotations fitted, nothing raised."""
+"""One input, read in a process of its own: its counts stored, its annotations fitted, nothing
+raised.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ Frames = Sequence[tuple[Array, Facts]]
 
 @dataclass(frozen=True)
 class Taken:
-    """One scan of an input; ``lesions`` is None when nothing annotates it, or nothing of what does could be kept."""
+    """One scan of an input; ``lesions`` is None when nothing annotates it, or nothing of what does
+    could be kept.
+    """
 
     facts: Facts
     stored: Stored
@@ -43,8 +47,8 @@ class Taken:
 class Read:
     """What an input gave: scans, or the reason for none.
 
-    digest: of its content, empty if unreadable; only its pseudonym is written. marks: what it says of other inputs;
-    None if it is no annotation.
+    digest: of its content, empty if unreadable; only its pseudonym is written. marks: what it says
+    of other inputs; None if it is no annotation.
     """
 
     digest: str
@@ -55,7 +59,9 @@ class Read:
     marks: tuple[Mark, ...] | None = None
 
 
-def read_source(source: Source, folder: Path, modality: str | None, aliases: Mapping[str, str]) -> Read:
+def read_source(
+    source: Source, folder: Path, modality: str | None, aliases: Mapping[str, str]
+) -> Read:
     """Read one input and store the counts of its scans in the dataset folder."""
     try:
         if source.path.is_dir():
@@ -74,13 +80,18 @@ def read_source(source: Source, folder: Path, modality: str | None, aliases: Map
             return replace(found, marks=marks, remarks=remarks)
         frames = _frames(source, labelme_image(content) if source.picture else content, modality)
         lesions, remarks = _annotations(source, frames, aliases)
-    except ValueError as reason:  # the readers' own, NotTaken among them, which quote nothing of the file
+    except (
+        ValueError
+    ) as reason:  # the readers' own, NotTaken among them, which quote nothing of the file
         unread = 0 if source.picture else len(source.beside) + sum(i.weight for i in source.coco)
         lost = () if is_segmentation(content) else None
         return replace(found, reason=str(reason), remarks=+Remarks({NO_SCAN: unread}), marks=lost)
     except MemoryError:
         return replace(found, reason="is too large for the memory")
-    taken = (Taken(facts, store(folder, counts_HW), le) for (counts_HW, facts), le in zip(frames, lesions))
+    taken = (
+        Taken(facts, store(folder, counts_HW), le)
+        for (counts_HW, facts), le in zip(frames, lesions)
+    )
     return replace(found, scans=tuple(taken), remarks=remarks)
 
 
@@ -92,19 +103,33 @@ def _frames(source: Source, content: bytes, modality: str | None) -> list[tuple[
         frames = read_frames(content, source.path.name, modality)
     else:
         counts_HW, flags = counts_of_image(content)
-        frames = [(counts_HW, Facts(source.patient, source.view, source.pixel_mm,
-                                    flags=(*flags, *flag_of(modality or "NM"))))]
+        frames = [
+            (
+                counts_HW,
+                Facts(
+                    source.patient,
+                    source.view,
+                    source.pixel_mm,
+                    flags=(*flags, *flag_of(modality or "NM")),
+                ),
+            )
+        ]
     for number, (counts_HW, facts) in enumerate(frames):
         if min(counts_HW.shape) < STRIDE:
-            raise NotTaken(f"is {counts_HW.shape[0]}x{counts_HW.shape[1]} pixels, under {STRIDE} a side")
+            raise NotTaken(
+                f"is {counts_HW.shape[0]}x{counts_HW.shape[1]} pixels, under {STRIDE} a side"
+            )
         flags_of = {*facts.flags, *(["burned-in-text"] if shows_text(counts_HW) else [])}
         frames[number] = (counts_HW, replace(facts, flags=tuple(sorted(flags_of))))
     return frames
 
 
-def _annotations(source: Source, frames: Frames,
-                 aliases: Mapping[str, str]) -> tuple[list[tuple[Lesion, ...] | None], Remarks]:
-    """Lesions that all annotations of a scan give each frame, None when there are none, and remarks on them."""
+def _annotations(
+    source: Source, frames: Frames, aliases: Mapping[str, str]
+) -> tuple[list[tuple[Lesion, ...] | None], Remarks]:
+    """Lesions that all annotations of a scan give each frame, None when there are none, and remarks
+    on them.
+    """
     shapes = [counts_HW.shape for counts_HW, _ in frames]
     first = (shapes[0][0], shapes[0][1])
     parts = [partial(read_coco_image, image, first) for image in source.coco]
@@ -122,15 +147,21 @@ def _annotations(source: Source, frames: Frames,
     return list(kept), remarks
 
 
-def _fitted(part: Annotated, shapes: Sequence[tuple[int, ...]],
-            aliases: Mapping[str, str]) -> tuple[list[tuple[Lesion, ...]], Remarks, int]:
-    """The lesions of each frame inside its scan, remarks, and how many annotations were left out."""
+def _fitted(
+    part: Annotated, shapes: Sequence[tuple[int, ...]], aliases: Mapping[str, str]
+) -> tuple[list[tuple[Lesion, ...]], Remarks, int]:
+    """The lesions of each frame inside its scan, remarks, and how many annotations were left
+    out.
+    """
     if len(part.frames) != len(shapes):
         raise NotTaken(f"has {len(shapes)} frames, but its annotation is for {len(part.frames)}")
     kept, remarks, lost = [], Remarks(part.remarks), part.lost
     for lesions, (height, width) in zip(part.frames, shapes):
         if part.size and part.size != (height, width):
-            raise NotTaken(f"is {height}x{width}, but its annotation was made for {part.size[0]}x{part.size[1]}")
+            raise NotTaken(
+                f"is {height}x{width}, but its annotation was made for "
+                f"{part.size[0]}x{part.size[1]}"
+            )
         inside, changed = fitted(lesions, height, width, aliases)
         kept.append(inside)
         remarks += changed
@@ -144,7 +175,9 @@ def _beside(beside: Beside, frames: Frames, aliases: Mapping[str, str]) -> Annot
     try:
         content = beside.path.read_bytes()
     except OSError as error:
-        raise NotTaken(f"has an annotation that cannot be opened ({error.strerror}); check its permissions") from None
+        raise NotTaken(
+            f"has an annotation that cannot be opened ({error.strerror}); check its permissions"
+        ) from None
     shape = (frames[0][0].shape[0], frames[0][0].shape[1])
     # Numbers that the user has named stand for classes in masks and labels.
     names = dict(beside.names) or {word: (int(word),) for word in aliases if word.isdecimal()}
@@ -152,7 +185,10 @@ def _beside(beside: Beside, frames: Frames, aliases: Mapping[str, str]) -> Annot
         return read_mask(content, beside.category, shape, names)
     if beside.kind == "nifti":
         return read_nifti(content, shape, getattr(frames[0][1], "axes", None), names)
-    reader: Callable[[bytes, tuple[int, int]], Annotated] = {"labelme": read_labelme, "voc": read_voc}[beside.kind]
+    reader: Callable[[bytes, tuple[int, int]], Annotated] = {
+        "labelme": read_labelme,
+        "voc": read_voc,
+    }[beside.kind]
     return reader(content, shape)
 
 
@@ -165,12 +201,15 @@ def together(first: tuple[Lesion, ...], second: tuple[Lesion, ...]) -> tuple[Les
     """Two annotations of one scan: of categories of their own, or the same said twice.
 
     Raises:
-        NotTaken: they speak of the same categories and differ, or one of them says that there is nothing.
+        NotTaken: they speak of the same categories and differ, or one of them says that there is
+            nothing.
     """
     categories = [{le.category for le in lesions} for lesions in (first, second)]
     if all(categories) and categories[0].isdisjoint(categories[1]):
         return first + second
-    if len(first) == len(second) and all(map(_alike, sorted(first, key=_place), sorted(second, key=_place))):
+    if len(first) == len(second) and all(
+        map(_alike, sorted(first, key=_place), sorted(second, key=_place))
+    ):
         return first if any(le.rle for le in first) else second
     raise NotTaken(TOLD_APART)
 

@@ -1,4 +1,6 @@
-"""A dataset at a URL: copied once to each machine that reads it, and memory-mapped there by all its processes."""
+"""A dataset at a URL: copied once to each machine that reads it, and memory-mapped there by all its
+processes.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,18 @@ def own_cache(what: str) -> Path:
     """
     cache = private_cache()
     if cache.stat().st_uid != os.getuid():
-        raise WrongInput(f"{what}: its copy goes to {cache}, but that belongs to somebody else; set TMPDIR")
+        raise WrongInput(
+            f"{what}: its copy goes to {cache}, but that belongs to somebody else; set TMPDIR"
+        )
     return cache
 
 
 def local_copy(url: str) -> Path:
-    """The folder on this machine that holds the dataset of that URL; of several processes one copies, others wait.
+    """The folder on this machine that holds the dataset of that URL; of several processes one
+    copies, others wait.
 
-    A dataset that has changed at its URL is another copy. Copies may be removed at any time that nothing trains.
+    A dataset that has changed at its URL is another copy. Copies may be removed at any time that
+    nothing trains.
 
     Raises:
         WrongInput: there is no dataset, or the machine has no room for it.
@@ -51,8 +57,11 @@ def local_copy(url: str) -> Path:
     there, cache = Folder(url), own_cache(f"dataset {url}")
     told = there.read("dataset.json")
     if told is None:
-        raise WrongInput(f"dataset {url}: must be a folder made by `raybone prepare`, but it has no dataset.json; copy "
-                         "one there")
+        raise WrongInput(
+            f"dataset {url}: must be a folder made by `raybone prepare`, but it has no "
+            f"dataset.json; copy "
+            "one there"
+        )
     target = cache / f"dataset-{hashlib.sha256(url.encode() + told).hexdigest()[:16]}"
     with workplace(target, wait=True) as place:
         if not target.exists():
@@ -66,10 +75,14 @@ def _copy(there: Folder, part: Path, told: bytes) -> None:
     sizes = [int(patiently(partial(there.fs.size, f"{there.path}/{name}")) or 0) for name in names]
     free = shutil.disk_usage(part.parent).free
     if free < sum(sizes) * 1.1:
-        raise WrongInput(f"dataset {there.url}: its copy takes {sum(sizes) / 1e6:.0f} MB in {part.parent.parent}, but "
-                         f"{free / 1e6:.0f} MB are free; free some, or set TMPDIR")
-    logging.getLogger(__name__).warning("copying dataset %s, %.0f MB, once for this machine", there.url,
-                                        sum(sizes) / 1e6)
+        raise WrongInput(
+            f"dataset {there.url}: its copy takes {sum(sizes) / 1e6:.0f} MB in "
+            f"{part.parent.parent}, but "
+            f"{free / 1e6:.0f} MB are free; free some, or set TMPDIR"
+        )
+    logging.getLogger(__name__).warning(
+        "copying dataset %s, %.0f MB, once for this machine", there.url, sum(sizes) / 1e6
+    )
     (part / "pixels").mkdir(parents=True)
     for name, size in zip(names, sizes):
         patiently(partial(there.fs.get_file, f"{there.path}/{name}", str(part / name)))

@@ -1,4 +1,6 @@
-"""Masks as a DICOM Segmentation object that refers to its source (PS3.3 A.51), through highdicom."""
+"""Masks as a DICOM Segmentation object that refers to its source (PS3.3 A.51), through
+highdicom.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,17 @@ from raybone.data.header import numbers, spacing_of, text, values
 from raybone.records import Array
 
 NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-TYPE_2 = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-          "ReferringPhysicianName", "AccessionNumber")
+TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "ReferringPhysicianName",
+    "AccessionNumber",
+)
 LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 # What a segment is, by category; others are abnormal structures.
 KINDS = {"malignant": Code("14799000", "SCT", "Neoplasm, Secondary")}
@@ -30,14 +41,22 @@ WORDS = {"malignant": "bone metastases"}  # of the series; others are named as t
 LONG_STRING = 64  # characters (PS3.5 6.2)
 
 
-def write_segmentation(source: Path, frame: int, masks: Mapping[str, Array], model: str, out: Path,
-                       pixel_mm: float | None = None, study: str = "") -> bool:
-    """Write the masks of one frame of a DICOM object, one segment a category; whether it says the size of its pixels.
+def write_segmentation(
+    source: Path,
+    frame: int,
+    masks: Mapping[str, Array],
+    model: str,
+    out: Path,
+    pixel_mm: float | None = None,
+    study: str = "",
+) -> bool:
+    """Write the masks of one frame of a DICOM object, one segment a category; whether it says the
+    size of its pixels.
 
-    A planar scan has no place in space, so the object refers to frame and pixels alone, without a frame of reference.
-    Pixel Measures are then left out where the source does not say its spacing (PS3.3 A.51.5 wants them of an object
-    without a Derivation Image). It carries the patient of its source, in the source's character set, or in UTF-8 where
-    the name cannot be written in that.
+    A planar scan has no place in space, so the object refers to frame and pixels alone, without a
+    frame of reference. Pixel Measures are then left out where the source does not say its spacing
+    (PS3.3 A.51.5 wants them of an object without a Derivation Image). It carries the patient of its
+    source, in the source's character set, or in UTF-8 where the name cannot be written in that.
 
     Args:
         frame: 0-based.
@@ -45,7 +64,8 @@ def write_segmentation(source: Path, frame: int, masks: Mapping[str, Array], mod
         pixel_mm: the height of a pixel as a table says it, which counts instead of the source's.
         study: name of the study that made the model, for the Series Description.
     Raises:
-        ValueError: every mask is empty, which a segmentation cannot be, or the source lacks what to refer to.
+        ValueError: every mask is empty, which a segmentation cannot be, or the source lacks what to
+            refer to.
     """
     found = {name: mask_HW for name, mask_HW in masks.items() if mask_HW.any()}
     if not found:
@@ -56,7 +76,9 @@ def write_segmentation(source: Path, frame: int, masks: Mapping[str, Array], mod
         header = pydicom.dcmread(source, stop_before_pixels=True, force=True)
         lacking = [k for k in NAMES if not text(header, k)]
         if lacking:
-            raise ValueError(f"the source must say {', '.join(lacking)}, which the object refers to")
+            raise ValueError(
+                f"the source must say {', '.join(lacking)}, which the object refers to"
+            )
         spacing = spacing_of(header, frame)
         if pixel_mm and (not spacing or abs(spacing[0] - pixel_mm) > 1e-6):
             spacing = (pixel_mm, pixel_mm)
@@ -67,19 +89,43 @@ def write_segmentation(source: Path, frame: int, masks: Mapping[str, Array], mod
     return spacing is not None
 
 
-def _made(header: Dataset, masks: Mapping[str, Array], model: str, spacing: tuple[float, float] | None) -> Dataset:
+def _made(
+    header: Dataset, masks: Mapping[str, Array], model: str, spacing: tuple[float, float] | None
+) -> Dataset:
     """The object without what it has of its source."""
     measures = hd.PixelMeasuresSequence(spacing or (1, 1), None)
-    algorithm = hd.AlgorithmIdentificationSequence(model, codes.DCM.ArtificialIntelligence, __version__)
-    segments = [hd.seg.SegmentDescription(number, name, codes.SCT.MorphologicallyAbnormalStructure,
-                                          KINDS.get(name, codes.SCT.MorphologicallyAbnormalStructure),
-                                          hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, algorithm)
-                for number, name in enumerate(masks, 1)]
+    algorithm = hd.AlgorithmIdentificationSequence(
+        model, codes.DCM.ArtificialIntelligence, __version__
+    )
+    segments = [
+        hd.seg.SegmentDescription(
+            number,
+            name,
+            codes.SCT.MorphologicallyAbnormalStructure,
+            KINDS.get(name, codes.SCT.MorphologicallyAbnormalStructure),
+            hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm,
+        )
+        for number, name in enumerate(masks, 1)
+    ]
     mask_NHWC = np.stack(list(masks.values()), axis=-1)[None]
     made = hd.seg.Segmentation(
-        [_planar(header, mask_NHWC.shape[1:3], measures)], mask_NHWC, hd.seg.SegmentationTypeValues.BINARY, segments,
-        hd.UID(), 900, hd.UID(), 1, "raybone", "raybone", __version__, "0", pixel_measures=measures,
-        content_label="LESIONS", content_description="Findings of a research model; not a medical device")
+        [_planar(header, mask_NHWC.shape[1:3], measures)],
+        mask_NHWC,
+        hd.seg.SegmentationTypeValues.BINARY,
+        segments,
+        hd.UID(),
+        900,
+        hd.UID(),
+        1,
+        "raybone",
+        "raybone",
+        __version__,
+        "0",
+        pixel_measures=measures,
+        content_label="LESIONS",
+        content_description="Findings of a research model; not a medical device",
+    )
     if not spacing:
         del made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
     return made
@@ -90,14 +136,21 @@ def _described(study: str, model: str, names: Iterable[str]) -> str:
 
     A backslash parts values and is no character of one (PS3.5 6.2).
     """
-    said = f"{' '.join(['raybone', *study.split(), model])}, {', '.join(WORDS.get(n, n) for n in names)}"
+    said = (
+        f"{' '.join(['raybone', *study.split(), model])}, "
+        f"{', '.join(WORDS.get(n, n) for n in names)}"
+    )
     return said.replace("\\", "/")[:LONG_STRING].strip()
 
 
-def _planar(header: Dataset, shape_HW: tuple[int, ...], measures: hd.PixelMeasuresSequence) -> Dataset:
-    """What highdicom needs of the source: one frame without a place in space, in the words of multi-frame objects.
+def _planar(
+    header: Dataset, shape_HW: tuple[int, ...], measures: hd.PixelMeasuresSequence
+) -> Dataset:
+    """What highdicom needs of the source: one frame without a place in space, in the words of
+    multi-frame objects.
 
-    What it would check and refuse of a patient, such as an empty character set, is put in afterwards.
+    What it would check and refuse of a patient, such as an empty character set, is put in
+    afterwards.
     """
     planar = Dataset()
     for keyword in TYPE_2:
@@ -107,7 +160,11 @@ def _planar(header: Dataset, shape_HW: tuple[int, ...], measures: hd.PixelMeasur
             setattr(planar, keyword, header[keyword].value)
     shared = Dataset()
     shared.PixelMeasuresSequence = measures
-    planar.SOPClassUID, planar.Modality, (planar.Rows, planar.Columns) = NuclearMedicineImageStorage, "NM", shape_HW
+    planar.SOPClassUID, planar.Modality, (planar.Rows, planar.Columns) = (
+        NuclearMedicineImageStorage,
+        "NM",
+        shape_HW,
+    )
     planar.NumberOfFrames, planar.SharedFunctionalGroupsSequence = 1, [shared]
     planar.PerFrameFunctionalGroupsSequence = [Dataset()]
     return planar

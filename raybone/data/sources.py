@@ -1,4 +1,6 @@
-"""Inputs with what goes with them, and the account of all annotations: which found a scan, and which did not."""
+"""Inputs with what goes with them, and the account of all annotations: which found a scan, and
+which did not.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,20 @@ IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 NOT_INPUTS = ("labels.csv",)
 # What exporters and operating systems leave behind, by file, by folder and by the end of a stem.
 LEFT_FILES = ("thumbs.db", "desktop.ini", ".ds_store")
-LEFT_FOLDERS = ("__macosx", "segmentationclass", "segmentationobject", "segmentationclasspng", "segmentationclassnpy",
-                "segmentationclassvisualization", "segmentationobjectvisualization", "overlay", "overlays",
-                "visualization", "visualizations", "@eadir")
+LEFT_FOLDERS = (
+    "__macosx",
+    "segmentationclass",
+    "segmentationobject",
+    "segmentationclasspng",
+    "segmentationclassnpy",
+    "segmentationclassvisualization",
+    "segmentationobjectvisualization",
+    "overlay",
+    "overlays",
+    "visualization",
+    "visualizations",
+    "@eadir",
+)
 LEFT_STEMS = ("_overlay", "_viz", "-overlay")
 LEFT_OVER = "is a left-over of an exporter or a system, not a scan"
 DEEPEST = 64  # folders in folders; Python's own tools give up at some hundreds
@@ -31,8 +44,9 @@ LOST_SHARE = 0.05  # of annotations that may find no scan before prepare refuses
 class Beside:
     """An annotation file of a scan.
 
-    kind: how it is read; ``other`` stands for one that cannot be, for the reason in ``why``. category: of a mask.
-    names: values of each category in a mask or labels, where the source says so.
+    kind: how it is read; ``other`` stands for one that cannot be, for the reason in ``why``.
+    category: of a mask. names: values of each category in a mask or labels, where the source says
+    so.
     """
 
     path: Path
@@ -46,8 +60,9 @@ class Beside:
 class Source:
     """One input file with what its layout says about it.
 
-    name: its path below SOURCE. kind: ``dicom`` or ``image`` alone, or ``any``. coco: its images in COCO files.
-    beside: its annotation files. picture: whether the scan is inside an annotation file. aside: why it is no scan.
+    name: its path below SOURCE. kind: ``dicom`` or ``image`` alone, or ``any``. coco: its images in
+    COCO files. beside: its annotation files. picture: whether the scan is inside an annotation
+    file. aside: why it is no scan.
     """
 
     path: Path
@@ -67,8 +82,9 @@ class Source:
 class Account:
     """An annotation file and how many of its annotations found no scan.
 
-    name: its path below SOURCE. many: whether it is for many scans; unread: whether it cannot be read at all.
-    fits: the scans that one annotation fits alike, where that is why. first: the first name in it that leads nowhere.
+    name: its path below SOURCE. many: whether it is for many scans; unread: whether it cannot be
+    read at all. fits: the scans that one annotation fits alike, where that is why. first: the first
+    name in it that leads nowhere.
     """
 
     name: str
@@ -83,7 +99,9 @@ class Account:
 
 @dataclass
 class Sources:
-    """What a layout makes of a folder: every input in order of name, remarks, and accounts of annotations."""
+    """What a layout makes of a folder: every input in order of name, remarks, and accounts of
+    annotations.
+    """
 
     layout: str
     inputs: list[Source] = field(default_factory=list)
@@ -93,30 +111,48 @@ class Sources:
     def below(self, prefix: str) -> Sources:
         """The same with all names below a folder."""
         inputs = [replace(s, name=prefix + s.name) for s in self.inputs]
-        accounts = [replace(a, name=prefix + a.name, fits=tuple(prefix + n for n in a.fits)) for a in self.accounts]
+        accounts = [
+            replace(a, name=prefix + a.name, fits=tuple(prefix + n for n in a.fits))
+            for a in self.accounts
+        ]
         return Sources(self.layout, inputs, self.remarks, accounts)
 
 
 def complaints(accounts: list[Account], show_paths: bool) -> list[str]:
     """Why a source is refused for its annotations, a line each; none where they are in order.
 
-    Refused is a file that fits several scans alike, a file of many scans of which all annotations find none, and a
-    source in which more than ``LOST_SHARE`` of all do.
+    Refused is a file that fits several scans alike, a file of many scans of which all annotations
+    find none, and a source in which more than ``LOST_SHARE`` of all do.
     """
     lines, total, lost = [], sum(a.annotations for a in accounts), sum(a.lost for a in accounts)
     hint = "" if show_paths else "; --show-paths names them"
     for account in (a for a in accounts if a.fits):
-        which = f"{account.name}: fits {' and '.join(account.fits)} alike" if show_paths else \
-            f"an annotation fits {len(account.fits)} scans alike{hint}"
-        lines.append(f"prepare: {which}; rename one, or say which is meant (imagePath, filename, file_name)")
+        which = (
+            f"{account.name}: fits {' and '.join(account.fits)} alike"
+            if show_paths
+            else f"an annotation fits {len(account.fits)} scans alike{hint}"
+        )
+        lines.append(
+            f"prepare: {which}; rename one, or say which is meant (imagePath, filename, file_name)"
+        )
     for account in (a for a in accounts if a.many and a.lost == a.annotations and not a.fits):
         what = account.name if show_paths else "an annotation file"
         first = f", the first for {account.first}" if show_paths and account.first else ""
-        none = "" if account.unread else f": none of its {account.annotations} annotations finds a scan{first}"
-        lines.append(f"prepare: {what} {account.why}{none}; correct it, or leave it out with --allow-unmatched{hint}")
+        none = (
+            ""
+            if account.unread
+            else f": none of its {account.annotations} annotations finds a scan{first}"
+        )
+        lines.append(
+            f"prepare: {what} {account.why}{none}; correct it, or leave it out with "
+            f"--allow-unmatched{hint}"
+        )
     if not lines and lost > LOST_SHARE * total:
-        lines.append(f"prepare: {lost} of {total} annotations find no scan, over {100 * LOST_SHARE:.0f} %; correct "
-                     f"their names, or leave them out with --allow-unmatched{hint}")
+        lines.append(
+            f"prepare: {lost} of {total} annotations find no scan, over {100 * LOST_SHARE:.0f} %; "
+            f"correct "
+            f"their names, or leave them out with --allow-unmatched{hint}"
+        )
         lines += [f"prepare: {a.name}: {a.why}" for a in accounts if a.lost and show_paths][:20]
     return lines
 
@@ -125,33 +161,48 @@ def told(accounts: Sequence[Account], counts: Mapping[str, int], negative: bool)
     """What became of the annotations, in lines for people; none where there are none.
 
     Args:
-        counts: of dataset.json. negative: whether scans without annotation count as scans without lesion.
+        counts: of dataset.json. negative: whether scans without annotation count as scans without
+            lesion.
     """
     if not accounts:
         return []
-    parts = [f"annotations: {counts['annotations'] - counts['annotations_lost']} of {counts['annotations']} found "
-             "their scan"]
+    parts = [
+        f"annotations: {counts['annotations'] - counts['annotations_lost']} of "
+        f"{counts['annotations']} found "
+        "their scan"
+    ]
     unused = sum(a.lost == a.annotations for a in accounts)
     parts += [f"files that no scan uses: {unused}"] * bool(unused)
     parts += [f"of scans that were not taken: {counts['annotations_of_rejected']}"] * bool(
-        counts["annotations_of_rejected"])
+        counts["annotations_of_rejected"]
+    )
     parts += [f"left out: {counts['annotations_left_out']}"] * bool(counts["annotations_left_out"])
     lines = ["; ".join(parts)]
     if counts["unannotated"]:
-        how = "taken as scans without lesion" if negative else \
-            "neither trained on nor scored; --unannotated negative takes them as scans without lesion"
-        lines.append(f"scans without annotation, where others have one: {counts['unannotated']} ({how})")
+        how = (
+            "taken as scans without lesion"
+            if negative
+            else "neither trained on nor scored; --unannotated negative takes them as scans "
+            "without lesion"
+        )
+        lines.append(
+            f"scans without annotation, where others have one: {counts['unannotated']} ({how})"
+        )
     return lines
 
 
 def walk(root: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Every file by its name below the root, links followed once; and why folders and files are not looked into."""
+    """Every file by its name below the root, links followed once; and why folders and files are not
+    looked into.
+    """
     files: dict[str, Path] = {}
     aside: dict[str, str] = {}
     seen: set[str] = set()
 
     def refuse(error: OSError) -> None:
-        aside[Path(error.filename).relative_to(root).as_posix()] = "is a folder that cannot be opened"
+        aside[Path(error.filename).relative_to(root).as_posix()] = (
+            "is a folder that cannot be opened"
+        )
 
     for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
@@ -161,20 +212,28 @@ def walk(root: Path) -> tuple[dict[str, Path], dict[str, str]]:
         seen.add(real)
         below.sort()
         if len(Path(folder).relative_to(root).parts) >= DEEPEST:
-            aside |= {(Path(folder) / name).relative_to(root).as_posix():
-                      f"is a folder more than {DEEPEST} folders deep" for name in below}
+            aside |= {
+                (Path(folder) / name)
+                .relative_to(root)
+                .as_posix(): f"is a folder more than {DEEPEST} folders deep"
+                for name in below
+            }
             below.clear()
         for name in sorted(names):
             path = Path(folder) / name
             files[path.relative_to(root).as_posix()] = path
-    files = {n: p for n, p in files.items() if n not in NOT_INPUTS and not n.startswith("phantom.key")}
+    files = {
+        n: p for n, p in files.items() if n not in NOT_INPUTS and not n.startswith("phantom.key")
+    }
     aside |= {n: "is no regular file" for n, p in files.items() if _is_special(p)}
     aside |= {n: LEFT_OVER for n in files if is_left_over(n, files)}
     return {n: p for n, p in files.items() if n not in aside}, aside
 
 
 def _is_special(path: Path) -> bool:
-    """Whether it is a pipe, a device or a socket, which may never end; what cannot be reached is left to its reader."""
+    """Whether it is a pipe, a device or a socket, which may never end; what cannot be reached is
+    left to its reader.
+    """
     try:
         return not stat.S_ISREG(path.stat().st_mode)
     except OSError:
@@ -185,7 +244,11 @@ def is_left_over(name: str, files: Mapping[str, Path]) -> bool:
     """Whether a file is what tools leave beside scans and annotations."""
     path = PurePosixPath(name)
     folders = [p.lower() for p in path.parts[:-1]]
-    if path.name.startswith("._") or path.name.lower() in LEFT_FILES or set(folders) & set(LEFT_FOLDERS):
+    if (
+        path.name.startswith("._")
+        or path.name.lower() in LEFT_FILES
+        or set(folders) & set(LEFT_FOLDERS)
+    ):
         return True
     if path.stem.lower().endswith(LEFT_STEMS) and path.suffix.lower() in IMAGES:
         return True

@@ -1,4 +1,6 @@
-"""The brain of a running search: events in, work out. It writes the journal and holds no truth beside it."""
+"""The brain of a running search: events in, work out. It writes the journal and holds no truth
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +36,14 @@ class Brain:
     """Decides, and tells the journal. Safe to call from the driver's several threads.
 
     Args:
-        check: gives the number of parameters of a model with these hyper-parameters, or raises InvalidConfig.
+        check: gives the number of parameters of a model with these hyper-parameters, or raises
+            InvalidConfig.
         slots: training runs that fit the machines at once.
     """
 
-    def __init__(self, study: Study, journal: Journal, check: Callable[[dict[str, Any]], int], slots: int) -> None:
+    def __init__(
+        self, study: Study, journal: Journal, check: Callable[[dict[str, Any]], int], slots: int
+    ) -> None:
         self.study, self.journal, self.check, self.slots = study, journal, check, slots
         self.state, self.race = State(), race.race_of(study)
         self.stopping = ""
@@ -63,15 +68,24 @@ class Brain:
         self._reached = goal.reached(study, self.state)
 
     def peek(self) -> Work | None:
-        """The work that a free slot should take now; None when it should wait, or when nothing is left."""
+        """The work that a free slot should take now; None when it should wait, or when nothing is
+        left.
+        """
         with self.lock:
-            return None if self.over_limit() or sum(self._busy.values()) >= self.slots else self._due()
+            return (
+                None if self.over_limit() or sum(self._busy.values()) >= self.slots else self._due()
+            )
 
     def start(self, work: Work) -> Work:
         """Take this work up, in one run; ``widen`` may give it more."""
         with self.lock:
             if work.new and self._draft:
-                self._record("config", config_id=work.config_id, params=work.params, parameters=self._draft[2])
+                self._record(
+                    "config",
+                    config_id=work.config_id,
+                    params=work.params,
+                    parameters=self._draft[2],
+                )
                 self._draft = None
             elif work.config_id in self._interrupted:
                 self._interrupted.remove(work.config_id)
@@ -85,10 +99,13 @@ class Brain:
         """Slots that no work wants."""
         with self.lock:
             free = self.slots - sum(self._busy.values())
-            return free if free > 0 and self._busy and self.peek() is None and not self.stopping else 0
+            return (
+                free if free > 0 and self._busy and self.peek() is None and not self.stopping else 0
+            )
 
     def widen(self, waiting: dict[str, int]) -> dict[str, int]:
-        """Give spare slots to configurations with folds that wait; returns the new number of runs of each.
+        """Give spare slots to configurations with folds that wait; returns the new number of runs
+        of each.
 
         Args:
             waiting: folds that no run has taken up yet, by configuration.
@@ -111,25 +128,46 @@ class Brain:
         with self.lock:
             if epoch.epoch == self.state.known(config_id, epoch.fold) + 1:
                 metrics = {k: v if math.isfinite(v) else None for k, v in epoch.metrics.items()}
-                self._record("epoch", config_id=config_id, fold=epoch.fold, epoch=epoch.epoch, metrics=metrics,
-                             seconds=epoch.seconds)
+                self._record(
+                    "epoch",
+                    config_id=config_id,
+                    fold=epoch.fold,
+                    epoch=epoch.epoch,
+                    metrics=metrics,
+                    seconds=epoch.seconds,
+                )
 
     def pooled(self, config_id: str, pooled: Pooled) -> None:
         """What the out-of-fold findings of all folds together give."""
         with self.lock:
             if not self.state.configurations[config_id].pooled:
-                bootstrap = {"replicates": [float(f"{v:.6g}") if math.isfinite(v) else None for v in pooled.replicates],
-                             "freedom": float(f"{pooled.freedom:.6g}")} if pooled.replicates else {}
-                self._record("pooled", config_id=config_id, metrics=_finite(pooled.metrics), **bootstrap)
+                bootstrap = (
+                    {
+                        "replicates": [
+                            float(f"{v:.6g}") if math.isfinite(v) else None
+                            for v in pooled.replicates
+                        ],
+                        "freedom": float(f"{pooled.freedom:.6g}"),
+                    }
+                    if pooled.replicates
+                    else {}
+                )
+                self._record(
+                    "pooled", config_id=config_id, metrics=_finite(pooled.metrics), **bootstrap
+                )
 
     def tested(self, config_id: str, metrics: dict[str, float], reason: str = "") -> None:
-        """The winner's score on the test group, once for each configuration, or the reason why there is none."""
+        """The winner's score on the test group, once for each configuration, or the reason why
+        there is none.
+        """
         with self.lock:
             self._record("test", config_id=config_id, metrics=_finite(metrics), reason=reason)
             self.journal.close()
 
     def rung_done(self, config_id: str, rung: int) -> Decision | None:
-        """A configuration has finished a rung; returns what is final for it, None when it waits for its turn."""
+        """A configuration has finished a rung; returns what is final for it, None when it waits for
+        its turn.
+        """
         with self.lock:
             self._busy.pop(config_id, None)
             configuration = self.state.configurations[config_id]
@@ -137,7 +175,12 @@ class Brain:
                 self.fail(config_id, "its runs ended before all its folds did")
                 return Decision(config_id, "stop", rung, configuration.reason)
             value = race.score(self.study, configuration, rung)
-            self._record("rung", config_id=config_id, rung=rung, score=value if math.isfinite(value) else None)
+            self._record(
+                "rung",
+                config_id=config_id,
+                rung=rung,
+                score=value if math.isfinite(value) else None,
+            )
             return self._judge(configuration)
 
     def stop(self, config_id: str, reason: str) -> None:
@@ -145,7 +188,9 @@ class Brain:
         with self.lock:
             self._busy.pop(config_id, None)
             self._interrupted = [c for c in self._interrupted if c != config_id]
-            self._decide(Decision(config_id, "stop", self.state.configurations[config_id].rung, reason))
+            self._decide(
+                Decision(config_id, "stop", self.state.configurations[config_id].rung, reason)
+            )
 
     def fail(self, config_id: str, reason: str) -> None:
         """A configuration has failed for good."""
@@ -154,8 +199,10 @@ class Brain:
             self._record("failed", config_id=config_id, reason=" ".join(reason.split())[:500])
             failed = self.state.counts["failed"]
             if failed > self.study.limits.failed_trials:
-                self.stopping = f"limits.failed_trials: {failed} configurations failed, more than " \
-                                f"{self.study.limits.failed_trials}"
+                self.stopping = (
+                    f"limits.failed_trials: {failed} configurations failed, more than "
+                    f"{self.study.limits.failed_trials}"
+                )
 
     def again(self, config_id: str, reason: str) -> None:
         """A run of a configuration died and is started again."""
@@ -163,7 +210,9 @@ class Brain:
             self._record("again", config_id=config_id, reason=" ".join(reason.split())[:500])
 
     def interrupt(self, config_id: str, halt: str = "") -> None:
-        """A configuration's run ended early because the study is stopping, or stops it: what failed is not its own."""
+        """A configuration's run ended early because the study is stopping, or stops it: what failed
+        is not its own.
+        """
         with self.lock:
             self._busy.pop(config_id, None)
             self.stopping = self.stopping or halt
@@ -182,9 +231,17 @@ class Brain:
             waiting: as for ``widen``.
         """
         with self.lock:
-            new = 0 if self._exhausted else self.study.search.trials - len(self.state.configurations)
+            new = (
+                0 if self._exhausted else self.study.search.trials - len(self.state.configurations)
+            )
             more = self.study.search.scheduler == "fold_race" and self._next_step() is not None
-            return sum(self._busy.values()) + sum(waiting.values()) + len(self._interrupted) + more + new
+            return (
+                sum(self._busy.values())
+                + sum(waiting.values())
+                + len(self._interrupted)
+                + more
+                + new
+            )
 
     @property
     def done(self) -> bool:
@@ -213,7 +270,11 @@ class Brain:
                 for configuration in self.state.configurations.values():
                     if configuration.status == "paused":
                         why, evidence = self.race.why_out(configuration.id, configuration.rung)
-                        self._decide(Decision(configuration.id, "stop", configuration.rung, why, dict(evidence)))
+                        self._decide(
+                            Decision(
+                                configuration.id, "stop", configuration.rung, why, dict(evidence)
+                            )
+                        )
             self._record("end", reason=reason)
             self.journal.close()
             return reason
@@ -254,7 +315,10 @@ class Brain:
     def _segments(self, config_id: str, rung: int) -> tuple[Segment, ...]:
         assert self.study.resolved is not None
         folds, epochs = self.study.resolved.ladder[rung]
-        known = [self.state.known(config_id, k) if config_id in self.state.configurations else 0 for k in range(folds)]
+        known = [
+            self.state.known(config_id, k) if config_id in self.state.configurations else 0
+            for k in range(folds)
+        ]
         return tuple(Segment(k, done, epochs) for k, done in enumerate(known) if done < epochs)
 
     def _new(self) -> Work | None:
@@ -282,17 +346,27 @@ class Brain:
         step = self._next_step() or self.race.last_push()
         if step and step.config_id == work.config_id:
             rung = self.state.configurations[work.config_id].rung
-            self._decide(Decision(work.config_id, "promote", rung, step.reason, dict(step.evidence)))
+            self._decide(
+                Decision(work.config_id, "promote", rung, step.reason, dict(step.evidence))
+            )
 
     def _next_step(self) -> race.Next | None:
         tail = self._exhausted or len(self.state.configurations) >= self.study.search.trials
         return self.race.next_step(self.slots - sum(self._busy.values()) if tail else 0)
 
     def _decide(self, decision: Decision) -> None:
-        evidence = {k: None if isinstance(v, float) and not math.isfinite(v) else v
-                    for k, v in decision.evidence.items()}
-        self._record("decision", config_id=decision.config_id, action=decision.action, rung=decision.rung,
-                     reason=decision.reason, evidence=evidence)
+        evidence = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in decision.evidence.items()
+        }
+        self._record(
+            "decision",
+            config_id=decision.config_id,
+            action=decision.action,
+            rung=decision.rung,
+            reason=decision.reason,
+            evidence=evidence,
+        )
 
     def _record(self, event: str, **content: Any) -> None:
         self._apply(self.journal.append(event, **content))
@@ -303,7 +377,9 @@ class Brain:
         self.state.apply(event)
         kind, config_id = event["event"], event.get("config_id", "")
         if kind == "rung":
-            folds, tie = race.scores(self.study, self.state.configurations[config_id], event["rung"])
+            folds, tie = race.scores(
+                self.study, self.state.configurations[config_id], event["rung"]
+            )
             self.race.arrive(config_id, event["rung"], folds, tie)
         elif kind == "work":
             self.race.go(config_id, event["rung"])

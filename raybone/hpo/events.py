@@ -7,11 +7,21 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 Event = dict[str, Any]
-NEEDS = {"start": ("slots",), "slots": ("slots",), "config": ("config_id", "params"), "invalid": ("params", "reason"),
-         "work": ("config_id", "rung"), "epoch": ("config_id", "fold", "epoch", "metrics", "seconds"),
-         "rung": ("config_id", "rung"), "pooled": ("config_id", "metrics"), "test": ("config_id", "metrics"),
-         "decision": ("config_id", "action", "reason"), "failed": ("config_id", "reason"),
-         "again": ("config_id", "reason"), "end": ("reason",)}
+NEEDS = {
+    "start": ("slots",),
+    "slots": ("slots",),
+    "config": ("config_id", "params"),
+    "invalid": ("params", "reason"),
+    "work": ("config_id", "rung"),
+    "epoch": ("config_id", "fold", "epoch", "metrics", "seconds"),
+    "rung": ("config_id", "rung"),
+    "pooled": ("config_id", "metrics"),
+    "test": ("config_id", "metrics"),
+    "decision": ("config_id", "action", "reason"),
+    "failed": ("config_id", "reason"),
+    "again": ("config_id", "reason"),
+    "end": ("reason",),
+}
 MOST = 1_000_000  # slots, folds, epochs and rungs: more were never run
 
 

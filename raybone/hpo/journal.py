@@ -1,7 +1,8 @@
-"""The journal: numbered segments of JSON lines, only ever added to; everything else is derived from it.
+"""The journal: numbered segments of JSON lines, only ever added to; everything else is derived from
+it.
 
-A driver opens a segment of its own and appends to it; on an object store, which cannot append, every flush is a
-segment. A line that a crash tore is cut off when the study is opened again.
+A driver opens a segment of its own and appends to it; on an object store, which cannot append,
+every flush is a segment. A line that a crash tore is cut off when the study is opened again.
 """
 
 from __future__ import annotations
@@ -37,21 +38,26 @@ def read_resolved(folder: Folder, dataset: str = "") -> Study:
     """
     content = folder.read("study.yaml")
     if content is None:
-        raise WrongInput(f"study {folder.url}: must be a study folder, but has no study.yaml; "
-                         "give the folder that `raybone search --out` made")
+        raise WrongInput(
+            f"study {folder.url}: must be a study folder, but has no study.yaml; "
+            "give the folder that `raybone search --out` made"
+        )
     where = f"{folder.url}/study.yaml"
     study = parse_study(parse_yaml(content, where), where)
     if study.resolved is None:
-        raise WrongInput(f"study {folder.url}: its study.yaml must be one that `raybone search` wrote, but has no "
-                         "`resolved`; give another folder")
+        raise WrongInput(
+            f"study {folder.url}: its study.yaml must be one that `raybone search` wrote, but has "
+            f"no "
+            "`resolved`; give another folder"
+        )
     return study.model_copy(update={"dataset": dataset}) if dataset else study
 
 
 class Journal:
     """Reader and writer of STUDY/journal. Only the driver that holds the study's lease may append.
 
-    Each line ends in a checksum over itself and the one before it, so that a line that is changed, lost or moved, and
-    a segment that is missing, is seen.
+    Each line ends in a checksum over itself and the one before it, so that a line that is changed,
+    lost or moved, and a segment that is missing, is seen.
     """
 
     def __init__(self, study: Folder) -> None:
@@ -78,8 +84,11 @@ class Journal:
                 continue
             if number > self._segment:
                 if number > self._segment + 1:
-                    raise WrongInput(f"{self.folder.url}/{self._segment + 1:06d}.jsonl: every segment must be there, "
-                                     f"but {name} follows {self._segment:06d}.jsonl; restore it from a copy")
+                    raise WrongInput(
+                        f"{self.folder.url}/{self._segment + 1:06d}.jsonl: every segment must be "
+                        f"there, "
+                        f"but {name} follows {self._segment:06d}.jsonl; restore it from a copy"
+                    )
                 self._segment, self._offset, self._line = number, 0, 0
             heir = self._first_line(after) if after else None
             with self.folder.fs.open(f"{self.folder.path}/{name}", "rb") as file:
@@ -88,7 +97,8 @@ class Journal:
                     if not line.endswith(b"\n"):
                         break  # a crash tore it, or it is being written now
                     if heir and self._follows(heir):
-                        break  # a driver that had lost its lease to the next segment's went on writing
+                        # A driver that had lost its lease to the next segment's went on writing
+                        break
                     event = self._read(name, line)
                     self._offset += len(line)
                     yield event
@@ -97,12 +107,16 @@ class Journal:
         """Write one event so that it survives a crash of the machine.
 
         Returns:
-            The event with its time (Unix seconds) and ``up``, seconds that this driver has worked by a clock that
-            does not jump.
+            The event with its time (Unix seconds) and ``up``, seconds that this driver has worked
+            by a clock that does not jump.
         """
         with self._lock:
-            line = {"event": event, "time": round(time.time(), 3), "up": round(time.monotonic() - self._began, 3),
-                    **content}
+            line = {
+                "event": event,
+                "time": round(time.time(), 3),
+                "up": round(time.monotonic() - self._began, 3),
+                **content,
+            }
             text = json.dumps(line, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
             self._tried = None
             patiently(lambda: self._put(text[:-1].encode("utf-8", "replace")))
@@ -122,7 +136,8 @@ class Journal:
         try:
             self._write(body + f'{SEAL}{crc:08x}"}}\n'.encode())
         except BaseException:
-            # What came onto the disk is not known: the next attempt or event finds out, and starts a segment.
+            # What came onto the disk is not known: the next attempt or event finds out, and starts
+            # a segment.
             self._close()
             raise
         self._tail = crc
@@ -155,13 +170,19 @@ class Journal:
             if not seal:
                 raise ValueError("no seal")
         except ValueError:
-            raise WrongInput(f"{self.folder.url}/{name} line {self._line}: must be an event as JSON, got "
-                             f"{line[:40]!r}; restore the file from a copy") from None
+            raise WrongInput(
+                f"{self.folder.url}/{name} line {self._line}: must be an event as JSON, got "
+                f"{line[:40]!r}; restore the file from a copy"
+            ) from None
         if crc[:8] != b"%08x" % self._crc:
             self._crc = known
-            raise WrongInput(f"{self.folder.url}/{name} line {self._line}: its checksum must be that of the line and "
-                             "of all before it, but is not; it was changed, or lines before it are missing: restore "
-                             "the journal from a copy")
+            raise WrongInput(
+                f"{self.folder.url}/{name} line {self._line}: its checksum must be that of the "
+                f"line and "
+                "of all before it, but is not; it was changed, or lines before it are missing: "
+                "restore "
+                "the journal from a copy"
+            )
         del event["crc"]
         return event
 
@@ -171,8 +192,11 @@ class Journal:
             try:
                 self.folder.fs.pipe_file(f"{self.folder.path}/{name}", line, mode="create")
             except FileExistsError:
-                raise RunFailed(f"{self.folder.url}/{name}: one driver writes, but another has taken the study over; "
-                                "this one ends") from None
+                raise RunFailed(
+                    f"{self.folder.url}/{name}: one driver writes, but another has taken the study "
+                    f"over; "
+                    "this one ends"
+                ) from None
             self._next += 1
             return
         if self._file is None:
@@ -194,5 +218,9 @@ class Journal:
         return self._segment + 1
 
     def _segments(self) -> list[str]:
-        names = [n for n in self.folder.names() if n.endswith(".jsonl") and n.partition(".")[0].isdecimal()]
+        names = [
+            n
+            for n in self.folder.names()
+            if n.endswith(".jsonl") and n.partition(".")[0].isdecimal()
+        ]
         return sorted(names, key=lambda n: int(n.partition(".")[0]))

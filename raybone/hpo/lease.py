@@ -31,7 +31,8 @@ class Lease:
     def take(self, wait: float = EXPIRES, poll: float = 0.5) -> None:
         """Take the lease, waiting for a dead holder's to run out.
 
-        Whether a holder on another machine lives is judged by its renewals, as clocks of two machines may differ.
+        Whether a holder on another machine lives is judged by its renewals, as clocks of two
+        machines may differ.
 
         Args:
             wait: seconds without a renewal after which it counts as dead.
@@ -39,23 +40,36 @@ class Lease:
             WrongInput: another driver is alive and renews it.
         """
         if held := self.holder(wait, poll):
-            raise WrongInput(f"study {self.study.url}: one driver at a time, and process {held['pid']} on "
-                             f"{held['host']} is at work on it; wait, or `raybone stop` it")
+            raise WrongInput(
+                f"study {self.study.url}: one driver at a time, and process {held['pid']} on "
+                f"{held['host']} is at work on it; wait, or `raybone stop` it"
+            )
         self.renew()
-        # Two drivers that found the lease free at once: the later writer keeps it, the other sees that here.
+        # Two drivers that found the lease free at once: the later writer keeps it, the other sees
+        # that here.
         time.sleep(0.05)
         if (self._read() or {}).get("token") != self.token:
-            raise WrongInput(f"study {self.study.url}: another driver took it at the same moment; try again")
+            raise WrongInput(
+                f"study {self.study.url}: another driver took it at the same moment; try again"
+            )
         self.taken = True
 
     def renew(self) -> None:
-        """Tell others that this driver lives; sets ``lost`` when another has taken the study over meanwhile."""
+        """Tell others that this driver lives; sets ``lost`` when another has taken the study over
+        meanwhile.
+        """
         held = self._read()
         if self.taken and held and held["token"] != self.token:
             self.lost = True
             return
-        content = {"token": self.token, "host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(),
-                   "started": _started(os.getpid()), "time": time.time()}
+        content = {
+            "token": self.token,
+            "host": socket.gethostname(),
+            "boot": _boot(),
+            "pid": os.getpid(),
+            "started": _started(os.getpid()),
+            "time": time.time(),
+        }
         self.study.write(NAME, json.dumps(content).encode())
 
     def drop(self) -> None:
@@ -64,10 +78,12 @@ class Lease:
             self.study.delete(NAME)
 
     def holder(self, wait: float = 0.0, poll: float = 0.5) -> dict[str, Any] | None:
-        """The holder, unless it is known to be dead; one elsewhere is when this reader sees no renewal for EXPIRES.
+        """The holder, unless it is known to be dead; one elsewhere is when this reader sees no
+        renewal for EXPIRES.
 
         Args:
-            wait: seconds to look for a renewal before that is said; 0, for who asks again and again, does not wait.
+            wait: seconds to look for a renewal before that is said; 0, for who asks again and
+                again, does not wait.
         """
         while (held := self._read()) and not self._gone(held):
             now, renewed = time.monotonic(), self._seen not in (None, held)
@@ -88,7 +104,9 @@ class Lease:
             held = json.loads(self.study.read(NAME) or b"null")
         except (ValueError, RecursionError):
             return None
-        sound = isinstance(held, dict) and all(isinstance(held.get(name), kind) for name, kind in FIELDS.items())
+        sound = isinstance(held, dict) and all(
+            isinstance(held.get(name), kind) for name, kind in FIELDS.items()
+        )
         return held if sound else None
 
     def _gone(self, held: dict[str, Any]) -> bool:
@@ -101,14 +119,22 @@ def _here(held: dict[str, Any]) -> bool:
 
 
 def _boot() -> str:
-    """This boot of this machine, so that a pid of an earlier boot or another container is not taken for ours."""
+    """This boot of this machine, so that a pid of an earlier boot or another container is not taken
+    for ours.
+    """
     path = Path("/proc/sys/kernel/random/boot_id")
     space = Path("/proc/self/ns/pid")
-    return (path.read_text().strip() + str(space.readlink())) if path.exists() and space.exists() else ""
+    return (
+        (path.read_text().strip() + str(space.readlink()))
+        if path.exists() and space.exists()
+        else ""
+    )
 
 
 def _started(pid: int) -> str:
-    """Start time of a living process, so that a pid used again is not taken for the holder; empty when dead."""
+    """Start time of a living process, so that a pid used again is not taken for the holder; empty
+    when dead.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,8 +1,9 @@
-"""One rung of asynchronous successive halving: who has arrived, in what order, and who of them may go on.
+"""One rung of asynchronous successive halving: who has arrived, in what order, and who of them may
+go on.
 
-Source: Li et al. 2020, arXiv:1810.05934. With n >= 2 arrivals, those may go on that are not below the quantile
-1 - 1 / factor of all scores, which are the best floor((n - 1) / factor) + 1; equal scores are told apart by a second
-one, then by arrival.
+Source: Li et al. 2020, arXiv:1810.05934. With n >= 2 arrivals, those may go on that are not below
+the quantile 1 - 1 / factor of all scores, which are the best floor((n - 1) / factor) + 1; equal
+scores are told apart by a second one, then by arrival.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ Key = tuple[float, float, int, str]
 
 @dataclass
 class Rung:
-    """Arrivals of one rung, best first; every question is answered in O(log n), an arrival costs O(n) of a memmove.
+    """Arrivals of one rung, best first; every question is answered in O(log n), an arrival costs
+    O(n) of a memmove.
 
     Args:
         factor: one in ``factor`` goes on.
@@ -28,7 +30,9 @@ class Rung:
     _key: dict[str, Key] = field(default_factory=dict)
 
     def arrive(self, config_id: str, score: float, tie: float = 0.0) -> None:
-        """A configuration has finished this rung; more is better, and what is not finite is the worst."""
+        """A configuration has finished this rung; more is better, and what is not finite is the
+        worst.
+        """
         parts = (-v if math.isfinite(v) else math.inf for v in (score, tie))
         key: Key = (*parts, len(self.ranked), config_id)  # type: ignore[assignment]
         self._key[config_id] = key
@@ -58,7 +62,9 @@ class Rung:
         return math.floor((len(self.ranked) - 1) / self.factor) + 1 if len(self.ranked) > 1 else 0
 
     def passes(self, config_id: str) -> bool:
-        """Whether a configuration is among those that may go on; one without a finite score never is."""
+        """Whether a configuration is among those that may go on; one without a finite score never
+        is.
+        """
         return self._key[config_id][0] < math.inf and self.place(config_id) < self.quota
 
     def promotable(self) -> str | None:

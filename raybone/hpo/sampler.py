@@ -16,7 +16,9 @@ from raybone.hpo.space import LONGEST, active, complete, draw, from_unit, grid, 
 from raybone.hpo.state import Configuration, State
 from raybone.spec import Param, Study
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of a library that would make gp faster
+optuna.logging.set_verbosity(
+    optuna.logging.ERROR
+)  # it warns of a library that would make gp faster
 ATTEMPTS = 100  # configurations that a model may refuse in a row, and ways to fill up a point
 REDRAWS = 10_000  # random points, taken or rejected, after which a space counts as used up
 ASKS = 20  # proposals of a model that may be taken or rejected before chance decides
@@ -27,10 +29,13 @@ BEST, RECENT = 25, 225  # observations that TPE is told: of 250 it calls 25 good
 def propose(study: Study, state: State, index: int) -> dict[str, Any] | None:
     """Hyper-parameters of configuration ``index`` (0-based), or None when the space is used up.
 
-    A pure function of the study, the index and the state, of which random, sobol and grid see no scores. What the
-    study has already, what its model refused and what ``search.reject`` is true of is drawn again.
+    A pure function of the study, the index and the state, of which random, sobol and grid see no
+    scores. What the study has already, what its model refused and what ``search.reject`` is true of
+    is drawn again.
     """
-    fresh = (params for params in _draws(study, state, index) if identity(params) not in state.taken)
+    fresh = (
+        params for params in _draws(study, state, index) if identity(params) not in state.taken
+    )
     return next((params for params in islice(fresh, LONGEST) if not rejected(study, params)), None)
 
 
@@ -41,7 +46,10 @@ def _draws(study: Study, state: State, index: int) -> Iterator[dict[str, Any]]:
         yield {}
         return
     rng = np.random.default_rng([study.search.seed, index])
-    points = [*study.search.points, *(study.resolved.prior.points if study.resolved and study.resolved.prior else ())]
+    points = [
+        *study.search.points,
+        *(study.resolved.prior.points if study.resolved and study.resolved.prior else ()),
+    ]
     if index < len(points):
         for _ in range(ATTEMPTS):
             yield complete(space, points[index], draw(space, rng.random(len(space)).tolist()))
@@ -53,7 +61,9 @@ def _draws(study: Study, state: State, index: int) -> Iterator[dict[str, Any]]:
             warnings.simplefilter("ignore")  # balance matters for integrals, not for a search
             from scipy.stats import qmc  # a second to import, in every process of a search
 
-            engine = qmc.Sobol(len(space), scramble=True, rng=np.random.default_rng(study.search.seed))
+            engine = qmc.Sobol(
+                len(space), scramble=True, rng=np.random.default_rng(study.search.seed)
+            )
             yield from_unit(space, engine.random(index + 1)[-1].tolist())
     if kind in ("tpe", "gp"):
         yield from _modelled(study, state, index)
@@ -62,36 +72,53 @@ def _draws(study: Study, state: State, index: int) -> Iterator[dict[str, Any]]:
 
 
 def _modelled(study: Study, state: State, index: int) -> Iterator[dict[str, Any]]:
-    """Candidates of optuna's multivariate TPE (Bergstra et al. 2011; Falkner et al. 2018, arXiv:1807.01774) or its
-    Gaussian process with log expected improvement (Ament et al. 2023, arXiv:2310.20708).
+    """Candidates of optuna's multivariate TPE (Bergstra et al. 2011; Falkner et al. 2018,
+    arXiv:1807.01774) or its Gaussian process with log expected improvement (Ament et al. 2023,
+    arXiv:2310.20708).
 
     The process models parameters that every configuration has; conditional ones are left to chance.
     """
-    make = {"tpe": partial(optuna.samplers.TPESampler, multivariate=True, group=True, constant_liar=True),
-            "gp": partial(optuna.samplers.GPSampler, warn_independent_sampling=False)}[study.search.sampler]
+    make = {
+        "tpe": partial(
+            optuna.samplers.TPESampler, multivariate=True, group=True, constant_liar=True
+        ),
+        "gp": partial(optuna.samplers.GPSampler, warn_independent_sampling=False),
+    }[study.search.sampler]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # group and the process are marked experimental
-        memory = optuna.create_study(direction="maximize", sampler=make(
-            seed=_seed(study.search.seed, index), n_startup_trials=STARTUP))
+        memory = optuna.create_study(
+            direction="maximize",
+            sampler=make(seed=_seed(study.search.seed, index), n_startup_trials=STARTUP),
+        )
     spread = distributions(study.space)
     for params, value in observations(study, state):
-        memory.add_trial(optuna.trial.create_trial(
-            params=params, distributions={k: spread[k] for k in params}, value=value,
-            state=optuna.trial.TrialState.RUNNING if value is None else optuna.trial.TrialState.COMPLETE))
+        memory.add_trial(
+            optuna.trial.create_trial(
+                params=params,
+                distributions={k: spread[k] for k in params},
+                value=value,
+                state=optuna.trial.TrialState.RUNNING
+                if value is None
+                else optuna.trial.TrialState.COMPLETE,
+            )
+        )
     for _ in range(ASKS):
         trial = memory.ask(spread)
         yield active(study.space, {name: trial.params[name] for name in study.space})
 
 
 def observations(study: Study, state: State) -> list[tuple[dict[str, Any], float | None]]:
-    """What a model of the space may learn from, oldest first: hyper-parameters, and their standing in (0, 1).
+    """What a model of the space may learn from, oldest first: hyper-parameters, and their standing
+    in (0, 1).
 
-    Scores of early rungs are lower than those of late ones for the same hyper-parameters, so they are never compared:
-    who got further stands higher, and within a rung the score decides, as optuna ranks pruned trials. A failure stands
-    lowest. None stands for what has no score yet.
+    Scores of early rungs are lower than those of late ones for the same hyper-parameters, so they
+    are never compared: who got further stands higher, and within a rung the score decides, as
+    optuna ranks pruned trials. A failure stands lowest. None stands for what has no score yet.
     """
     seen = list(state.configurations.values())
-    scored = sorted((c for c in seen if c.rung >= 0 or c.status == "failed"), key=lambda c: _standing(study, c))
+    scored = sorted(
+        (c for c in seen if c.rung >= 0 or c.status == "failed"), key=lambda c: _standing(study, c)
+    )
     place = {c.id: (i + 0.5) / len(scored) for i, c in enumerate(scored)}
     prior = study.resolved.prior.observations if study.resolved and study.resolved.prior else ()
     told = [*((o.params, o.standing) for o in prior), *((c.params, place.get(c.id)) for c in seen)]

@@ -19,7 +19,9 @@ NEWS = ("decision", "again", "slots", "failed")  # events that a person wants to
 
 
 class Run:
-    """The epochs of one fold in columns, as a study may have a million of them; epoch 1 is the first entry."""
+    """The epochs of one fold in columns, as a study may have a million of them; epoch 1 is the
+    first entry.
+    """
 
     __slots__ = ("metrics", "seconds")
 
@@ -28,7 +30,9 @@ class Run:
         self.seconds = array("d")
 
     def append(self, metrics: dict[str, float | None], seconds: float) -> None:
-        """One more epoch; None, and a metric that other epochs have and this one has not, is NaN."""
+        """One more epoch; None, and a metric that other epochs have and this one has not, is
+        NaN.
+        """
         if metrics.keys() != self.metrics.keys():
             for name in metrics.keys() - self.metrics.keys():
                 self.metrics[name] = array("d", [math.nan] * len(self.seconds))
@@ -46,17 +50,21 @@ class Run:
         return column[-1] if column else math.nan
 
     def mean(self, metric: str, epoch: int, smooth: int) -> float:
-        """Mean of the metric over the last ``smooth`` epochs up to ``epoch``; NaN when not there."""
+        """Mean of the metric over the last ``smooth`` epochs up to ``epoch``; NaN when not
+        there.
+        """
         column = self.metrics.get(metric, ())
         if not 0 < epoch <= len(column):
             return math.nan
-        values = column[max(epoch - smooth, 0):epoch]
+        values = column[max(epoch - smooth, 0) : epoch]
         return sum(values) / len(values)
 
 
 @dataclass
 class Configuration:
-    """One configuration and all that happened to it; ``rung`` is the last one it finished, -1 before the first."""
+    """One configuration and all that happened to it; ``rung`` is the last one it finished, -1
+    before the first.
+    """
 
     id: str
     params: dict[str, Any]
@@ -75,7 +83,9 @@ class Configuration:
     at_work: set[int] = field(default_factory=set)
 
     def fold_score(self, fold: int, epoch: int, metric: str, smooth: int = 1) -> float:
-        """Mean of the metric over the last ``smooth`` epochs up to ``epoch``; NaN when not there."""
+        """Mean of the metric over the last ``smooth`` epochs up to ``epoch``; NaN when not
+        there.
+        """
         return self.epochs[fold].mean(metric, epoch, smooth) if fold in self.epochs else math.nan
 
     @property
@@ -90,7 +100,9 @@ def gpu_hours(study: Study, seconds: float) -> float:
 
 
 class State:
-    """The study as the journal tells it; ``apply`` is the only way in, so a replay gives the same state."""
+    """The study as the journal tells it; ``apply`` is the only way in, so a replay gives the same
+    state.
+    """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.configurations: dict[str, Configuration] = {}
@@ -108,7 +120,9 @@ class State:
         self.slots = 1
         self.slot_seconds = 0.0
         self.end = ""
-        self._handlers = {n.removeprefix("_on_"): getattr(self, n) for n in dir(self) if n.startswith("_on_")}
+        self._handlers = {
+            n.removeprefix("_on_"): getattr(self, n) for n in dir(self) if n.startswith("_on_")
+        }
         self._earlier = self._up = 0.0
         for event in events:
             self.apply(event)
@@ -134,7 +148,9 @@ class State:
 
     @property
     def busy_share(self) -> float:
-        """Share of the time of all slots, since the study began, that went into epochs; NaN before the first."""
+        """Share of the time of all slots, since the study began, that went into epochs; NaN before
+        the first.
+        """
         return self.train_seconds / self.slot_seconds if self.slot_seconds else math.nan
 
     @property
@@ -149,8 +165,10 @@ class State:
 
     def _of(self, event: Event) -> Configuration:
         if event["config_id"] not in self.configurations:
-            raise WrongInput(f"journal: {event['event']!r} must be of a configuration that was begun, but is of "
-                             f"{event['config_id']!r}; restore the journal from a copy")
+            raise WrongInput(
+                f"journal: {event['event']!r} must be of a configuration that was begun, but is of "
+                f"{event['config_id']!r}; restore the journal from a copy"
+            )
         return self.configurations[event["config_id"]]
 
     def _on_start(self, event: Event) -> None:
@@ -168,8 +186,9 @@ class State:
         self.end = event["reason"]
 
     def _on_config(self, event: Event) -> None:
-        self.configurations[event["config_id"]] = Configuration(event["config_id"], event["params"],
-                                                                event.get("parameters", 0))
+        self.configurations[event["config_id"]] = Configuration(
+            event["config_id"], event["params"], event.get("parameters", 0)
+        )
         self.taken.add(identity(event["params"]))
 
     def _on_invalid(self, event: Event) -> None:
@@ -178,7 +197,11 @@ class State:
 
     def _on_work(self, event: Event) -> None:
         configuration = self._of(event)
-        configuration.target, configuration.status, configuration.at_work = event["rung"], "running", set()
+        configuration.target, configuration.status, configuration.at_work = (
+            event["rung"],
+            "running",
+            set(),
+        )
 
     def _on_epoch(self, event: Event) -> None:
         configuration = self._of(event)
@@ -199,8 +222,13 @@ class State:
 
     def _on_pooled(self, event: Event) -> None:
         configuration = self._of(event)
-        configuration.pooled, configuration.freedom = event["metrics"], event.get("freedom", math.nan)
-        configuration.replicates = [math.nan if v is None else v for v in event.get("replicates", ())]
+        configuration.pooled, configuration.freedom = (
+            event["metrics"],
+            event.get("freedom", math.nan),
+        )
+        configuration.replicates = [
+            math.nan if v is None else v for v in event.get("replicates", ())
+        ]
 
     def _on_test(self, event: Event) -> None:
         configuration = self._of(event)

@@ -6,7 +6,8 @@ from torch import Tensor
 
 
 def dice_loss(probability_NCHW: Tensor, target_NCHW: Tensor, smooth: float = 1.0) -> Tensor:
-    """Soft Dice loss, 1 - (2 |PT| + s) / (|P| + |T| + s), pooled over the batch, mean over categories.
+    """Soft Dice loss, 1 - (2 |PT| + s) / (|P| + |T| + s), pooled over the batch, mean over
+    categories.
 
     Args:
         probability_NCHW: in [0, 1].
@@ -20,12 +21,20 @@ def dice_loss(probability_NCHW: Tensor, target_NCHW: Tensor, smooth: float = 1.0
     return (1 - (2 * both_C + smooth) / (all_C + smooth)).mean()
 
 
-def focal_tversky_loss(probability_NCHW: Tensor, target_NCHW: Tensor, alpha: float = 0.3, beta: float = 0.7,
-                       gamma: float = 0.75, smooth: float = 1.0) -> Tensor:
-    """Focal Tversky loss, (1 - (|PT| + s) / (|PT| + alpha FP + beta FN + s)) ** gamma, mean over categories.
+def focal_tversky_loss(
+    probability_NCHW: Tensor,
+    target_NCHW: Tensor,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    gamma: float = 0.75,
+    smooth: float = 1.0,
+) -> Tensor:
+    """Focal Tversky loss, (1 - (|PT| + s) / (|PT| + alpha FP + beta FN + s)) ** gamma, mean over
+    categories.
 
-    Sums are pooled over the batch; alpha weighs false positives and beta false negatives, as in the study of
-    whole-body scans that these values are of (Abraham & Khan 2019 have them the other way round).
+    Sums are pooled over the batch; alpha weighs false positives and beta false negatives, as in the
+    study of whole-body scans that these values are of (Abraham & Khan 2019 have them the other way
+    round).
 
     Args:
         probability_NCHW: in [0, 1].

@@ -1,4 +1,6 @@
-"""Scores that mean what they say: of findings with a probability of 0.8, four in five should be true."""
+"""Scores that mean what they say: of findings with a probability of 0.8, four in five should be
+true.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,12 @@ def platt(score_N: Array, truth_N: Array, weight_N: Array | None = None) -> tupl
     """Slope and intercept of the logistic regression of the truth on the logit of the score.
 
     Args:
-        score_N: in [0, 1]; truth_N: whether each is true, or the share of truth of a group; weight_N: its size.
+        score_N: in [0, 1]; truth_N: whether each is true, or the share of truth of a group;
+            weight_N: its size.
     Returns:
         (1, 0), which changes nothing, where all are true or none is.
-    Source: Platt 1999, on logits, with his targets short of 0 and 1, so that a few separable scores are not certain.
+    Source: Platt 1999, on logits, with his targets short of 0 and 1, so that a few separable scores
+    are not certain.
     """
     weight_N = np.ones(len(score_N)) if weight_N is None else weight_N
     truth_N = np.asarray(truth_N, float)
@@ -33,9 +37,13 @@ def platt(score_N: Array, truth_N: Array, weight_N: Array | None = None) -> tupl
     def loss(ab: Array) -> tuple[float, Array]:
         z_N = ab[0] * x_N + ab[1]
         gap_N = share_N * (expit(z_N) - truth_N)
-        return float((share_N * (np.logaddexp(0, z_N) - truth_N * z_N)).sum()), np.array([gap_N @ x_N, gap_N.sum()])
+        return float((share_N * (np.logaddexp(0, z_N) - truth_N * z_N)).sum()), np.array(
+            [gap_N @ x_N, gap_N.sum()]
+        )
 
-    slope, intercept = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS", options={"gtol": 1e-9}).x
+    slope, intercept = minimize(
+        loss, np.array([1.0, 0.0]), jac=True, method="BFGS", options={"gtol": 1e-9}
+    ).x
     return float(slope), float(intercept)
 
 
@@ -45,7 +53,9 @@ def calibrated(score_N: Array, slope: float, intercept: float) -> Array:
 
 
 def calibration_error(probability_N: Array, truth_N: Array, weight_N: Array | None = None) -> float:
-    """Expected calibration error over 15 equal bins, in [0, 1]; NaN without any (Guo et al. 2017, arXiv:1706.04599)."""
+    """Expected calibration error over 15 equal bins, in [0, 1]; NaN without any (Guo et al. 2017,
+    arXiv:1706.04599).
+    """
     weight_N = np.ones(len(probability_N)) if weight_N is None else weight_N
     if not weight_N.sum():
         return float("nan")

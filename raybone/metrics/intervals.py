@@ -1,4 +1,6 @@
-"""Uncertainty of cross-validated scores: folds share training patients, so plain t-tests are too sure."""
+"""Uncertainty of cross-validated scores: folds share training patients, so plain t-tests are too
+sure.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def _quantile(level: float, freedom: float) -> float:
 
 
 def corrected_p(folds_K: Array, best_K: Array) -> float:
-    """Two-sided p of the corrected resampled t-test on paired fold scores; 1 when they are equal, NaN for K < 2."""
+    """Two-sided p of the corrected resampled t-test on paired fold scores; 1 when they are equal,
+    NaN for K < 2.
+    """
     count = len(folds_K)
     if count < 2:
         return float("nan")
@@ -45,18 +49,22 @@ def corrected_p(folds_K: Array, best_K: Array) -> float:
     return float(2 * special.stdtr(count - 1, -abs(t)))
 
 
-def patient_draws(fold_P: Array, lesion_P: Array, seed: int | list[int], count: int = REPLICATES) -> Array:
-    """How often each patient is drawn in each replicate of a bootstrap stratified by fold, int, shape (count, P).
+def patient_draws(
+    fold_P: Array, lesion_P: Array, seed: int | list[int], count: int = REPLICATES
+) -> Array:
+    """How often each patient is drawn in each replicate of a bootstrap stratified by fold, int,
+    shape (count, P).
 
-    Of the n patients of a fold n - 1 are drawn with replacement, which makes the variance of a fold's mean unbiased
-    where n is small (McCarthy & Snowden 1985, Vital Health Stat 2(95)). A fold's draw without a lesion is drawn again,
-    as no metric is defined there.
+    Of the n patients of a fold n - 1 are drawn with replacement, which makes the variance of a
+    fold's mean unbiased where n is small (McCarthy & Snowden 1985, Vital Health Stat 2(95)). A
+    fold's draw without a lesion is drawn again, as no metric is defined there.
 
     Args:
         fold_P: fold of each patient.
         lesion_P: whether a patient has a lesion.
     Raises:
-        ValueError: a fold with fewer than 2 patients, whose spread nobody knows, or without a lesion.
+        ValueError: a fold with fewer than 2 patients, whose spread nobody knows, or without a
+            lesion.
     """
     rng = np.random.default_rng(seed)
     draws_BP = np.zeros((count, len(fold_P)), np.int64)
@@ -64,17 +72,23 @@ def patient_draws(fold_P: Array, lesion_P: Array, seed: int | list[int], count: 
         inside_P = fold_P == fold
         many = int(inside_P.sum())
         if many < 2 or not lesion_P[inside_P].any():
-            raise ValueError(f"fold {fold}: a bootstrap needs 2 patients and a lesion, got {many} patient(s) and "
-                             f"{int(lesion_P[inside_P].sum())} with a lesion; use Nadeau & Bengio's interval")
+            raise ValueError(
+                f"fold {fold}: a bootstrap needs 2 patients and a lesion, got {many} patient(s) "
+                f"and "
+                f"{int(lesion_P[inside_P].sum())} with a lesion; use Nadeau & Bengio's interval"
+            )
         wanting_B = np.ones(count, bool)
         while wanting_B.any():
-            draws_BP[np.ix_(wanting_B, inside_P)] = rng.multinomial(many - 1, np.full(many, 1 / many), wanting_B.sum())
+            draws_BP[np.ix_(wanting_B, inside_P)] = rng.multinomial(
+                many - 1, np.full(many, 1 / many), wanting_B.sum()
+            )
             wanting_B = draws_BP[:, inside_P & lesion_P].sum(1) == 0
     return draws_BP
 
 
 def freedom(replicates_KB: Array, patients_K: Array) -> float:
-    """Degrees of freedom of the bootstrap variance of a mean over K folds (Satterthwaite 1946, Biometrics 2:110).
+    """Degrees of freedom of the bootstrap variance of a mean over K folds (Satterthwaite 1946,
+    Biometrics 2:110).
 
     Args:
         replicates_KB: bootstrap replicates of each fold's score.
@@ -85,21 +99,27 @@ def freedom(replicates_KB: Array, patients_K: Array) -> float:
     return float(variance_K.sum()) ** 2 / total if total > 0 else float(np.sum(patients_K - 1))
 
 
-def bootstrap_interval(value: float, replicates_B: Array, freedom: float, level: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of a score: value -+ t times the standard deviation of its bootstrap replicates.
+def bootstrap_interval(
+    value: float, replicates_B: Array, freedom: float, level: float = 0.95
+) -> tuple[float, float]:
+    """Confidence interval of a score: value -+ t times the standard deviation of its bootstrap
+    replicates.
 
-    Replicates that are not finite are left out; NaN when fewer than two are left. The t quantile allows for few
-    patients (Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 12.4). On cohorts of 24 to 200 patients
-    (benchmarks/coverage.py) it held 92 to 95 % of the scores that the same fold models have on folds of that size on
-    average, where percentiles held 85 to 94 % and BCa 83 to 93 %. AP of few patients is too high: of AP50 on everybody
-    it held 87 to 90 %, as all bootstraps do about, and Nadeau & Bengio's wider interval 94 to 97 %.
+    Replicates that are not finite are left out; NaN when fewer than two are left. The t quantile
+    allows for few patients (Efron & Tibshirani 1993, An Introduction to the Bootstrap, section
+    12.4). On cohorts of 24 to 200 patients (benchmarks/coverage.py) it held 92 to 95 % of the
+    scores that the same fold models have on folds of that size on average, where percentiles held
+    85 to 94 % and BCa 83 to 93 %. AP of few patients is too high: of AP50 on everybody it held 87
+    to 90 %, as all bootstraps do about, and Nadeau & Bengio's wider interval 94 to 97 %.
     """
     half = float(special.stdtrit(freedom, (1 + level) / 2)) * _spread(replicates_B)
     return value - half, value + half
 
 
 def bootstrap_p(delta: float, replicates_B: Array, freedom: float) -> float:
-    """Two-sided p of a paired difference from its bootstrap replicates, below 0.05 where the interval leaves out 0."""
+    """Two-sided p of a paired difference from its bootstrap replicates, below 0.05 where the
+    interval leaves out 0.
+    """
     spread = _spread(replicates_B)
     if spread == 0:
         return 1.0 if delta == 0 else 0.0
@@ -113,13 +133,15 @@ def _spread(replicates_B: Array) -> float:
 
 
 def corrected_winner(folds_CK: Array) -> float:
-    """The winner's score without the curse of this choice: for each fold choose on the others, score on it, average.
+    """The winner's score without the curse of this choice: for each fold choose on the others,
+    score on it, average.
 
-    Rows that a race has let through were chosen on some of these folds before; that part of the curse stays, about
-    half of it (``benchmarks/schedulers.py``).
+    Rows that a race has let through were chosen on some of these folds before; that part of the
+    curse stays, about half of it (``benchmarks/schedulers.py``).
 
     Args:
-        folds_CK: score of C configurations on K folds, higher is better; NaN is worse than anything.
+        folds_CK: score of C configurations on K folds, higher is better; NaN is worse than
+            anything.
     """
     total_C = folds_CK.sum(1)
     chosen_K = [np.nan_to_num(total_C - fold_C, nan=-np.inf).argmax() for fold_C in folds_CK.T]

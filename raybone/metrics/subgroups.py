@@ -12,7 +12,12 @@ from raybone.metrics.lesions import THRESHOLD, classification_metrics, operating
 from raybone.records import Array
 
 # Which cells of a confusion count as right, and which as wrong, in each proportion.
-PARTS = {"sensitivity": ("tp", "fn"), "specificity": ("tn", "fp"), "PPV": ("tp", "fp"), "NPV": ("tn", "fn")}
+PARTS = {
+    "sensitivity": ("tp", "fn"),
+    "specificity": ("tn", "fp"),
+    "PPV": ("tp", "fp"),
+    "NPV": ("tn", "fn"),
+}
 
 
 def group_of_count(lesions: int) -> str:
@@ -26,29 +31,47 @@ def subgroup_table(score_N: Array, truth_N: Array, group_N: Sequence[str]) -> di
     Args:
         score_N: probability of being positive; truth_N: whether it is; group_N: the group of each.
     Returns:
-        groups: by name, the metrics, ``count`` and ``confusion`` (tp, fp, fn, tn); chi_square: by metric, the
-        statistic and its p, without correction; NaN where fewer than two groups have such cases.
+        groups: by name, the metrics, ``count`` and ``confusion`` (tp, fp, fn, tn); chi_square: by
+        metric, the statistic and its p, without correction; NaN where fewer than two groups have
+        such cases.
     """
     names = sorted(set(group_N), key=lambda g: (g == ">6", g))
     inside = {name: np.array([g == name for g in group_N], bool) for name in names}
     cells = {name: confusion(score_N[at_N], truth_N[at_N]) for name, at_N in inside.items()}
-    groups = {name: {"count": int(at_N.sum()), "confusion": cells[name],
-                     **classification_metrics(score_N[at_N], truth_N[at_N])} for name, at_N in inside.items()}
-    tests = {metric: _chi_square([[c[k] for k in parts] for c in cells.values()]) for metric, parts in PARTS.items()}
-    tests["accuracy"] = _chi_square([[c["tp"] + c["tn"], c["fp"] + c["fn"]] for c in cells.values()])
+    groups = {
+        name: {
+            "count": int(at_N.sum()),
+            "confusion": cells[name],
+            **classification_metrics(score_N[at_N], truth_N[at_N]),
+        }
+        for name, at_N in inside.items()
+    }
+    tests = {
+        metric: _chi_square([[c[k] for k in parts] for c in cells.values()])
+        for metric, parts in PARTS.items()
+    }
+    tests["accuracy"] = _chi_square(
+        [[c["tp"] + c["tn"], c["fp"] + c["fn"]] for c in cells.values()]
+    )
     return {"groups": groups, "chi_square": tests}
 
 
 def confusion(score_N: Array, truth_N: Array) -> dict[str, int]:
     """True and false positives and negatives at ``THRESHOLD``."""
     called_N = score_N >= THRESHOLD
-    counts = {"tp": called_N & truth_N, "fp": called_N & ~truth_N, "fn": ~called_N & truth_N,
-              "tn": ~called_N & ~truth_N}
+    counts = {
+        "tp": called_N & truth_N,
+        "fp": called_N & ~truth_N,
+        "fn": ~called_N & truth_N,
+        "tn": ~called_N & ~truth_N,
+    }
     return {name: int(at_N.sum()) for name, at_N in counts.items()}
 
 
 def roc(score_N: Array, truth_N: Array) -> list[tuple[float, float]]:
-    """(1 - specificity, sensitivity) at each threshold, from (0, 0) to (1, 1); empty with one class alone."""
+    """(1 - specificity, sensitivity) at each threshold, from (0, 0) to (1, 1); empty with one class
+    alone.
+    """
     if truth_N.all() or not truth_N.any():
         return []
     _, hits_T, false_T = operating_points(score_N, truth_N)

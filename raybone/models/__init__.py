@@ -18,16 +18,23 @@ if TYPE_CHECKING:
 # name -> file of this folder; the contract suite checks it against the files.
 MENU = {
     **dict.fromkeys(("yolo11n", "yolo11s", "yolo11m", "yolo11l", "yolo11x"), "yolo"),
-    **{f"{family}_r{depth}": family for family in ("faster_rcnn", "cascade_rcnn", "retinanet", "fcos")
-       for depth in (50, 101)},
+    **{
+        f"{family}_r{depth}": family
+        for family in ("faster_rcnn", "cascade_rcnn", "retinanet", "fcos")
+        for depth in (50, 101)
+    },
     **{name: name for name in ("unet", "double_unet", "msma_unet")},
     **dict.fromkeys(("unet_plus_plus", "attention_unet", "res_unet"), "unet_variants"),
-    **dict.fromkeys(("lesion_resnet50", "lesion_inception_v3", "lesion_vgg16", "lesion_densenet169"), "lesion"),
+    **dict.fromkeys(
+        ("lesion_resnet50", "lesion_inception_v3", "lesion_vgg16", "lesion_densenet169"), "lesion"
+    ),
 }
 
 
 def _name_user() -> None:
-    """Give a user whom the system does not know a name: libraries of models ask for it at their import, and fail."""
+    """Give a user whom the system does not know a name: libraries of models ask for it at their
+    import, and fail.
+    """
     try:
         pwd.getpwuid(os.getuid())
     except KeyError:
@@ -43,8 +50,10 @@ def menu() -> list[tuple[str, Task, int, str]]:
     They stand in menu.csv, as counting them would import torch and build every network.
     """
     with Path(__file__).with_name("menu.csv").open(newline="", encoding="utf-8") as file:
-        return [(row["name"], cast(Task, row["task"]), int(row["parameters"]), row["source"])
-                for row in csv.DictReader(file)]
+        return [
+            (row["name"], cast(Task, row["task"]), int(row["parameters"]), row["source"])
+            for row in csv.DictReader(file)
+        ]
 
 
 def task_of(name: str) -> Task:
@@ -76,8 +85,14 @@ def _unknown(name: str) -> WrongInput:
     names: dict[Task, list[str]] = {}
     for known, task, *_ in menu():
         names.setdefault(task, []).append(known)
-    near = difflib.get_close_matches(name.lower().replace("+", "_plus").replace("-", "_"), MENU, n=5, cutoff=0.5)
+    near = difflib.get_close_matches(
+        name.lower().replace("+", "_plus").replace("-", "_"), MENU, n=5, cutoff=0.5
+    )
     hint = f"did you mean {', '.join(near)}? " if near else ""
-    return WrongInput(f"model: must be a name of the menu, got {name!r}; {hint}Boxes, and nothing else, come from "
-                      f"{', '.join(names['detection'])}; masks from {', '.join(names['segmentation'])}; classes from "
-                      f"{', '.join(names['classification'])}")
+    return WrongInput(
+        f"model: must be a name of the menu, got {name!r}; {hint}Boxes, and nothing else, come "
+        f"from "
+        f"{', '.join(names['detection'])}; masks from {', '.join(names['segmentation'])}; classes "
+        f"from "
+        f"{', '.join(names['classification'])}"
+    )

@@ -13,4 +13,8 @@ class DoubleConv(nn.Sequential):
 
 
 def _conv(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
-    return (nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+    return (
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )

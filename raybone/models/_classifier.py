@@ -21,13 +21,19 @@ CHANNELS = 2  # the scan, and the mask of the lesion in question
 class ClassifierConfig(TrainingConfig):
     """What is classified."""
 
-    target: str = Field("", description="empty: whether each lesion is of `categories`; else the label of scans.csv "
-                                        "whose value 1 makes a scan positive, such as abnormal")
+    target: str = Field(
+        "",
+        description="empty: whether each lesion is of `categories`; else the label of scans.csv "
+        "whose value 1 makes a scan positive, such as abnormal",
+    )
 
     @model_validator(mode="after")
     def _alone(self) -> ClassifierConfig:
         if self.mosaic or self.montage:
-            raise ValueError("mosaic and montage mix scans, of which each has its own class; leave them at 0 and false")
+            raise ValueError(
+                "mosaic and montage mix scans, of which each has its own class; leave them at 0 "
+                "and false"
+            )
         return self
 
 
@@ -39,11 +45,15 @@ class Classifier(nn.Module):
         self.net = net
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor] | list[Prediction]:
-        """The loss of a Batch in train mode; a Prediction an image, with the probability as its score, in eval mode."""
+        """The loss of a Batch in train mode; a Prediction an image, with the probability as its
+        score, in eval mode.
+        """
         logit_N = self.net(batch.image_NCHW if isinstance(batch, Batch) else batch)[:, 0].float()
         if self.training:
             truth_N = torch.cat(cast(Batch, batch).labels).float()
-            return {"cross_entropy_loss": functional.binary_cross_entropy_with_logits(logit_N, truth_N)}
+            return {
+                "cross_entropy_loss": functional.binary_cross_entropy_with_logits(logit_N, truth_N)
+            }
         score_N = logit_N.sigmoid().detach().cpu().numpy()
         return [Prediction(scores_N=score_N[n : n + 1]) for n in range(len(score_N))]
 

@@ -1,7 +1,8 @@
 """The contract of a model: what a file of this folder must offer.
 
-``build(config)`` gives an ``nn.Module`` whose forward does everything, so that DDP sees every call: in train mode
-``module(batch)`` returns a dict of scalar losses; in eval mode ``module(image_NCHW)`` returns a Prediction an image.
+``build(config)`` gives an ``nn.Module`` whose forward does everything, so that DDP sees every call:
+in train mode ``module(batch)`` returns a dict of scalar losses; in eval mode ``module(image_NCHW)``
+returns a Prediction an image.
 """
 
 from __future__ import annotations
@@ -22,54 +23,92 @@ from raybone.spec import Param
 class TrainingConfig(Augmentation):
     """Hyper-parameters that every model has; Ultralytics' names and meanings where it has them."""
 
-    categories: tuple[str, ...] = Field(("malignant",), min_length=1, description="lesion categories to find")
-    imgsz: int = Field(1024, ge=32, le=4096, description="pixels of the long side; the scan keeps its aspect ratio")
+    categories: tuple[str, ...] = Field(
+        ("malignant",), min_length=1, description="lesion categories to find"
+    )
+    imgsz: int = Field(
+        1024, ge=32, le=4096, description="pixels of the long side; the scan keeps its aspect ratio"
+    )
     batch: int = Field(16, ge=1, le=1024, description="images a step, over all workers")
-    nbs: int = Field(16, ge=1, description="nominal batch: gradients are summed up to this many images a step")
+    nbs: int = Field(
+        16, ge=1, description="nominal batch: gradients are summed up to this many images a step"
+    )
     optimizer: Literal["SGD", "AdamW"] = Field(
-        "AdamW", description="AdamW without weight_decay is Adam; SGD has Nesterov's momentum")
+        "AdamW", description="AdamW without weight_decay is Adam; SGD has Nesterov's momentum"
+    )
     lr0: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
     lrf: float = Field(0.01, gt=0, le=1, description="last learning rate as a share of lr0")
     schedule: Literal["linear", "cosine", "multistep"] = Field(
-        "linear", description="how the learning rate falls from lr0 to lrf * lr0; multistep drops it at the milestones")
+        "linear",
+        description="how the learning rate falls from lr0 to lrf * lr0; multistep drops it at the "
+        "milestones",
+    )
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (0.66, 0.91), description="shares of the epochs after which multistep multiplies the learning rate by lr_drop")
+        (0.66, 0.91),
+        description="shares of the epochs after which multistep multiplies the learning rate by "
+        "lr_drop",
+    )
     lr_drop: float = Field(0.1, gt=0, le=1, description="factor at each milestone of multistep")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum or Adam beta1")
-    weight_decay: float = Field(5e-4, ge=0, le=1, description="of weights; biases and norms have none")
-    warmup_epochs: float = Field(1.0, ge=0, description="epochs in which the learning rate rises to its peak")
-    warmup_momentum: float = Field(0.8, ge=0, lt=1, description="SGD momentum when the warm-up begins")
-    warmup_bias_lr: float = Field(0.0, ge=0, le=10, description="learning rate of biases when the warm-up begins")
+    weight_decay: float = Field(
+        5e-4, ge=0, le=1, description="of weights; biases and norms have none"
+    )
+    warmup_epochs: float = Field(
+        1.0, ge=0, description="epochs in which the learning rate rises to its peak"
+    )
+    warmup_momentum: float = Field(
+        0.8, ge=0, lt=1, description="SGD momentum when the warm-up begins"
+    )
+    warmup_bias_lr: float = Field(
+        0.0, ge=0, le=10, description="learning rate of biases when the warm-up begins"
+    )
     clip: float = Field(10.0, ge=0, description="largest norm of the gradient; 0 for any")
-    ema: float = Field(0.9999, ge=0, lt=1, description="decay a step of the average of the weights, which is "
-                                                          "what is scored; 0 for the weights themselves")
+    ema: float = Field(
+        0.9999,
+        ge=0,
+        lt=1,
+        description="decay a step of the average of the weights, which is "
+        "what is scored; 0 for the weights themselves",
+    )
     ema_tau: float = Field(2000, gt=0, description="steps over which that decay is reached")
     amp: bool = Field(True, description="bfloat16 autocast on a GPU")
     channels_last: bool = Field(False, description="keep channels innermost in memory")
-    weights: str = Field("", description="where to start from: a file of weights, or a name that the model knows")
-    init_from: str = Field("", description="another study: each fold starts from the winner's fold model; refused "
-                                           "where a validation patient may have trained it")
-    negatives: bool = Field(True, description="train as well on the patients that are in no fold's validation part "
-                                              "(`prepare --negatives training`)")
+    weights: str = Field(
+        "", description="where to start from: a file of weights, or a name that the model knows"
+    )
+    init_from: str = Field(
+        "",
+        description="another study: each fold starts from the winner's fold model; refused "
+        "where a validation patient may have trained it",
+    )
+    negatives: bool = Field(
+        True,
+        description="train as well on the patients that are in no fold's validation part "
+        "(`prepare --negatives training`)",
+    )
     loader_workers: int = Field(0, ge=0, le=64, description="loader processes of each worker")
 
 
 def in_full_precision(*modules: nn.Module) -> None:
-    """Let these modules give float32 under autocast: in bfloat16 pixels beyond 512 are 4 apart, and boxes collapse."""
+    """Let these modules give float32 under autocast: in bfloat16 pixels beyond 512 are 4 apart, and
+    boxes collapse.
+    """
     for module in modules:
         module.register_forward_hook(_full)
 
 
 def _full(_: nn.Module, __: Any, output: Any) -> Any:
-    return tree_map(lambda v: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v, output)
+    return tree_map(
+        lambda v: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v, output
+    )
 
 
 @dataclass(frozen=True)
 class Model:
     """One entry of the menu.
 
-    reduction: whether the losses are means over the batch (torchvision) or sums over it (Ultralytics).
-    SPACE: a sensible search space; SOURCE: where the architecture comes from.
+    reduction: whether the losses are means over the batch (torchvision) or sums over it
+    (Ultralytics). SPACE: a sensible search space; SOURCE: where the architecture comes from.
     weights: published weights by the name that `weights:` may give, with the address of their file.
     """
 

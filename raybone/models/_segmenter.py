@@ -1,4 +1,6 @@
-"""What all segmenters share: losses, a third class, tiles, and what is predicted; a file of a model has its network."""
+"""What all segmenters share: losses, a third class, tiles, and what is predicted; a file of a model
+has its network.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from raybone.models._model import TrainingConfig
 from raybone.records import Prediction
 from raybone.spec import Param
 
-# Lesions are rare: outputs start near the rate at which they occur, else the first epochs only unlearn a half.
+# Lesions are rare: outputs start near the rate at which they occur, else the first epochs only
+# unlearn a half.
 RARE = -4.0
 WINDOWS = 4  # tiles that go through the network at once when a whole scan is predicted
 
@@ -27,17 +30,30 @@ class SegmenterConfig(TrainingConfig):
     dice: float = Field(0.5, ge=0, le=10, description="weight of the Dice loss")
     cross_entropy: float = Field(0.5, ge=0, le=10, description="weight of the cross-entropy")
     focal_tversky: float = Field(0.0, ge=0, le=10, description="weight of the focal Tversky loss")
-    nm: str = Field("", description="what the third class, non-metastasis, is: otsu (the body without its lesions), or "
-                                    "the folder of a study whose winner's findings outside lesions it is (negative "
-                                    "mining); empty for two classes")
-    tile: int = Field(0, ge=0, le=2048, multiple_of=32, description="pixels of the side of square tiles that overlap "
-                                                                    "by half; 0 for whole scans")
-    tiles: Literal["all", "lesions"] = Field("all", description="tiles to train on: all, or those with lesions")
+    nm: str = Field(
+        "",
+        description="what the third class, non-metastasis, is: otsu (the body without its "
+        "lesions), or "
+        "the folder of a study whose winner's findings outside lesions it is (negative "
+        "mining); empty for two classes",
+    )
+    tile: int = Field(
+        0,
+        ge=0,
+        le=2048,
+        multiple_of=32,
+        description="pixels of the side of square tiles that overlap by half; 0 for whole scans",
+    )
+    tiles: Literal["all", "lesions"] = Field(
+        "all", description="tiles to train on: all, or those with lesions"
+    )
 
     @model_validator(mode="after")
     def _sound(self) -> SegmenterConfig:
         if self.dice + self.cross_entropy + self.focal_tversky <= 0:
-            raise ValueError("dice, cross_entropy and focal_tversky are all 0; give one of them a weight")
+            raise ValueError(
+                "dice, cross_entropy and focal_tversky are all 0; give one of them a weight"
+            )
         if self.tile and self.montage:
             raise ValueError("tile and montage do not go together; leave one out")
         return self
@@ -51,16 +67,17 @@ class SegmenterConfig(TrainingConfig):
 class Segmenter(nn.Module):
     """A network of logits under the raybone contract.
 
-    There is a sigmoid output a category, so that categories may overlap; with non-metastasis (``nm``) a softmax over
-    background, categories and non-metastasis, in which the logit of the background is the constant 0: it carries no
-    loss and no gradient (section 3.7 of the study of whole-body scans by double U-Nets; a softmax does not change when
-    a number is added to all its logits, so that nothing is lost by the constant). Pixels of background do count as
-    false positives of the other classes in overlap losses, and not at all in the cross-entropy. Pixels of crowds count
-    in no loss.
+    There is a sigmoid output a category, so that categories may overlap; with non-metastasis
+    (``nm``) a softmax over background, categories and non-metastasis, in which the logit of the
+    background is the constant 0: it carries no loss and no gradient (section 3.7 of the study of
+    whole-body scans by double U-Nets; a softmax does not change when a number is added to all its
+    logits, so that nothing is lost by the constant). Pixels of background do count as false
+    positives of the other classes in overlap losses, and not at all in the cross-entropy. Pixels of
+    crowds count in no loss.
 
     Args:
-        net: image_NCHW to logits of its height and width, or a list of them, all of which are trained and the last of
-            which is the prediction.
+        net: image_NCHW to logits of its height and width, or a list of them, all of which are
+            trained and the last of which is the prediction.
     """
 
     def __init__(self, net: nn.Module, config: SegmenterConfig) -> None:
@@ -68,12 +85,18 @@ class Segmenter(nn.Module):
         self.net, self.config = net, config
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor] | list[Prediction]:
-        """Losses of a Batch in train mode; a Prediction an image with mask_CHW probabilities in eval mode."""
+        """Losses of a Batch in train mode; a Prediction an image with mask_CHW probabilities in
+        eval mode.
+        """
         outputs = self._outputs(batch.image_NCHW if isinstance(batch, Batch) else batch)
         if not self.training:
-            probability_NCHW = probabilities(outputs[-1], self.config)[:, : len(self.config.categories)]
+            probability_NCHW = probabilities(outputs[-1], self.config)[
+                :, : len(self.config.categories)
+            ]
             return [Prediction(mask_CHW=m) for m in probability_NCHW.detach().cpu().numpy()]
-        losses = [self._losses(logits_NCHW, cast(Batch, batch).mask_NCHW) for logits_NCHW in outputs]
+        losses = [
+            self._losses(logits_NCHW, cast(Batch, batch).mask_NCHW) for logits_NCHW in outputs
+        ]
         return {name: torch.stack([part[name] for part in losses]).sum() for name in losses[0]}
 
     def _outputs(self, image_NCHW: Tensor) -> list[Tensor]:
@@ -83,9 +106,16 @@ class Segmenter(nn.Module):
 
             height, width = image_NCHW.shape[2:]
             # As training pads: MONAI's own would move a narrow scan into the middle.
-            padded_NCHW = functional.pad(image_NCHW, (0, max(0, tile - width), 0, max(0, tile - height)))
-            found: Any = sliding_window_inference(padded_NCHW, (tile, tile), WINDOWS,
-                                                  lambda x: tuple(_listed(self.net(x))), overlap=0.5)
+            padded_NCHW = functional.pad(
+                image_NCHW, (0, max(0, tile - width), 0, max(0, tile - height))
+            )
+            found: Any = sliding_window_inference(
+                padded_NCHW,
+                (tile, tile),
+                WINDOWS,
+                lambda x: tuple(_listed(self.net(x))),
+                overlap=0.5,
+            )
             found = [o[:, :, :height, :width] for o in _listed(found)]
         else:
             found = self.net(image_NCHW)
@@ -97,20 +127,31 @@ class Segmenter(nn.Module):
         probability_NCHW = probabilities(logits_NCHW, config) * known_NCHW
         losses: dict[str, tuple[float, Callable[[], Tensor]]] = {
             "dice_loss": (config.dice, lambda: dice_loss(probability_NCHW, target_NCHW)),
-            "cross_entropy_loss": (config.cross_entropy, lambda: self._entropy(logits_NCHW, target_NCHW, known_NCHW)),
-            "focal_tversky_loss": (config.focal_tversky, lambda: focal_tversky_loss(probability_NCHW, target_NCHW))}
+            "cross_entropy_loss": (
+                config.cross_entropy,
+                lambda: self._entropy(logits_NCHW, target_NCHW, known_NCHW),
+            ),
+            "focal_tversky_loss": (
+                config.focal_tversky,
+                lambda: focal_tversky_loss(probability_NCHW, target_NCHW),
+            ),
+        }
         return {name: weight * loss() for name, (weight, loss) in losses.items() if weight}
 
     def _entropy(self, logits_NCHW: Tensor, target_NCHW: Tensor, known_NCHW: Tensor) -> Tensor:
         if not self.config.nm:
             return functional.binary_cross_entropy_with_logits(logits_NCHW, target_NCHW, known_NCHW)
         class_NHW = _with_background(target_NCHW).argmax(1)
-        total = functional.cross_entropy(_with_background(logits_NCHW), class_NHW, ignore_index=0, reduction="sum")
+        total = functional.cross_entropy(
+            _with_background(logits_NCHW), class_NHW, ignore_index=0, reduction="sum"
+        )
         return total / (class_NHW > 0).sum().clamp(min=1)
 
 
 def probabilities(logits_NCHW: Tensor, config: SegmenterConfig) -> Tensor:
-    """Probabilities of the categories and, with ``nm``, of non-metastasis: same shape, without the background."""
+    """Probabilities of the categories and, with ``nm``, of non-metastasis: same shape, without the
+    background.
+    """
     return _with_background(logits_NCHW).softmax(1)[:, 1:] if config.nm else logits_NCHW.sigmoid()
 
 

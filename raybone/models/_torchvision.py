@@ -1,4 +1,6 @@
-"""What the detectors built from torchvision's parts share: one channel, no resizing, anchors that fit lesions."""
+"""What the detectors built from torchvision's parts share: one channel, no resizing, anchors that
+fit lesions.
+"""
 
 from __future__ import annotations
 
@@ -25,25 +27,45 @@ from raybone.spec import Param
 DEPTHS = (50, 101)
 SMALLEST = 4.0  # pixels
 # Known names of `weights:`, with torchvision's address of the file.
-IMAGENET = {depth: {"imagenet": known.IMAGENET1K_V2.url}
-            for depth, known in zip(DEPTHS, (ResNet50_Weights, ResNet101_Weights))}
+IMAGENET = {
+    depth: {"imagenet": known.IMAGENET1K_V2.url}
+    for depth, known in zip(DEPTHS, (ResNet50_Weights, ResNet101_Weights))
+}
 
 
 class DetectorConfig(TrainingConfig):
-    """Hyper-parameters of the anchor-based detectors; where a default is not torchvision's, it says so."""
+    """Hyper-parameters of the anchor-based detectors; where a default is not torchvision's, it says
+    so.
+    """
 
-    optimizer: Literal["SGD", "AdamW"] = Field("SGD", description=TrainingConfig.model_fields["optimizer"].description)
+    optimizer: Literal["SGD", "AdamW"] = Field(
+        "SGD", description=TrainingConfig.model_fields["optimizer"].description
+    )
     lr0: float = Field(0.01, gt=0, le=10, description="peak learning rate")
     schedule: Literal["linear", "cosine", "multistep"] = Field(
-        "multistep", description=TrainingConfig.model_fields["schedule"].description)
+        "multistep", description=TrainingConfig.model_fields["schedule"].description
+    )
     batch: int = Field(4, ge=1, le=1024, description="images a step, over all workers")
-    nbs: int = Field(4, ge=1, description="nominal batch: gradients are summed up to this many images a step")
+    nbs: int = Field(
+        4, ge=1, description="nominal batch: gradients are summed up to this many images a step"
+    )
     channels: int = Field(256, ge=8, le=1024, description="channels of the feature pyramid")
-    anchor: float = Field(0.008, ge=0, le=0.25, description="side of the smallest anchors as a share of the scan's "
-                          "long side, twice as much at each coarser level; 0 for torchvision's 32 to 512 pixels")
-    octaves: int = Field(1, ge=1, le=4, description="anchor sizes a level, evenly within the octave")
-    conf: float = Field(0.001, ge=0, lt=1, description="lowest score of a detection (torchvision's is 0.05)")
-    iou: float = Field(0.5, gt=0, le=1, description="IoU above which non-maximum suppression merges")
+    anchor: float = Field(
+        0.008,
+        ge=0,
+        le=0.25,
+        description="side of the smallest anchors as a share of the scan's "
+        "long side, twice as much at each coarser level; 0 for torchvision's 32 to 512 pixels",
+    )
+    octaves: int = Field(
+        1, ge=1, le=4, description="anchor sizes a level, evenly within the octave"
+    )
+    conf: float = Field(
+        0.001, ge=0, lt=1, description="lowest score of a detection (torchvision's is 0.05)"
+    )
+    iou: float = Field(
+        0.5, gt=0, le=1, description="IoU above which non-maximum suppression merges"
+    )
     max_det: int = Field(100, ge=1, description="detections an image; COCO AP counts 100")
 
 
@@ -59,26 +81,43 @@ class Detector(nn.Module):
         self.net, self.first = net, first
         self.net.transform = _AsItIs(0, 0, [0.0], [1.0])
         # torchvision computes anchors and boxes in the precision of the features.
-        in_full_precision(*(m for m in net.modules() if isinstance(
-            m, BackboneWithFPN | RPNHead | RetinaNetHead | FCOSHead | FastRCNNPredictor)))
+        in_full_precision(
+            *(
+                m
+                for m in net.modules()
+                if isinstance(
+                    m, BackboneWithFPN | RPNHead | RetinaNetHead | FCOSHead | FastRCNNPredictor
+                )
+            )
+        )
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor] | list[Prediction]:
-        """Losses, means over the batch, of a Batch in train mode; a Prediction an image in eval mode."""
+        """Losses, means over the batch, of a Batch in train mode; a Prediction an image in eval
+        mode.
+        """
         if not self.training:
             return [self._prediction(found) for found in self.net(list(cast(Tensor, batch)))]
         batch = cast(Batch, batch)
-        targets = [{"boxes": b, "labels": y + self.first} for b, y in zip(batch.boxes, batch.labels)]
+        targets = [
+            {"boxes": b, "labels": y + self.first} for b, y in zip(batch.boxes, batch.labels)
+        ]
         return cast(dict[str, Tensor], self.net(list(batch.image_NCHW), targets))
 
     def _prediction(self, found: dict[str, Tensor]) -> Prediction:
-        return Prediction(found["boxes"].detach().float().cpu().numpy(), found["scores"].detach().float().cpu().numpy(),
-                          (found["labels"] - self.first).cpu().numpy())
+        return Prediction(
+            found["boxes"].detach().float().cpu().numpy(),
+            found["scores"].detach().float().cpu().numpy(),
+            (found["labels"] - self.first).cpu().numpy(),
+        )
 
 
-def backbone(depth: int, channels: int, first: int = 1, extra: ExtraFPNBlock | None = None) -> BackboneWithFPN:
+def backbone(
+    depth: int, channels: int, first: int = 1, extra: ExtraFPNBlock | None = None
+) -> BackboneWithFPN:
     """ResNet with a feature pyramid for one channel, all of it trained.
 
-    torchvision's own default freezes batch norm and the first layers, which from scratch leaves them random.
+    torchvision's own default freezes batch norm and the first layers, which from scratch leaves
+    them random.
 
     Args:
         channels: of every level of the pyramid.
@@ -89,26 +128,40 @@ def backbone(depth: int, channels: int, first: int = 1, extra: ExtraFPNBlock | N
     body.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
     nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
     stages = range(first, 5)
-    return BackboneWithFPN(body, {f"layer{n}": str(place) for place, n in enumerate(stages)},
-                           [256 * 2 ** (n - 1) for n in stages], channels, extra)
+    return BackboneWithFPN(
+        body,
+        {f"layer{n}": str(place) for place, n in enumerate(stages)},
+        [256 * 2 ** (n - 1) for n in stages],
+        channels,
+        extra,
+    )
 
 
 def anchors(config: DetectorConfig, levels: int = 5) -> AnchorGenerator | None:
-    """Anchors of three aspects whose sides double from level to level, or None for torchvision's own.
+    """Anchors of three aspects whose sides double from level to level, or None for torchvision's
+    own.
 
     Raises:
-        InvalidConfig: the smallest are under 4 pixels: torchvision rounds half their sides, and they become one.
+        InvalidConfig: the smallest are under 4 pixels: torchvision rounds half their sides, and
+            they become one.
     """
     if not config.anchor:
         return None
     if config.anchor * config.imgsz < SMALLEST:
-        raise InvalidConfig(f"anchor {config.anchor:g} at imgsz {config.imgsz} is under {SMALLEST:g} pixels")
+        raise InvalidConfig(
+            f"anchor {config.anchor:g} at imgsz {config.imgsz} is under {SMALLEST:g} pixels"
+        )
     steps = [2 ** (i / config.octaves) for i in range(config.octaves)]
-    sizes = tuple(tuple(config.anchor * config.imgsz * 2**level * step for step in steps) for level in range(levels))
+    sizes = tuple(
+        tuple(config.anchor * config.imgsz * 2**level * step for step in steps)
+        for level in range(levels)
+    )
     return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * levels)
 
 
-def builder(make: Callable[[Any, int], nn.Module], depth: int, first: int) -> Callable[[TrainingConfig], nn.Module]:
+def builder(
+    make: Callable[[Any, int], nn.Module], depth: int, first: int
+) -> Callable[[TrainingConfig], nn.Module]:
     """The ``build`` of a model: a detector of this depth under the contract."""
     return lambda config: Detector(make(config, depth), first)
 

@@ -1,9 +1,11 @@
-"""Double U-Net (Jha et al. 2020, arXiv:2006.04558), also for three classes, as a study of whole-body scans has it.
+"""Double U-Net (Jha et al. 2020, arXiv:2006.04558), also for three classes, as a study of
+whole-body scans has it.
 
-Network 1 is a VGG-19 encoder, ASPP and a decoder; the scan times its output goes into network 2, whose decoder has the
-skip connections of both encoders. Readings chosen where the papers leave a choice: both outputs are trained with the
-same losses, as in the authors' code, and the second is the prediction; decoders upsample bilinearly; the scan is
-multiplied with the probability of each class but the background's, so that network 2 has an input channel for each.
+Network 1 is a VGG-19 encoder, ASPP and a decoder; the scan times its output goes into network 2,
+whose decoder has the skip connections of both encoders. Readings chosen where the papers leave a
+choice: both outputs are trained with the same losses, as in the authors' code, and the second is
+the prediction; decoders upsample bilinearly; the scan is multiplied with the probability of each
+class but the background's, so that network 2 has an input channel for each.
 """
 
 from __future__ import annotations
@@ -30,8 +32,14 @@ SQUEEZE = 8
 class Config(SegmenterConfig):
     """Double U-Net's own hyper-parameters."""
 
-    width: int = Field(64, ge=8, le=128, multiple_of=2, description="channels of the first level of VGG-19; encoder 2 "
-                                                                    "and the decoders have half of them")
+    width: int = Field(
+        64,
+        ge=8,
+        le=128,
+        multiple_of=2,
+        description="channels of the first level of VGG-19; encoder 2 "
+        "and the decoders have half of them",
+    )
 
     norm: bool = Field(True, description="batch norm in the VGG encoder; the papers' has none")
 
@@ -43,17 +51,26 @@ class DoubleUnet(nn.Module):
         super().__init__()
         self.config = config
         stages = [config.width * times for times in STAGES]
-        layers = [item for width, count in zip(stages, CONVOLUTIONS) for item in ([width] * count + ["M"])]
+        layers = [
+            item for width, count in zip(stages, CONVOLUTIONS) for item in ([width] * count + ["M"])
+        ]
         self.features = make_layers(layers[:-1], batch_norm=config.norm)  # without the last pooling
         self.features[0] = nn.Conv2d(1, stages[0], 3, padding=1)
         widths = [width // 2 for width in stages[:-1]]
-        self.encoder = nn.ModuleList(_Block(i, o) for i, o in zip((config.channels, *widths), widths))
-        self.necks = nn.ModuleList(_Aspp(inputs, config.width) for inputs in (stages[-1], widths[-1]))
+        self.encoder = nn.ModuleList(
+            _Block(i, o) for i, o in zip((config.channels, *widths), widths)
+        )
+        self.necks = nn.ModuleList(
+            _Aspp(inputs, config.width) for inputs in (stages[-1], widths[-1])
+        )
         both = [a + b for a, b in zip(stages, widths)]
         self.decoders = nn.ModuleList(
-            nn.ModuleList(_Block(below + skip, o)
-                          for below, skip, o in zip((config.width, *widths[::-1]), skips, widths[::-1]))
-            for skips in (stages[-2::-1], both[::-1]))
+            nn.ModuleList(
+                _Block(below + skip, o)
+                for below, skip, o in zip((config.width, *widths[::-1]), skips, widths[::-1])
+            )
+            for skips in (stages[-2::-1], both[::-1])
+        )
         self.heads = nn.ModuleList(nn.Conv2d(widths[0], config.channels, 1) for _ in range(2))
         for head in self.heads:
             rare(head)
@@ -90,8 +107,12 @@ class _Block(nn.Module):
         few = max(1, outputs // SQUEEZE)
         self.convolutions = DoubleConv(inputs, outputs)
         self.excitation = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(outputs, few, 1, bias=False), nn.ReLU(),
-            nn.Conv2d(few, outputs, 1, bias=False), nn.Sigmoid())
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(outputs, few, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(few, outputs, 1, bias=False),
+            nn.Sigmoid(),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.convolutions(x)
@@ -103,8 +124,12 @@ class _Aspp(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.whole = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(inputs, outputs, 1), nn.ReLU())
-        self.parts = nn.ModuleList(_conv(inputs, outputs, 1 if rate == 1 else 3, rate) for rate in RATES)
+        self.whole = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(inputs, outputs, 1), nn.ReLU()
+        )
+        self.parts = nn.ModuleList(
+            _conv(inputs, outputs, 1 if rate == 1 else 3, rate) for rate in RATES
+        )
         self.join = _conv(outputs * (1 + len(RATES)), outputs, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,10 +138,22 @@ class _Aspp(nn.Module):
 
 
 def _conv(inputs: int, outputs: int, size: int, rate: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, size, padding=rate * (size // 2), dilation=rate, bias=False),
-                         nn.BatchNorm2d(outputs), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, size, padding=rate * (size // 2), dilation=rate, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
 
 
-MODEL = Model("double_unet", "segmentation", Config, builder(DoubleUnet), SPACE, "Jha et al. 2020, arXiv:2006.04558",
-              weights={"imagenet": VGG19_BN_Weights.IMAGENET1K_V1.url,
-                       "imagenet_without_norm": VGG19_Weights.IMAGENET1K_V1.url})
+MODEL = Model(
+    "double_unet",
+    "segmentation",
+    Config,
+    builder(DoubleUnet),
+    SPACE,
+    "Jha et al. 2020, arXiv:2006.04558",
+    weights={
+        "imagenet": VGG19_BN_Weights.IMAGENET1K_V1.url,
+        "imagenet_without_norm": VGG19_Weights.IMAGENET1K_V1.url,
+    },
+)

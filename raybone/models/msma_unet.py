@@ -1,13 +1,15 @@
-"""The multi-attention multi-scale U-Net for tiles of bone scans (Xie et al. 2024, doi 10.21037/qims-24-1246).
+"""The multi-attention multi-scale U-Net for tiles of bone scans (Xie et al. 2024, doi
+10.21037/qims-24-1246).
 
-A U-Net with a multi-scale block at every level, a multi-pooling block after the first halving, and a vision transformer
-and a non-local block at the bottom; each is a switch, as in its ablation (Table 7). Readings chosen where the
-paper leaves a choice: the multi-scale block follows the two convolutions of a level, in encoder and decoder, and its
-branches share the channels evenly (the text speaks of five branches, equation 1 has those of 1x1, 3x3, 5x5 and
-pooling, which Table 8 varies); the multi-pooling windows are grids of 1, 2, 4 and 8 cells, by adaptive average pooling,
-and a 1x1 convolution brings the result back to the level's channels; the transformer's class token is added to the
-bottom map at every place; its positions are learned for 16x16 and interpolated for maps of another size; its hidden
-layer has four times its width.
+A U-Net with a multi-scale block at every level, a multi-pooling block after the first halving, and
+a vision transformer and a non-local block at the bottom; each is a switch, as in its ablation
+(Table 7). Readings chosen where the paper leaves a choice: the multi-scale block follows the two
+convolutions of a level, in encoder and decoder, and its branches share the channels evenly (the
+text speaks of five branches, equation 1 has those of 1x1, 3x3, 5x5 and pooling, which Table 8
+varies); the multi-pooling windows are grids of 1, 2, 4 and 8 cells, by adaptive average pooling,
+and a 1x1 convolution brings the result back to the level's channels; the transformer's class token
+is added to the bottom map at every place; its positions are learned for 16x16 and interpolated for
+maps of another size; its hidden layer has four times its width.
 """
 
 from __future__ import annotations
@@ -31,19 +33,33 @@ DEPTH, HEADS, DROPOUT = 6, 8, 0.1  # of the transformer, Table 1
 class Config(SegmenterConfig):
     """The switches of the ablation and the width."""
 
-    width: int = Field(64, ge=8, le=128, multiple_of=8, description="channels of the first level; each level below "
-                                                                    "doubles them, the bottom has as many as the last")
+    width: int = Field(
+        64,
+        ge=8,
+        le=128,
+        multiple_of=8,
+        description="channels of the first level; each level below "
+        "doubles them, the bottom has as many as the last",
+    )
     multi_scale: bool = Field(True, description="branches of several kernel sizes at every level")
-    kernels: tuple[int, ...] = Field((1, 3, 5), min_length=1, description="odd kernel sizes of those branches; a "
-                                                                          "pooling branch comes on top")
-    multi_pooling: bool = Field(True, description="context of several grids after the first halving")
+    kernels: tuple[int, ...] = Field(
+        (1, 3, 5),
+        min_length=1,
+        description="odd kernel sizes of those branches; a pooling branch comes on top",
+    )
+    multi_pooling: bool = Field(
+        True, description="context of several grids after the first halving"
+    )
     vit: bool = Field(True, description="a vision transformer at the bottom")
     non_local: bool = Field(True, description="non-local attention at the bottom")
 
     @model_validator(mode="after")
     def _kernels_fit(self) -> Config:
         if any(k < 1 or k % 2 == 0 for k in self.kernels) or len(self.kernels) >= self.width:
-            raise ValueError(f"kernels must be odd and fewer than the width {self.width}, got {list(self.kernels)}")
+            raise ValueError(
+                f"kernels must be odd and fewer than the width {self.width}, got "
+                f"{list(self.kernels)}"
+            )
         return self
 
 
@@ -55,11 +71,15 @@ class MsmaUnet(nn.Module):
         widths = [config.width * 2**level for level in range(LEVELS)]
         self.down = nn.ModuleList(_level(i, o, config) for i, o in zip([1, *widths], widths))
         self.pooling = _MultiPooling(widths[0]) if config.multi_pooling else nn.Identity()
-        self.bottom = nn.Sequential(_Transformer(widths[-1]) if config.vit else nn.Identity(),
-                                    _NonLocal(widths[-1]) if config.non_local else nn.Identity(),
-                                    DoubleConv(widths[-1], widths[-1]))
+        self.bottom = nn.Sequential(
+            _Transformer(widths[-1]) if config.vit else nn.Identity(),
+            _NonLocal(widths[-1]) if config.non_local else nn.Identity(),
+            DoubleConv(widths[-1], widths[-1]),
+        )
         below = [*widths[1:], widths[-1]]
-        self.up = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in zip(below, widths))
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in zip(below, widths)
+        )
         self.merge = nn.ModuleList(_level(2 * o, o, config) for o in widths)
         self.head = nn.Conv2d(widths[0], config.channels, 1)
         rare(self.head)
@@ -80,7 +100,9 @@ class MsmaUnet(nn.Module):
 
 
 class _MultiScale(nn.Module):
-    """Branches of several kernel sizes and one of max pooling, concatenated (equation 1); keeps the channels."""
+    """Branches of several kernel sizes and one of max pooling, concatenated (equation 1); keeps the
+    channels.
+    """
 
     def __init__(self, channels: int, kernels: tuple[int, ...]) -> None:
         super().__init__()
@@ -88,17 +110,25 @@ class _MultiScale(nn.Module):
         share = channels // count
         widths = [share] * len(kernels) + [channels - share * len(kernels)]
         self.branches = nn.ModuleList(
-            nn.Sequential(*([nn.Conv2d(channels, width, 1), nn.ReLU()] if size > 1 else []),
-                          nn.Conv2d(width if size > 1 else channels, width, size, padding=size // 2), nn.ReLU())
-            for size, width in zip(kernels, widths))
-        self.branches.append(nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.Conv2d(channels, widths[-1], 1), nn.ReLU()))
+            nn.Sequential(
+                *([nn.Conv2d(channels, width, 1), nn.ReLU()] if size > 1 else []),
+                nn.Conv2d(width if size > 1 else channels, width, size, padding=size // 2),
+                nn.ReLU(),
+            )
+            for size, width in zip(kernels, widths)
+        )
+        self.branches.append(
+            nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.Conv2d(channels, widths[-1], 1), nn.ReLU())
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([branch(x) for branch in self.branches], 1)
 
 
 class _MultiPooling(nn.Module):
-    """Means over grids of several sizes, each reduced to its share of the channels, beside the map itself."""
+    """Means over grids of several sizes, each reduced to its share of the channels, beside the map
+    itself.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -106,33 +136,47 @@ class _MultiPooling(nn.Module):
         self.join = nn.Conv2d(2 * channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = [functional.interpolate(reduce(functional.adaptive_avg_pool2d(x, size)), x.shape[2:], mode="bilinear")
-                for size, reduce in zip(POOLS, self.reduce)]
+        wide = [
+            functional.interpolate(
+                reduce(functional.adaptive_avg_pool2d(x, size)), x.shape[2:], mode="bilinear"
+            )
+            for size, reduce in zip(POOLS, self.reduce)
+        ]
         return cast(Tensor, self.join(torch.cat([x, *wide], 1)))
 
 
 class _Transformer(nn.Module):
-    """A vision transformer over the pixels of the map (Dosovitskiy et al. 2021, arXiv:2010.11929)."""
+    """A vision transformer over the pixels of the map (Dosovitskiy et al. 2021,
+    arXiv:2010.11929).
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.embed = nn.Linear(channels, channels)
         self.token = nn.Parameter(torch.randn(1, 1, channels) * 0.02)
         self.places = nn.Parameter(torch.randn(1, channels, GRID, GRID) * 0.02)
-        layer = nn.TransformerEncoderLayer(channels, HEADS, 4 * channels, DROPOUT, "gelu", batch_first=True,
-                                           norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, DEPTH, nn.LayerNorm(channels), enable_nested_tensor=False)
+        layer = nn.TransformerEncoderLayer(
+            channels, HEADS, 4 * channels, DROPOUT, "gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(
+            layer, DEPTH, nn.LayerNorm(channels), enable_nested_tensor=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        places = self.places if x.shape[2:] == self.places.shape[2:] else functional.interpolate(
-            self.places, x.shape[2:], mode="bilinear")
+        places = (
+            self.places
+            if x.shape[2:] == self.places.shape[2:]
+            else functional.interpolate(self.places, x.shape[2:], mode="bilinear")
+        )
         tokens_NLC = self.embed(x.flatten(2).transpose(1, 2)) + places.flatten(2).transpose(1, 2)
         whole_NC = self.layers(torch.cat([self.token.expand(len(x), -1, -1), tokens_NLC], 1))[:, 0]
         return x + whole_NC[:, :, None, None]
 
 
 class _NonLocal(nn.Module):
-    """Non-local attention (Wang et al. 2018, arXiv:1711.07971), equations 17 to 23; half of the channels inside."""
+    """Non-local attention (Wang et al. 2018, arXiv:1711.07971), equations 17 to 23; half of the
+    channels inside.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -148,8 +192,16 @@ class _NonLocal(nn.Module):
 
 def _level(inputs: int, outputs: int, config: Config) -> nn.Module:
     block = DoubleConv(inputs, outputs)
-    return nn.Sequential(block, _MultiScale(outputs, config.kernels)) if config.multi_scale else block
+    return (
+        nn.Sequential(block, _MultiScale(outputs, config.kernels)) if config.multi_scale else block
+    )
 
 
-MODEL = Model("msma_unet", "segmentation", Config, builder(MsmaUnet), {**SPACE, "multi_scale": Param(choice=(
-    False, True))}, "Xie et al. 2024, doi 10.21037/qims-24-1246")
+MODEL = Model(
+    "msma_unet",
+    "segmentation",
+    Config,
+    builder(MsmaUnet),
+    {**SPACE, "multi_scale": Param(choice=(False, True))},
+    "Xie et al. 2024, doi 10.21037/qims-24-1246",
+)

@@ -1,4 +1,6 @@
-"""U-Net on one channel (Ronneberger et al. 2015, arXiv:1505.04597), with batch norm and same-size convolutions."""
+"""U-Net on one channel (Ronneberger et al. 2015, arXiv:1505.04597), with batch norm and same-size
+convolutions.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from raybone.models._segmenter import SPACE, SegmenterConfig, builder, rare
 class Config(SegmenterConfig):
     """U-Net's own hyper-parameters."""
 
-    width: int = Field(32, ge=4, le=128, description="channels of the first level; each level below doubles them")
+    width: int = Field(
+        32, ge=4, le=128, description="channels of the first level; each level below doubles them"
+    )
     depth: int = Field(4, ge=1, le=5, description="times the image is halved")
 
 
@@ -28,7 +32,9 @@ class Unet(nn.Module):
         super().__init__()
         widths = [config.width * 2**i for i in range(config.depth + 1)]
         self.down = nn.ModuleList(DoubleConv(i, o) for i, o in zip([1, *widths], widths))
-        self.up = nn.ModuleList(nn.ConvTranspose2d(o, i, 2, stride=2) for i, o in zip(widths, widths[1:]))
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(o, i, 2, stride=2) for i, o in zip(widths, widths[1:])
+        )
         self.merge = nn.ModuleList(DoubleConv(2 * i, i) for i in widths[:-1])
         self.head = nn.Conv2d(config.width, config.channels, 1)
         rare(self.head)
@@ -45,4 +51,11 @@ class Unet(nn.Module):
         return cast(Tensor, self.head(x))
 
 
-MODEL = Model("unet", "segmentation", Config, builder(Unet), SPACE, "Ronneberger et al. 2015, arXiv:1505.04597")
+MODEL = Model(
+    "unet",
+    "segmentation",
+    Config,
+    builder(Unet),
+    SPACE,
+    "Ronneberger et al. 2015, arXiv:1505.04597",
+)

@@ -1,7 +1,8 @@
-"""The general comparators of the multi-attention U-Net study (doi 10.21037/qims-24-1246), from MONAI.
+"""The general comparators of the multi-attention U-Net study (doi 10.21037/qims-24-1246), from
+MONAI.
 
-U-Net++ (Zhou et al. 2018, arXiv:1807.10165), Attention U-Net (Oktay et al. 2018, arXiv:1804.03999), and a U-Net of
-residual units (Zhang et al. 2018, arXiv:1711.10684).
+U-Net++ (Zhou et al. 2018, arXiv:1807.10165), Attention U-Net (Oktay et al. 2018, arXiv:1804.03999),
+and a U-Net of residual units (Zhang et al. 2018, arXiv:1711.10684).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ LEVELS = 5
 class Config(SegmenterConfig):
     """The comparators' own hyper-parameter."""
 
-    width: int = Field(32, ge=4, le=128, description="channels of the first level; each level below doubles them")
+    width: int = Field(
+        32, ge=4, le=128, description="channels of the first level; each level below doubles them"
+    )
 
 
 def _plus_plus(config: Config) -> nn.Module:
@@ -34,7 +37,17 @@ def _attention(config: Config) -> nn.Module:
 
 
 def _residual(config: Config) -> nn.Module:
-    return _rare(UNet(2, 1, config.channels, _widths(config), [2] * (LEVELS - 1), num_res_units=2, norm="batch"))
+    return _rare(
+        UNet(
+            2,
+            1,
+            config.channels,
+            _widths(config),
+            [2] * (LEVELS - 1),
+            num_res_units=2,
+            norm="batch",
+        )
+    )
 
 
 def _widths(config: Config) -> list[int]:
@@ -46,9 +59,29 @@ def _rare(net: nn.Module) -> nn.Module:
     return net
 
 
-MODELS = [Model("unet_plus_plus", "segmentation", Config, builder(_plus_plus), SPACE, "Zhou et al. 2018, "
-                "arXiv:1807.10165; MONAI"),
-          Model("attention_unet", "segmentation", Config, builder(_attention), SPACE, "Oktay et al. 2018, "
-                "arXiv:1804.03999; MONAI"),
-          Model("res_unet", "segmentation", Config, builder(_residual), SPACE, "Zhang et al. 2018, "
-                "arXiv:1711.10684; MONAI")]
+MODELS = [
+    Model(
+        "unet_plus_plus",
+        "segmentation",
+        Config,
+        builder(_plus_plus),
+        SPACE,
+        "Zhou et al. 2018, arXiv:1807.10165; MONAI",
+    ),
+    Model(
+        "attention_unet",
+        "segmentation",
+        Config,
+        builder(_attention),
+        SPACE,
+        "Oktay et al. 2018, arXiv:1804.03999; MONAI",
+    ),
+    Model(
+        "res_unet",
+        "segmentation",
+        Config,
+        builder(_residual),
+        SPACE,
+        "Zhang et al. 2018, arXiv:1711.10684; MONAI",
+    ),
+]

@@ -1,6 +1,7 @@
 """YOLO11 n, s, m, l, x on one channel: Ultralytics' network and loss under the raybone contract.
 
-Everything else (data, augmentation, optimiser, evaluation) is raybone's, the same for every detector.
+Everything else (data, augmentation, optimiser, evaluation) is raybone's, the same for every
+detector.
 """
 
 from __future__ import annotations
@@ -25,14 +26,21 @@ from raybone.spec import Param
 
 
 def _quiet() -> None:
-    """Keep Ultralytics from writing settings, installing packages and phoning home; before its first import."""
+    """Keep Ultralytics from writing settings, installing packages and phoning home; before its
+    first import.
+    """
     folder = Path(tempfile.gettempdir()) / f"raybone-ultralytics-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():  # made by somebody else, who would choose the settings
         folder = Path(tempfile.mkdtemp(prefix="raybone-ultralytics-"))
-    for key, value in {"YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0",
-                       "YOLO_VERBOSE": "0",
-                       "MPLCONFIGDIR": str(folder), "OMP_NUM_THREADS": str(torch.get_num_threads())}.items():
+    for key, value in {
+        "YOLO_CONFIG_DIR": str(folder),
+        "YOLO_OFFLINE": "1",
+        "YOLO_AUTOINSTALL": "0",
+        "YOLO_VERBOSE": "0",
+        "MPLCONFIGDIR": str(folder),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }.items():
         os.environ.setdefault(key, value)
 
 
@@ -49,8 +57,24 @@ Image.open = _open  # theirs installs a package when an image cannot be read
 
 LOGGER.setLevel(logging.WARNING)
 # dict.update: Ultralytics' own setter writes the settings file.
-dict.update(SETTINGS, dict.fromkeys(("sync", "clearml", "comet", "dvc", "hub", "mlflow", "neptune", "raytune",
-                                     "tensorboard", "wandb"), False))
+dict.update(
+    SETTINGS,
+    dict.fromkeys(
+        (
+            "sync",
+            "clearml",
+            "comet",
+            "dvc",
+            "hub",
+            "mlflow",
+            "neptune",
+            "raytune",
+            "tensorboard",
+            "wandb",
+        ),
+        False,
+    ),
+)
 
 
 class Config(TrainingConfig):
@@ -59,10 +83,17 @@ class Config(TrainingConfig):
     box: float = Field(7.5, gt=0, description="gain of the box loss")
     cls: float = Field(0.5, gt=0, description="gain of the class loss")
     dfl: float = Field(1.5, gt=0, description="gain of the distribution focal loss")
-    reach: float = Field(0.5, gt=0.2, le=7.5, description="strides from a cell to the sides of the box it predicts "
-                         "before training; Ultralytics' 7.5 is blind to lesions under about 30 px")
+    reach: float = Field(
+        0.5,
+        gt=0.2,
+        le=7.5,
+        description="strides from a cell to the sides of the box it predicts "
+        "before training; Ultralytics' 7.5 is blind to lesions under about 30 px",
+    )
     conf: float = Field(0.001, ge=0, lt=1, description="lowest score of a detection")
-    iou: float = Field(0.7, gt=0, le=1, description="IoU above which non-maximum suppression merges")
+    iou: float = Field(
+        0.7, gt=0, le=1, description="IoU above which non-maximum suppression merges"
+    )
     max_det: int = Field(100, ge=1, description="detections an image; COCO AP counts 100")
 
 
@@ -72,9 +103,14 @@ class Yolo(nn.Module):
     def __init__(self, config: Config, size: str) -> None:
         super().__init__()
         self.config = config
-        # By its full path: a file of that name in the current folder would be taken instead, and run.
-        self.net = DetectionModel(f"{ROOT}/cfg/models/11/yolo11{size}.yaml", ch=1, nc=len(config.categories),
-                                  verbose=False)
+        # By its full path: a file of that name in the current folder would be taken instead, and
+        # run.
+        self.net = DetectionModel(
+            f"{ROOT}/cfg/models/11/yolo11{size}.yaml",
+            ch=1,
+            nc=len(config.categories),
+            verbose=False,
+        )
         self.net.args = get_cfg(overrides={"box": config.box, "cls": config.cls, "dfl": config.dfl})
         for name, parameter in self.net.named_parameters():
             parameter.requires_grad_(".dfl" not in name)
@@ -82,24 +118,38 @@ class Yolo(nn.Module):
         in_full_precision(self.net.model[-1])
 
     def forward(self, batch: Batch | Tensor) -> dict[str, Tensor] | list[Prediction]:
-        """Losses, summed over the batch, of a Batch in train mode; a Prediction an image in eval mode."""
+        """Losses, summed over the batch, of a Batch in train mode; a Prediction an image in eval
+        mode.
+        """
         if self.training:
             return self._losses(cast(Batch, batch))
         image_NCHW = cast(Tensor, batch)
         output = self.net(image_NCHW)
         raw = output[0] if isinstance(output, tuple) else output
-        found = non_max_suppression(raw.float(), self.config.conf, self.config.iou, multi_label=True,
-                                    max_det=self.config.max_det, max_time_img=10.0)
+        found = non_max_suppression(
+            raw.float(),
+            self.config.conf,
+            self.config.iou,
+            multi_label=True,
+            max_det=self.config.max_det,
+            max_time_img=10.0,
+        )
         return [self._prediction(f, image_NCHW.shape) for f in found]
 
     def _set_reach(self, reach: float) -> None:
-        """Start with small boxes: the assigner's weight is IoU^6, which vanishes when every first box is huge."""
+        """Start with small boxes: the assigner's weight is IoU^6, which vanishes when every first
+        box is huge.
+        """
         head = self.net.model[-1]
         bins = torch.arange(head.reg_max, dtype=torch.float32)
         low, high = 0.0, 10.0
         for _ in range(50):  # the mean of softmax(-slope * bin) falls with the slope
             slope = (low + high) / 2
-            low, high = (slope, high) if float((torch.softmax(-slope * bins, 0) * bins).sum()) > reach else (low, slope)
+            low, high = (
+                (slope, high)
+                if float((torch.softmax(-slope * bins, 0) * bins).sum()) > reach
+                else (low, slope)
+            )
         for branch in head.cv2:
             branch[-1].bias.data[:] = 2.0 - (slope * bins).repeat(4)
 
@@ -107,10 +157,19 @@ class Yolo(nn.Module):
         height, width = batch.image_NCHW.shape[2:]
         boxes_M4 = torch.cat(batch.boxes)
         size_4 = boxes_M4.new_tensor([width, height, width, height])
-        centre_M4 = torch.cat([(boxes_M4[:, :2] + boxes_M4[:, 2:]) / 2, boxes_M4[:, 2:] - boxes_M4[:, :2]], 1)
-        index = [torch.full((len(b),), float(i), device=boxes_M4.device) for i, b in enumerate(batch.boxes)]
-        target: dict[str, Any] = {"img": batch.image_NCHW, "batch_idx": torch.cat(index), "bboxes": centre_M4 / size_4,
-                                  "cls": torch.cat(batch.labels).float()[:, None]}
+        centre_M4 = torch.cat(
+            [(boxes_M4[:, :2] + boxes_M4[:, 2:]) / 2, boxes_M4[:, 2:] - boxes_M4[:, :2]], 1
+        )
+        index = [
+            torch.full((len(b),), float(i), device=boxes_M4.device)
+            for i, b in enumerate(batch.boxes)
+        ]
+        target: dict[str, Any] = {
+            "img": batch.image_NCHW,
+            "batch_idx": torch.cat(index),
+            "bboxes": centre_M4 / size_4,
+            "cls": torch.cat(batch.labels).float()[:, None],
+        }
         losses, _ = self.net(target)
         return dict(zip(("box_loss", "cls_loss", "dfl_loss"), losses))
 
@@ -123,9 +182,11 @@ class Yolo(nn.Module):
 
 
 def export(module: Yolo, path: Path) -> None:
-    """Write a file that ``ultralytics.YOLO(path)`` opens: half precision, one channel, pixels 0 to 255 as it has them.
+    """Write a file that ``ultralytics.YOLO(path)`` opens: half precision, one channel, pixels 0 to
+    255 as it has them.
 
-    Ultralytics letterboxes to a square and pads with grey unless it is told the scan's own shape: ``imgsz=[H, W]``.
+    Ultralytics letterboxes to a square and pads with grey unless it is told the scan's own shape:
+    ``imgsz=[H, W]``.
     """
     net = copy.deepcopy(module.net).cpu().half().eval()
     net.names = dict(enumerate(module.config.categories))
@@ -133,7 +194,16 @@ def export(module: Yolo, path: Path) -> None:
     net.model[-1]._forward_hooks.clear()  # they are raybone's, which the file must do without
     arguments = {**dict(net.args), "task": "detect", "imgsz": module.config.imgsz}
     net.args = arguments
-    torch.save({"model": net, "ema": None, "train_args": arguments, "version": version, "license": "AGPL-3.0"}, path)
+    torch.save(
+        {
+            "model": net,
+            "ema": None,
+            "train_args": arguments,
+            "version": version,
+            "license": "AGPL-3.0",
+        },
+        path,
+    )
 
 
 SPACE = {
@@ -151,5 +221,16 @@ def _build(config: TrainingConfig, size: str) -> nn.Module:
 
 
 ADDRESS = "https://github.com/ultralytics/assets/releases/download/v8.4.0/yolo11{}.pt"
-MODELS = [Model(f"yolo11{s}", "detection", Config, partial(_build, size=s), SPACE, SOURCE, reduction="sum",
-                weights={"coco": ADDRESS.format(s)}) for s in "nsmlx"]
+MODELS = [
+    Model(
+        f"yolo11{s}",
+        "detection",
+        Config,
+        partial(_build, size=s),
+        SPACE,
+        SOURCE,
+        reduction="sum",
+        weights={"coco": ADDRESS.format(s)},
+    )
+    for s in "nsmlx"
+]

@@ -40,14 +40,25 @@ def until(what: Callable[[], object], seconds: float = PATIENCE, wanted: str = "
 
 
 class Cluster:
-    """A head without CPUs and nodes of one CPU each, every one a process group, with a token and ports of its own."""
+    """A head without CPUs and nodes of one CPU each, every one a process group, with a token and
+    ports of its own.
+    """
 
-    def __init__(self, nodes: int = 2, num_gpus: int = 0, autoscaled: int = 0, **environment: str) -> None:
+    def __init__(
+        self, nodes: int = 2, num_gpus: int = 0, autoscaled: int = 0, **environment: str
+    ) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="rbc-", dir="/tmp"))
-        self.environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16),
-                            "RAY_USAGE_STATS_ENABLED": "0", "RAY_health_check_period_ms": "1000",
-                            "RAY_health_check_failure_threshold": "3", "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
-                            "OMP_NUM_THREADS": "1", "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "15"}
+        self.environment = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(16),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_failure_threshold": "3",
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+            "OMP_NUM_THREADS": "1",
+            "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "15",
+        }
         self.environment.pop("RAY_ADDRESS", None)
         self.environment.update(environment)
         self.count, self.num_gpus, self.autoscaled = nodes, num_gpus, autoscaled
@@ -62,30 +73,66 @@ class Cluster:
             port = probe.getsockname()[1]
         self.address = f"127.0.0.1:{port}"
         autoscaler = [f"--autoscaling-config={self._autoscaler()}"] if self.autoscaled else []
-        self.head = self._ray("--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={self.place}",
-                              "--include-dashboard=false", *autoscaler)
+        self.head = self._ray(
+            "--head",
+            f"--port={port}",
+            "--num-cpus=0",
+            f"--temp-dir={self.place}",
+            "--include-dashboard=false",
+            *autoscaler,
+        )
         until(lambda: _listens(port), wanted="the head's start")
         for _ in range(self.count):
             self.join()
 
     def _autoscaler(self) -> Path:
-        """Ray's autoscaler v2 with its provider for tests, whose nodes are processes of this machine."""
-        self.environment.update(RAY_FAKE_CLUSTER="1", AUTOSCALER_UPDATE_INTERVAL_S="1", RAY_enable_autoscaler_v2="1",
-                                RAY_CLOUD_INSTANCE_ID=FAKE_HEAD_NODE_ID,
-                                RAY_OVERRIDE_NODE_ID_FOR_TESTING=FAKE_HEAD_NODE_ID)
-        node = {"resources": {"CPU": 1, "object_store_memory": 100000000}, "node_config": {}, "min_workers": 0,
-                "max_workers": self.autoscaled}
+        """Ray's autoscaler v2 with its provider for tests, whose nodes are processes of this
+        machine.
+        """
+        self.environment.update(
+            RAY_FAKE_CLUSTER="1",
+            AUTOSCALER_UPDATE_INTERVAL_S="1",
+            RAY_enable_autoscaler_v2="1",
+            RAY_CLOUD_INSTANCE_ID=FAKE_HEAD_NODE_ID,
+            RAY_OVERRIDE_NODE_ID_FOR_TESTING=FAKE_HEAD_NODE_ID,
+        )
+        node = {
+            "resources": {"CPU": 1, "object_store_memory": 100000000},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": self.autoscaled,
+        }
         # As an external one: Ray's wheels lack the defaults of its own name.
-        provider = {"type": "external", "module": f"{FakeMultiNodeProvider.__module__}.FakeMultiNodeProvider",
-                    "disable_node_updaters": True, "disable_launch_config_check": True, "gcs_address": self.address,
-                    "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID}
+        provider = {
+            "type": "external",
+            "module": f"{FakeMultiNodeProvider.__module__}.FakeMultiNodeProvider",
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "gcs_address": self.address,
+            "launch_multiple": True,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+        }
         head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
-        unused = ("setup_commands", "head_setup_commands", "worker_setup_commands", "cluster_synced_files")
+        unused = (
+            "setup_commands",
+            "head_setup_commands",
+            "worker_setup_commands",
+            "cluster_synced_files",
+        )
         path = self.place / "autoscaler.json"
-        path.write_text(json.dumps({
-            "cluster_name": "fake", "max_workers": self.autoscaled, "idle_timeout_minutes": 0.1, "provider": provider,
-            "head_node_type": FAKE_HEAD_NODE_TYPE, "available_node_types": {FAKE_HEAD_NODE_TYPE: head, "worker": node},
-            **{name: [] for name in unused}}))
+        path.write_text(
+            json.dumps(
+                {
+                    "cluster_name": "fake",
+                    "max_workers": self.autoscaled,
+                    "idle_timeout_minutes": 0.1,
+                    "provider": provider,
+                    "head_node_type": FAKE_HEAD_NODE_TYPE,
+                    "available_node_types": {FAKE_HEAD_NODE_TYPE: head, "worker": node},
+                    **{name: [] for name in unused},
+                }
+            )
+        )
         return path
 
     def complete(self) -> None:
@@ -96,27 +143,50 @@ class Cluster:
 
     def join(self) -> None:
         """A node joins."""
-        self.nodes.append(self._ray(f"--address={self.address}", "--num-cpus=1", f"--num-gpus={self.num_gpus}"))
+        self.nodes.append(
+            self._ray(f"--address={self.address}", "--num-cpus=1", f"--num-gpus={self.num_gpus}")
+        )
 
     def _ray(self, *options: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats",
-                   "--object-store-memory=100000000", *options]
+        command = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            "--object-store-memory=100000000",
+            *options,
+        ]
         with (self.place / "ray.log").open("ab") as log:
-            return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(
+                command, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
 
     def processes(self, *names: str) -> list[psutil.Process]:
         """Living processes of the cluster whose command line begins with one of the names."""
         found = []
         for process in psutil.process_iter(["cmdline", "environ", "status"]):
             line = " ".join(process.info["cmdline"] or ())
-            mine = (process.info["environ"] or {}).get("RAY_AUTH_TOKEN") == self.environment["RAY_AUTH_TOKEN"]
-            if mine and line.startswith(names or ("",)) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            mine = (process.info["environ"] or {}).get("RAY_AUTH_TOKEN") == self.environment[
+                "RAY_AUTH_TOKEN"
+            ]
+            if (
+                mine
+                and line.startswith(names or ("",))
+                and process.info["status"] != psutil.STATUS_ZOMBIE
+            ):
                 found.append(process)
         return found
 
     def kill(self, popen: subprocess.Popen[bytes]) -> None:
-        """End a head or a node with all its processes at once, as a machine that loses its power."""
-        for process in [psutil.Process(popen.pid), *psutil.Process(popen.pid).children(recursive=True)]:
+        """End a head or a node with all its processes at once, as a machine that loses its
+        power.
+        """
+        for process in [
+            psutil.Process(popen.pid),
+            *psutil.Process(popen.pid).children(recursive=True),
+        ]:
             with _gone():
                 process.kill()
         popen.wait()
@@ -138,7 +208,9 @@ class Cluster:
 
 
 class Trained:
-    """Counts how often each fold's ``last.pt`` is written anew, which is once an epoch that was trained to its end."""
+    """Counts how often each fold's ``last.pt`` is written anew, which is once an epoch that was
+    trained to its end.
+    """
 
     def __init__(self, out: Path) -> None:
         self.out, self.counts, self._seen = out, Counter[str](), dict[str, int]()
@@ -163,9 +235,13 @@ class Trained:
 
 
 class Driver:
-    """`raybone search` on the cluster, in a process of its own, started again whenever a fault ends it."""
+    """`raybone search` on the cluster, in a process of its own, started again whenever a fault ends
+    it.
+    """
 
-    def __init__(self, cluster: Cluster, study: Path, out: Path, *options: str, log: Path | None = None) -> None:
+    def __init__(
+        self, cluster: Cluster, study: Path, out: Path, *options: str, log: Path | None = None
+    ) -> None:
         self.cluster, self.study, self.out, self.options = cluster, study, out, options
         self.log = log or out.with_suffix(".log")
         self.starts = 0
@@ -176,9 +252,25 @@ class Driver:
         self.starts += 1
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "raybone.cli", "search", str(self.study), "--out", str(self.out), "--address",
-                 self.cluster.address, "--wait", "3", *self.options], stdout=log, stderr=subprocess.STDOUT,
-                env=self.cluster.environment, start_new_session=True)
+                [
+                    sys.executable,
+                    "-m",
+                    "raybone.cli",
+                    "search",
+                    str(self.study),
+                    "--out",
+                    str(self.out),
+                    "--address",
+                    self.cluster.address,
+                    "--wait",
+                    "3",
+                    *self.options,
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.cluster.environment,
+                start_new_session=True,
+            )
 
     def wait(self) -> int:
         """The exit code."""
@@ -193,8 +285,10 @@ def events(out: Path) -> list[dict[str, object]]:
 def progress(out: Path) -> tuple[dict[str, int], list[str]]:
     """Fold epochs by configuration, and the configurations at work."""
     state = State(events(out))
-    return ({c.id: sum(map(len, c.epochs.values())) for c in state.configurations.values()},
-            [c.id for c in state.running])
+    return (
+        {c.id: sum(map(len, c.epochs.values())) for c in state.configurations.values()},
+        [c.id for c in state.running],
+    )
 
 
 def table(out: Path) -> pd.DataFrame:
@@ -214,4 +308,6 @@ class _gone:  # noqa: N801
         pass
 
     def __exit__(self, kind: type | None, *_: object) -> bool:
-        return kind is not None and issubclass(kind, psutil.NoSuchProcess | FileNotFoundError | ProcessLookupError)
+        return kind is not None and issubclass(
+            kind, psutil.NoSuchProcess | FileNotFoundError | ProcessLookupError
+        )

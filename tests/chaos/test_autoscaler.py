@@ -1,4 +1,6 @@
-"""A cluster without nodes: a search waits for those it asks Ray's autoscaler for; they go when it has ended."""
+"""A cluster without nodes: a search waits for those it asks Ray's autoscaler for; they go when it
+has ended.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from raybone.spec import parse_study
 from tests.chaos.harness import Cluster, Driver, events, table, until
 
 
-def test_an_autoscaler_adds_the_nodes_that_a_search_can_use_and_takes_them_back(study: dict[str, Any],
-                                                                                tmp_path: Path) -> None:
+def test_an_autoscaler_adds_the_nodes_that_a_search_can_use_and_takes_them_back(
+    study: dict[str, Any], tmp_path: Path
+) -> None:
     study = {**study, "epochs": 12, "fixed": {**study["fixed"], "imgsz": 256}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     search_locally(parse_study(study), str(tmp_path / "whole"))

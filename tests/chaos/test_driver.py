@@ -1,4 +1,6 @@
-"""Kill the driver of a study on Ray, or press Ctrl-C: nothing is redone and the leaderboard is the same."""
+"""Kill the driver of a study on Ray, or press Ctrl-C: nothing is redone and the leaderboard is the
+same.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,28 @@ from raybone.search import search as search_locally
 from raybone.spec import parse_study
 
 
-def test_a_study_killed_and_then_interrupted_equals_an_undisturbed_one(study: dict[str, Any], tmp_path: Path) -> None:
+def test_a_study_killed_and_then_interrupted_equals_an_undisturbed_one(
+    study: dict[str, Any], tmp_path: Path
+) -> None:
     study = {**study, "epochs": 6}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     search_locally(parse_study(study), str(tmp_path / "whole"))
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "raybone.cli", "search", str(tmp_path / "study.yaml"), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "raybone.cli",
+        "search",
+        str(tmp_path / "study.yaml"),
+        "--out",
+        str(out),
+    ]
     for wanted, end in ((5, signal.SIGKILL), (15, signal.SIGINT)):
         driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
         deadline = time.monotonic() + 120
-        while len(epochs_of(out)) < wanted and time.monotonic() < deadline and driver.poll() is None:
+        while (
+            len(epochs_of(out)) < wanted and time.monotonic() < deadline and driver.poll() is None
+        ):
             time.sleep(0.05)
         os.kill(driver.pid, end)
         assert driver.wait() == (-9 if end == signal.SIGKILL else 1)
@@ -38,5 +52,7 @@ def test_a_study_killed_and_then_interrupted_equals_an_undisturbed_one(study: di
     assert len(epochs) == len(set(epochs)) == 36
     assert epochs[: len(known)] == known
     timing = ["train_seconds", "gpu_hours"]
-    boards = [pd.read_csv(p / "leaderboard.csv").drop(columns=timing) for p in (out, tmp_path / "whole")]
+    boards = [
+        pd.read_csv(p / "leaderboard.csv").drop(columns=timing) for p in (out, tmp_path / "whole")
+    ]
     pd.testing.assert_frame_equal(*boards)

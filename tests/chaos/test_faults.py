@@ -1,4 +1,6 @@
-"""Fifty faults in two studies: the leaderboard is the undisturbed one, digit by digit, and nothing is left behind."""
+"""Fifty faults in two studies: the leaderboard is the undisturbed one, digit by digit, and nothing
+is left behind.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,16 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def long_study(study: dict[str, Any]) -> dict[str, Any]:
-    """Epochs of about a second, enough of them for all faults, with a metric that no two folds share."""
-    return {**study, "metric": "val_loss", "epochs": 40,
-            "fixed": {**study["fixed"], "imgsz": 256, "batch": 2, "nbs": 2},
-            "limits": {"stall_minutes": 0.5}}
+    """Epochs of about a second, enough of them for all faults, with a metric that no two folds
+    share.
+    """
+    return {
+        **study,
+        "metric": "val_loss",
+        "epochs": 40,
+        "fixed": {**study["fixed"], "imgsz": 256, "batch": 2, "nbs": 2},
+        "limits": {"stall_minutes": 0.5},
+    }
 
 
 class Faults:
@@ -88,15 +96,26 @@ class Faults:
 
     def plan(self, count: int) -> Iterator[Callable[[], bool]]:
         """So many faults of all kinds, the costly ones less often."""
-        shares = {self.killed_worker: 9, self.killed_trial: 4, self.hanging_worker: 2, self.killed_driver: 4,
-                  self.killed_raylet: 3, self.node_leaves_and_another_joins: 2, self.killed_head: 1}
+        shares = {
+            self.killed_worker: 9,
+            self.killed_trial: 4,
+            self.hanging_worker: 2,
+            self.killed_driver: 4,
+            self.killed_raylet: 3,
+            self.node_leaves_and_another_joins: 2,
+            self.killed_head: 1,
+        }
         kinds = [kind for kind, share in shares.items() for _ in range(share)]
         self.dice.shuffle(kinds)
         return iter((kinds * (count // len(kinds) + 1))[:count])
 
 
-def torment(driver: Driver, faults: Faults, cluster: Cluster, count: int, out: Path) -> Counter[str]:
-    """Inject faults, each after every running configuration has got on since the last one; returns those injected."""
+def torment(
+    driver: Driver, faults: Faults, cluster: Cluster, count: int, out: Path
+) -> Counter[str]:
+    """Inject faults, each after every running configuration has got on since the last one; returns
+    those injected.
+    """
     done, plan = Counter[str](), faults.plan(count)
     fault, before = next(plan, None), dict[str, int]()
     deadline = time.monotonic() + 1500
@@ -117,10 +136,14 @@ def torment(driver: Driver, faults: Faults, cluster: Cluster, count: int, out: P
 
 
 @pytest.mark.parametrize("scheduler", ["full", "fold_race"])
-def test_a_study_under_faults_is_the_undisturbed_one(scheduler: str, long_study: dict[str, Any], tmp_path: Path,
-                                                     cluster: Cluster) -> None:
+def test_a_study_under_faults_is_the_undisturbed_one(
+    scheduler: str, long_study: dict[str, Any], tmp_path: Path, cluster: Cluster
+) -> None:
     trials = {"full": 4, "fold_race": 6}[scheduler]  # a race trains less of each
-    study = {**long_study, "search": {**long_study["search"], "scheduler": scheduler, "trials": trials}}
+    study = {
+        **long_study,
+        "search": {**long_study["search"], "scheduler": scheduler, "trials": trials},
+    }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     out = tmp_path / "out"
     trained, driver = Trained(out), Driver(cluster, tmp_path / "study.yaml", out)
@@ -132,13 +155,18 @@ def test_a_study_under_faults_is_the_undisturbed_one(scheduler: str, long_study:
 
     epochs = [(e["config_id"], e["fold"], e["epoch"]) for e in events(out) if e["event"] == "epoch"]
     assert len(epochs) == len(set(epochs))
-    # An epoch in flight when its process dies may have been saved already, and is then not trained again.
+    # An epoch in flight when its process dies may have been saved already, and is then not trained
+    # again.
     assert sum(counts.values()) == len(epochs)
     assert "failed" not in set(table(out)["state"])
     if scheduler == "full":
         search_locally(parse_study(study), str(tmp_path / "whole"))
         pd.testing.assert_frame_equal(table(out), table(tmp_path / "whole"))
-    until(lambda: not cluster.processes(*WORKER, *TRIAL, "ray::Hub", "ray::TrainController"), 60, "the end of all runs")
+    until(
+        lambda: not cluster.processes(*WORKER, *TRIAL, "ray::Hub", "ray::TrainController"),
+        60,
+        "the end of all runs",
+    )
     assert groups_left(cluster) == []
 
 
@@ -147,8 +175,15 @@ def groups_left(cluster: Cluster) -> list[str]:
     import subprocess
     import sys
 
-    code = ("import ray; ray.init(address='auto', logging_level='ERROR'); "
-            "print(*[g['state'] for g in ray.util.placement_group_table().values()])")
-    run = subprocess.run([sys.executable, "-c", code], env={**cluster.environment, "RAY_ADDRESS": cluster.address},
-                         capture_output=True, text=True, check=True)
+    code = (
+        "import ray; ray.init(address='auto', logging_level='ERROR'); "
+        "print(*[g['state'] for g in ray.util.placement_group_table().values()])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**cluster.environment, "RAY_ADDRESS": cluster.address},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return [state for state in run.stdout.split() if state != "REMOVED"]

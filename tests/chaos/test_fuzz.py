@@ -1,4 +1,6 @@
-"""Two thousand damaged inputs: none ends in a traceback, a signal, a hang or gigabytes, and each is accounted for."""
+"""Two thousand damaged inputs: none ends in a traceback, a signal, a hang or gigabytes, and each is
+accounted for.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,38 @@ from raybone.folder import Folder
 from raybone.hpo.journal import Journal
 
 MEMORY = 3 << 29  # bytes beyond what the imports took, of any process
-CHARTS = 1 << 33  # where reports are drawn: the engine of vl_convert takes gigabytes that it hardly touches
+CHARTS = (
+    1 << 33
+)  # where reports are drawn: the engine of vl_convert takes gigabytes that it hardly touches
 PATIENCE = 120.0  # seconds
 BATCH = 20
 # What a field may hold that nobody meant it to.
-ODD = (None, True, -1, 0, 7, 1e308, -1e308, float("nan"), float("inf"), 10**400, 2**63, "", "x", "\x1b[2J", "\x00",
-       "../../../etc/passwd", "=cmd()", "é" * 300, [], {}, [[]], [None], {"": None}, [0] * 1000)
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    7,
+    1e308,
+    -1e308,
+    float("nan"),
+    float("inf"),
+    10**400,
+    2**63,
+    "",
+    "x",
+    "\x1b[2J",
+    "\x00",
+    "../../../etc/passwd",
+    "=cmd()",
+    "é" * 300,
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+    [0] * 1000,
+)
 CHILD = """
 import json, resource, sys
 import torchvision, raybone.predict, raybone.preview, raybone.prepare, raybone.leaderboard, raybone.report
@@ -53,7 +81,9 @@ for line in sys.stdin:
 
 
 class Verbs:
-    """A process that gives verbs to the command line one after the other; it is begun anew when one ends it."""
+    """A process that gives verbs to the command line one after the other; it is begun anew when one
+    ends it.
+    """
 
     def __init__(self, place: Path, memory: int = MEMORY) -> None:
         self.log, self.memory = place / "told.txt", memory
@@ -62,9 +92,19 @@ class Verbs:
 
     def _begin(self) -> None:
         self.file = self.log.open("w+")
-        self.child = subprocess.Popen([sys.executable, "-X", "faulthandler", "-c",
-                                       CHILD.replace("{memory}", str(self.memory))], stdin=subprocess.PIPE,
-                                      stdout=subprocess.PIPE, stderr=self.file, text=True)
+        self.child = subprocess.Popen(
+            [
+                sys.executable,
+                "-X",
+                "faulthandler",
+                "-c",
+                CHILD.replace("{memory}", str(self.memory)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.file,
+            text=True,
+        )
 
     def __call__(self, *words: object) -> str:
         """How a verb ended: its exit code, or what it must not do."""
@@ -101,18 +141,20 @@ def torn(content: bytes, rng: random.Random) -> bytes:
         at, length = rng.randrange(max(1, len(found))), rng.choice((1, 2, 4, 30, 300))
         kind = rng.randrange(6)
         if kind == 0:
-            found[at:at + length] = rng.randbytes(length)
+            found[at : at + length] = rng.randbytes(length)
         elif kind == 1:
-            del found[at:at + length]
+            del found[at : at + length]
         elif kind == 2:
-            found[at:at] = rng.choice((b"\xff" * length, b"\0" * length, b"9" * length, b"[" * length))
+            found[at:at] = rng.choice(
+                (b"\xff" * length, b"\0" * length, b"9" * length, b"[" * length)
+            )
         elif kind == 3:
-            found[at:at] = found[max(0, at - length):at]
+            found[at:at] = found[max(0, at - length) : at]
         elif kind == 4 and rng.random() < 0.3:
             del found[at:]
         else:
             head = rng.randrange(min(600, max(1, len(found))))  # where headers are
-            found[head:head + 2] = rng.choice((b"\xff\xff", b"\0\0", b"\x01\0", b"99"))
+            found[head : head + 2] = rng.choice((b"\xff\xff", b"\0\0", b"\x01\0", b"99"))
     return bytes(found)
 
 
@@ -135,20 +177,40 @@ def spoiled(value: Any, rng: random.Random) -> Any:
 
 @pytest.fixture(scope="module")
 def parts(cohort: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What is damaged: scans with their annotations in every format, a study, a bundle, a journal."""
+    """What is damaged: scans with their annotations in every format, a study, a bundle, a
+    journal.
+    """
     place = tmp_path_factory.mktemp("parts")
     opened = open_dataset(dataset)
-    study = {"name": "fuzz", "dataset": str(dataset), "model": "unet", "epochs": 1, "metric": "dice",
-             "fixed": {"batch": 4, "nbs": 4, "width": 4, "depth": 1, "imgsz": 64},
-             "space": {"lr0": {"log_uniform": [1e-4, 1e-1]}, "optimizer": {"choice": ["AdamW", "SGD"]},
-                       "momentum": {"uniform": [0.6, 0.95], "when": {"optimizer": "SGD"}}},
-             "search": {"trials": 1, "sampler": "random", "scheduler": "full", "reject": ["lr0 > 0.05"]},
-             "resources": {"cpus": 1}, "limits": {"hours": 1}, "keep": 1}
+    study = {
+        "name": "fuzz",
+        "dataset": str(dataset),
+        "model": "unet",
+        "epochs": 1,
+        "metric": "dice",
+        "fixed": {"batch": 4, "nbs": 4, "width": 4, "depth": 1, "imgsz": 64},
+        "space": {
+            "lr0": {"log_uniform": [1e-4, 1e-1]},
+            "optimizer": {"choice": ["AdamW", "SGD"]},
+            "momentum": {"uniform": [0.6, 0.95], "when": {"optimizer": "SGD"}},
+        },
+        "search": {"trials": 1, "sampler": "random", "scheduler": "full", "reject": ["lr0 > 0.05"]},
+        "resources": {"cpus": 1},
+        "limits": {"hours": 1},
+        "keep": 1,
+    }
     (place / "study.yaml").write_text(yaml.safe_dump(study))
-    assert main(["search", str(place / "study.yaml"), "--out", str(place / "study"), "--local"]) == 0
+    assert (
+        main(["search", str(place / "study.yaml"), "--out", str(place / "study"), "--local"]) == 0
+    )
     assert main(["refit", str(place / "study"), "--out", str(place / "bundle")]) == 0
     pretend(place / "pretended", dataset)
-    return {"place": place, "study": study, "dataset": opened, "dicom": sorted(cohort.rglob("*.dcm"))}
+    return {
+        "place": place,
+        "study": study,
+        "dataset": opened,
+        "dicom": sorted(cohort.rglob("*.dcm")),
+    }
 
 
 def picture(dataset: Dataset, number: int) -> bytes:
@@ -167,26 +229,56 @@ def boxes(dataset: Dataset, number: int) -> list[tuple[float, ...]]:
 
 
 def labelme(dataset: Dataset, number: int, rng: random.Random) -> bytes:
-    corners = [[[x1, y1], [x2, y1], [x2, y2], [x1, y2]] for x1, y1, x2, y2 in boxes(dataset, number)]
-    shapes = [{"label": "malignant", "points": points, "shape_type": "polygon", "group_id": None, "flags": {}}
-              for points in corners]
-    good = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": f"{number}.png", "imageData": None,
-            "imageHeight": 256, "imageWidth": 64}
-    return json.dumps(spoiled(good, rng)).encode() if rng.random() < 0.7 else torn(json.dumps(good).encode(), rng)
+    corners = [
+        [[x1, y1], [x2, y1], [x2, y2], [x1, y2]] for x1, y1, x2, y2 in boxes(dataset, number)
+    ]
+    shapes = [
+        {
+            "label": "malignant",
+            "points": points,
+            "shape_type": "polygon",
+            "group_id": None,
+            "flags": {},
+        }
+        for points in corners
+    ]
+    good = {
+        "version": "5.5.0",
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": f"{number}.png",
+        "imageData": None,
+        "imageHeight": 256,
+        "imageWidth": 64,
+    }
+    return (
+        json.dumps(spoiled(good, rng)).encode()
+        if rng.random() < 0.7
+        else torn(json.dumps(good).encode(), rng)
+    )
 
 
 def voc(dataset: Dataset, number: int, rng: random.Random) -> bytes:
-    objects = "".join(f"<object><name>malignant</name><bndbox><xmin>{a:.0f}</xmin><ymin>{b:.0f}</ymin>"
-                      f"<xmax>{c:.0f}</xmax><ymax>{d:.0f}</ymax></bndbox></object>"
-                      for a, b, c, d in boxes(dataset, number))
-    return torn((f"<annotation><filename>{number}.png</filename><size><width>64</width><height>256</height>"
-                 f"<depth>1</depth></size>{objects}</annotation>").encode(), rng)
+    objects = "".join(
+        f"<object><name>malignant</name><bndbox><xmin>{a:.0f}</xmin><ymin>{b:.0f}</ymin>"
+        f"<xmax>{c:.0f}</xmax><ymax>{d:.0f}</ymax></bndbox></object>"
+        for a, b, c, d in boxes(dataset, number)
+    )
+    return torn(
+        (
+            f"<annotation><filename>{number}.png</filename><size><width>64</width><height>256</height>"
+            f"<depth>1</depth></size>{objects}</annotation>"
+        ).encode(),
+        rng,
+    )
 
 
 def nifti(dataset: Dataset, number: int, rng: random.Random) -> bytes:
     image = nibabel.Nifti1Image(mask(dataset, number).T[..., None], np.diag([2.0, 2.0, 1.0, 1.0]))
     content = torn(image.to_bytes(), rng)
-    return gzip.compress(content) if rng.random() < 0.7 else torn(gzip.compress(image.to_bytes()), rng)
+    return (
+        gzip.compress(content) if rng.random() < 0.7 else torn(gzip.compress(image.to_bytes()), rng)
+    )
 
 
 def painted(dataset: Dataset, number: int, rng: random.Random) -> bytes:
@@ -196,22 +288,34 @@ def painted(dataset: Dataset, number: int, rng: random.Random) -> bytes:
 def coco(dataset: Dataset, rng: random.Random) -> bytes:
     names = {s.scan_id: f"{n}.png" for n, s in enumerate(dataset.scans[:4])}
     good = json.loads((dataset.path / "annotations.json").read_text())
-    good["images"] = [{**i, "file_name": names[i["file_name"]]} for i in good["images"] if i["file_name"] in names]
+    good["images"] = [
+        {**i, "file_name": names[i["file_name"]]} for i in good["images"] if i["file_name"] in names
+    ]
     kept = {i["id"] for i in good["images"]}
     good["annotations"] = [a for a in good["annotations"] if a["image_id"] in kept]
-    return json.dumps(spoiled(good, rng)).encode() if rng.random() < 0.7 else torn(json.dumps(good).encode(), rng)
+    return (
+        json.dumps(spoiled(good, rng)).encode()
+        if rng.random() < 0.7
+        else torn(json.dumps(good).encode(), rng)
+    )
 
 
 def folders(parts: dict[str, Any], place: Path) -> Iterator[tuple[str, Path, int]]:
     """Sources of prepare with their kind, and how many damaged inputs are in them."""
     dataset, dicom = parts["dataset"], parts["dicom"]
-    kinds: dict[str, tuple[str, Callable[..., bytes]]] = {"labelme": (".json", labelme), "voc": (".xml", voc),
-                                                          "nifti": (".nii.gz", nifti), "mask": ("_mask.png", painted)}
+    kinds: dict[str, tuple[str, Callable[..., bytes]]] = {
+        "labelme": (".json", labelme),
+        "voc": (".xml", voc),
+        "nifti": (".nii.gz", nifti),
+        "mask": ("_mask.png", painted),
+    }
     for seed in range(20):
         rng, source = random.Random(seed), place / f"dicom{seed}"
         source.mkdir()
         for number in range(BATCH):
-            (source / f"{number}.dcm").write_bytes(torn(dicom[number % len(dicom)].read_bytes(), rng))
+            (source / f"{number}.dcm").write_bytes(
+                torn(dicom[number % len(dicom)].read_bytes(), rng)
+            )
         yield "dicom", source, BATCH
         for kind, (suffix, made) in kinds.items():
             source = place / f"{kind}{seed}"
@@ -239,7 +343,9 @@ def folders(parts: dict[str, Any], place: Path) -> Iterator[tuple[str, Path, int
 
 
 @pytest.mark.timeout(3600)
-def test_damaged_scans_and_annotations_are_taken_or_told(parts: dict[str, Any], tmp_path: Path) -> None:
+def test_damaged_scans_and_annotations_are_taken_or_told(
+    parts: dict[str, Any], tmp_path: Path
+) -> None:
     verbs, bad, tried = Verbs(tmp_path), list[str](), Counter[str]()
     for kind, source, many in folders(parts, tmp_path):
         tried[kind] += many
@@ -252,24 +358,35 @@ def test_damaged_scans_and_annotations_are_taken_or_told(parts: dict[str, Any], 
             (told,) = tmp_path.glob("key.*.sources.csv")
             with told.open(newline="") as file:
                 known = {Path(row["path"]).name for row in csv.DictReader(file)}
-            scans = {p.name for p in source.iterdir() if p.suffix in (".dcm", ".zip")
-                     or (p.suffix == ".png" and "mask" not in p.name)}
+            scans = {
+                p.name
+                for p in source.iterdir()
+                if p.suffix in (".dcm", ".zip") or (p.suffix == ".png" and "mask" not in p.name)
+            }
             # Of an archive that was taken, its members are listed.
             lost = {name for name in scans - known if not name.endswith(".zip")}
             bad += [f"{source.name}: {name} is neither taken nor told" for name in sorted(lost)]
             told.unlink()
-        if left := [p.name for p in out.parent.iterdir() if p != out] if out.parent.exists() else []:
+        if (
+            left := [p.name for p in out.parent.iterdir() if p != out]
+            if out.parent.exists()
+            else []
+        ):
             bad.append(f"{source.name}: left {left}")
         shutil.rmtree(out.parent, ignore_errors=True)
         if not bad or not bad[-1].startswith(f"{source.name}:"):
             shutil.rmtree(source)
     verbs.close()
-    print(f"\nprepare: {sum(tried.values())} damaged inputs, {dict(tried)}; ends {dict(verbs.ends)}")
+    print(
+        f"\nprepare: {sum(tried.values())} damaged inputs, {dict(tried)}; ends {dict(verbs.ends)}"
+    )
     assert not bad, "\n".join(bad)
 
 
 @pytest.mark.timeout(3600)
-def test_damaged_studies_journals_and_bundles_are_told(parts: dict[str, Any], tmp_path: Path) -> None:
+def test_damaged_studies_journals_and_bundles_are_told(
+    parts: dict[str, Any], tmp_path: Path
+) -> None:
     verbs, bad, place = Verbs(tmp_path, CHARTS), list[str](), parts["place"]
     events = list(Journal(Folder(place / "pretended")).events())
     bundle = json.loads((place / "bundle" / "bundle.json").read_text())
@@ -284,8 +401,11 @@ def test_damaged_studies_journals_and_bundles_are_told(parts: dict[str, Any], tm
     for seed in range(300):
         rng, path = random.Random(seed), tmp_path / "s.yaml"
         good = yaml.safe_dump(parts["study"])
-        path.write_bytes(yaml.safe_dump(spoiled(parts["study"], rng)).encode() if rng.random() < 0.6
-                         else torn(good.encode(), rng))
+        path.write_bytes(
+            yaml.safe_dump(spoiled(parts["study"], rng)).encode()
+            if rng.random() < 0.6
+            else torn(good.encode(), rng)
+        )
         tried(seed, "preview", path, "--epoch-seconds", "1")
     for seed in range(150):
         rng, study = random.Random(seed), tmp_path / "st"
@@ -298,7 +418,12 @@ def test_damaged_studies_journals_and_bundles_are_told(parts: dict[str, Any], tm
             for number, event in enumerate(events):
                 fields = spoiled(event, rng) if number == odd else event
                 with contextlib.suppress(ValueError):  # what JSON cannot hold
-                    journal.append(**{"event": "epoch", **{k: v for k, v in fields.items() if k.isidentifier()}})
+                    journal.append(
+                        **{
+                            "event": "epoch",
+                            **{k: v for k, v in fields.items() if k.isidentifier()},
+                        }
+                    )
         else:
             files = sorted(p for p in study.rglob("*") if p.is_file() and p.suffix != ".csv")
             file = rng.choice(files)

@@ -1,4 +1,6 @@
-"""What is nobody's bad configuration: a full disk, a storage that stands still, a GPU that is not there, no memory."""
+"""What is nobody's bad configuration: a full disk, a storage that stands still, a GPU that is not
+there, no memory.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +52,9 @@ def last_line(driver: Driver) -> str:
     return driver.log.read_text().strip().splitlines()[-1]
 
 
-def test_a_disk_that_fills_up_ends_a_search_in_one_line_and_space_lets_it_go_on(cluster: Cluster, written: Path,
-                                                                                  tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_ends_a_search_in_one_line_and_space_lets_it_go_on(
+    cluster: Cluster, written: Path, tmp_path: Path
+) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)])
@@ -71,8 +74,9 @@ def test_a_disk_that_fills_up_ends_a_search_in_one_line_and_space_lets_it_go_on(
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_storage_that_stands_still_for_a_while_costs_nothing(cluster: Cluster, written: Path,
-                                                               tmp_path: Path) -> None:
+def test_a_storage_that_stands_still_for_a_while_costs_nothing(
+    cluster: Cluster, written: Path, tmp_path: Path
+) -> None:
     disk, image = tmp_path / "disk", tmp_path / "image"
     disk.mkdir()
     with image.open("wb") as file:
@@ -82,7 +86,11 @@ def test_a_storage_that_stands_still_for_a_while_costs_nothing(cluster: Cluster,
     try:
         driver = Driver(cluster, written, disk / "out", log=tmp_path / "driver.log")
         for wanted in (3, 20):
-            until(lambda wanted=wanted: len([e for e in events(disk / "out") if e["event"] == "epoch"]) >= wanted)
+            until(
+                lambda wanted=wanted: (
+                    len([e for e in events(disk / "out") if e["event"] == "epoch"]) >= wanted
+                )
+            )
             subprocess.run(["fsfreeze", "-f", str(disk)], check=True)
             time.sleep(12)
             subprocess.run(["fsfreeze", "-u", str(disk)], check=True)
@@ -92,15 +100,18 @@ def test_a_storage_that_stands_still_for_a_while_costs_nothing(cluster: Cluster,
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_gpu_that_is_not_there_is_one_clear_line_and_no_configuration_fails(cluster: Cluster, written: Path,
-                                                                              tmp_path: Path) -> None:
+def test_a_gpu_that_is_not_there_is_one_clear_line_and_no_configuration_fails(
+    cluster: Cluster, written: Path, tmp_path: Path
+) -> None:
     driver = Driver(cluster, written, tmp_path / "out", "--set", "resources.gpus=1")
     assert driver.wait() == 1
     assert "but torch finds none; mend the driver or the image of this machine" in last_line(driver)
     assert "failed" not in {e["event"] for e in events(tmp_path / "out")}
 
 
-def test_a_worker_without_memory_is_tried_again_and_says_why(cluster: Cluster, written: Path, tmp_path: Path) -> None:
+def test_a_worker_without_memory_is_tried_again_and_says_why(
+    cluster: Cluster, written: Path, tmp_path: Path
+) -> None:
     driver = Driver(cluster, written, tmp_path / "out")
     until(lambda: sum(progress(tmp_path / "out")[0].values()) >= 3)
     worker = cluster.processes(*WORKER)[0]
@@ -113,13 +124,19 @@ def test_a_worker_without_memory_is_tried_again_and_says_why(cluster: Cluster, w
     pd.testing.assert_frame_equal(table(tmp_path / "out"), table(tmp_path / "whole"))
 
 
-def test_a_configuration_that_never_gets_its_memory_fails_with_that_reason(written: Path, tmp_path: Path) -> None:
+def test_a_configuration_that_never_gets_its_memory_fails_with_that_reason(
+    written: Path, tmp_path: Path
+) -> None:
     cluster = Cluster(0)
     try:
         # The node's raylet, not the head's, takes its memory for full.
-        cluster.environment.update(RAY_memory_usage_threshold="0.0", RAY_memory_monitor_refresh_ms="250")
+        cluster.environment.update(
+            RAY_memory_usage_threshold="0.0", RAY_memory_monitor_refresh_ms="250"
+        )
         cluster.join()
-        driver = Driver(cluster, written, tmp_path / "out", "--set", "search.trials=1", "limits.failed_trials=0")
+        driver = Driver(
+            cluster, written, tmp_path / "out", "--set", "search.trials=1", "limits.failed_trials=0"
+        )
         assert driver.wait() == 1
         assert "limits.failed_trials" in last_line(driver)
         state = table(tmp_path / "out")

@@ -32,17 +32,25 @@ class OnlyBuilt(Trainer):
         return SimpleNamespace(error=None)
 
 
-def test_forty_rungs_of_two_folds_start_side_by_side(study: dict[str, Any], tmp_path: Path,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the lock in ``built`` two threads wait for each other's locks of logging within a few rounds."""
+def test_forty_rungs_of_two_folds_start_side_by_side(
+    study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the lock in ``built`` two threads wait for each other's locks of logging within a few
+    rounds.
+    """
     monkeypatch.setattr(trial, "Trainer", OnlyBuilt)
     parsed = parse_study(study)
 
     def start(name: str) -> None:
-        trial.trainer(parsed, str(tmp_path), name, lambda config: None, {}, lambda group: None).fit()
+        trial.trainer(
+            parsed, str(tmp_path), name, lambda config: None, {}, lambda group: None
+        ).fit()
 
     for number in range(ROUNDS):
-        threads = [threading.Thread(target=start, args=(f"{number}-{fold}",), daemon=True) for fold in range(2)]
+        threads = [
+            threading.Thread(target=start, args=(f"{number}-{fold}",), daemon=True)
+            for fold in range(2)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -69,8 +77,12 @@ print("went on")
 def test_a_run_without_a_worker_ends_its_trial(worker: str) -> None:
     name = f"hub-{worker.replace(' ', '-')}"
     hub: Any = Hub.options(name=name, namespace=NAMESPACE).remote()  # type: ignore[attr-defined]
-    child = subprocess.run([sys.executable, "-c", CHILD, ray.get_runtime_context().gcs_address, name, "run", worker],
-                           capture_output=True, text=True, timeout=120)
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, ray.get_runtime_context().gcs_address, name, "run", worker],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     told = ray.get(hub.drain.remote(False))
     ray.kill(hub)
     if worker == "comes":

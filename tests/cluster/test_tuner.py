@@ -39,15 +39,32 @@ def free_cpus() -> float:
     return float(ray.available_resources().get("CPU", 0))
 
 
-def test_a_study_on_ray_under_three_faults_equals_the_undisturbed_one_without_ray(held_out: Path, study: Mapping,
-                                                                                   tmp_path: Path) -> None:
+def test_a_study_on_ray_under_three_faults_equals_the_undisturbed_one_without_ray(
+    held_out: Path, study: Mapping, tmp_path: Path
+) -> None:
     """Its driver, a worker and a trial are killed; `make chaos` injects more."""
-    study = {**study, "dataset": str(held_out), "epochs": 4, "search": {**study["search"], "trials": 1}}
+    study = {
+        **study,
+        "dataset": str(held_out),
+        "epochs": 4,
+        "search": {**study["search"], "trials": 1},
+    }
     out = tmp_path / "ray"
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    driver = subprocess.Popen([sys.executable, "-m", "raybone.cli", "search", str(tmp_path / "study.yaml"), "--out",
-                               str(out), "--address", ray.get_runtime_context().gcs_address],
-                              stdout=subprocess.DEVNULL)
+    driver = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "raybone.cli",
+            "search",
+            str(tmp_path / "study.yaml"),
+            "--out",
+            str(out),
+            "--address",
+            ray.get_runtime_context().gcs_address,
+        ],
+        stdout=subprocess.DEVNULL,
+    )
     search_locally(parse_study(study), str(tmp_path / "local"))
     while driver.poll() is None and not ((out / "journal").exists() and len(epochs_of(out)) >= 3):
         time.sleep(0.05)
@@ -65,17 +82,26 @@ def test_a_study_on_ray_under_three_faults_equals_the_undisturbed_one_without_ra
     assert len(epochs) == len(set(epochs)) == 12
 
 
-def test_two_workers_train_one_fold_together_and_no_process_listens_to_the_network(study: Mapping,
-                                                                                    tmp_path: Path) -> None:
+def test_two_workers_train_one_fold_together_and_no_process_listens_to_the_network(
+    study: Mapping, tmp_path: Path
+) -> None:
     heard: dict[str, set[str]] = {}
 
     def listen(_: Brain) -> None:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 heard.setdefault(process.name(), set()).update(
-                    c.laddr.ip.removeprefix("::ffff:") for c in process.net_connections() if c.status == "LISTEN")
+                    c.laddr.ip.removeprefix("::ffff:")
+                    for c in process.net_connections()
+                    if c.status == "LISTEN"
+                )
 
-    two = {**study, "resources": {"workers": 2}, "epochs": 2, "search": {**study["search"], "trials": 1}}
+    two = {
+        **study,
+        "resources": {"workers": 2},
+        "epochs": 2,
+        "search": {**study["search"], "trials": 1},
+    }
     assert search(parse_study(two), str(tmp_path / "two"), tell=listen) == "complete"
     assert heard["raylet"] == {"127.0.0.1"}
     assert {ip for ips in heard.values() for ip in ips} == {"127.0.0.1"}, heard
@@ -86,27 +112,55 @@ def test_two_workers_train_one_fold_together_and_no_process_listens_to_the_netwo
 
 
 def test_a_race_pauses_promotes_and_stops_and_a_crash_in_a_worker_fails_its_configuration_alone(
-        study: Mapping, tmp_path: Path) -> None:
+    study: Mapping, tmp_path: Path
+) -> None:
     """The smallest rate learns nothing and loses against sensible ones; the largest diverges."""
-    wild = {**study, "metric": "val_loss", "epochs": 5,
-            "fixed": {**study["fixed"], "optimizer": "SGD", "clip": 1e30, "warmup_epochs": 0, "batch": 1, "nbs": 1,
-                      "lrf": 1, "weight_decay": 1.0, "imgsz": 64},
-            "space": {"lr0": {"choice": [0.01, 10.0, 1e-7, 0.02]}},
-            "search": {"trials": 4, "sampler": "grid", "scheduler": "fold_race"}}
+    wild = {
+        **study,
+        "metric": "val_loss",
+        "epochs": 5,
+        "fixed": {
+            **study["fixed"],
+            "optimizer": "SGD",
+            "clip": 1e30,
+            "warmup_epochs": 0,
+            "batch": 1,
+            "nbs": 1,
+            "lrf": 1,
+            "weight_decay": 1.0,
+            "imgsz": 64,
+        },
+        "space": {"lr0": {"choice": [0.01, 10.0, 1e-7, 0.02]}},
+        "search": {"trials": 4, "sampler": "grid", "scheduler": "fold_race"},
+    }
     assert search(parse_study(wild), str(tmp_path / "race")) == "complete"
     table = board(tmp_path / "race").set_index("cfg.lr0")
-    assert table["state"].to_dict() == {0.01: "complete", 0.02: "complete", 1e-7: "stopped@1x5", 10.0: "failed"}
+    assert table["state"].to_dict() == {
+        0.01: "complete",
+        0.02: "complete",
+        1e-7: "stopped@1x5",
+        10.0: "failed",
+    }
     assert "must be finite" in table["reason"][10.0]
-    actions = {e["action"] for e in Journal(Folder(tmp_path / "race")).events() if e["event"] == "decision"}
+    actions = {
+        e["action"] for e in Journal(Folder(tmp_path / "race")).events() if e["event"] == "decision"
+    }
     assert actions == {"promote", "stop", "complete"}
 
 
 @pytest.mark.parametrize(("gpus", "fitting"), [(0.4, 16), (0.5, 16), (0.6, 8), (1, 8), (3, 2)])
-def test_shares_of_a_gpu_are_of_one_gpu(study: Mapping, monkeypatch: pytest.MonkeyPatch, gpus: float,
-                                        fitting: int) -> None:
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 64.0, "GPU": 8.0}},
-                                               {"Alive": True, "Resources": {"CPU": 64.0}},
-                                               {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}])
+def test_shares_of_a_gpu_are_of_one_gpu(
+    study: Mapping, monkeypatch: pytest.MonkeyPatch, gpus: float, fitting: int
+) -> None:
+    monkeypatch.setattr(
+        ray,
+        "nodes",
+        lambda: [
+            {"Alive": True, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+            {"Alive": True, "Resources": {"CPU": 64.0}},
+            {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+        ],
+    )
     assert slots(parse_study({**study, "resources": {"gpus": gpus}})) == fitting
 
 
@@ -117,7 +171,9 @@ def test_nobody_waits_for_ever(study: Mapping, tmp_path: Path, wait: float) -> N
 
 
 @pytest.mark.parametrize("resources", [{"workers": 4}, {"cpus": 64}, {"gpus": 1}])
-def test_more_than_the_cluster_has_is_one_clear_line(study: Mapping, tmp_path: Path, resources: Mapping) -> None:
+def test_more_than_the_cluster_has_is_one_clear_line(
+    study: Mapping, tmp_path: Path, resources: Mapping
+) -> None:
     with pytest.raises(WrongInput, match=r"resources: a run takes .* room for"):
         search(parse_study({**study, "resources": resources}), str(tmp_path / "st"))
     assert not (tmp_path / "st").exists()

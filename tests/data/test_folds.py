@@ -14,19 +14,39 @@ from raybone.records import Lesion, Scan, WrongInput
 BOX = Lesion((0, 0, 1, 1), "malignant")
 
 
-def cohort(burdens: list[int], tumours: list[str] | None = None, sites: list[str] | None = None) -> list[Scan]:
-    return [Scan(f"s{i}", f"p{i}", "anterior", 64, 64, None, i, 1.0, sites[i] if sites else "unknown",
-                 labels=(("tumour", tumours[i]),) if tumours else (), lesions=(BOX,) * n)
-            for i, n in enumerate(burdens)]
+def cohort(
+    burdens: list[int], tumours: list[str] | None = None, sites: list[str] | None = None
+) -> list[Scan]:
+    return [
+        Scan(
+            f"s{i}",
+            f"p{i}",
+            "anterior",
+            64,
+            64,
+            None,
+            i,
+            1.0,
+            sites[i] if sites else "unknown",
+            labels=(("tumour", tumours[i]),) if tumours else (),
+            lesions=(BOX,) * n,
+        )
+        for i, n in enumerate(burdens)
+    ]
 
 
 def content(scans: list[Scan]) -> dict[str, str]:
     return {s.patient_id: f"{i:04d}" for i, s in enumerate(scans)}
 
 
-@given(st.lists(st.integers(0, 30), min_size=2, max_size=40), st.integers(2, 6), st.sampled_from([0, 0.2, 0.34, 3]))
-def test_folds_differ_by_one_patient_at_most_and_the_test_group_has_its_share(burdens: list[int], folds: int,
-                                                                              holdout: float) -> None:
+@given(
+    st.lists(st.integers(0, 30), min_size=2, max_size=40),
+    st.integers(2, 6),
+    st.sampled_from([0, 0.2, 0.34, 3]),
+)
+def test_folds_differ_by_one_patient_at_most_and_the_test_group_has_its_share(
+    burdens: list[int], folds: int, holdout: float
+) -> None:
     scans = cohort(burdens)
     wanted = round(holdout if holdout >= 1 else holdout * len(burdens))
     if wanted >= len(burdens):

@@ -50,7 +50,12 @@ def test_ranks_share_an_epoch_and_see_another_order_in_the_next() -> None:
 
 
 def test_validation_shares_are_disjoint_and_complete(samples: ScanSamples) -> None:
-    seen = [int(i) for rank in range(3) for batch in validation_loader(samples, 4, rank, 3, 0) for i in batch.index_N]
+    seen = [
+        int(i)
+        for rank in range(3)
+        for batch in validation_loader(samples, 4, rank, 3, 0)
+        for i in batch.index_N
+    ]
     assert sorted(seen) == list(range(len(samples)))
 
 
@@ -62,8 +67,9 @@ def test_validation_images_are_not_augmented(samples: ScanSamples) -> None:
     np.testing.assert_allclose(first.boxes_N4, np.array(known, np.float32).reshape(-1, 4) * scale)
 
 
-def test_a_cache_changes_nothing_whatever_the_order_of_rows(dataset: Path, tmp_path: Path,
-                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_changes_nothing_whatever_the_order_of_rows(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     opened = open_dataset(dataset)
@@ -89,7 +95,9 @@ def test_a_cache_changes_nothing_whatever_the_order_of_rows(dataset: Path, tmp_p
     assert full(opened.scans[0]).shape == (64, 16)
 
 
-def test_a_montage_puts_both_views_of_a_patient_side_by_side_and_takes_them_apart_again(dataset: Path) -> None:
+def test_a_montage_puts_both_views_of_a_patient_side_by_side_and_takes_them_apart_again(
+    dataset: Path,
+) -> None:
     opened = open_dataset(dataset)
     scans = opened.training(0)[:-1]  # one view stays alone
     single = ScanSamples(opened, scans, ["malignant"], 128, True)
@@ -98,22 +106,35 @@ def test_a_montage_puts_both_views_of_a_patient_side_by_side_and_takes_them_apar
     assert sorted(i for group in pairs.groups for i in group) == list(range(len(scans)))
     assert sorted(len(group) for group in pairs.groups) == [1, 2, 2, 2, 2, 2]
     for index, group in enumerate(pairs.groups):
-        assert [scans[i].view for i in group] in (["anterior", "posterior"], ["anterior"], ["posterior"])
+        assert [scans[i].view for i in group] in (
+            ["anterior", "posterior"],
+            ["anterior"],
+            ["posterior"],
+        )
         assert len({scans[i].patient_id for i in group}) == 1
         sample = pairs[(-1, index)][1]
-        as_found = Prediction(sample.boxes_N4, np.ones(len(sample.boxes_N4), np.float32), sample.labels_N)
+        as_found = Prediction(
+            sample.boxes_N4, np.ones(len(sample.boxes_N4), np.float32), sample.labels_N
+        )
         as_mask = Prediction(mask_CHW=sample.mask_CHW.astype(np.float32))
-        for (place, boxes), (_, mask) in zip(pairs.parts(index, as_found), pairs.parts(index, as_mask)):
+        for (place, boxes), (_, mask) in zip(
+            pairs.parts(index, as_found), pairs.parts(index, as_mask)
+        ):
             alone = single[(-1, place)][1]
             np.testing.assert_allclose(boxes.boxes_N4, alone.boxes_N4, atol=1e-4)
             np.testing.assert_array_equal(mask.mask_CHW, alone.mask_CHW)
 
 
-def test_a_box_across_the_middle_of_a_montage_goes_with_its_centre_and_stays_inside(dataset: Path) -> None:
+def test_a_box_across_the_middle_of_a_montage_goes_with_its_centre_and_stays_inside(
+    dataset: Path,
+) -> None:
     opened = open_dataset(dataset)
     pairs = ScanSamples(opened, opened.training(0), ["malignant"], 128, False, montage=True)
-    across = Prediction(np.array([[28, 5, 38, 15], [26, 5, 36, 15]], np.float32), np.array([0.9, 0.8], np.float32),
-                        np.zeros(2, np.int64))
+    across = Prediction(
+        np.array([[28, 5, 38, 15], [26, 5, 36, 15]], np.float32),
+        np.array([0.9, 0.8], np.float32),
+        np.zeros(2, np.int64),
+    )
     left, right = (part for _, part in pairs.parts(0, across))
     np.testing.assert_array_equal(left.boxes_N4, [[26, 5, 32, 15]])
     np.testing.assert_array_equal(right.boxes_N4, [[0, 5, 6, 15]])
@@ -121,8 +142,16 @@ def test_a_box_across_the_middle_of_a_montage_goes_with_its_centre_and_stays_ins
 
 def test_a_montage_is_augmented_as_one_image_and_a_mosaic_is_of_four(dataset: Path) -> None:
     opened = open_dataset(dataset)
-    pairs = ScanSamples(opened, opened.training(0), ["malignant"], 128, False, Augmentation(mosaic=1.0), 1,
-                        montage=True)
+    pairs = ScanSamples(
+        opened,
+        opened.training(0),
+        ["malignant"],
+        128,
+        False,
+        Augmentation(mosaic=1.0),
+        1,
+        montage=True,
+    )
     sample = pairs[(1, 0)][1]
     assert sample.image_HW.shape == (128, 64)
     assert (sample.boxes_N4[:, [0, 2]] <= 64).all()

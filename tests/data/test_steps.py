@@ -35,8 +35,13 @@ def views() -> list[View]:
     made = []
     for side in ("anterior", "posterior"):
         counts_HW, lesions = render(patient, foci, side, rng)
-        made.append(View(counts_HW.astype(np.float32), Scan("", "p", side, 1024, 256, 2.26, 0, 1.0, lesions=lesions),
-                         (Part(side),)))
+        made.append(
+            View(
+                counts_HW.astype(np.float32),
+                Scan("", "p", side, 1024, 256, 2.26, 0, 1.0, lesions=lesions),
+                (Part(side),),
+            )
+        )
     return made
 
 
@@ -60,7 +65,9 @@ def test_max_min_spans_the_unit_interval() -> None:
     assert not max_min(np.full((2, 2), 7, np.float32)).any()
 
 
-def test_the_papers_chain_gives_640_by_512_with_every_lesion_where_it_was(views: list[View]) -> None:
+def test_the_papers_chain_gives_640_by_512_with_every_lesion_where_it_was(
+    views: list[View],
+) -> None:
     (joined,) = apply_steps(views, ["body_range", "brightness", "knee_cut", "montage"])
     assert joined.values_HW.shape == (640, 512)
     assert [p.scan_id for p in joined.made_of] == ["anterior", "posterior"]
@@ -74,24 +81,48 @@ def test_the_papers_chain_gives_640_by_512_with_every_lesion_where_it_was(views:
         assert y1 <= rows.min() <= rows.max() < y2
 
 
-@pytest.mark.parametrize(("left", "right", "both"), [
-    ("0", "1", "1"), ("1", "0", "1"), ("0", "0", "0"), ("1", "1", "1"), ("1", "", "1"), ("0", "", ""), ("", "0", ""),
-    ("breast", "breast", "breast"), ("breast", "lung", "breast|lung"), ("", "lung", "lung"), ("0", "2", "0|2")])
-def test_a_montage_is_abnormal_where_one_of_its_views_is(left: str, right: str, both: str, views: list[View]) -> None:
-    said = [replace(v, scan=replace(v.scan, labels=(("kind", value), ("tumour", "x")) if value else (("tumour", "x"),)))
-            for v, value in zip(views, (left, right))]
+@pytest.mark.parametrize(
+    ("left", "right", "both"),
+    [
+        ("0", "1", "1"),
+        ("1", "0", "1"),
+        ("0", "0", "0"),
+        ("1", "1", "1"),
+        ("1", "", "1"),
+        ("0", "", ""),
+        ("", "0", ""),
+        ("breast", "breast", "breast"),
+        ("breast", "lung", "breast|lung"),
+        ("", "lung", "lung"),
+        ("0", "2", "0|2"),
+    ],
+)
+def test_a_montage_is_abnormal_where_one_of_its_views_is(
+    left: str, right: str, both: str, views: list[View]
+) -> None:
+    said = [
+        replace(
+            v,
+            scan=replace(
+                v.scan, labels=(("kind", value), ("tumour", "x")) if value else (("tumour", "x"),)
+            ),
+        )
+        for v, value in zip(views, (left, right))
+    ]
     for order in (said, said[::-1]):
         (joined,) = apply_steps(order, ["montage"])
         assert dict(joined.scan.labels) == {"tumour": "x", **({"kind": both} if both else {})}
 
 
-def test_what_is_found_after_the_steps_goes_back_to_where_it_was_before_them(views: list[View]) -> None:
+def test_what_is_found_after_the_steps_goes_back_to_where_it_was_before_them(
+    views: list[View],
+) -> None:
     (joined,) = apply_steps(views, ["body_range", "knee_cut", "montage"])
     for part, before in zip(joined.made_of, views):
         back_HW = part_of(joined.values_HW, part.y, part.x, *before.values_HW.shape)
         rows = slice(max(-part.y, 0), 640 - part.y)
         np.testing.assert_array_equal(back_HW[rows], before.values_HW[rows])
-        assert not back_HW[rows.stop:].any()
+        assert not back_HW[rows.stop :].any()
 
 
 def test_steps_move_mask_and_counts_together() -> None:
@@ -100,8 +131,21 @@ def test_steps_move_mask_and_counts_together() -> None:
     mask_HW = np.zeros(values_HW.shape, bool)
     mask_HW[400:410, 100:120] = True
     values_HW[mask_HW] = 50
-    view = View(values_HW, Scan("", "p", "anterior", 1024, 256, None, 0, 1.0, lesions=(
-        Lesion((100, 400, 120, 410), "malignant", rle_of(mask_HW)),)), (Part("a"),))
+    view = View(
+        values_HW,
+        Scan(
+            "",
+            "p",
+            "anterior",
+            1024,
+            256,
+            None,
+            0,
+            1.0,
+            lesions=(Lesion((100, 400, 120, 410), "malignant", rle_of(mask_HW)),),
+        ),
+        (Part("a"),),
+    )
     for names in (["body_range"], ["body_range", "knee_cut"], ["tile"]):
         for made in apply_steps([view], names):
             for lesion in made.scan.lesions:
@@ -130,10 +174,12 @@ def test_otsu_separates_the_body_from_air(views: list[View]) -> None:
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.integers(1, 40))
-def test_tiles_cover_every_pixel_of_the_image(height: int, width: int, size: int, stride: int) -> None:
+def test_tiles_cover_every_pixel_of_the_image(
+    height: int, width: int, size: int, stride: int
+) -> None:
     covered_HW = np.zeros((height, width), bool)
     for y, x in tiles((height, width), size, min(stride, size)):
-        covered_HW[y:y + size, x:x + size] = True
+        covered_HW[y : y + size, x : x + size] = True
     assert covered_HW.all()
 
 

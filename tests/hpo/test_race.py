@@ -1,4 +1,6 @@
-"""The brain on made-up curves: ladder, promotion, race, ties, NaN, and the same decisions from the journal."""
+"""The brain on made-up curves: ladder, promotion, race, ties, NaN, and the same decisions from the
+journal.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,20 @@ from raybone.spec import Limits, Resolved, Study
 Curve = Callable[[dict[str, Any], int, int], dict[str, float]]
 
 
-def make_study(trials: int = 12, folds: int = 5, epochs: int = 27, scheduler: str = "fold_race",
-               **search: Any) -> Study:
-    study = Study.model_validate({
-        "name": "s", "dataset": "d", "model": "m", "epochs": epochs, "metric": "AP",
-        "space": {"quality": {"uniform": [0, 1]}},
-        "search": {"trials": trials, "sampler": "random", "scheduler": scheduler, **search}})
+def make_study(
+    trials: int = 12, folds: int = 5, epochs: int = 27, scheduler: str = "fold_race", **search: Any
+) -> Study:
+    study = Study.model_validate(
+        {
+            "name": "s",
+            "dataset": "d",
+            "model": "m",
+            "epochs": epochs,
+            "metric": "AP",
+            "space": {"quality": {"uniform": [0, 1]}},
+            "search": {"trials": trials, "sampler": "random", "scheduler": scheduler, **search},
+        }
+    )
     rungs = ladder(epochs, folds, 1000) if scheduler == "fold_race" else ((folds, epochs),)
     resolved = Resolved(dataset_hash="h", code_version="v", folds=folds, ladder=rungs)
     return study.model_copy(update={"resolved": resolved})
@@ -43,19 +53,33 @@ def play(brain: Brain, curve: Curve = good, most: int = 10**6) -> int:
         work = brain.start(work)
         for segment in work.segments:
             for epoch in range(segment.start + 1, segment.stop + 1):
-                brain.epoch(work.config_id, Epoch(segment.fold, epoch, curve(work.params, segment.fold, epoch), 1.0))
+                brain.epoch(
+                    work.config_id,
+                    Epoch(segment.fold, epoch, curve(work.params, segment.fold, epoch), 1.0),
+                )
                 spent += 1
         brain.rung_done(work.config_id, work.rung)
     return spent
 
 
-def start(study: Study, folder: Path, check: Callable[[dict[str, Any]], int] = lambda p: 1, slots: int = 1) -> Brain:
+def start(
+    study: Study, folder: Path, check: Callable[[dict[str, Any]], int] = lambda p: 1, slots: int = 1
+) -> Brain:
     return Brain(study, Journal(Folder(folder)), check, slots)
 
 
 def test_the_ladder_is_the_recommended_one_and_respects_the_first_steps() -> None:
-    assert ladder(100, 10, 1000) == ((1, 7), (1, 19), (2, 33), (2, 67), (3, 100), (4, 100), (6, 100), (8, 100),
-                                     (10, 100))
+    assert ladder(100, 10, 1000) == (
+        (1, 7),
+        (1, 19),
+        (2, 33),
+        (2, 67),
+        (3, 100),
+        (4, 100),
+        (6, 100),
+        (8, 100),
+        (10, 100),
+    )
     assert ladder(27, 5, 1000) == ((1, 2), (1, 5), (2, 9), (2, 18), (3, 27), (4, 27), (5, 27))
     assert ladder(20, 3, 8) == ((1, 17), (3, 20))
     assert ladder(3, 2, 10) == ((1, 3), (2, 3))
@@ -86,16 +110,33 @@ def test_slots_follow_the_machines_and_their_time_is_accounted_for(tmp_path: Pat
     assert brain.peek() is None
     brain.again(first.config_id, "its node\nis gone")
     state = State(Journal(Folder(tmp_path)).events())
-    assert (state.slots, [e["reason"] for e in state.news if e["event"] == "again"]) == (0, ["its node is gone"])
-    events = [{"event": "start", "slots": 2, "up": 0.0}, {"event": "config", "config_id": "c", "params": {}, "up": 1.0},
-              {"event": "slots", "slots": 4, "up": 3.0},
-              {"event": "epoch", "config_id": "c", "fold": 0, "epoch": 1, "metrics": {}, "seconds": 7.0, "up": 5.0},
-              {"event": "start", "slots": 1, "up": 9.0}, {"event": "end", "reason": "complete", "up": 10.0}]
+    assert (state.slots, [e["reason"] for e in state.news if e["event"] == "again"]) == (
+        0,
+        ["its node is gone"],
+    )
+    events = [
+        {"event": "start", "slots": 2, "up": 0.0},
+        {"event": "config", "config_id": "c", "params": {}, "up": 1.0},
+        {"event": "slots", "slots": 4, "up": 3.0},
+        {
+            "event": "epoch",
+            "config_id": "c",
+            "fold": 0,
+            "epoch": 1,
+            "metrics": {},
+            "seconds": 7.0,
+            "up": 5.0,
+        },
+        {"event": "start", "slots": 1, "up": 9.0},
+        {"event": "end", "reason": "complete", "up": 10.0},
+    ]
     assert State(events).slot_seconds == 2 * 3 + 4 * 2 + 1
     assert State(events).busy_share == 7 / 15
 
 
-def test_a_search_that_has_lost_all_machines_waits_for_them_unless_nothing_is_left_to_do(tmp_path: Path) -> None:
+def test_a_search_that_has_lost_all_machines_waits_for_them_unless_nothing_is_left_to_do(
+    tmp_path: Path,
+) -> None:
     brain = start(make_study(trials=2, scheduler="full", folds=2), tmp_path)
     play(brain, most=1)
     brain.resize(0)
@@ -138,11 +179,14 @@ def test_decisions_are_the_same_given_the_journal(tmp_path: Path) -> None:
         return [(d["config_id"], d["action"], d["rung"], d["reason"]) for d in state.news]
 
     assert story(again.state) == story(whole.state)
-    assert [c.params for c in again.state.configurations.values()] == \
-        [c.params for c in whole.state.configurations.values()]
+    assert [c.params for c in again.state.configurations.values()] == [
+        c.params for c in whole.state.configurations.values()
+    ]
 
 
-def test_work_cut_off_by_a_crash_is_finished_first_and_nothing_is_done_twice(tmp_path: Path) -> None:
+def test_work_cut_off_by_a_crash_is_finished_first_and_nothing_is_done_twice(
+    tmp_path: Path,
+) -> None:
     study = make_study(trials=3, scheduler="full")
     brain = start(study, tmp_path)
     work = brain.start(brain.peek())
@@ -161,7 +205,9 @@ def test_work_cut_off_by_a_crash_is_finished_first_and_nothing_is_done_twice(tmp
     assert len(lines) == len(set(lines)) == 3 * 5 * 27
 
 
-def test_work_is_not_forgotten_when_driver_after_driver_dies_before_taking_it_up(tmp_path: Path) -> None:
+def test_work_is_not_forgotten_when_driver_after_driver_dies_before_taking_it_up(
+    tmp_path: Path,
+) -> None:
     study = make_study(trials=2, scheduler="full")
     brain = start(study, tmp_path)
     work = brain.start(brain.peek())
@@ -173,7 +219,9 @@ def test_work_is_not_forgotten_when_driver_after_driver_dies_before_taking_it_up
 
 
 @pytest.mark.parametrize("scheduler", ["fold_race", "full"])
-def test_a_journal_cut_after_any_event_leads_to_the_same_end(scheduler: str, tmp_path: Path) -> None:
+def test_a_journal_cut_after_any_event_leads_to_the_same_end(
+    scheduler: str, tmp_path: Path
+) -> None:
     study = make_study(trials=6, epochs=4, scheduler=scheduler)
     whole = start(study, tmp_path / "whole")
     play(whole)
@@ -181,7 +229,10 @@ def test_a_journal_cut_after_any_event_leads_to_the_same_end(scheduler: str, tmp
     lines = (tmp_path / "whole" / "journal" / "000001.jsonl").read_bytes().splitlines(keepends=True)
 
     def outcome(brain: Brain) -> dict[str, tuple[str, int]]:
-        return {c.id: (c.status, sum(map(len, c.epochs.values()))) for c in brain.state.configurations.values()}
+        return {
+            c.id: (c.status, sum(map(len, c.epochs.values())))
+            for c in brain.state.configurations.values()
+        }
 
     for kept in range(1, len(lines) - 1):
         journal = tmp_path / str(kept) / "journal"
@@ -235,8 +286,9 @@ def test_nan_is_the_worst_and_ties_break_by_validation_loss(tmp_path: Path) -> N
 
 
 def test_failures_are_counted_and_end_the_study(tmp_path: Path) -> None:
-    study = make_study(trials=30).model_copy(update={"limits": make_study().limits.model_copy(
-        update={"failed_trials": 2})})
+    study = make_study(trials=30).model_copy(
+        update={"limits": make_study().limits.model_copy(update={"failed_trials": 2})}
+    )
     brain = start(study, tmp_path)
     for _ in range(3):
         work = brain.start(brain.peek())
@@ -247,7 +299,9 @@ def test_failures_are_counted_and_end_the_study(tmp_path: Path) -> None:
     assert brain.state.configurations["c000"].reason == "ValueError: line one line two"
 
 
-def test_a_configuration_that_the_model_refuses_is_drawn_again_and_does_not_count(tmp_path: Path) -> None:
+def test_a_configuration_that_the_model_refuses_is_drawn_again_and_does_not_count(
+    tmp_path: Path,
+) -> None:
     def check(params: dict[str, Any]) -> int:
         if params["quality"] < 0.5:
             raise InvalidConfig("too low")
@@ -269,20 +323,28 @@ def test_spare_slots_go_to_folds_that_wait(tmp_path: Path) -> None:
 
 def budget(trials: int, **limits: Any) -> Study:
     return make_study(trials=trials, scheduler="full", epochs=1, folds=5).model_copy(
-        update={"limits": Limits.model_validate(limits)})
+        update={"limits": Limits.model_validate(limits)}
+    )
 
 
 def noisy(spread: float) -> Curve:
     """A flat optimum at quality 0.5, on which folds disagree."""
+
     def curve(params: dict[str, Any], fold: int, epoch: int) -> dict[str, float]:  # noqa: ARG001
-        return {"AP": 0.6 - (params["quality"] - 0.5) ** 2 + spread * (fold - 2) * (1 + params["quality"]),
-                "val_loss": 0.0}
+        return {
+            "AP": 0.6
+            - (params["quality"] - 0.5) ** 2
+            + spread * (fold - 2) * (1 + params["quality"]),
+            "val_loss": 0.0,
+        }
+
     return curve
 
 
 @pytest.mark.parametrize(("metric", "target"), [("AP", 0.7), ("val_loss", 0.3)])
-def test_a_target_ends_the_search_when_a_complete_configuration_is_as_good(tmp_path: Path, metric: str,
-                                                                           target: float) -> None:
+def test_a_target_ends_the_search_when_a_complete_configuration_is_as_good(
+    tmp_path: Path, metric: str, target: float
+) -> None:
     def curve(params: dict[str, Any], fold: int, epoch: int) -> dict[str, float]:  # noqa: ARG001
         return {"AP": params["quality"], "val_loss": 1 - params["quality"]}
 
@@ -292,11 +354,16 @@ def test_a_target_ends_the_search_when_a_complete_configuration_is_as_good(tmp_p
     reason = brain.finish()
     qualities = [c.params["quality"] for c in brain.state.configurations.values()]
     assert qualities[-1] >= 0.7 > max(qualities[:-1])
-    assert reason == f"limits.target: c{len(qualities) - 1:03d} reached {metric} " \
-                     f"{qualities[-1] if metric == 'AP' else 1 - qualities[-1]:.4f}, the target is {target:g}"
+    assert (
+        reason == f"limits.target: c{len(qualities) - 1:03d} reached {metric} "
+        f"{qualities[-1] if metric == 'AP' else 1 - qualities[-1]:.4f}, the target is {target:g}"
+    )
     brain.journal.close()
     assert start(study, tmp_path).peek() is None
-    higher = start(budget(50, target=2.0 if metric == "AP" else -2.0).model_copy(update={"metric": metric}), tmp_path)
+    higher = start(
+        budget(50, target=2.0 if metric == "AP" else -2.0).model_copy(update={"metric": metric}),
+        tmp_path,
+    )
     play(higher, curve)
     assert len(higher.state.configurations) == 50
     assert higher.finish() == "complete"
@@ -307,7 +374,9 @@ def test_a_converged_search_ends_with_its_evidence_and_a_sharp_one_goes_on(tmp_p
     play(blurred, noisy(0.1))
     done = len(blurred.state.configurations)
     assert 20 <= done < 60
-    assert blurred.finish().startswith(f"limits.converged: after {done} complete configurations at most ")
+    assert blurred.finish().startswith(
+        f"limits.converged: after {done} complete configurations at most "
+    )
     sharp = start(budget(24, converged=True), tmp_path / "sharp")
     play(sharp, noisy(0.0))
     assert sharp.finish() == "complete"
@@ -340,7 +409,8 @@ def test_two_run_in_full_however_far_behind_the_second_is(tmp_path: Path) -> Non
 
 
 def test_idle_slots_take_a_racing_configuration_through_several_rungs_and_a_crash_changes_nothing(
-        tmp_path: Path) -> None:
+    tmp_path: Path,
+) -> None:
     study = make_study(trials=3, folds=10)
     brain, at_work, jumps = start(study, tmp_path, slots=8), {}, 0
     for _ in range(400):
@@ -354,7 +424,10 @@ def test_idle_slots_take_a_racing_configuration_through_several_rungs_and_a_cras
             config_id, work = at_work.popitem()
             for segment in work.segments:
                 for epoch in range(segment.start + 1, segment.stop + 1):
-                    brain.epoch(config_id, Epoch(segment.fold, epoch, good(work.params, segment.fold, epoch), 1.0))
+                    brain.epoch(
+                        config_id,
+                        Epoch(segment.fold, epoch, good(work.params, segment.fold, epoch), 1.0),
+                    )
             brain.rung_done(config_id, work.rung)
     assert jumps == 1
     brain.journal.close()
@@ -363,19 +436,27 @@ def test_idle_slots_take_a_racing_configuration_through_several_rungs_and_a_cras
     assert resumed.items() <= {c.id: c.target for c in brain.state.configurations.values()}.items()
     play(again)
     again.finish()
-    told = [(e["config_id"], e["fold"], e["epoch"]) for e in Journal(Folder(tmp_path)).events()
-            if e["event"] == "epoch"]
+    told = [
+        (e["config_id"], e["fold"], e["epoch"])
+        for e in Journal(Folder(tmp_path)).events()
+        if e["event"] == "epoch"
+    ]
     assert len(told) == len(set(told))
     assert again.state.counts["complete"] >= 2
 
 
 def test_asha_is_left_to_ray_whatever_the_type(tmp_path: Path) -> None:
     study = make_study(trials=3, scheduler="asha")
-    study = study.model_copy(update={"resolved": study.resolved.model_copy(update={"ladder": ((5, 9), (5, 27))})})
+    study = study.model_copy(
+        update={"resolved": study.resolved.model_copy(update={"ladder": ((5, 9), (5, 27))})}
+    )
     brain = start(study, tmp_path)
     for _ in range(3):
         work = brain.start(brain.peek())
         for segment in work.segments:
             for epoch in range(1, 10):
-                brain.epoch(work.config_id, Epoch(segment.fold, epoch, good(work.params, segment.fold, epoch), 1.0))
+                brain.epoch(
+                    work.config_id,
+                    Epoch(segment.fold, epoch, good(work.params, segment.fold, epoch), 1.0),
+                )
         assert brain.rung_done(work.config_id, 0) is None

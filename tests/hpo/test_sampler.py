@@ -22,14 +22,27 @@ from raybone.records import Epoch, InvalidConfig
 from raybone.spec import Param, Resolved, Study
 
 SPACE = {
-    "lr0": {"log_uniform": [1e-5, 1e-1]}, "depth": {"int_uniform": [2, 4]}, "opt": {"choice": ["SGD", "AdamW"]},
+    "lr0": {"log_uniform": [1e-5, 1e-1]},
+    "depth": {"int_uniform": [2, 4]},
+    "opt": {"choice": ["SGD", "AdamW"]},
     "momentum": {"uniform": [0.5, 0.9], "when": {"opt": "SGD"}},
 }
 
 
-def study(sampler: str, space: dict[str, Any] = SPACE, seed: int = 0, search: dict[str, Any] | None = None) -> Study:
-    return Study.model_validate({"name": "s", "dataset": "d", "model": "m", "epochs": 3, "metric": "AP", "space": space,
-                                 "search": {"sampler": sampler, "seed": seed, **(search or {})}})
+def study(
+    sampler: str, space: dict[str, Any] = SPACE, seed: int = 0, search: dict[str, Any] | None = None
+) -> Study:
+    return Study.model_validate(
+        {
+            "name": "s",
+            "dataset": "d",
+            "model": "m",
+            "epochs": 3,
+            "metric": "AP",
+            "space": space,
+            "search": {"sampler": sampler, "seed": seed, **(search or {})},
+        }
+    )
 
 
 @pytest.mark.parametrize("sampler", ["random", "sobol", "tpe", "gp"])
@@ -46,11 +59,17 @@ def test_values_are_in_bounds_conditions_hold_and_the_seed_decides(sampler: str)
 
 
 def test_the_grid_is_every_combination_once_and_then_ends() -> None:
-    space = {"a": {"choice": [1, 2]}, "b": {"choice": ["x", "y"]}, "c": {"choice": [7, 8, 9], "when": {"a": 1}}}
+    space = {
+        "a": {"choice": [1, 2]},
+        "b": {"choice": ["x", "y"]},
+        "c": {"choice": [7, 8, 9], "when": {"a": 1}},
+    }
     spec, state, points = study("grid", space), State(), []
     for index in range(9):
         points.append(propose(spec, state, index))
-        state.apply({"event": "config", "time": 1.0, "config_id": f"c{index}", "params": points[-1] or {}})
+        state.apply(
+            {"event": "config", "time": 1.0, "config_id": f"c{index}", "params": points[-1] or {}}
+        )
     assert len(list(grid({k: Param.model_validate(v) for k, v in space.items()}))) == 8
     assert points[8] is None
     assert len({str(p) for p in points[:8]}) == 8
@@ -62,7 +81,9 @@ def test_a_small_space_is_used_up_without_repeats() -> None:
     for index in range(5):
         params = propose(spec, state, index)
         if params is not None:
-            state.apply({"event": "config", "time": 1.0, "config_id": f"c{index}", "params": params})
+            state.apply(
+                {"event": "config", "time": 1.0, "config_id": f"c{index}", "params": params}
+            )
             found.append(params["a"])
     assert sorted(found) == [1, 2, 3]
 
@@ -77,8 +98,17 @@ def test_a_model_learns_from_the_journal(sampler: str) -> None:
         state.apply({"event": "config", "time": 1.0, "config_id": name, "params": params})
         for fold in range(2):
             for epoch in (1, 2, 3):
-                state.apply({"event": "epoch", "time": 1.0, "config_id": name, "fold": fold, "epoch": epoch,
-                             "metrics": {"AP": -abs(params["x"] - 0.8), "val_loss": 0.0}, "seconds": 1.0})
+                state.apply(
+                    {
+                        "event": "epoch",
+                        "time": 1.0,
+                        "config_id": name,
+                        "fold": fold,
+                        "epoch": epoch,
+                        "metrics": {"AP": -abs(params["x"] - 0.8), "val_loss": 0.0},
+                        "seconds": 1.0,
+                    }
+                )
         state.apply({"event": "rung", "time": 1.0, "config_id": name, "rung": 0})
     late = [c.params["x"] for c in list(state.configurations.values())[25:]]
     assert sum(abs(x - 0.8) < 0.2 for x in late) >= 10
@@ -91,33 +121,59 @@ def with_ladder(spec: Study, ladder: tuple[tuple[int, int], ...]) -> Study:
 
 def truth(params: dict[str, Any]) -> float:
     """A smooth score, best at lr0 = 1e-3, depth 3 and AdamW."""
-    return 0.7 - 0.1 * (math.log10(params["lr0"]) + 3) ** 2 - 0.05 * abs(params["depth"] - 3) \
-        - 0.1 * (params["opt"] == "SGD") - (0.2 * (0.9 - params["momentum"]) if "momentum" in params else 0)
+    return (
+        0.7
+        - 0.1 * (math.log10(params["lr0"]) + 3) ** 2
+        - 0.05 * abs(params["depth"] - 3)
+        - 0.1 * (params["opt"] == "SGD")
+        - (0.2 * (0.9 - params["momentum"]) if "momentum" in params else 0)
+    )
 
 
 def run(spec: Study, state: State, name: str, rung: int) -> None:
-    """Train a configuration up to a rung: scores of early epochs are lower, as those of a real curve."""
+    """Train a configuration up to a rung: scores of early epochs are lower, as those of a real
+    curve.
+    """
     assert spec.resolved is not None
     folds, epochs = spec.resolved.ladder[rung]
     for fold in range(folds):
         for epoch in range(state.known(name, fold) + 1, epochs + 1):
-            value = truth(state.configurations[name].params) * (1 - math.exp(-epoch / 5)) + 0.02 * fold
-            state.apply({"event": "epoch", "time": 1.0, "config_id": name, "fold": fold, "epoch": epoch,
-                         "metrics": {"AP": value, "val_loss": 0.0}, "seconds": 1.0})
+            value = (
+                truth(state.configurations[name].params) * (1 - math.exp(-epoch / 5)) + 0.02 * fold
+            )
+            state.apply(
+                {
+                    "event": "epoch",
+                    "time": 1.0,
+                    "config_id": name,
+                    "fold": fold,
+                    "epoch": epoch,
+                    "metrics": {"AP": value, "val_loss": 0.0},
+                    "seconds": 1.0,
+                }
+            )
     state.apply({"event": "rung", "time": 1.0, "config_id": name, "rung": rung})
 
 
 def race(sampler: str, seed: int, trials: int = 36) -> State:
     """A fold race over made-up curves."""
-    spec = with_ladder(study(sampler, seed=seed, search={"trials": trials}), ((1, 2), (1, 4), (2, 9), (2, 27)))
-    brain = Brain(spec, Journal(Folder(f"memory://race-{sampler}-{seed}-{trials}-{time.monotonic_ns()}")),
-                  lambda params: 1, slots=1)
+    spec = with_ladder(
+        study(sampler, seed=seed, search={"trials": trials}), ((1, 2), (1, 4), (2, 9), (2, 27))
+    )
+    brain = Brain(
+        spec,
+        Journal(Folder(f"memory://race-{sampler}-{seed}-{trials}-{time.monotonic_ns()}")),
+        lambda params: 1,
+        slots=1,
+    )
     while work := brain.peek():
         brain.start(work)
         for segment in work.segments:
             for epoch in range(segment.start + 1, segment.stop + 1):
                 value = truth(work.params) * (1 - math.exp(-epoch / 5)) + 0.02 * segment.fold
-                brain.epoch(work.config_id, Epoch(segment.fold, epoch, {"AP": value, "val_loss": 0.0}, 1.0))
+                brain.epoch(
+                    work.config_id, Epoch(segment.fold, epoch, {"AP": value, "val_loss": 0.0}, 1.0)
+                )
         brain.rung_done(work.config_id, work.rung)
     return brain.state
 
@@ -135,21 +191,43 @@ def test_tpe_that_sees_mostly_early_scores_beats_chance_at_equal_trials() -> Non
 def test_who_got_further_stands_higher_than_an_early_score_and_a_failure_lowest() -> None:
     spec = with_ladder(study("tpe"), ((1, 2), (1, 4)))
     state = State()
-    for name, lr0, rungs in (("a", 1e-3, 1), ("b", 1e-5, 2), ("c", 1e-3, 2), ("d", 1e-3, 1), ("e", 1e-2, 0)):
+    for name, lr0, rungs in (
+        ("a", 1e-3, 1),
+        ("b", 1e-5, 2),
+        ("c", 1e-3, 2),
+        ("d", 1e-3, 1),
+        ("e", 1e-2, 0),
+    ):
         params = {"lr0": lr0, "depth": 3, "opt": "AdamW"}
         state.apply({"event": "config", "time": 1.0, "config_id": name, "params": params})
         for rung in range(rungs):
             run(spec, state, name, rung)
     state.apply({"event": "failed", "time": 1.0, "config_id": "d", "reason": "no memory"})
-    assert [standing for _, standing in observations(spec, state)] == [3 / 8, 5 / 8, 7 / 8, 1 / 8, None]
+    assert [standing for _, standing in observations(spec, state)] == [
+        3 / 8,
+        5 / 8,
+        7 / 8,
+        1 / 8,
+        None,
+    ]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
-def test_a_model_proposes_the_same_in_another_process_with_other_string_hashes(sampler: str) -> None:
-    code = "import sys; sys.path.insert(0, 'tests/hpo'); from test_sampler import race; " \
-           f"print([c.params for c in race({sampler!r}, 0, 14).configurations.values()])"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                          cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONHASHSEED": "1"}).stdout
+def test_a_model_proposes_the_same_in_another_process_with_other_string_hashes(
+    sampler: str,
+) -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'tests/hpo'); from test_sampler import race; "
+        f"print([c.params for c in race({sampler!r}, 0, 14).configurations.values()])"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+    ).stdout
     assert said.strip() == str([c.params for c in race(sampler, 0, 14).configurations.values()])
 
 
@@ -160,8 +238,17 @@ def test_ten_thousand_configurations_are_told_as_a_few_hundred_with_the_best_amo
         params = {"lr0": 1e-4, "depth": 3, "opt": "AdamW"}
         state.apply({"event": "config", "time": 1.0, "config_id": f"c{index}", "params": params})
         value = 1.0 if index == 77 else index % 7 / 10
-        state.apply({"event": "epoch", "time": 1.0, "config_id": f"c{index}", "fold": 0, "epoch": 1,
-                     "metrics": {"AP": value, "val_loss": 0.0}, "seconds": 1.0})
+        state.apply(
+            {
+                "event": "epoch",
+                "time": 1.0,
+                "config_id": f"c{index}",
+                "fold": 0,
+                "epoch": 1,
+                "metrics": {"AP": value, "val_loss": 0.0},
+                "seconds": 1.0,
+            }
+        )
         state.apply({"event": "rung", "time": 1.0, "config_id": f"c{index}", "rung": 0})
     told = observations(spec, state)
     assert len(told) == 250
@@ -170,7 +257,11 @@ def test_ten_thousand_configurations_are_told_as_a_few_hundred_with_the_best_amo
 
 @pytest.mark.parametrize("sampler", ["random", "sobol", "tpe", "gp"])
 def test_points_come_first_in_order_and_what_they_leave_out_is_drawn(sampler: str) -> None:
-    points = [{"lr0": 0.01, "depth": 2, "opt": "AdamW"}, {"momentum": 0.6}, {"opt": "AdamW", "lr0": 1e-5}]
+    points = [
+        {"lr0": 0.01, "depth": 2, "opt": "AdamW"},
+        {"momentum": 0.6},
+        {"opt": "AdamW", "lr0": 1e-5},
+    ]
     spec = study(sampler, search={"points": points})
     proposed = [propose(spec, State(), index) for index in range(3)]
     assert proposed[0] == points[0]
@@ -182,10 +273,18 @@ def test_points_come_first_in_order_and_what_they_leave_out_is_drawn(sampler: st
 
 
 def test_a_grid_takes_its_points_first_and_every_other_combination_once() -> None:
-    spec = study("grid", {"a": {"choice": [1, 2, 3]}, "b": {"choice": [0.0, 0.5]}},
-                 search={"points": [{"a": 3, "b": 0}], "reject": ["a == 2 and b < 0.5"]})
-    assert filled(spec, 9) == [{"a": 3, "b": 0.0}, {"a": 1, "b": 0.0}, {"a": 1, "b": 0.5}, {"a": 2, "b": 0.5},
-                               {"a": 3, "b": 0.5}]
+    spec = study(
+        "grid",
+        {"a": {"choice": [1, 2, 3]}, "b": {"choice": [0.0, 0.5]}},
+        search={"points": [{"a": 3, "b": 0}], "reject": ["a == 2 and b < 0.5"]},
+    )
+    assert filled(spec, 9) == [
+        {"a": 3, "b": 0.0},
+        {"a": 1, "b": 0.0},
+        {"a": 1, "b": 0.5},
+        {"a": 2, "b": 0.5},
+        {"a": 3, "b": 0.5},
+    ]
 
 
 def filled(spec: Study, trials: int) -> list[dict[str, Any]]:
@@ -200,11 +299,15 @@ def filled(spec: Study, trials: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("sampler", ["random", "sobol", "tpe", "gp"])
-def test_what_a_rule_rejects_is_drawn_again_and_an_off_parameter_makes_it_false(sampler: str) -> None:
+def test_what_a_rule_rejects_is_drawn_again_and_an_off_parameter_makes_it_false(
+    sampler: str,
+) -> None:
     spec = study(sampler, search={"reject": ["lr0 > 1e-3 or depth == 4", "momentum < 0.8"]})
     points = filled(spec, 16)
     assert len(points) == 16
-    assert all(p["lr0"] <= 1e-3 and p["depth"] < 4 and p.get("momentum", 0.9) >= 0.8 for p in points)
+    assert all(
+        p["lr0"] <= 1e-3 and p["depth"] < 4 and p.get("momentum", 0.9) >= 0.8 for p in points
+    )
     assert any("momentum" not in p for p in points)
 
 
@@ -212,27 +315,46 @@ def test_tpe_leaves_a_region_that_a_rule_rejects_although_the_best_scores_lie_th
     spec = with_ladder(study("tpe", search={"reject": ["lr0 > 1e-4"]}), ((1, 1),))
     state = State()
     for index in range(20):
-        state.apply({"event": "config", "time": 1.0, "config_id": f"c{index}",
-                     "params": {"lr0": 1e-3 * (1 + index / 50), "depth": 3, "opt": "AdamW"}})
+        state.apply(
+            {
+                "event": "config",
+                "time": 1.0,
+                "config_id": f"c{index}",
+                "params": {"lr0": 1e-3 * (1 + index / 50), "depth": 3, "opt": "AdamW"},
+            }
+        )
         run(spec, state, f"c{index}", 0)
     assert all(propose(spec, state, index)["lr0"] <= 1e-4 for index in range(20, 24))
 
 
-def test_a_part_that_hardly_any_point_lies_in_is_found_or_the_space_is_used_up_without_a_hang() -> None:
+def test_a_part_that_hardly_any_point_lies_in_is_found_or_the_space_is_used_up_without_a_hang() -> (
+    None
+):
     space = {"a": {"uniform": [0.0, 1.0]}}
-    assert propose(study("random", space, search={"reject": ["a > 0.002"]}), State(), 0)["a"] <= 0.002
+    assert (
+        propose(study("random", space, search={"reject": ["a > 0.002"]}), State(), 0)["a"] <= 0.002
+    )
     assert propose(study("tpe", space, search={"reject": ["a >= 0"]}), State(), 0) is None
     assert left_by_rules(study("random", space, search={"reject": ["a > 0.1"]})) == ""
-    assert "all of 1000 random points are rejected" in left_by_rules(study("tpe", space, search={"reject": ["a >= 0"]}))
+    assert "all of 1000 random points are rejected" in left_by_rules(
+        study("tpe", space, search={"reject": ["a >= 0"]})
+    )
     nothing = left_by_rules(study("grid", {"a": {"choice": [1, 2]}}, search={"reject": ["a > 0"]}))
-    assert nothing == "search.reject: must leave a part of the space, but all combinations (of the first " \
-                      "100000) are rejected; loosen a rule"
+    assert (
+        nothing
+        == "search.reject: must leave a part of the space, but all combinations (of the first "
+        "100000) are rejected; loosen a rule"
+    )
 
 
 @pytest.mark.parametrize("sampler", ["random", "sobol", "tpe", "gp", "grid"])
-def test_what_a_model_refuses_is_redrawn_recorded_once_and_does_not_count(sampler: str, tmp_path: Path) -> None:
+def test_what_a_model_refuses_is_redrawn_recorded_once_and_does_not_count(
+    sampler: str, tmp_path: Path
+) -> None:
     choices = {"a": {"choice": list(range(12))}, "b": {"choice": [0, 1]}}
-    spec = with_ladder(study(sampler, choices, search={"trials": 8, "scheduler": "full"}), ((2, 1),))
+    spec = with_ladder(
+        study(sampler, choices, search={"trials": 8, "scheduler": "full"}), ((2, 1),)
+    )
 
     def check(params: dict[str, Any]) -> int:
         if params["a"] % 3:

@@ -20,9 +20,16 @@ from raybone.spec import read_study
 K8S = ROOT / "k8s"
 GPU = K8S / "overlays" / "gpu" / "study.yaml"
 SMOKE = ROOT / "jobs" / "smoke.yaml"
-FILES = sorted(p for p in K8S.rglob("*.yaml") if p.name not in ("kustomization.yaml", "study.yaml", "workers.yaml",
-                                                                 "queue.yaml"))
-BUILT = ["base", "data", *(f"overlays/{o}" for o in ("gpu", "spot", "kueue", "s3", "cronjob", "cluster"))]
+FILES = sorted(
+    p
+    for p in K8S.rglob("*.yaml")
+    if p.name not in ("kustomization.yaml", "study.yaml", "workers.yaml", "queue.yaml")
+)
+BUILT = [
+    "base",
+    "data",
+    *(f"overlays/{o}" for o in ("gpu", "spot", "kueue", "s3", "cronjob", "cluster")),
+]
 
 
 def job_of(study: Path, out: str | None = None, name: str = "") -> Document:
@@ -36,35 +43,64 @@ def documents(path: Path) -> list[Document]:
 def build(folder: Path) -> list[Document]:
     if not shutil.which("kubectl"):
         pytest.skip("no kubectl here: kustomize was not run")
-    run = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
     return list(yaml.safe_load_all(run.stdout))
 
 
 def spot_of(group: Document) -> Document:
     """The spot component's patch of a group of workers, written a second time."""
-    spot: Document = {**copy.deepcopy(group), "groupName": "spot", "minReplicas": 0, "replicas": 0, "priority": 10}
+    spot: Document = {
+        **copy.deepcopy(group),
+        "groupName": "spot",
+        "minReplicas": 0,
+        "replicas": 0,
+        "priority": 10,
+    }
     pod = spot["template"]["spec"]
-    pod["tolerations"] += [{"key": key, "operator": "Exists", "effect": "NoSchedule"}
-                           for key in ("cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority")]
-    labels = {"cloud.google.com/gke-spot": "true", "eks.amazonaws.com/capacityType": "SPOT",
-              "karpenter.sh/capacity-type": "spot", "kubernetes.azure.com/scalesetpriority": "spot"}
-    terms = [{"matchExpressions": [{"key": k, "operator": "In", "values": [v]}]} for k, v in labels.items()]
-    pod["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+    pod["tolerations"] += [
+        {"key": key, "operator": "Exists", "effect": "NoSchedule"}
+        for key in ("cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority")
+    ]
+    labels = {
+        "cloud.google.com/gke-spot": "true",
+        "eks.amazonaws.com/capacityType": "SPOT",
+        "karpenter.sh/capacity-type": "spot",
+        "kubernetes.azure.com/scalesetpriority": "spot",
+    }
+    terms = [
+        {"matchExpressions": [{"key": k, "operator": "In", "values": [v]}]}
+        for k, v in labels.items()
+    ]
+    pod["affinity"] = {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}
+        }
+    }
     return spot
 
 
 def nightly() -> Document:
     """What overlays/cronjob/raycronjob.yaml must hold: the GPU study from 20:00 to 06:00."""
     spec = job_of(GPU, name="nightly")["spec"]
-    return {"apiVersion": "ray.io/v1", "kind": "RayCronJob",
-            "metadata": {"name": "nightly", "labels": {"app.kubernetes.io/part-of": "raybone"}},
-            "spec": {"schedule": "0 20 * * *", "timeZone": "Etc/UTC",
-                     "jobTemplate": {**spec, "activeDeadlineSeconds": 10 * 3600}}}
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCronJob",
+        "metadata": {"name": "nightly", "labels": {"app.kubernetes.io/part-of": "raybone"}},
+        "spec": {
+            "schedule": "0 20 * * *",
+            "timeZone": "Etc/UTC",
+            "jobTemplate": {**spec, "activeDeadlineSeconds": 10 * 3600},
+        },
+    }
 
 
 def standing() -> Document:
-    """What overlays/cluster/raycluster.yaml must hold: the clusters of the RayJobs in one, without a study."""
+    """What overlays/cluster/raycluster.yaml must hold: the clusters of the RayJobs in one, without
+    a study.
+    """
     cluster, gpu = (job_of(study)["spec"]["rayClusterSpec"] for study in (SMOKE, GPU))
     (cpus,), (gpus,) = cluster["workerGroupSpecs"], gpu["workerGroupSpecs"]
     head = gpu["headGroupSpec"]["template"]
@@ -73,9 +109,12 @@ def standing() -> Document:
     head["spec"]["containers"][0]["volumeMounts"].pop()
     gpus.update(replicas=0, minReplicas=0)
     cpus.update(replicas=1, maxReplicas=8)
-    return {"apiVersion": "ray.io/v1", "kind": "RayCluster",
-            "metadata": {"name": "raybone", "labels": {"app.kubernetes.io/part-of": "raybone"}},
-            "spec": {**gpu, "workerGroupSpecs": [cpus, gpus, spot_of(gpus)]}}
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCluster",
+        "metadata": {"name": "raybone", "labels": {"app.kubernetes.io/part-of": "raybone"}},
+        "spec": {**gpu, "workerGroupSpecs": [cpus, gpus, spot_of(gpus)]},
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(K8S)))
@@ -87,16 +126,24 @@ def test_every_file_is_strictly_of_its_schema_and_keeps_the_rules(path: Path) ->
         assert rule_problems(document) == []
 
 
-@pytest.mark.parametrize(("path", "study", "out", "name"), [
-    ("base", SMOKE, None, ""), ("overlays/gpu", GPU, None, ""),
-    ("overlays/s3", SMOKE, "s3://raybone/runs/smoke-s3", "smoke-s3"),
-])
-def test_the_rayjobs_are_what_manifests_prints(path: str, study: Path, out: str | None, name: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "study", "out", "name"),
+    [
+        ("base", SMOKE, None, ""),
+        ("overlays/gpu", GPU, None, ""),
+        ("overlays/s3", SMOKE, "s3://raybone/runs/smoke-s3", "smoke-s3"),
+    ],
+)
+def test_the_rayjobs_are_what_manifests_prints(
+    path: str, study: Path, out: str | None, name: str
+) -> None:
     printed = manifests(read_study(study, [f"name={name}"] if name else []), out)
     assert (K8S / path / "rayjob.yaml").read_text() == printed
 
 
-@pytest.mark.parametrize(("path", "wanted"), [("cronjob/raycronjob", nightly), ("cluster/raycluster", standing)])
+@pytest.mark.parametrize(
+    ("path", "wanted"), [("cronjob/raycronjob", nightly), ("cluster/raycluster", standing)]
+)
 def test_cronjob_and_cluster_are_made_of_the_same(path: str, wanted: Any) -> None:
     assert documents(K8S / "overlays" / f"{path}.yaml") == [wanted()]
 
@@ -111,10 +158,15 @@ def test_a_night_ends_before_the_next_one() -> None:
 def test_the_network_lets_out_names_and_the_api_and_nothing_in_but_the_operator() -> None:
     pods, api = documents(K8S / "base" / "networkpolicy.yaml")
     own = {"podSelector": {"matchLabels": {"app.kubernetes.io/part-of": "raybone"}}}
-    assert all(own["podSelector"]["matchLabels"].items() <= p["spec"]["podSelector"]["matchLabels"].items()
-               for p in (pods, api))
+    assert all(
+        own["podSelector"]["matchLabels"].items() <= p["spec"]["podSelector"]["matchLabels"].items()
+        for p in (pods, api)
+    )
     assert pods["spec"]["policyTypes"] == ["Ingress", "Egress"]
-    assert [rule["from"] == [own] and "ports" not in rule for rule in pods["spec"]["ingress"]] == [True, False]
+    assert [rule["from"] == [own] and "ports" not in rule for rule in pods["spec"]["ingress"]] == [
+        True,
+        False,
+    ]
     assert pods["spec"]["ingress"][1]["ports"] == [{"protocol": "TCP", "port": 8265}]
     to_all, names = pods["spec"]["egress"]
     assert to_all == {"to": [own]}
@@ -131,19 +183,29 @@ def test_a_budget_of_pods_that_a_custom_resource_owns_is_a_number_of_available_o
 
 
 def test_the_volume_is_shared_and_the_account_has_no_token() -> None:
-    (claim,), (account,) = (documents(K8S / "base" / f"{n}.yaml") for n in ("storage", "serviceaccount"))
+    (claim,), (account,) = (
+        documents(K8S / "base" / f"{n}.yaml") for n in ("storage", "serviceaccount")
+    )
     assert claim["metadata"]["name"] == "raybone"
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     assert account["automountServiceAccountToken"] is False
 
 
 def test_every_port_that_is_watched_is_open_and_exists() -> None:
-    (monitor,), (policy,) = (documents(K8S / "components" / "monitoring" / f"{n}.yaml")
-                             for n in ("podmonitor", "networkpolicy"))
-    head = job_of(SMOKE)["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    (monitor,), (policy,) = (
+        documents(K8S / "components" / "monitoring" / f"{n}.yaml")
+        for n in ("podmonitor", "networkpolicy")
+    )
+    head = job_of(SMOKE)["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"][
+        "containers"
+    ][0]
     ports = {p["name"]: p["containerPort"] for p in head["ports"]}
     watched = {ports[e["port"]] for e in monitor["spec"]["podMetricsEndpoints"]}
-    assert watched == {p["port"] for p in policy["spec"]["ingress"][0]["ports"]} == {8080, 44217, 44227}
+    assert (
+        watched
+        == {p["port"] for p in policy["spec"]["ingress"][0]["ports"]}
+        == {8080, 44217, 44227}
+    )
 
 
 def test_no_secret_is_in_the_repository() -> None:
@@ -157,9 +219,19 @@ def test_what_kustomize_builds_is_strict_as_well(folder: str) -> None:
         assert schema_problems(document) == []
         assert rule_problems(document) == []
     assert {d["metadata"].get("namespace", "raybone") for d in built} == {"raybone"}
-    work = {"cluster": "RayCluster", "cronjob": "RayCronJob", "data": "Pod"}.get(folder.split("/")[-1], "RayJob")
-    assert [d["kind"] for d in built if d["kind"] in ("RayJob", "RayCluster", "RayCronJob", "Pod")] == [work]
-    kinds = {"Namespace", "ServiceAccount", "PersistentVolumeClaim", "NetworkPolicy", "PodDisruptionBudget"}
+    work = {"cluster": "RayCluster", "cronjob": "RayCronJob", "data": "Pod"}.get(
+        folder.split("/")[-1], "RayJob"
+    )
+    assert [
+        d["kind"] for d in built if d["kind"] in ("RayJob", "RayCluster", "RayCronJob", "Pod")
+    ] == [work]
+    kinds = {
+        "Namespace",
+        "ServiceAccount",
+        "PersistentVolumeClaim",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+    }
     assert folder == "data" or kinds <= {d["kind"] for d in built}
 
 
@@ -182,20 +254,37 @@ def test_kueue_gets_a_queue_and_a_cluster_of_fixed_size() -> None:
     assert group["replicas"] == group["maxReplicas"]
 
 
-@pytest.mark.parametrize("chosen", [("spot", "s3", "monitoring"), ("kueue", "s3", "monitoring"), ("monitoring", "spot"),
-                                    ("kueue",)], ids="+".join)
-def test_components_go_together_on_a_study_of_ones_own(chosen: tuple[str, ...], tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(manifests(read_study(GPU, ["name=mine"]), "s3://bucket/mine"))
-    paths = {"resources": ["mine.yaml"], "components": [os.path.relpath(K8S / "components" / c, tmp_path)
-                                                        for c in chosen]}
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ("spot", "s3", "monitoring"),
+        ("kueue", "s3", "monitoring"),
+        ("monitoring", "spot"),
+        ("kueue",),
+    ],
+    ids="+".join,
+)
+def test_components_go_together_on_a_study_of_ones_own(
+    chosen: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        manifests(read_study(GPU, ["name=mine"]), "s3://bucket/mine")
+    )
+    paths = {
+        "resources": ["mine.yaml"],
+        "components": [os.path.relpath(K8S / "components" / c, tmp_path) for c in chosen],
+    }
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"namespace": "raybone", **paths}))
     built = build(tmp_path)
     assert [schema_problems(d) + rule_problems(d) for d in built] == [[]] * len(built)
     (job,) = [d for d in built if d["kind"] == "RayJob"]
     assert ("kueue" in chosen) == ("kueue.x-k8s.io/queue-name" in job["metadata"]["labels"])
     assert len(job["spec"]["rayClusterSpec"]["workerGroupSpecs"]) == 1 + ("spot" in chosen)
-    assert {"s3", "monitoring"} & set(chosen) == {d["metadata"]["name"].split("-")[1].replace("metrics", "monitoring")
-                                                  for d in built if d["kind"] == "NetworkPolicy"}
+    assert {"s3", "monitoring"} & set(chosen) == {
+        d["metadata"]["name"].split("-")[1].replace("metrics", "monitoring")
+        for d in built
+        if d["kind"] == "NetworkPolicy"
+    }
 
 
 DOCKERFILE = (K8S / "image" / "Dockerfile").read_text()
@@ -219,7 +308,11 @@ def test_the_image_is_pinned_non_root_and_installed_without_an_index() -> None:
 def test_the_page_names_every_file_and_only_those() -> None:
     page = (ROOT / "docs" / "kubernetes.md").read_text()
     named = set(re.findall(r"^\| `(k8s/[^`]+)`", page, re.M))
-    assert named == {str(p.relative_to(ROOT)) for p in K8S.rglob("*") if p.is_file() and p.name != "kustomization.yaml"}
+    assert named == {
+        str(p.relative_to(ROOT))
+        for p in K8S.rglob("*")
+        if p.is_file() and p.name != "kustomization.yaml"
+    }
     assert f"raybone:{VERSION}-ray{RAY}" in page
     for folder in re.findall(r"kubectl apply -k (k8s\S+[^`\s])", page):
         assert (ROOT / folder / "kustomization.yaml").is_file()
@@ -227,7 +320,9 @@ def test_the_page_names_every_file_and_only_those() -> None:
 
 def test_the_kustomizations_of_the_page_build(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "kubernetes.md").read_text()
-    blocks = [re.sub(r"^ {3}", "", b, flags=re.M) for b in re.findall(r"```yaml\n(.*?)```", page, re.S)]
+    blocks = [
+        re.sub(r"^ {3}", "", b, flags=re.M) for b in re.findall(r"```yaml\n(.*?)```", page, re.S)
+    ]
     site, ours = blocks[0], blocks[1]
     for name, text in (("site", site), ("site/ours", ours)):
         (tmp_path / name).mkdir()
@@ -237,4 +332,8 @@ def test_the_kustomizations_of_the_page_build(tmp_path: Path) -> None:
     text = yaml.safe_dump_all(build(tmp_path / "site"))
     assert "image: REGISTRY/raybone:" in text
     assert "storageClassName: YOUR-RWX-CLASS" in text
-    assert {d["kind"] for d in build(tmp_path / "site" / "ours")} == {"RayJob", "PodMonitor", "NetworkPolicy"}
+    assert {d["kind"] for d in build(tmp_path / "site" / "ours")} == {
+        "RayJob",
+        "PodMonitor",
+        "NetworkPolicy",
+    }

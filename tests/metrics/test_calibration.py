@@ -16,19 +16,30 @@ def test_platt_is_the_logistic_regression_of_scikit_learn(seed: int) -> None:
     score_N = rng.random(500)
     truth_N = rng.random(500) < expit(0.5 * logit(score_N) - 1)
     # Platt's targets are not 0 and 1; a soft target is two weighted samples.
-    target_N = np.where(truth_N, (truth_N.sum() + 1) / (truth_N.sum() + 2), 1 / ((~truth_N).sum() + 2))
+    target_N = np.where(
+        truth_N, (truth_N.sum() + 1) / (truth_N.sum() + 2), 1 / ((~truth_N).sum() + 2)
+    )
     theirs = LogisticRegression(C=1e9, tol=1e-9).fit(
-        np.tile(logit(score_N), 2)[:, None], np.r_[np.ones(500), np.zeros(500)], np.r_[target_N, 1 - target_N])
-    assert platt(score_N, truth_N) == pytest.approx((theirs.coef_[0, 0], theirs.intercept_[0]), abs=1e-3)
+        np.tile(logit(score_N), 2)[:, None],
+        np.r_[np.ones(500), np.zeros(500)],
+        np.r_[target_N, 1 - target_N],
+    )
+    assert platt(score_N, truth_N) == pytest.approx(
+        (theirs.coef_[0, 0], theirs.intercept_[0]), abs=1e-3
+    )
 
 
 def test_a_group_counts_as_its_members() -> None:
-    score_N, truth_N = np.repeat([0.2, 0.6, 0.9], [10, 20, 30]), np.r_[np.zeros(8), np.ones(32), np.zeros(20)]
+    score_N, truth_N = (
+        np.repeat([0.2, 0.6, 0.9], [10, 20, 30]),
+        np.r_[np.zeros(8), np.ones(32), np.zeros(20)],
+    )
     shares = [truth_N[score_N == s].mean() for s in (0.2, 0.6, 0.9)]
     grouped = platt(np.array([0.2, 0.6, 0.9]), np.array(shares), np.array([10, 20, 30]))
     assert grouped == pytest.approx(platt(score_N, truth_N), abs=1e-5)
-    assert calibration_error(np.array([0.2, 0.6, 0.9]), np.array(shares), np.array([10, 20, 30])) == pytest.approx(
-        calibration_error(score_N, truth_N))
+    assert calibration_error(
+        np.array([0.2, 0.6, 0.9]), np.array(shares), np.array([10, 20, 30])
+    ) == pytest.approx(calibration_error(score_N, truth_N))
 
 
 def test_calibrated_scores_mean_what_they_say() -> None:

@@ -27,7 +27,9 @@ def found(*rows: tuple[float, float, float, float, float]) -> Prediction:
 
 def test_perfect_boxes_have_ap_1_and_none_have_0() -> None:
     images = [truth((0, 0, 10, 20)), truth()]
-    perfect, nothing = (box_metrics(images, [p, found()], 1) for p in (found((0, 0, 10, 20, 0.9)), found()))
+    perfect, nothing = (
+        box_metrics(images, [p, found()], 1) for p in (found((0, 0, 10, 20, 0.9)), found())
+    )
     everywhere = set(perfect) - {"AP_small", "AP_large"}  # 200 square pixels is of medium size
     assert [perfect[name] for name in everywhere] == pytest.approx([1.0] * len(everywhere))
     assert {nothing[name] for name in everywhere} == {0.0}
@@ -56,7 +58,9 @@ def test_a_lesion_counts_once_and_one_of_two_gives_half_the_recall() -> None:
 
 
 def test_box_metrics_are_undefined_without_lesions() -> None:
-    assert all(math.isnan(v) for v in box_metrics([truth()], [found((0, 0, 5, 5, 0.9))], 1).values())
+    assert all(
+        math.isnan(v) for v in box_metrics([truth()], [found((0, 0, 5, 5, 0.9))], 1).values()
+    )
 
 
 def test_froc_is_the_best_sensitivity_of_all_thresholds_that_keep_to_the_rate() -> None:
@@ -64,8 +68,17 @@ def test_froc_is_the_best_sensitivity_of_all_thresholds_that_keep_to_the_rate() 
     rng = np.random.default_rng(1)
     for levels, count in ((4, 60), (1000, 60), (3, 0)):
         score_D, hit_D = rng.integers(1, levels + 1, count) / levels, rng.random(count) < 0.3
-        expected = [max((hit_D[score_D >= t].sum() / 40 for t in score_D
-                         if (~hit_D[score_D >= t]).sum() <= rate * 5), default=0) for rate in RATES]
+        expected = [
+            max(
+                (
+                    hit_D[score_D >= t].sum() / 40
+                    for t in score_D
+                    if (~hit_D[score_D >= t]).sum() <= rate * 5
+                ),
+                default=0,
+            )
+            for rate in RATES
+        ]
         assert froc(score_D, hit_D, 40, 5) == pytest.approx(expected)
     assert np.isnan(froc(score_D, hit_D, 0, 5)).all()
 
@@ -82,15 +95,24 @@ def test_patient_metrics_equal_scikit_learns() -> None:
     rng = np.random.default_rng(3)
     called_P, sick_P = rng.random(30) < 0.5, rng.random(30) < 0.3
     ours = patient_metrics(called_P, sick_P)
-    assert ours == pytest.approx({"patient_sensitivity": recall_score(sick_P, called_P),
-                                  "patient_precision": precision_score(sick_P, called_P)})
-    assert patient_metrics(called_P & False, sick_P) == {"patient_sensitivity": 0.0, "patient_precision": 0.0}
+    assert ours == pytest.approx(
+        {
+            "patient_sensitivity": recall_score(sick_P, called_P),
+            "patient_precision": precision_score(sick_P, called_P),
+        }
+    )
+    assert patient_metrics(called_P & False, sick_P) == {
+        "patient_sensitivity": 0.0,
+        "patient_precision": 0.0,
+    }
     assert all(math.isnan(v) for v in patient_metrics(called_P, sick_P & False).values())
 
 
 def test_a_lesion_is_found_once_and_counts_at_any_iou_from_one_half() -> None:
     image = [truth((0, 0, 10, 10), (30, 30, 40, 40))]
-    scores = box_metrics(image, [found((0, 0, 10, 5.1, 0.9), (0, 0, 10, 10, 0.8), (30, 30, 40, 40, 0.4))], 1)
+    scores = box_metrics(
+        image, [found((0, 0, 10, 5.1, 0.9), (0, 0, 10, 10, 0.8), (30, 30, 40, 40, 0.4))], 1
+    )
     assert (scores["sensitivity"], scores["precision"]) == (0.5, 0.5)
     assert scores["FROC"] == pytest.approx((0.5 + 0.5 + 4 * 1.0) / 6)
 
@@ -107,7 +129,9 @@ def test_overlap_metrics_equal_scikit_learns() -> None:
 
 def test_overlap_without_lesion_is_undefined_and_without_prediction_is_zero() -> None:
     assert math.isnan(overlap_metrics(np.array([0, 5, 0]))["dice"])
-    assert overlap_metrics(np.array([0, 0, 5])) == dict.fromkeys(("dice", "iou", "precision", "sensitivity"), 0.0)
+    assert overlap_metrics(np.array([0, 0, 5])) == dict.fromkeys(
+        ("dice", "iou", "precision", "sensitivity"), 0.0
+    )
 
 
 def test_the_corrected_interval_is_wider_than_the_plain_one_by_the_known_factor() -> None:
@@ -137,9 +161,18 @@ def test_curves_are_scikit_learns_and_those_of_boxes_have_pycocotools_ap() -> No
     np.testing.assert_allclose(true / hit.sum(), recall[-2::-1])
     assert [len(part) for part in operating_points(score[:0], hit[:0])] == [0, 0, 0]
 
-    images = [truth(*((x, y, x + 9, y + 9) for x, y in rng.integers(0, 90, (3, 2)))) for _ in range(12)]
-    said = [found(*((*(box + rng.normal(0, 1, 4)), s) for box, s in zip([*boxes, [1, 1, 8, 8]], rng.random(4))))
-            for boxes, _ in images]
+    images = [
+        truth(*((x, y, x + 9, y + 9) for x, y in rng.integers(0, 90, (3, 2)))) for _ in range(12)
+    ]
+    said = [
+        found(
+            *(
+                (*(box + rng.normal(0, 1, 4)), s)
+                for box, s in zip([*boxes, [1, 1, 8, 8]], rng.random(4))
+            )
+        )
+        for boxes, _ in images
+    ]
     _, true, false = operating_points(*lesion_hits(images, said, 1))
     best = np.append(np.maximum.accumulate((true / (true + false))[::-1])[::-1], 0)
     steps = best[np.searchsorted(true / 36, np.linspace(0, 1, 101))]

@@ -21,14 +21,28 @@ FILES = sorted(p.stem for p in Path(raybone.models.__file__).parent.glob("[!_]*.
 # The smallest model of each file.
 SMALL = {stem: next(name for name in MENU if MENU[name] == stem) for stem in FILES}
 _NARROW = {"imgsz": 128, "channels": 32, "anchor": 0.125}
-SMALLER = {"unet": {"width": 8, "depth": 3}, "msma_unet": {"width": 8}, "unet_plus_plus": {"width": 4},
-           "double_unet": {"width": 16},
-           "retinanet_r50": _NARROW, "fcos_r50": {"imgsz": 128, "channels": 32},
-           **{name: {**_NARROW, "head": 64, "rois": 64} for name in ("faster_rcnn_r50", "cascade_rcnn_r50")}}
-# Steps to learn a batch by heart, and the learning rate for that: large networks need few of them, and small ones.
+SMALLER = {
+    "unet": {"width": 8, "depth": 3},
+    "msma_unet": {"width": 8},
+    "unet_plus_plus": {"width": 4},
+    "double_unet": {"width": 16},
+    "retinanet_r50": _NARROW,
+    "fcos_r50": {"imgsz": 128, "channels": 32},
+    **{
+        name: {**_NARROW, "head": 64, "rois": 64}
+        for name in ("faster_rcnn_r50", "cascade_rcnn_r50")
+    },
+}
+# Steps to learn a batch by heart, and the learning rate for that: large networks need few of them,
+# and small ones.
 ANCHORED = ("faster_rcnn_r50", "cascade_rcnn_r50", "retinanet_r50")
-PACE = {**dict.fromkeys((*ANCHORED, "fcos_r50"), (24, 4e-4)), "yolo11n": (30, 3e-3), "lesion_resnet50": (12, 4e-4),
-        **dict.fromkeys(("double_unet", "unet_plus_plus"), (24, 1e-2)), "msma_unet": (30, 3e-3)}
+PACE = {
+    **dict.fromkeys((*ANCHORED, "fcos_r50"), (24, 4e-4)),
+    "yolo11n": (30, 3e-3),
+    "lesion_resnet50": (12, 4e-4),
+    **dict.fromkeys(("double_unet", "unet_plus_plus"), (24, 1e-2)),
+    "msma_unet": (30, 3e-3),
+}
 
 
 def build(name: str) -> tuple[Model, torch.nn.Module]:
@@ -38,8 +52,12 @@ def build(name: str) -> tuple[Model, torch.nn.Module]:
     return model, model.build(model.Config(**SMALLER.get(name, {})))
 
 
-def batch_of(count: int = 4, height: int = 256, width: int = 64, empty: bool = False, stacked: bool = False) -> Batch:
-    """Scans of noise with one bright square each, or none; stacked with their masks, every other one is positive."""
+def batch_of(
+    count: int = 4, height: int = 256, width: int = 64, empty: bool = False, stacked: bool = False
+) -> Batch:
+    """Scans of noise with one bright square each, or none; stacked with their masks, every other
+    one is positive.
+    """
     rng = np.random.default_rng(0)
     image_NCHW = rng.random((count, 1, height, width), np.float32) * 0.2
     mask_NCHW = np.zeros((count, 1, height, width), np.uint8)
@@ -47,15 +65,29 @@ def batch_of(count: int = 4, height: int = 256, width: int = 64, empty: bool = F
     for i in range(count):
         x, y = 8 + 6 * i, 20 + height // 8 * i
         if not empty:
-            image_NCHW[i, 0, y:y + 24, x:x + 24] = 1
-            mask_NCHW[i, 0, y:y + 24, x:x + 24] = 1
-        boxes.append(torch.tensor([[x, y, x + 24, y + 24]] if not empty else [], dtype=torch.float32).reshape(-1, 4))
+            image_NCHW[i, 0, y : y + 24, x : x + 24] = 1
+            mask_NCHW[i, 0, y : y + 24, x : x + 24] = 1
+        boxes.append(
+            torch.tensor(
+                [[x, y, x + 24, y + 24]] if not empty else [], dtype=torch.float32
+            ).reshape(-1, 4)
+        )
     if stacked:
         labels = [torch.tensor([int(not empty and i % 2 == 0)]) for i in range(count)]
-        return Batch(torch.from_numpy(np.concatenate([image_NCHW, mask_NCHW.astype(np.float32)], 1)), boxes, labels,
-                     torch.from_numpy(mask_NCHW), torch.arange(count))
-    return Batch(torch.from_numpy(image_NCHW), boxes, [torch.zeros(len(b), dtype=torch.int64) for b in boxes],
-                 torch.from_numpy(mask_NCHW), torch.arange(count))
+        return Batch(
+            torch.from_numpy(np.concatenate([image_NCHW, mask_NCHW.astype(np.float32)], 1)),
+            boxes,
+            labels,
+            torch.from_numpy(mask_NCHW),
+            torch.arange(count),
+        )
+    return Batch(
+        torch.from_numpy(image_NCHW),
+        boxes,
+        [torch.zeros(len(b), dtype=torch.int64) for b in boxes],
+        torch.from_numpy(mask_NCHW),
+        torch.arange(count),
+    )
 
 
 def stacked(model: Model) -> bool:
@@ -87,7 +119,9 @@ def test_the_menu_is_what_the_files_offer() -> None:
 
 
 def test_an_unknown_model_lists_the_menu() -> None:
-    with pytest.raises(WrongInput, match=r"must be a name of the menu, got 'yolo11'; did you mean yolo11") as caught:
+    with pytest.raises(
+        WrongInput, match=r"must be a name of the menu, got 'yolo11'; did you mean yolo11"
+    ) as caught:
         load("yolo11")
     assert all(name in caught.value.problems[0] for name in MENU)
 
@@ -106,12 +140,16 @@ def test_every_model_builds_with_defaults_and_has_a_source_and_a_sound_space(nam
 
 @pytest.mark.parametrize("name", SMALL.values())
 def test_overfits_one_batch(name: str) -> None:
-    """The loss falls, and it is these lesions that were learned: those of other images fit worse."""
+    """The loss falls, and it is these lesions that were learned: those of other images fit
+    worse.
+    """
     model, net = build(name)
     batch = batch_of(2, 128, 64, stacked=stacked(model)) if name in PACE else batch_of()
     losses = train(net, batch, *PACE.get(name, (45, 3e-3)))
     assert losses[-1] < 0.5 * losses[0]
-    swapped = batch._replace(boxes=batch.boxes[::-1], labels=batch.labels[::-1], mask_NCHW=batch.mask_NCHW.flip(0))
+    swapped = batch._replace(
+        boxes=batch.boxes[::-1], labels=batch.labels[::-1], mask_NCHW=batch.mask_NCHW.flip(0)
+    )
     with torch.no_grad():
         right, wrong = (float(torch.stack(list(net(b).values())).sum()) for b in (batch, swapped))
     assert right < 0.7 * wrong
@@ -190,13 +228,22 @@ def test_every_part_moves_with_the_module(name: str) -> None:
 DETECTORS = [name for name in SMALL.values() if load(name).task == "detection"]
 
 
-@pytest.mark.parametrize("name", [n for n in DETECTORS if n != "faster_rcnn_r50"])  # Cascade has all its parts
+@pytest.mark.parametrize(
+    "name", [n for n in DETECTORS if n != "faster_rcnn_r50"]
+)  # Cascade has all its parts
 def test_boxes_keep_their_precision_under_bfloat16(name: str) -> None:
     """Beyond 512 pixels bfloat16 knows multiples of 4 alone: a small lesion there would be lost."""
     model = load(name)
     torch.manual_seed(0)
-    net = model.build(model.Config(**{**SMALLER.get(name, {}), "imgsz": 768,
-                                      **({"anchor": 0.01} if name in ANCHORED else {})})).train()
+    net = model.build(
+        model.Config(
+            **{
+                **SMALLER.get(name, {}),
+                "imgsz": 768,
+                **({"anchor": 0.01} if name in ANCHORED else {}),
+            }
+        )
+    ).train()
     batch = batch_of(1, 768, 64)
     batch.boxes[0] = torch.tensor([[40, 702.5, 46, 705], [20, 740, 29, 751]])
     batch.labels[0] = torch.zeros(2, dtype=torch.int64)
@@ -221,4 +268,6 @@ def test_anchors_that_would_fall_together_are_refused(name: str) -> None:
     cells = model.build(model.Config(imgsz=512, channels=16)).net
     generator = getattr(cells, "anchor_generator", None) or cells.rpn.anchor_generator
     for level in generator.cell_anchors:
-        assert len({tuple(a.tolist()) for a in level}) >= len(level) - 1  # two of nine round alike at 4 pixels
+        assert (
+            len({tuple(a.tolist()) for a in level}) >= len(level) - 1
+        )  # two of nine round alike at 4 pixels

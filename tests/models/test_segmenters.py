@@ -17,10 +17,21 @@ def batch(mask: torch.Tensor) -> Batch:
     return Batch(torch.rand(len(mask), 1, *mask.shape[2:]), [], [], mask, torch.arange(len(mask)))
 
 
-@pytest.mark.parametrize(("name", "millions"), [
-    ("unet", 7.8), ("double_unet", 29.3), ("msma_unet", 42.6), ("unet_plus_plus", 9.1), ("attention_unet", 7.9),
-    ("res_unet", 6.5), ("lesion_resnet50", 23.5), ("lesion_inception_v3", 21.8), ("lesion_vgg16", 134.3),
-    ("lesion_densenet169", 12.5)])
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("unet", 7.8),
+        ("double_unet", 29.3),
+        ("msma_unet", 42.6),
+        ("unet_plus_plus", 9.1),
+        ("attention_unet", 7.9),
+        ("res_unet", 6.5),
+        ("lesion_resnet50", 23.5),
+        ("lesion_inception_v3", 21.8),
+        ("lesion_vgg16", 134.3),
+        ("lesion_densenet169", 12.5),
+    ],
+)
 def test_the_menu_has_networks_of_these_sizes(name: str, millions: float) -> None:
     """The classifiers are torchvision's of 1,000 outputs less 999, with one input channel less."""
     model = load(name)
@@ -29,8 +40,10 @@ def test_the_menu_has_networks_of_these_sizes(name: str, millions: float) -> Non
     assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
-@pytest.mark.parametrize("name", ["attention_unet", "res_unet", "lesion_inception_v3", "lesion_vgg16",
-                                  "lesion_densenet169"])
+@pytest.mark.parametrize(
+    "name",
+    ["attention_unet", "res_unet", "lesion_inception_v3", "lesion_vgg16", "lesion_densenet169"],
+)
 def test_models_that_share_a_file_give_what_its_first_does(name: str) -> None:
     model = load(name)
     net = model.build(model.Config(**({"width": 4} if "unet" in name else {}))).eval()
@@ -40,8 +53,12 @@ def test_models_that_share_a_file_give_what_its_first_does(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["unet", "double_unet"])
-def test_the_background_of_three_classes_carries_no_cross_entropy_and_no_logit_of_its_own(name: str) -> None:
-    """Pixels of air give no gradient to cross-entropy; there are outputs of metastasis and non-metastasis alone."""
+def test_the_background_of_three_classes_carries_no_cross_entropy_and_no_logit_of_its_own(
+    name: str,
+) -> None:
+    """Pixels of air give no gradient to cross-entropy; there are outputs of metastasis and
+    non-metastasis alone.
+    """
     model = load(name)
     config = model.Config(nm="otsu", width=8, dice=0, cross_entropy=1)
     net = model.build(config).train()
@@ -75,8 +92,10 @@ def test_metastasis_in_air_costs_overlap_although_air_has_no_loss_of_its_own() -
 def test_each_part_of_the_multi_attention_unet_can_be_left_out(switch: str) -> None:
     model = load("msma_unet")
     with torch.device("meta"):
-        whole, less = (sum(p.numel() for p in model.build(model.Config(**given)).parameters())
-                       for given in ({}, {switch: False}))
+        whole, less = (
+            sum(p.numel() for p in model.build(model.Config(**given)).parameters())
+            for given in ({}, {switch: False})
+        )
     assert less < whole
 
 
@@ -94,7 +113,14 @@ def test_the_multi_attention_unet_without_any_of_its_parts_is_a_unet() -> None:
 
 def test_every_weight_of_a_segmenter_is_trained() -> None:
     """One without a gradient would stop data-parallel training."""
-    for name in ("unet", "double_unet", "msma_unet", "unet_plus_plus", "attention_unet", "res_unet"):
+    for name in (
+        "unet",
+        "double_unet",
+        "msma_unet",
+        "unet_plus_plus",
+        "attention_unet",
+        "res_unet",
+    ):
         net = load(name).build(load(name).Config(width=8)).train()
         mask = torch.zeros(2, 1, 64, 32, dtype=torch.uint8)
         mask[..., 4:9, 4:9] = 1
@@ -105,13 +131,17 @@ def test_every_weight_of_a_segmenter_is_trained() -> None:
 def test_the_kernels_of_the_ablation_are_a_parameter() -> None:
     model = load("msma_unet")
     with torch.device("meta"):
-        sizes = [sum(p.numel() for p in model.build(model.Config(kernels=k)).parameters())
-                 for k in ((1, 3), (1, 3, 5), (1, 3, 5, 7))]
+        sizes = [
+            sum(p.numel() for p in model.build(model.Config(kernels=k)).parameters())
+            for k in ((1, 3), (1, 3, 5), (1, 3, 5, 7))
+        ]
     assert len(set(sizes)) == 3
 
 
 def test_a_whole_scan_is_predicted_from_its_tiles() -> None:
-    """A network whose output at a pixel depends on that pixel alone predicts the same by tiles as at once."""
+    """A network whose output at a pixel depends on that pixel alone predicts the same by tiles as
+    at once.
+    """
     model = load("unet")
     net = model.build(model.Config(width=4, depth=2, tile=32)).eval()
     net.net = torch.nn.Conv2d(1, 1, 1)
@@ -122,7 +152,10 @@ def test_a_whole_scan_is_predicted_from_its_tiles() -> None:
 
 
 def test_no_loss_at_all_and_tiles_of_montages_are_refused() -> None:
-    for wrong, rule in (({"dice": 0, "cross_entropy": 0}, "are all 0"), ({"tile": 64, "montage": True}, "do not go")):
+    for wrong, rule in (
+        ({"dice": 0, "cross_entropy": 0}, "are all 0"),
+        ({"tile": 64, "montage": True}, "do not go"),
+    ):
         with pytest.raises(ValueError, match=rule):
             load("unet").Config(**wrong)
     with pytest.raises(ValueError, match="each has its own class"):

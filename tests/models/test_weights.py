@@ -1,4 +1,6 @@
-"""Starting from weights: whose files fit, what is said of those that do not, and that nothing in them is run."""
+"""Starting from weights: whose files fit, what is said of those that do not, and that nothing in
+them is run.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def test_an_imagenet_file_fills_the_backbone_and_its_colours_become_grey(tmp_pat
     assert taken == len(theirs.state_dict()) - 2  # all but the classifier
     assert torch.equal(body.layer4[2].conv3.weight, theirs.layer4[2].conv3.weight)
     grey = torch.rand(1, 1, 32, 32)
-    torch.testing.assert_close(body.conv1(grey), theirs.conv1(grey.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        body.conv1(grey), theirs.conv1(grey.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-4
+    )
     assert torch.equal(module.net.roi_heads.box_predictor.cls_score.weight, head)
 
 
@@ -44,13 +48,20 @@ def test_a_classifier_gives_both_channels_half_of_what_colours_had(tmp_path: Pat
     module = load("lesion_resnet50").build(load("lesion_resnet50").Config())
     assert start_from(module, tmp_path / "resnet50.pth")[0] == len(theirs.state_dict()) - 2
     grey = torch.rand(1, 1, 32, 32)
-    torch.testing.assert_close(module.net.conv1(grey.expand(-1, 2, -1, -1)), theirs.conv1(grey.expand(-1, 3, -1, -1)),
-                               atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        module.net.conv1(grey.expand(-1, 2, -1, -1)),
+        theirs.conv1(grey.expand(-1, 3, -1, -1)),
+        atol=1e-5,
+        rtol=1e-4,
+    )
 
 
 def test_a_densenet_is_read_under_the_names_of_its_published_file(tmp_path: Path) -> None:
     theirs = densenet169(weights=None)
-    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", k): v for k, v in theirs.state_dict().items()}
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", k): v
+        for k, v in theirs.state_dict().items()
+    }
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
     torch.save(old, tmp_path / "densenet169.pth")
     module = load("lesion_densenet169").build(load("lesion_densenet169").Config())
@@ -67,11 +78,15 @@ def test_a_double_unet_takes_its_first_encoder_from_vgg19(norm: bool, tmp_path: 
     assert torch.equal(module.net.features[-2 - norm].weight, theirs.features[-3 - norm].weight)
 
 
-def test_a_detector_of_torchvision_loads_whole_also_under_the_names_of_its_published_files(tmp_path: Path) -> None:
+def test_a_detector_of_torchvision_loads_whole_also_under_the_names_of_its_published_files(
+    tmp_path: Path,
+) -> None:
     """The files of 2019 name the pyramid and the proposals as torchvision did then."""
     theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
-    old = {re.sub(r"(fpn\.\w+_blocks\.\d|rpn\.head\.conv)(\.0)+\.", r"\1.", k): v
-           for k, v in theirs.state_dict().items()}
+    old = {
+        re.sub(r"(fpn\.\w+_blocks\.\d|rpn\.head\.conv)(\.0)+\.", r"\1.", k): v
+        for k, v in theirs.state_dict().items()
+    }
     assert "rpn.head.conv.weight" in old
     torch.save(old, tmp_path / "coco.pth")
     module = load("faster_rcnn_r50").build(load("faster_rcnn_r50").Config())
@@ -83,10 +98,14 @@ def test_a_detector_of_torchvision_loads_whole_also_under_the_names_of_its_publi
 
 @pytest.mark.parametrize("p2", [False, True])
 def test_a_published_retinanet_fills_ours_but_for_its_last_layer_and_a_pyramid_that_begins_elsewhere(
-        p2: bool, tmp_path: Path) -> None:
+    p2: bool, tmp_path: Path
+) -> None:
     theirs = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
     names = {k: re.sub(r"(fpn\.\w+_blocks\.\d)\.0\.", r"\1.", k) for k in theirs.state_dict()}
-    names = {k: re.sub(r"(_head\.conv)\.(\d)\.0\.", lambda m: f"{m[1]}.{2 * int(m[2])}.", n) for k, n in names.items()}
+    names = {
+        k: re.sub(r"(_head\.conv)\.(\d)\.0\.", lambda m: f"{m[1]}.{2 * int(m[2])}.", n)
+        for k, n in names.items()
+    }
     assert "head.regression_head.conv.6.weight" in names.values()
     torch.save({names[k]: v for k, v in theirs.state_dict().items()}, tmp_path / "coco.pth")
     module = load("retinanet_r50").build(load("retinanet_r50").Config(p2=p2))
@@ -122,7 +141,9 @@ def test_what_official_files_hold_beside_tensors_is_passed_over(tmp_path: Path) 
 
 def test_weights_of_other_categories_keep_all_but_the_last_layer(tmp_path: Path) -> None:
     model = load("yolo11n")
-    torch.save(model.build(model.Config(categories=("a", "b", "c"))).state_dict(), tmp_path / "three.pth")
+    torch.save(
+        model.build(model.Config(categories=("a", "b", "c"))).state_dict(), tmp_path / "three.pth"
+    )
     module = model.build(model.Config())
     taken, there = start_from(module, tmp_path / "three.pth")
     assert 0.9 * there < taken < there
@@ -130,7 +151,9 @@ def test_weights_of_other_categories_keep_all_but_the_last_layer(tmp_path: Path)
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Conv2d(1, 7, 3).state_dict(), tmp_path / "conv.pth")
-    with pytest.raises(WrongInput, match=r"conv.pth: must be of this architecture, but 0 of its 2 tensors fit"):
+    with pytest.raises(
+        WrongInput, match=r"conv.pth: must be of this architecture, but 0 of its 2 tensors fit"
+    ):
         start_from(load("unet").build(load("unet").Config(width=4)), tmp_path / "conv.pth")
 
 
@@ -144,13 +167,19 @@ class Activation:
 
     def __reduce__(self) -> Any:
         from ultralytics.nn.tasks import DetectionModel
-        return (DetectionModel, ({"nc": 1, "backbone": [], "head": [], "activation": "open('ran', 'w')"}, 1))
+
+        return (
+            DetectionModel,
+            ({"nc": 1, "backbone": [], "head": [], "activation": "open('ran', 'w')"}, 1),
+        )
 
 
-@pytest.mark.parametrize("content", [Evil(), {"model": Evil()}, {"model": Activation()}, b"no torch file",
-                                     {"epoch": 3}])
-def test_a_file_with_code_or_without_tensors_is_one_line_and_nothing_runs(content: Any, tmp_path: Path,
-                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "content", [Evil(), {"model": Evil()}, {"model": Activation()}, b"no torch file", {"epoch": 3}]
+)
+def test_a_file_with_code_or_without_tensors_is_one_line_and_nothing_runs(
+    content: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "x.pt"
     if isinstance(content, bytes):
@@ -164,13 +193,26 @@ def test_a_file_with_code_or_without_tensors_is_one_line_and_nothing_runs(conten
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_known_name_is_never_downloaded_but_its_file_and_place_are_named(tmp_path: Path, dataset: Path,
-                                                                         monkeypatch: pytest.MonkeyPatch,
-                                                                         capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_known_name_is_never_downloaded_but_its_file_and_place_are_named(
+    tmp_path: Path,
+    dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setenv("RAYBONE_WEIGHTS", str(tmp_path / "weights"))
     job = Path(__file__).resolve().parents[2] / "jobs" / "bs80k_yolo11.yaml"
-    given = ["search", str(job), "--out", str(tmp_path / "st"), "--local", "--set", f"dataset={dataset}",
-             "search.folds=3", "resources={}", "fixed.weights=coco"]
+    given = [
+        "search",
+        str(job),
+        "--out",
+        str(tmp_path / "st"),
+        "--local",
+        "--set",
+        f"dataset={dataset}",
+        "search.folds=3",
+        "resources={}",
+        "fixed.weights=coco",
+    ]
     assert main(given) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "yolo11n.pt, which raybone does not download; get it from https://" in line
@@ -180,7 +222,13 @@ def test_a_known_name_is_never_downloaded_but_its_file_and_place_are_named(tmp_p
     assert "must be a file, or one of coco, got 'nowhere.pt'" in capsys.readouterr().err
     (tmp_path / "weights").mkdir()
     export(load("yolo11n").build(load("yolo11n").Config()), tmp_path / "weights" / "yolo11n.pt")
-    resolved, _, _ = resolve(read_study(job, [f"dataset={dataset}", "search.folds=3", "fixed.weights=coco"]))
-    assert resolved.fixed["weights"] == str(tmp_path / "weights" / "yolo11n.pt")  # workers may stand elsewhere
-    assert resolved.resolved.warnings[-1].startswith("started from 499 of 499 tensors of yolo11n.pt; whether it has")
+    resolved, _, _ = resolve(
+        read_study(job, [f"dataset={dataset}", "search.folds=3", "fixed.weights=coco"])
+    )
+    assert resolved.fixed["weights"] == str(
+        tmp_path / "weights" / "yolo11n.pt"
+    )  # workers may stand elsewhere
+    assert resolved.resolved.warnings[-1].startswith(
+        "started from 499 of 499 tensors of yolo11n.pt; whether it has"
+    )
     assert resolve(resolved)[0].fixed == resolved.fixed

@@ -3,8 +3,9 @@
     pip install syne-tune==0.13.0 --no-deps && pip install dill sortedcontainers
     python tests/hpo/referee/record.py
 
-Run in an environment of its own: Syne Tune pins a numpy that raybone cannot use. Factors are powers of two: a third is
-no binary number, so that Syne Tune sometimes turns down a score that is the quantile itself (4 arrivals, factor 3).
+Run in an environment of its own: Syne Tune pins a numpy that raybone cannot use. Factors are powers
+of two: a third is no binary number, so that Syne Tune sometimes turns down a score that is the
+quantile itself (4 arrivals, factor 3).
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def stopping(factor: float, seed: int) -> list[list[object]]:
         level = alive[trial]
         value = score(trial, LEVELS[level], noise)
         # The rung systems are told every milestone once, in order.
-        goes = rungs.on_task_report(str(trial), {"score": value, "epoch": LEVELS[level]}, 0)["task_continues"]
+        goes = rungs.on_task_report(str(trial), {"score": value, "epoch": LEVELS[level]}, 0)[
+            "task_continues"
+        ]
         story.append([trial, level, value, bool(goes)])
         if goes and level + 1 < len(LEVELS):
             alive[trial] += 1
@@ -63,8 +66,13 @@ def promotion(factor: float, seed: int) -> list[list[object]]:
         asked = rungs.on_task_schedule(str(fresh))
         if "trial_id" in asked:
             trial, level = int(asked["trial_id"]), [*LEVELS, LAST].index(asked["milestone"])
-            rungs.on_task_add(str(trial), 0, new_config=False, milestone=asked["milestone"],
-                              resume_from=asked["resume_from"])
+            rungs.on_task_add(
+                str(trial),
+                0,
+                new_config=False,
+                milestone=asked["milestone"],
+                resume_from=asked["resume_from"],
+            )
             story.append(["ask", trial, level])
         else:
             trial, level = fresh, 0
@@ -76,6 +84,12 @@ def promotion(factor: float, seed: int) -> list[list[object]]:
 
 
 if __name__ == "__main__":
-    cases = [{"kind": kind.__name__, "factor": factor, "seed": seed, "story": kind(factor, seed)}
-             for kind in (stopping, promotion) for factor in (2, 2.25, 4, 8) for seed in range(4)]
-    Path(__file__).with_name("syne_tune.json").write_text(json.dumps(cases, separators=(",", ":")) + "\n")
+    cases = [
+        {"kind": kind.__name__, "factor": factor, "seed": seed, "story": kind(factor, seed)}
+        for kind in (stopping, promotion)
+        for factor in (2, 2.25, 4, 8)
+        for seed in range(4)
+    ]
+    Path(__file__).with_name("syne_tune.json").write_text(
+        json.dumps(cases, separators=(",", ":")) + "\n"
+    )
