@@ -47,7 +47,7 @@ papers: install
 
 # The tables of docs/study.md, after a key was added or changed.
 reference: install
-	$(PY) -m raybone.reference > docs/study.md
+	$(PY) -m raybone.run.reference > docs/study.md
 
 clean:
 	rm -rf runs .mypy_cache .ruff_cache

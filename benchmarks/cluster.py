@@ -23,7 +23,7 @@ from typing import Any
 import machine
 import pandas as pd
 
-import raybone.cluster  # noqa: F401  sets what Ray reads when it is imported
+import raybone.run.ray  # noqa: F401  sets what Ray reads when it is imported
 
 # cluster_utils writes an address there, which in Ray's own folder others would join.
 os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="rb-")
@@ -31,14 +31,14 @@ os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="rb-")
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
-from raybone.cluster.tuner import search
-from raybone.folder import Folder
-from raybone.hpo.brain import Brain
-from raybone.hpo.journal import Journal
-from raybone.phantom import phantom
-from raybone.prepare import prepare
-from raybone.spec import parse_study
-from raybone.terminal import progress
+from raybone.data.ingest.prepare import prepare
+from raybone.phantom.phantom import phantom
+from raybone.results.terminal import progress
+from raybone.run.ray.tuner import search
+from raybone.search.brain import Brain
+from raybone.search.journal import Journal
+from raybone.storage import Folder
+from raybone.study.spec import parse_study
 
 NODES = 4
 # Epochs take about 15 s of a core that they have for themselves, or 1 s with --quick.

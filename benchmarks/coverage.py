@@ -31,7 +31,7 @@ from raybone.metrics.intervals import (
     patient_draws,
 )
 from raybone.metrics.masks import overlap_metrics, pixel_counts, weighted_overlap
-from raybone.records import Array, Prediction
+from raybone.types import Array, Prediction
 
 FOLDS, POPULATION, PIXELS, FEATURES, LEVEL = 5, 2000, 100, 6, 0.95
 COHORTS = {24: 1000, 60: 1000, 200: 400}

@@ -31,11 +31,11 @@ from torch.utils.data import DataLoader
 from raybone.data.augment import Augmentation
 from raybone.data.cache import STEPS
 from raybone.data.dataset import Dataset, open_dataset
-from raybone.data.dicom import write_scan
+from raybone.data.ingest.dicom.frames import write_scan
+from raybone.data.ingest.prepare import prepare
 from raybone.data.loader import EpochSampler, ScanSamples
 from raybone.data.preprocess import resize, to_intensity
-from raybone.prepare import prepare
-from raybone.records import Array, Scan
+from raybone.types import Array, Scan
 
 BATCH, ROUNDS = 8, 5
 

@@ -39,17 +39,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from raybone.data.dataset import Dataset, open_dataset
+from raybone.data.ingest.prepare import prepare
 from raybone.data.loader import Batch, ScanSamples, training_loader
 from raybone.data.preprocess import to_intensity
-from raybone.evaluate import score
-from raybone.fit import fit
-from raybone.folder import Folder
 from raybone.metrics.boxes import box_metrics
 from raybone.models import MENU, load
-from raybone.phantom import phantom
-from raybone.prepare import prepare
-from raybone.records import Prediction, Scan
-from raybone.resolve import smallest_anchor
+from raybone.phantom.phantom import phantom
+from raybone.run.checks import smallest_anchor
+from raybone.storage import Folder
+from raybone.train.evaluate import score
+from raybone.train.fit import fit
+from raybone.types import Prediction, Scan
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

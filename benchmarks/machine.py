@@ -20,7 +20,7 @@ def machine() -> dict[str, Any]:
     import numpy
     import torch
 
-    from raybone.data.parallel import cores
+    from raybone.data.ingest.parallel import cores
 
     lines = (
         Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -19,14 +19,15 @@ import cv2
 import numpy as np
 from machine import keep, median
 
-from raybone.data.dicom import write_scan
+from raybone.data.ingest.dicom.frames import write_scan
 
 HERE, SCANS, ROUNDS = Path(__file__).resolve().parents[1], 2000, 5
 OUTLINE = [
     [100 + 9 * float(np.cos(a)), 400 + 12 * float(np.sin(a))] for a in np.linspace(0, 6.2, 24)
 ]
 CODE = (
-    "import sys; from raybone.prepare import prepare; prepare(sys.argv[1], sys.argv[2], "
+    "import sys; from raybone.data.ingest.prepare import prepare; prepare(sys.argv[1], "
+    "sys.argv[2], "
     "folds=5, key=sys.argv[3])"
 )
 

@@ -18,8 +18,8 @@ from typing import Any
 import machine
 
 from raybone.cli import main
-from raybone.phantom import phantom
-from raybone.prepare import prepare
+from raybone.data.ingest.prepare import prepare
+from raybone.phantom.phantom import phantom
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from browser import visit

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from machine import keep
 
-from raybone.hpo.sampler import propose
-from raybone.hpo.state import State
-from raybone.spec import Resolved, Study
+from raybone.search.sampler import propose
+from raybone.search.state import State
+from raybone.study.spec import Resolved, Study
 
 SEEDS, NOISE, LOOKS = 12, 0.02, (8, 12, 16, 24)
 LR0: dict[str, Any] = {"lr0": {"log_uniform": [1e-5, 1e-1]}}

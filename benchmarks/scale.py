@@ -19,12 +19,12 @@ from unittest import mock
 import machine
 import numpy as np
 
-from raybone.folder import Folder
-from raybone.hpo.brain import Brain
-from raybone.hpo.journal import Journal
-from raybone.hpo.race import ladder
-from raybone.records import Epoch
-from raybone.spec import Resolved, Study, write_study
+from raybone.search.brain import Brain
+from raybone.search.fold_race import ladder
+from raybone.search.journal import Journal
+from raybone.storage import Folder
+from raybone.study.spec import Resolved, Study, write_study
+from raybone.types import Epoch
 
 EPOCHS, FOLDS, METRICS = 300, 5, ("AP", "AP50", "precision", "sensitivity", "val_loss")
 
@@ -113,12 +113,13 @@ def timed(function: Any, seconds: list[float]) -> Any:
 # Each in a process of its own, so that its peak of memory is its own.
 JOBS = {
     "nothing": "",
-    "leaderboard": "raybone.leaderboard.write_leaderboard(folder, read_resolved(folder))",
-    "resume": "from raybone.hpo.brain import Brain\nfrom raybone.hpo.journal import Journal\n"
+    "leaderboard": "raybone.results.leaderboard.write_leaderboard(folder, read_resolved(folder))",
+    "resume": "from raybone.search.brain import Brain\nfrom raybone.search.journal import Journal\n"
     "brain = Brain(read_resolved(folder), Journal(folder), lambda params: 1, 8)\nbrain.peek()",
-    "status": "from raybone.watch import status_lines, status_of\nfrom raybone.hpo.journal import "
+    "status": "from raybone.results.watch import status_lines, status_of\nfrom "
+    "raybone.search.journal import "
     "Journal\n"
-    "from raybone.hpo.state import State\n"
+    "from raybone.search.state import State\n"
     "status_lines(status_of(read_resolved(folder), State(Journal(folder).events())))",
 }
 
@@ -126,8 +127,9 @@ JOBS = {
 def apart(folder: Path, job: str) -> tuple[float, float]:
     """Seconds and peak MB of a job on a study, without the start of Python."""
     code = (
-        "import re, time\nimport raybone.leaderboard, raybone.hpo.brain, raybone.watch\n"
-        "from raybone.folder import Folder\nfrom raybone.hpo.journal import read_resolved\n"
+        "import re, time\nimport raybone.results.leaderboard, raybone.search.brain, "
+        "raybone.results.watch\n"
+        "from raybone.storage import Folder\nfrom raybone.search.journal import read_resolved\n"
         f"folder = Folder({str(folder)!r})\nbegan = time.perf_counter()\n{JOBS[job]}\n"
         "spent = time.perf_counter() - began\n"
         "print(spent, int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / "

@@ -18,9 +18,9 @@ from typing import Any
 import machine
 import numpy as np
 
-from raybone.hpo.race import Rule, ladder
 from raybone.metrics.intervals import corrected_winner
-from raybone.simulate import (
+from raybone.search.fold_race import Rule, ladder
+from raybone.search.simulate import (
     FULL,
     LOCKSTEPS,
     RACES,

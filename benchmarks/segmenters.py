@@ -30,20 +30,20 @@ import numpy as np
 import torch
 from machine import keep
 
-from raybone.compare import figures
 from raybone.data.dataset import open_dataset
+from raybone.data.ingest.prepare import prepare
 from raybone.data.loader import masks_of
 from raybone.data.preprocess import to_intensity
-from raybone.fit import _Run
-from raybone.folder import Folder
-from raybone.hpo.journal import Journal
-from raybone.hpo.state import State
 from raybone.metrics.intervals import corrected_interval
 from raybone.models import load
-from raybone.phantom import phantom
-from raybone.prepare import prepare
-from raybone.search import search
-from raybone.spec import parse_study
+from raybone.phantom.phantom import phantom
+from raybone.results.compare import figures
+from raybone.run.local import search
+from raybone.search.journal import Journal
+from raybone.search.state import State
+from raybone.storage import Folder
+from raybone.study.spec import parse_study
+from raybone.train.fit import _Run
 
 FOLDS, EPOCHS = 5, 16
 FIXED = {

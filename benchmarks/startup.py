@@ -15,8 +15,8 @@ from typing import Any
 
 import machine
 
-from raybone.cluster.connection import connection
-from raybone.cluster.trainer import Trainer
+from raybone.run.ray.connection import connection
+from raybone.run.ray.trainer import Trainer
 
 # After raybone, which sets what Ray reads when it is imported.
 import ray  # isort: skip

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from raybone import __version__
-from raybone.records import WrongInput
+from raybone.errors import WrongInput
 
 JSON_HELP = "one JSON document on stdout"
 WAIT: dict[str, Any] = {

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raybone.arguments import parser
+from raybone.errors import MachineFault, RunFailed, WrongInput
 from raybone.private import hear_signals
-from raybone.records import MachineFault, RunFailed, WrongInput, safe_cell
-from raybone.terminal import bar, epoch_line, progress, say, show, show_table, tell_end
+from raybone.results.terminal import bar, epoch_line, progress, say, show, show_table, tell_end
+from raybone.types import safe_cell
 
 if TYPE_CHECKING:
-    from raybone.hpo.brain import Brain
-    from raybone.spec import Study
+    from raybone.search.brain import Brain
+    from raybone.study.spec import Study
 
 # What to do about an error of the system.
 MEND = {
@@ -81,8 +82,8 @@ def _failed(code: int, *problems: str) -> int:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from raybone.cluster.tuner import search
-    from raybone.demo import prepare_demo
+    from raybone.phantom.demo import prepare_demo
+    from raybone.run.ray.tuner import search
 
     study = prepare_demo(Path(options.out), bar("phantom"), bar("prepare"))
     with _following(study) as tell:
@@ -91,7 +92,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _phantom(options: argparse.Namespace) -> None:
-    from raybone.phantom import phantom
+    from raybone.phantom.phantom import phantom
 
     out = phantom(
         options.out, options.patients, options.seed, options.layout, options.height, bar("phantom")
@@ -100,8 +101,8 @@ def _phantom(options: argparse.Namespace) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from raybone.data.sources import told
-    from raybone.prepare import prepare
+    from raybone.data.ingest.prepare import prepare
+    from raybone.data.ingest.sources import told
 
     modality = None if options.modality.lower() == "any" else options.modality
     folds = int(options.folds) if options.folds.lstrip("-").isdecimal() else options.folds
@@ -176,12 +177,12 @@ def _pairs(option: str, given: Sequence[str]) -> dict[str, str]:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from raybone.inspect import inspect, inspection_lines
+    from raybone.data.inspect import inspect, inspection_lines
 
     found = inspect(options.dataset, bar("inspect"))
     say(json.dumps(found, indent=1) if options.json else "\n".join(inspection_lines(found)))
     if options.png:
-        from raybone.contact import contact_sheet
+        from raybone.data.contact_sheet import contact_sheet
 
         shown = contact_sheet(options.dataset, options.png, found)
         say(f"{options.png}: {shown} scans", file=sys.stderr)
@@ -191,7 +192,7 @@ def _models(options: argparse.Namespace) -> None:
     from raybone.models import menu
 
     if options.name:
-        from raybone.reference import hyper_parameter_lines, hyper_parameters
+        from raybone.run.reference import hyper_parameter_lines, hyper_parameters
 
         found = hyper_parameters(options.name)
         say(
@@ -210,20 +211,20 @@ def _models(options: argparse.Namespace) -> None:
 
 
 def _schema(_: argparse.Namespace) -> None:
-    from raybone.reference import schema
+    from raybone.run.reference import schema
 
     say(json.dumps(schema(), indent=1))
 
 
 def _study(options: argparse.Namespace, *more: str) -> Study:
-    from raybone.defaults import complete
-    from raybone.spec import read_study
+    from raybone.run.defaults import complete
+    from raybone.study.spec import read_study
 
     return read_study(options.study, [*options.overrides, *more], complete)
 
 
 def _preview(options: argparse.Namespace) -> None:
-    from raybone.preview import preview
+    from raybone.run.preview import preview
 
     seen = preview(
         _study(options), options.epoch_seconds, options.epochs_from, options.slots, options.png
@@ -254,14 +255,14 @@ def _search(options: argparse.Namespace) -> None:
     ] * options.record
     study = _study(options, *more)
     if options.local:
-        from raybone.search import search as local
+        from raybone.run.local import search as local
 
         if options.address:
             raise WrongInput("search: --local has no Ray to give --address to; leave one out")
         with _following(study) as tell:
             reason = local(study, options.out, tell, options.warm_start)
     else:
-        from raybone.cluster.tuner import search
+        from raybone.run.ray.tuner import search
 
         with _following(study) as tell:
             reason = search(
@@ -269,7 +270,7 @@ def _search(options: argparse.Namespace) -> None:
             )
     tell_end(reason, options.out)
     if options.record:
-        from raybone.record import record
+        from raybone.search.curves import record
 
         taken, tried = record(options.out)
         say(
@@ -284,7 +285,7 @@ def _following(study: Study) -> contextlib.AbstractContextManager[Callable[[Brai
     if not _drawable():
         return contextlib.nullcontext(progress())
     say(f"{study.name}: checks its dataset and starts")
-    from raybone.live import following
+    from raybone.results.live import following
 
     return following()
 
@@ -294,15 +295,15 @@ def _drawable() -> bool:
 
 
 def _manifests(options: argparse.Namespace) -> None:
-    from raybone.cluster.manifests import manifests
+    from raybone.run.kubernetes import manifests
 
     say(manifests(_study(options), options.out, options.image), end="")
 
 
 def _submit(options: argparse.Namespace) -> int:
-    from raybone.cluster.access import use_token
-    from raybone.cluster.submit import follow, pack, submit
-    from raybone.resolve import check_alone
+    from raybone.run.checks import check_alone
+    from raybone.run.ray.access import use_token
+    from raybone.run.ray.jobs import follow, pack, submit
 
     check_alone(study := _study(options))
     parcel = pack(study, options.out, options.wait)
@@ -336,7 +337,7 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _simulate(options: argparse.Namespace) -> None:
-    from raybone.simulate import plot, simulate
+    from raybone.search.simulate import plot, simulate
 
     if options.plot and Path(options.plot).suffix.lower() not in (".png", ".pdf", ".svg"):
         raise WrongInput(f"--plot {options.plot}: must end in .png, .pdf or .svg; choose one")
@@ -379,11 +380,11 @@ def _simulate(options: argparse.Namespace) -> None:
 
 
 def _watch(options: argparse.Namespace) -> None:
-    from raybone.watch import status_lines, watch
+    from raybone.results.watch import status_lines, watch
 
     with contextlib.suppress(KeyboardInterrupt):  # leaving stops no study
         if _drawable():
-            from raybone.live import live
+            from raybone.results.live import live
 
             live(options.study, not options.once)
         else:
@@ -395,15 +396,15 @@ def _watch(options: argparse.Namespace) -> None:
 
 
 def _logs(options: argparse.Namespace) -> None:
-    from raybone.logs import logs
+    from raybone.results.logs import logs
 
     for line in logs(options.study, options.config, options.follow):
         show(line)
 
 
 def _stop(options: argparse.Namespace) -> None:
-    from raybone.folder import Folder
-    from raybone.hpo.journal import read_resolved
+    from raybone.search.journal import read_resolved
+    from raybone.storage import Folder
 
     folder = Folder(options.study)
     read_resolved(folder)
@@ -415,10 +416,10 @@ def _stop(options: argparse.Namespace) -> None:
 
 
 def _leaderboard(options: argparse.Namespace) -> None:
-    from raybone.folder import Folder
-    from raybone.hpo.journal import Journal, read_resolved
-    from raybone.hpo.state import State
-    from raybone.leaderboard import brief_of, merged_leaderboard, write_leaderboard
+    from raybone.results.leaderboard import brief_of, merged_leaderboard, write_leaderboard
+    from raybone.search.journal import Journal, read_resolved
+    from raybone.search.state import State
+    from raybone.storage import Folder
 
     folders = [Folder(study) for study in options.studies]
     if len(folders) == 1:
@@ -440,7 +441,7 @@ def _leaderboard(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     import orjson  # writes NaN as null
 
-    from raybone.compare import compare, comparison_lines
+    from raybone.results.compare import compare, comparison_lines
 
     found = [compare(study, options.dataset) for study in options.studies]
     say(
@@ -453,7 +454,7 @@ def _compare(options: argparse.Namespace) -> None:
 def _refit(options: argparse.Namespace) -> None:
     from functools import partial
 
-    from raybone.refit import refit, train_here
+    from raybone.deploy.refit import refit, train_here
 
     if (options.address or options.local) and not options.all_patients:
         raise WrongInput(
@@ -465,7 +466,7 @@ def _refit(options: argparse.Namespace) -> None:
     if options.all_patients and options.local:
         train = partial(train_here, tell=epoch_line)
     elif options.all_patients:
-        from raybone.cluster.refit import train_on_ray
+        from raybone.run.ray.refit import train_on_ray
 
         train = partial(train_on_ray, address=options.address, tell=epoch_line)
     made = refit(
@@ -480,7 +481,7 @@ def _refit(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from raybone.predict import predict
+    from raybone.deploy.predict import predict
 
     modality = None if options.modality.lower() == "any" else options.modality
     done = predict(
@@ -509,7 +510,7 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _forget(options: argparse.Namespace) -> None:
-    from raybone.forget import forget, forgotten_lines
+    from raybone.results.forget import forget, forgotten_lines
 
     forget(
         options.dataset,
@@ -525,7 +526,7 @@ def _forget(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from raybone.report import report
+    from raybone.results.report import report
 
     written, size = report(options.study, options.html, not options.no_scans, bar, options.dataset)
     say(f"{written}: {size / 1e6:.1f} MB")

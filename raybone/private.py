@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from raybone.records import WrongInput
+from raybone.errors import WrongInput
 
 SUFFIX = ".new.partial"
 # What a file system without locks says to flock.

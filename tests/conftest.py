@@ -46,7 +46,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine phantom patients at 256x64, as DICOM."""
-    from raybone.phantom import phantom
+    from raybone.phantom.phantom import phantom
 
     return phantom(tmp_path_factory.mktemp("phantom") / "cohort", patients=9, seed=3, height=256)
 
@@ -54,7 +54,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dataset(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cohort prepared with three folds."""
-    from raybone.prepare import prepare
+    from raybone.data.ingest.prepare import prepare
 
     path = tmp_path_factory.mktemp("dataset") / "ds"
     prepare(cohort, path, folds=3, key=cohort / "phantom.key")
@@ -64,7 +64,7 @@ def dataset(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def held_out(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cohort with three patients in a test group and two in each of three folds."""
-    from raybone.prepare import prepare
+    from raybone.data.ingest.prepare import prepare
 
     return prepare(
         cohort,
@@ -93,7 +93,7 @@ def study(dataset: Path) -> dict[str, object]:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A Ray of this run's own, with two CPUs, that searches in this process join."""
-    from raybone.cluster.connection import connection
+    from raybone.run.ray.connection import connection
 
     with connection(None):
         yield

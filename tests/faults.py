@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from raybone.folder import Folder
-from raybone.hpo.journal import Journal
+from raybone.search.journal import Journal
+from raybone.storage import Folder
 
 TRIAL, WORKER = ("ray::run_trial", "ray::ImplicitFunc"), ("ray::RayTrainWorker",)
 

@@ -15,13 +15,13 @@ from faults import unseal
 
 from raybone.data.annotations import mask_of, rle_of
 from raybone.data.dataset import Dataset, open_dataset
-from raybone.folder import Folder
-from raybone.hpo.brain import Brain
-from raybone.hpo.journal import Journal
-from raybone.hpo.race import ladder
-from raybone.leaderboard import winner
-from raybone.records import Epoch, Pooled, Scan
-from raybone.spec import Resolved, Study, parse_study, write_study
+from raybone.results.leaderboard import winner
+from raybone.search.brain import Brain
+from raybone.search.fold_race import ladder
+from raybone.search.journal import Journal
+from raybone.storage import Folder
+from raybone.study.spec import Resolved, Study, parse_study, write_study
+from raybone.types import Epoch, Pooled, Scan
 
 SPACE = {
     "lr0": {"log_uniform": [1e-4, 1e-1]},

@@ -19,20 +19,21 @@ import yaml
 from faults import unseal
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
-from raybone.calibrate import calibrate
 from raybone.cli import main
 from raybone.data.annotations import lesion_of_mask, mask_of, rle_of
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.folds import assign_folds
-from raybone.data.parts import targets
-from raybone.evaluate import Finding, false_positives, resampled_score, score, scored
-from raybone.inspect import inspect
+from raybone.data.ingest.prepare import prepare
+from raybone.data.inspect import inspect
+from raybone.data.tiles_and_targets import targets
+from raybone.deploy.calibrate import calibrate
+from raybone.errors import WrongInput
 from raybone.models import load
-from raybone.prepare import prepare
-from raybone.records import Array, Lesion, Prediction, Scan, WrongInput
-from raybone.resolve import resolve
-from raybone.samples import scored_samples, training_samples
-from raybone.spec import parse_study
+from raybone.run.checks import resolve
+from raybone.study.spec import parse_study
+from raybone.train.evaluate import Finding, false_positives, resampled_score, score, scored
+from raybone.train.samples import scored_samples, training_samples
+from raybone.types import Array, Lesion, Prediction, Scan
 
 BOTH = ["malignant", "bone"]
 SIDE = 64

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from raybone.cli import main
-from raybone.folder import Folder
-from raybone.hpo.journal import Journal
+from raybone.search.journal import Journal
+from raybone.storage import Folder
 
 
 def cli(*arguments: object) -> int:

@@ -16,13 +16,13 @@ import yaml
 from PIL import Image
 
 from raybone.cli import main
-from raybone.contact import contact_sheet
 from raybone.data.annotations import rle_of
+from raybone.data.contact_sheet import contact_sheet
 from raybone.data.dataset import Dataset, open_dataset
-from raybone.inspect import inspect
-from raybone.overlay import overlay
-from raybone.phantom import phantom
-from raybone.prepare import prepare
+from raybone.data.ingest.prepare import prepare
+from raybone.data.inspect import inspect
+from raybone.data.overlay import overlay
+from raybone.phantom.phantom import phantom
 
 
 def drawn(dataset: Dataset, **more: Any) -> np.ndarray:

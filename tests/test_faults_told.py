@@ -22,17 +22,18 @@ import yaml
 from PIL import Image
 
 from raybone.cli import main
-from raybone.cluster.manifests import manifests
-from raybone.cluster.submit import pack
 from raybone.data.cache import Intensities
 from raybone.data.dataset import open_dataset
 from raybone.data.loader import ScanSamples, validation_loader
-from raybone.hpo.brain import Brain
-from raybone.places import relocated
-from raybone.records import DamagedFile, MachineFault, WrongInput, plain_cell, safe_cell
-from raybone.resolve import dataset_of
-from raybone.search import search
-from raybone.spec import parse_study, read_study
+from raybone.errors import DamagedFile, MachineFault, WrongInput
+from raybone.run.checks import dataset_of
+from raybone.run.kubernetes import manifests
+from raybone.run.local import search
+from raybone.run.ray.jobs import pack
+from raybone.search.brain import Brain
+from raybone.study.relocate import relocated
+from raybone.study.spec import parse_study, read_study
+from raybone.types import plain_cell, safe_cell
 
 Mapping = dict[str, Any]
 
@@ -129,7 +130,7 @@ def test_results_are_read_with_the_dataset_at_another_place(place: Path) -> None
 
 
 def test_a_batch_that_the_workers_cannot_share_out_is_refused(study: Mapping) -> None:
-    from raybone.resolve import resolve
+    from raybone.run.checks import resolve
 
     two = {"resources": {"workers": 2}}
     for wrong, line in (
@@ -343,7 +344,7 @@ def test_models_that_ask_for_the_user_load_without_one() -> None:
 
 
 def test_charts_are_drawn_without_a_home_folder() -> None:
-    done = nameless("import os, raybone.charts; print('HOME' in os.environ)", {})
+    done = nameless("import os, raybone.results.charts; print('HOME' in os.environ)", {})
     assert done.stdout.strip() == "False", done.stderr
 
 

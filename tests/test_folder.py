@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from raybone.folder import patiently
+from raybone.storage import patiently
 
 SLOW = (
     "When completing multipart upload for key 'k' in bucket 'b': AWS Error SLOW_DOWN during "

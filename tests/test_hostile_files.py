@@ -27,22 +27,22 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLSLossless, RLELossl
 
 from raybone.data.annotations import rle_of
 from raybone.data.dataset import open_dataset
-from raybone.data.dicom import NotTaken, read_frames
-from raybone.findings import read_findings
-from raybone.folder import Folder
+from raybone.data.ingest.dicom.frames import NotTaken, read_frames
+from raybone.data.ingest.prepare import Prepared, prepare
+from raybone.deploy.onnx import export_onnx
+from raybone.errors import DamagedFile, WrongInput
 from raybone.models import load
-from raybone.models._onnx import export_onnx
 from raybone.models._weights import start_from
-from raybone.prepare import Prepared, prepare
-from raybone.records import DamagedFile, WrongInput
-from raybone.spec import read_study
-from raybone.yaml12 import load_yaml
+from raybone.storage import Folder
+from raybone.study.spec import read_study
+from raybone.study.yaml12 import load_yaml
+from raybone.train.findings import read_findings
 
 LIMIT = 400 << 20  # bytes beyond what the imports took
 
 NIFTI = """
 import nibabel, numpy as np
-from raybone.data.nifti import read_nifti
+from raybone.data.ingest.annotations.nifti import read_nifti
 image = nibabel.Nifti1Image(np.zeros((64, 64, 1 << 14), np.uint8), np.eye(4))
 image.header.set_slope_inter(1.5, 0)
 content = __import__("gzip").compress(image.to_bytes(), 9)
@@ -53,7 +53,7 @@ def work():
 PICTURE = """
 import io
 from PIL import Image
-from raybone.data.pictures import counts_of_image
+from raybone.data.ingest.pictures import counts_of_image
 file = io.BytesIO()
 Image.new("L", (13000, 13000)).save(file, "PNG")
 content = file.getvalue()
@@ -62,7 +62,7 @@ def work():
 """
 DEEP = """
 import struct, zlib
-from raybone.data.pictures import counts_of_image
+from raybone.data.ingest.pictures import counts_of_image
 def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 content = b"\\x89PNG\\r\\n\\x1a\\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 13000, 13000, 16, 6, 0, 0, 0))

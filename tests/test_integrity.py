@@ -19,12 +19,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from raybone.bundle import open_bundle
 from raybone.cli import main
 from raybone.data.dataset import open_dataset
-from raybone.folder import Folder
-from raybone.hpo.journal import Journal
-from raybone.records import WrongInput
+from raybone.deploy.bundle import open_bundle
+from raybone.errors import WrongInput
+from raybone.search.journal import Journal
+from raybone.storage import Folder
 
 
 def cli(*words: object) -> int:

@@ -30,7 +30,7 @@ from raybone.private import workplace
 # code, what was told, dot files left) of the first and of the last.
 HURT = """
 import errno, json, os, shutil, signal, sys, tempfile
-import raybone.forget
+import raybone.results.forget
 from raybone.cli import main
 
 home, how, stride, between, words = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5:]
@@ -206,7 +206,7 @@ def test_one_process_at_a_time_works_on_a_dataset(
 def test_of_two_that_forget_at_once_each_has_deleted_what_it_says(home: Path) -> None:
     names = ["PHANTOM-0004", "PHANTOM-0005", "PHANTOM-0006"]
     code = (
-        "import sys, raybone.forget; from raybone.cli import main; print(); input(); "
+        "import sys, raybone.results.forget; from raybone.cli import main; print(); input(); "
         "sys.exit(main(sys.argv[1:]))"
     )
     children = [

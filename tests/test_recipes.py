@@ -18,16 +18,16 @@ from raybone.cli import main
 from raybone.data.annotations import mask_of
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.folds import TRAINING
+from raybone.data.ingest.steps import body_mask
 from raybone.data.loader import masks_of
-from raybone.data.parts import Mined
-from raybone.data.steps import body_mask
-from raybone.fit import evaluate_weights, mined_masks
-from raybone.folder import Folder
+from raybone.data.tiles_and_targets import Mined
 from raybone.models import load
-from raybone.records import Scan
-from raybone.resolve import resolve
-from raybone.samples import scored_samples, training_samples
-from raybone.spec import read_study
+from raybone.run.checks import resolve
+from raybone.storage import Folder
+from raybone.study.spec import read_study
+from raybone.train.fit import evaluate_weights, mined_masks
+from raybone.train.samples import scored_samples, training_samples
+from raybone.types import Scan
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +244,7 @@ def test_mining_takes_each_folds_masks_from_the_model_that_never_saw_its_patient
         }
         return mined_masks(dataset, where, fold, scans, device)
 
-    monkeypatch.setattr("raybone.fit.mined_masks", spy)
+    monkeypatch.setattr("raybone.train.fit.mined_masks", spy)
     assert searched(place, "mined", f"fixed.nm={place / 'first'}") == 0
     assert asked == [0, 1, 2]
     assert (

@@ -24,14 +24,14 @@ import yaml
 from pretend import pretend
 
 from raybone.cli import main
-from raybone.data import formats, nifti
 from raybone.data.dataset import open_dataset
-from raybone.fit import evaluate_weights
-from raybone.folder import Folder
-from raybone.hpo.journal import Journal
+from raybone.data.ingest.annotations import formats, nifti
+from raybone.data.ingest.prepare import prepare
+from raybone.errors import DamagedFile, WrongInput
 from raybone.models import load
-from raybone.prepare import prepare
-from raybone.records import DamagedFile, WrongInput
+from raybone.search.journal import Journal
+from raybone.storage import Folder
+from raybone.train.fit import evaluate_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

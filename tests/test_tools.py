@@ -16,10 +16,10 @@ from PIL import Image
 
 from raybone.cli import main
 from raybone.data.dataset import Dataset, open_dataset
-from raybone.data.dicom import write_scan
-from raybone.data.segmentation import write_segmentation
-from raybone.prepare import prepare
-from raybone.records import WrongInput
+from raybone.data.ingest.dicom.frames import write_scan
+from raybone.data.ingest.prepare import prepare
+from raybone.deploy.dicom_seg import write_segmentation
+from raybone.errors import WrongInput
 
 BOX, SHAPE = (10, 20, 22, 28), (64, 48)
 CORNERS = [[10, 20], [22, 20], [22, 28], [10, 28]]

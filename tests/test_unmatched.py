@@ -20,7 +20,7 @@ from PIL import Image
 
 from raybone.cli import main
 from raybone.data.dataset import open_dataset
-from raybone.data.dicom import write_scan
+from raybone.data.ingest.dicom.frames import write_scan
 
 SQUARE = {"label": "metastasis", "shape_type": "rectangle", "points": [[10, 20], [22, 28]]}
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from raybone.records import Array, Lesion, Scan
+from raybone.types import Array, Lesion, Scan
 
 Remarks = Counter[str]
 MOST_PIXELS = 1 << 28

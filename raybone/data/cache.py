@@ -16,7 +16,7 @@ from raybone.data.dataset import Dataset
 from raybone.data.preprocess import resize, to_intensity
 from raybone.data.remote import private_cache
 from raybone.private import put, workplace
-from raybone.records import Array, Scan
+from raybone.types import Array, Scan
 
 VERSION = 2  # raise it with any change of to_intensity or resize
 STEPS = (

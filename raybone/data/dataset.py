@@ -24,10 +24,11 @@ import numpy as np
 
 from raybone.data.annotations import read_coco, to_coco
 from raybone.data.folds import TEST, TRAINING
+from raybone.data.ingest.sources import is_image
 from raybone.data.remote import local_copy
-from raybone.data.sources import is_image
+from raybone.errors import DamagedFile, WrongInput
 from raybone.private import lock, sweep
-from raybone.records import Array, DamagedFile, Lesion, Scan, WrongInput, plain_cell, safe_cell
+from raybone.types import Array, Lesion, Scan, plain_cell, safe_cell
 
 FORMAT = 1
 COLUMNS = (
@@ -391,7 +392,9 @@ def _unprepared(path: Path) -> str:
 
 
 def _begins_dicom(path: Path) -> bool:
-    from raybone.data.dicom import is_dicom  # imports pydicom, which training needs not
+    from raybone.data.ingest.dicom.frames import (
+        is_dicom,  # imports pydicom, which training needs not
+    )
 
     with path.open("rb") as file:
         return is_dicom(file.read(132))

@@ -9,7 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from raybone.data.annotations import foci
-from raybone.records import Scan, WrongInput
+from raybone.errors import WrongInput
+from raybone.types import Scan
 
 TEST = -1  # the fold of the test group, which no search sees
 TRAINING = -2  # of patients who are trained on in every fold and validate none

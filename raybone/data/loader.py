@@ -21,7 +21,8 @@ from raybone.data.augment import Augmentation, Sample, augment
 from raybone.data.cache import Intensities, as_float
 from raybone.data.dataset import Dataset
 from raybone.data.preprocess import canvas_of, pad
-from raybone.records import Array, MachineFault, Prediction, Scan
+from raybone.errors import MachineFault
+from raybone.types import Array, Prediction, Scan
 
 SHARED = Path("/dev/shm")
 SILENT = 600.0  # seconds after which a loader process that gives no batch hangs

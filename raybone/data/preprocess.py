@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from raybone.records import Array
+from raybone.types import Array
 
 STRIDE = 32  # coarsest level of the detectors and depth of the U-Net
 

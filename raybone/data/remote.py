@@ -12,9 +12,9 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from raybone.folder import Folder, patiently
+from raybone.errors import WrongInput
 from raybone.private import put, sweep_all, workplace
-from raybone.records import WrongInput
+from raybone.storage import Folder, patiently
 
 FILES = ("annotations.json", "scans.csv", "folds.csv", "rejected.csv")
 

@@ -12,7 +12,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from scipy import sparse
 
 from raybone.metrics.lesions import FOUND, lesion_metrics
-from raybone.records import Array, Prediction
+from raybone.types import Array, Prediction
 
 MOST = 100  # detections an image that count
 AT_ONCE = 128  # samples whose arrays are in memory together

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-from raybone.records import Array
+from raybone.types import Array
 
 BINS = 15
 EDGE = 1e-6  # probabilities are kept this far from 0 and 1, where logits end

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from scipy import special  # scipy.stats takes a second to import, in every process of a search
 
-from raybone.records import Array
+from raybone.types import Array
 
 REPLICATES = 1000
 

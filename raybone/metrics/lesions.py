@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from raybone.records import Array
+from raybone.types import Array
 
 FOUND = 0.5
 THRESHOLD = 0.5

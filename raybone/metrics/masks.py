@@ -15,7 +15,7 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from raybone.metrics.lesions import FOUND
-from raybone.records import Array
+from raybone.types import Array
 
 
 @dataclass(frozen=True)

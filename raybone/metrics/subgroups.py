@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from raybone.metrics.lesions import THRESHOLD, classification_metrics, operating_points
-from raybone.records import Array
+from raybone.types import Array
 
 # Which cells of a confusion count as right, and which as wrong, in each proportion.
 PARTS = {

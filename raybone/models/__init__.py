@@ -10,7 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from raybone.records import Task, WrongInput
+from raybone.errors import WrongInput
+from raybone.types import Task
 
 if TYPE_CHECKING:
     from raybone.models._model import Model

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from raybone.data.loader import Batch
 from raybone.models._model import TrainingConfig
-from raybone.records import Prediction
-from raybone.spec import Param
+from raybone.study.spec import Param
+from raybone.types import Prediction
 
 CHANNELS = 2  # the scan, and the mask of the lesion in question
 

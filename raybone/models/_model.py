@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from raybone.data.augment import Augmentation
-from raybone.records import Task
-from raybone.spec import Param
+from raybone.study.spec import Param
+from raybone.types import Task
 
 
 class TrainingConfig(Augmentation):

@@ -20,9 +20,10 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from raybone.data.loader import Batch
+from raybone.errors import InvalidConfig
 from raybone.models._model import TrainingConfig, in_full_precision
-from raybone.records import InvalidConfig, Prediction
-from raybone.spec import Param
+from raybone.study.spec import Param
+from raybone.types import Prediction
 
 DEPTHS = (50, 101)
 SMALLEST = 4.0  # pixels

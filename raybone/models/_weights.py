@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raybone.errors import WrongInput
 from raybone.models._model import Model
-from raybone.records import WrongInput
 
 
 def weights_file(given: str, model: Model) -> Path:

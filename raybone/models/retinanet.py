@@ -21,7 +21,7 @@ from raybone.models._torchvision import (
     backbone,
     builder,
 )
-from raybone.spec import Param
+from raybone.study.spec import Param
 
 
 class Config(DetectorConfig):

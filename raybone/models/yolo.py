@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from raybone.data.loader import Batch
 from raybone.models._model import Model, TrainingConfig, in_full_precision
-from raybone.records import Prediction
-from raybone.spec import Param
+from raybone.study.spec import Param
+from raybone.types import Prediction
 
 
 def _quiet() -> None:

@@ -23,9 +23,9 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
     FakeMultiNodeProvider,
 )
 
-from raybone.folder import Folder
-from raybone.hpo.journal import Journal
-from raybone.hpo.state import State
+from raybone.search.journal import Journal
+from raybone.search.state import State
+from raybone.storage import Folder
 
 TIMING = ["train_seconds", "gpu_hours"]
 PATIENCE = 600.0  # seconds for anything that must happen

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from raybone.cluster.tuner import search
-from raybone.spec import parse_study
+from raybone.run.ray.tuner import search
+from raybone.study.spec import parse_study
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from raybone.search import search as search_locally
-from raybone.spec import parse_study
+from raybone.run.local import search as search_locally
+from raybone.study.spec import parse_study
 from tests.chaos.harness import Cluster, Driver, events, table, until
 
 

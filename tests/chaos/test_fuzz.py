@@ -29,8 +29,8 @@ from pretend import pretend
 from raybone.cli import main
 from raybone.data.annotations import lesion_mask
 from raybone.data.dataset import Dataset, open_dataset
-from raybone.folder import Folder
-from raybone.hpo.journal import Journal
+from raybone.search.journal import Journal
+from raybone.storage import Folder
 
 MEMORY = 3 << 29  # bytes beyond what the imports took, of any process
 CHARTS = (
@@ -67,7 +67,7 @@ ODD = (
 )
 CHILD = """
 import json, resource, sys
-import torchvision, raybone.predict, raybone.preview, raybone.prepare, raybone.leaderboard, raybone.report
+import torchvision, raybone.deploy.predict, raybone.run.preview, raybone.data.ingest.prepare, raybone.results.leaderboard, raybone.results.report
 from raybone.cli import main
 used = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_DATA, (used + {memory},) * 2)

@@ -20,8 +20,8 @@ import pytest
 import torch
 import yaml
 
-from raybone.folder import Folder
-from raybone.hpo.journal import Journal
+from raybone.search.journal import Journal
+from raybone.storage import Folder
 
 NETWORK, HEAD, FAR = "10.77.0", "10.77.0.1", "10.77.0.2"
 TOOLS = ("ip", "unshare", "nsenter", "mount", "hostname")

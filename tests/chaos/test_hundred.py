@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from raybone.cluster.tuner import search
-from raybone.prepare import prepare
-from raybone.spec import parse_study
+from raybone.data.ingest.prepare import prepare
+from raybone.run.ray.tuner import search
+from raybone.study.spec import parse_study
 
 SEARCHES = 100
 

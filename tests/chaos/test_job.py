@@ -10,8 +10,8 @@ import pandas as pd
 import yaml
 from heads import ended, running_head, wait_for
 
-from raybone.folder import Folder
-from raybone.hpo.journal import Journal
+from raybone.search.journal import Journal
+from raybone.storage import Folder
 
 
 def test_a_followed_job_outlives_ctrl_c_stops_from_elsewhere_and_resumes(

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raybone.bundle import open_bundle
 from raybone.cli import main
 from raybone.data.dataset import open_dataset
+from raybone.deploy.bundle import open_bundle
 
 KILLS = 30
 VERBS = ("prepare", "forget", "refit", "predict", "report")

@@ -18,8 +18,8 @@ import pytest
 import yaml
 from faults import WORKER
 
-from raybone.search import search as search_locally
-from raybone.spec import parse_study
+from raybone.run.local import search as search_locally
+from raybone.study.spec import parse_study
 from tests.chaos.harness import Cluster, Driver, events, progress, table, until
 
 

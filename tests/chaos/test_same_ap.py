@@ -9,9 +9,9 @@ import torch
 from stock import STILL, stock_trainer
 
 from raybone.data.dataset import open_dataset
-from raybone.fit import evaluate_weights, fit
-from raybone.folder import Folder
 from raybone.models import load
+from raybone.storage import Folder
+from raybone.train.fit import evaluate_weights, fit
 
 EPOCHS = 40
 

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from faults import WORKER, Killer
 
-from raybone.cluster.tuner import search
-from raybone.search import search as search_locally
-from raybone.spec import parse_study
+from raybone.run.local import search as search_locally
+from raybone.run.ray.tuner import search
+from raybone.study.spec import parse_study
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raybone.data.folds import TEST, assign_folds, folds_by_site
-from raybone.records import Lesion, Scan, WrongInput
+from raybone.errors import WrongInput
+from raybone.types import Lesion, Scan
 
 BOX = Lesion((0, 0, 1, 1), "malignant")
 

@@ -17,7 +17,7 @@ from raybone.data.cache import Intensities, as_float
 from raybone.data.dataset import open_dataset
 from raybone.data.loader import EpochSampler, ScanSamples, training_loader, validation_loader
 from raybone.data.preprocess import resize, to_intensity
-from raybone.records import Prediction
+from raybone.types import Prediction
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from raybone.data.dicom import read_frames
-from raybone.data.lookalike import lookalikes
-from raybone.phantom import phantom
-from raybone.records import Array, Scan
+from raybone.data.ingest.dicom.frames import read_frames
+from raybone.data.near_duplicates import lookalikes
+from raybone.phantom.phantom import phantom
+from raybone.types import Array, Scan
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from raybone.data.dataset import open_dataset
-from raybone.data.parallel import spread
-from raybone.prepare import prepare
-from raybone.records import WrongInput
+from raybone.data.ingest.parallel import spread
+from raybone.data.ingest.prepare import prepare
+from raybone.errors import WrongInput
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
@@ -90,7 +90,7 @@ def test_a_dataset_made_on_a_disk_without_locks_is_the_same(
     used: list[int] = []
     monkeypatch.setattr("fcntl.flock", no_locks)
     monkeypatch.setattr(
-        "raybone.prepare.spread",
+        "raybone.data.ingest.prepare.spread",
         lambda work, items, processes: used.append(processes) or spread(work, items, processes),
     )
     made = prepare(cohort, tmp_path / "ds", folds=3, key=cohort / "phantom.key")

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from strict import RAY, ROOT, VERSION, Document, rule_problems, schema_problems
 
-from raybone.cluster.manifests import manifests
-from raybone.spec import read_study
+from raybone.run.kubernetes import manifests
+from raybone.study.spec import read_study
 
 K8S = ROOT / "k8s"
 GPU = K8S / "overlays" / "gpu" / "study.yaml"

@@ -20,7 +20,7 @@ from raybone.metrics.intervals import (
 )
 from raybone.metrics.lesions import lesion_metrics
 from raybone.metrics.masks import pixel_counts, weighted_means, weighted_overlap
-from raybone.records import Prediction
+from raybone.types import Prediction
 
 Cohort = tuple[list[tuple[np.ndarray, np.ndarray]], list[Prediction]]
 

@@ -13,7 +13,7 @@ from raybone.metrics.boxes import box_metrics, lesion_hits
 from raybone.metrics.intervals import corrected_interval, corrected_p
 from raybone.metrics.lesions import RATES, froc, lesion_metrics, operating_points, patient_metrics
 from raybone.metrics.masks import overlap_metrics, pixel_counts
-from raybone.records import Prediction
+from raybone.types import Prediction
 
 
 def truth(*boxes: tuple[float, float, float, float]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,9 +13,10 @@ import torch
 
 import raybone.models
 from raybone.data.loader import Batch
+from raybone.errors import InvalidConfig, WrongInput
 from raybone.models import MENU, load, menu
 from raybone.models._model import Model
-from raybone.records import InvalidConfig, Prediction, WrongInput
+from raybone.types import Prediction
 
 FILES = sorted(p.stem for p in Path(raybone.models.__file__).parent.glob("[!_]*.py"))
 # The smallest model of each file.

@@ -18,9 +18,9 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn, retinanet_resn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from raybone.data.dataset import open_dataset
-from raybone.fit import fit
-from raybone.folder import Folder
 from raybone.models import load
+from raybone.storage import Folder
+from raybone.train.fit import fit
 
 EPOCHS = 3
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from raybone.data.loader import Batch
+from raybone.errors import WrongInput
 from raybone.models import load
-from raybone.records import WrongInput
 
 THREE = {"nm": "otsu", "width": 4, "depth": 2}
 

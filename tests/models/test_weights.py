@@ -17,12 +17,12 @@ from torchvision.models import densenet169, resnet50, vgg19, vgg19_bn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn
 
 from raybone.cli import main
+from raybone.errors import WrongInput
 from raybone.models import load
 from raybone.models._weights import start_from
 from raybone.models.yolo import export
-from raybone.records import WrongInput
-from raybone.resolve import resolve
-from raybone.spec import read_study
+from raybone.run.checks import resolve
+from raybone.study.spec import read_study
 
 
 def test_an_imagenet_file_fills_the_backbone_and_its_colours_become_grey(tmp_path: Path) -> None:

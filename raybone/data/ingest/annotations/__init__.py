@@ -1,0 +1,1 @@
+"""Annotations of many formats, and which scan each of them means."""

@@ -1,0 +1,1 @@
+"""DICOM objects as counts, with what their headers say."""

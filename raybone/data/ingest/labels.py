@@ -1,0 +1,135 @@
+"""The two tables a person may give: labels of scans or patients, and the folds of patients."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from raybone.data.dataset import COLUMNS
+from raybone.data.folds import SPECIAL
+from raybone.data.ingest.sources import positive
+from raybone.errors import WrongInput
+
+MOST_VALUES = 50  # a label with more is free text or an identifier
+FACTS = ("patient_id", "file", "view", "pixel_mm")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Columns of labels.csv by the source's patient id or by the file's path below SOURCE."""
+
+    by_patient: dict[str, dict[str, str]] = field(default_factory=dict)
+    by_file: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def of(self, patient: str, name: str) -> dict[str, str]:
+        """What is known of a scan: its patient's labels, overridden by its own."""
+        return {**self.by_patient.get(patient, {}), **self.by_file.get(name, {})}
+
+
+def read_labels(path: Path) -> Labels:
+    """labels.csv: a column ``patient_id`` or ``file``, and any others.
+
+    site, scanner, view and pixel_mm replace what the scans themselves say; with ``file``, so does
+    patient_id.
+
+    Raises:
+        WrongInput: no key column, a reserved name, or a column that looks like free text or an
+            identifier.
+    """
+    header, rows = _rows(path, "labels.csv")
+    key = "file" if "file" in header else "patient_id"
+    if key not in header:
+        raise WrongInput(
+            "labels.csv: needs a column patient_id or file; its first line names the columns"
+        )
+    taken = [c for c in header if c in COLUMNS and c not in (*FACTS, "site", "scanner")]
+    if taken or len(set(header)) < len(header):
+        raise WrongInput(
+            f"labels.csv: a label must not be called {', '.join(taken) or 'like another'}, as a "
+            f"column of "
+            "scans.csv is; rename it"
+        )
+    table: dict[str, dict[str, str]] = {}
+    for line, row in enumerate(rows, 2):
+        known = {k: v for k, v in row.items() if k != key and v}
+        if known.get("view", "unknown") not in ("anterior", "posterior", "unknown") or (
+            "pixel_mm" in known and positive(known["pixel_mm"]) is None
+        ):
+            raise WrongInput(
+                f"labels.csv: line {line}: view must be anterior, posterior or unknown, and "
+                f"pixel_mm a "
+                "number of mm; correct it"
+            )
+        if table.setdefault(row[key], known) != known:
+            raise WrongInput(
+                f"labels.csv: line {line} contradicts another line of the same {key}; keep one of "
+                f"them"
+            )
+    for column in header:
+        values = {row[column] for row in rows}
+        if column not in FACTS and (
+            len(values) > min(MOST_VALUES, max(6, len(rows) // 5))
+            or max(map(len, values), default=0) > 40
+        ):
+            raise WrongInput(
+                f"labels.csv: column {header.index(column) + 1} has {len(values)} values in "
+                f"{len(rows)} "
+                "rows; a label has few and short ones, others may name a patient: leave the column "
+                "out"
+            )
+    return Labels(by_file=table) if key == "file" else Labels(by_patient=table)
+
+
+def read_split(path: Path) -> dict[str, int]:
+    """Fold of each patient of a given split: columns ``patient_id`` and ``fold``.
+
+    Folds are 0, 1 ..., ``test`` (given as -1) and ``training`` (-2).
+
+    Raises:
+        WrongInput: a patient is in two folds, a fold is no number, or folds are not 0 .. K-1 with K
+            at least 2.
+    """
+    header, rows = _rows(path, "--split")
+    if "patient_id" not in header or "fold" not in header:
+        raise WrongInput(
+            "--split: needs the columns patient_id and fold; its first line names the columns"
+        )
+    special = {name: fold for fold, name in SPECIAL.items()}
+    folds: dict[str, set[int]] = defaultdict(set)
+    for line, row in enumerate(rows, 2):
+        value = row["fold"]
+        if value not in special and not value.isdecimal():
+            raise WrongInput(
+                f"--split: line {line}: fold must be 0, 1, 2 ... or test or training; correct it"
+            )
+        folds[row["patient_id"]].add(special[value] if value in special else int(value))
+    leaks = sum(len(f) > 1 for f in folds.values())
+    if leaks:
+        raise WrongInput(
+            f"--split: a patient must be in one fold, {leaks} are in several; such a split leaks: "
+            "keep one line a patient"
+        )
+    used = sorted({f for many in folds.values() for f in many if f >= 0})
+    if used != list(range(len(used))) or len(used) < 2:
+        raise WrongInput(
+            f"--split: folds must be 0, 1 ... without a gap and at least 2, got {used}; renumber "
+            f"them"
+        )
+    return {patient: min(many) for patient, many in folds.items()}
+
+
+def _rows(path: Path, what: str) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            rows = [
+                {k.strip(): v.strip() for k, v in row.items() if k and isinstance(v, str)}
+                for row in reader
+            ]
+            return [c.strip() for c in reader.fieldnames or [] if c], rows
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise WrongInput(
+            f"{what}: must be a CSV file in UTF-8, but {type(error).__name__}; check it"
+        ) from None

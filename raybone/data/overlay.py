@@ -1,0 +1,137 @@
+"""A scan with its lesions and what was found: dark on white, or bright on black where its modality
+is drawn so.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+
+from raybone.data.annotations import mask_of
+from raybone.data.modality import shades
+from raybone.data.preprocess import to_intensity
+from raybone.metrics.lesions import THRESHOLD
+from raybone.types import Array, Lesion
+
+DOTS = 100  # pixels an inch
+TALL, NARROW, LEGEND = 5.6, 1.7, 0.4  # inches: the long side, the least width, the words below
+# Okabe & Ito's blue and vermilion, which no colour blindness confuses; the lines differ as well.
+TRUTH: dict[str, Any] = {"color": "#0072B2", "linestyle": "-", "linewidth": 1.6}
+FOUND: dict[str, Any] = {"color": "#D55E00", "linestyle": (0, (3, 2)), "linewidth": 1.2}
+
+
+def overlay(
+    counts_HW: Array,
+    high: float,
+    finding: Mapping[str, Any],
+    lesions: Sequence[Lesion] = (),
+    categories: Sequence[str] = ("malignant",),
+    least: float = THRESHOLD,
+    flags: Sequence[str] = (),
+    native: bool = False,
+) -> bytes:
+    """A PNG; lesions in solid blue, findings in dashed orange with their scores beside them, with a
+    legend.
+
+    Args:
+        counts_HW: counts of the scan, shape (H, W); high: upper edge of its window, in counts.
+        finding: one scan's part of predictions.json: boxes with scores and labels, masks as run
+            lengths (whose boxes only place their scores), or the score of one lesion (or of the
+            scan, where ``lesion`` is -1).
+        lesions: the truth; those of other categories than ``categories`` are left out.
+        least: boxes with a lower score are left out.
+        flags: of the scan; its modality says which way round it is drawn.
+        native: draw each pixel of the scan as one of the picture, or as a square of them where the
+            scan is small; else the picture has at most about 600 pixels a side.
+    """
+    height, width = counts_HW.shape
+    scale = TALL / max(height, width)
+    if native:
+        scale = max(1, int(scale * DOTS)) / DOTS
+    figure = Figure((max(width * scale, NARROW), height * scale + LEGEND), dpi=DOTS)
+    axes = figure.add_axes(
+        (0, LEGEND / (height * scale + LEGEND), 1, height * scale / (height * scale + LEGEND))
+    )
+    axes.imshow(
+        to_intensity(counts_HW, high),
+        cmap=shades(flags),
+        vmin=0,
+        vmax=1,
+        interpolation="nearest" if native else "bilinear",
+    )
+    axes.set_axis_off()
+    judged = finding.get("lesion", -1)
+    for place, lesion in enumerate(lesions):
+        if place == judged or ("score" not in finding and lesion.category in categories):
+            _outline(axes, None if "boxes" in finding else lesion.rle, lesion.box_xyxy, TRUTH)
+    for rle in finding.get("masks", ()):
+        _outline(axes, rle, None, FOUND)
+    for box_4, score in zip(finding.get("boxes", ()), finding.get("scores", ())):
+        if "masks" in finding:
+            _score(axes, box_4, score, width)
+        elif score >= least:
+            _outline(axes, None, box_4, FOUND)
+            _score(axes, box_4, score, width)
+    words = [(TRUTH, "judged" if "score" in finding else "truth")] if lesions else []
+    words += [] if "score" in finding else [(FOUND, "found")]
+    figure.legend(
+        [Line2D([], [], **style) for style, _ in words],
+        [word for _, word in words],
+        loc="lower center",
+        ncols=2,
+        fontsize=8,
+        frameon=False,
+        handlelength=2.2,
+        columnspacing=1.0,
+    )
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def _score(axes: Axes, box_4: Sequence[float], score: float, width: int) -> None:
+    """The score beside its box: to the right, to the left where the scan ends there, or inside
+    where it fills it.
+    """
+    if box_4[2] < width * 0.75:
+        x, side, away = box_4[2], "left", 2
+    elif box_4[0] > width * 0.25:
+        x, side, away = box_4[0], "right", -2
+    else:
+        x, side, away = box_4[0], "left", 2
+    text = axes.annotate(
+        f"{score:.2f}",
+        (x, box_4[1]),
+        (away, 0),
+        textcoords="offset points",
+        fontsize=7,
+        ha=side,
+        va="top",
+        color=FOUND["color"],
+        annotation_clip=True,
+    )
+    text.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
+
+
+def _outline(
+    axes: Axes, rle: dict[str, Any] | None, box_4: Sequence[float] | None, style: dict[str, Any]
+) -> None:
+    """The border of a mask, or of a box where there is none."""
+    if rle is not None and (mask_HW := mask_of(rle)).any():
+        axes.contour(
+            mask_HW,
+            levels=[0.5],
+            colors=style["color"],
+            linestyles=[style["linestyle"]],
+            linewidths=style["linewidth"],
+        )
+    elif box_4 is not None:
+        x1, y1, x2, y2 = box_4
+        axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, **style))

@@ -1,0 +1,1 @@
+"""A winner taken home: bundles, predictions and what they are written as."""

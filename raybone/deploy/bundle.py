@@ -1,0 +1,207 @@
+"""A model bundle: a folder with weights as safetensors, and all that prediction needs; nothing in
+it is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from raybone.deploy.out_of_distribution import SLACK
+from raybone.errors import DamagedFile, WrongInput
+from raybone.models import load
+from raybone.models._model import Model, TrainingConfig
+from raybone.private import put, workplace
+from raybone.train.checkpoint import fill, finite
+
+FORMAT = 1
+
+
+class Part(BaseModel):
+    """Base of what prediction needs of bundle.json: finite numbers, and whatever else is there."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Member(Part):
+    """A file of weights in the bundle's folder."""
+
+    file: str = Field(pattern=r"^[^/\\]+$")
+    sha256: str
+
+
+class Preprocessing(Part):
+    """How scans are prepared, and the window of all, in counts, if they share one."""
+
+    steps: list[str]
+    window: float | None = Field(gt=0)
+
+
+class Calibration(Part):
+    """Platt's numbers, or none."""
+
+    slope: float | None = None
+    intercept: float | None = None
+
+
+class Likeness(Part):
+    """The mean of the training scans, and the usual range of each property."""
+
+    mean: list[list[float]] = Field(min_length=1)
+    usual: dict[str, tuple[float, float]]
+
+
+class Content(Part):
+    """bundle.json, as far as prediction needs it."""
+
+    model: str
+    config: dict[str, Any]
+    members: list[Member] = Field(min_length=1)
+    categories: list[str]
+    preprocessing: Preprocessing
+    calibration: Calibration
+    likeness: Likeness
+    patients: list[str]
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: what bundle.json says, the model and its configuration."""
+
+    path: Path
+    meta: dict[str, Any]
+    model: Model
+    config: TrainingConfig
+
+    def members(self, device: torch.device) -> list[nn.Module]:
+        """The networks, in eval mode.
+
+        Raises:
+            WrongInput: a file of weights is not the one that the bundle was made with.
+        """
+        return [
+            self._member(entry).to(device).eval().requires_grad_(False)
+            for entry in self.meta["members"]
+        ]
+
+    def _member(self, entry: Mapping[str, str]) -> nn.Module:
+        file = self.path / entry["file"]
+        if not file.is_file() or _digest(file) != entry["sha256"]:
+            raise WrongInput(
+                f"bundle {self.path}: {entry['file']} must be the file it was made with, but is "
+                f"changed "
+                "or gone; copy the bundle again"
+            )
+        module = self.model.build(self.config)
+        try:
+            tensors = load_file(file)
+            fill(module, tensors, str(file))
+        except (SafetensorError, DamagedFile) as error:
+            raise WrongInput(
+                f"bundle {self.path}: {entry['file']} must hold the weights of {self.model.name}, "
+                f"but: "
+                f"{' '.join(str(error).split())[:150]}; copy the bundle again"
+            ) from None
+        if not finite(tensors):
+            raise WrongInput(
+                f"bundle {self.path}: {entry['file']} must hold finite weights, but has NaN or "
+                f"infinite "
+                "ones, with which nothing is ever found; refit it again"
+            )
+        return module
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Open a bundle that ``write_bundle`` made.
+
+    Raises:
+        WrongInput: there is none, or it is of another format.
+    """
+    path = Path(path)
+    if not (path / "bundle.json").is_file():
+        raise WrongInput(
+            f"bundle {path}: must be a folder made by `raybone refit`, but it has no bundle.json; "
+            f"run "
+            f"`raybone refit STUDY --out {path}`"
+        )
+    try:
+        meta = json.loads((path / "bundle.json").read_text(encoding="utf-8"))
+        if meta["format"] != FORMAT:
+            raise WrongInput(
+                f"bundle {path}: format must be {FORMAT}, got {meta['format']}; refit it again"
+            )
+        content = Content.model_validate(meta)
+        if (
+            set(content.likeness.usual) - set(SLACK)
+            or len({len(row) for row in content.likeness.mean}) > 1
+        ):
+            raise KeyError("likeness")
+        model = load(meta["model"])
+        config = model.Config.model_validate(meta["config"])
+        if content.categories not in (list(config.categories), [getattr(config, "target", "")]):
+            raise KeyError("categories")
+        return Bundle(path, meta, model, config)
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, WrongInput):
+            raise
+        raise WrongInput(
+            f"bundle {path}: bundle.json must say what was trained and how, but "
+            f"{type(error).__name__}: "
+            f"{' '.join(str(error).split())[:100]}; copy the bundle again"
+        ) from None
+
+
+def write_bundle(
+    path: Path,
+    meta: Mapping[str, Any],
+    states: Mapping[str, Mapping[str, Tensor]],
+    card: str,
+    further: Callable[[Path, Bundle], dict[str, Any]] = lambda place, bundle: {},
+) -> Bundle:
+    """Write a bundle, whole or not at all.
+
+    Args:
+        meta: what bundle.json says beside its format and its members.
+        states: weights by the name of the member.
+        card: README.md, the model card.
+        further: writes more files for the finished networks into the folder, and gives more to say
+            in bundle.json.
+    """
+    if not states:
+        raise ValueError(f"{path}: a bundle needs the weights of a member")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with workplace(path) as place:
+        half = place / "new"
+        half.mkdir()
+        members = []
+        for name, state in states.items():
+            file = half / f"{name}.safetensors"
+            save_file({k: v.detach().cpu().clone().contiguous() for k, v in state.items()}, file)
+            members.append({"file": file.name, "sha256": _digest(file)})
+        content = {"format": FORMAT, **meta, "members": members}
+        _write(half, content)
+        content |= further(half, open_bundle(half))
+        _write(half, content)
+        (half / "README.md").write_text(card, encoding="utf-8")
+        put(half, path)
+    return open_bundle(path)
+
+
+def _write(folder: Path, content: Mapping[str, Any]) -> None:
+    (folder / "bundle.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,0 +1,201 @@
+"""Masks as a DICOM Segmentation object that refers to its source (PS3.3 A.51), through
+highdicom.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Mapping
+from io import BytesIO
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import NuclearMedicineImageStorage
+
+from raybone import __version__
+from raybone.data.ingest.dicom.header import numbers, spacing_of, text, values
+from raybone.types import Array
+
+NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "ReferringPhysicianName",
+    "AccessionNumber",
+)
+LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+# What a segment is, by category; others are abnormal structures.
+KINDS = {"malignant": Code("14799000", "SCT", "Neoplasm, Secondary")}
+WORDS = {"malignant": "bone metastases"}  # of the series; others are named as they are
+LONG_STRING = 64  # characters (PS3.5 6.2)
+
+
+def write_segmentation(
+    source: Path,
+    frame: int,
+    masks: Mapping[str, Array],
+    model: str,
+    out: Path,
+    pixel_mm: float | None = None,
+    study: str = "",
+) -> bool:
+    """Write the masks of one frame of a DICOM object, one segment a category; whether it says the
+    size of its pixels.
+
+    A planar scan has no place in space, so the object refers to frame and pixels alone, without a
+    frame of reference. Pixel Measures are then left out where the source does not say its spacing
+    (PS3.3 A.51.5 wants them of an object without a Derivation Image). It carries the patient of its
+    source, in the source's character set, or in UTF-8 where the name cannot be written in that.
+
+    Args:
+        frame: 0-based.
+        masks: category -> boolean (Rows, Columns) of the source; the empty ones are left out.
+        pixel_mm: the height of a pixel as a table says it, which counts instead of the source's.
+        study: name of the study that made the model, for the Series Description.
+    Raises:
+        ValueError: every mask is empty, which a segmentation cannot be, or the source lacks what to
+            refer to.
+    """
+    found = {name: mask_HW for name, mask_HW in masks.items() if mask_HW.any()}
+    if not found:
+        raise ValueError("no mask has a pixel; a Segmentation object needs one")
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote values
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        header = pydicom.dcmread(source, stop_before_pixels=True, force=True)
+        lacking = [k for k in NAMES if not text(header, k)]
+        if lacking:
+            raise ValueError(
+                f"the source must say {', '.join(lacking)}, which the object refers to"
+            )
+        spacing = spacing_of(header, frame)
+        if pixel_mm and (not spacing or abs(spacing[0] - pixel_mm) > 1e-6):
+            spacing = (pixel_mm, pixel_mm)
+        made = _made(header, found, model, spacing)
+        made.SeriesDescription = _described(study, model, found)
+        _refer(made, header, frame)
+        out.write_bytes(_written(made, header))
+    return spacing is not None
+
+
+def _made(
+    header: Dataset, masks: Mapping[str, Array], model: str, spacing: tuple[float, float] | None
+) -> Dataset:
+    """The object without what it has of its source."""
+    measures = hd.PixelMeasuresSequence(spacing or (1, 1), None)
+    algorithm = hd.AlgorithmIdentificationSequence(
+        model, codes.DCM.ArtificialIntelligence, __version__
+    )
+    segments = [
+        hd.seg.SegmentDescription(
+            number,
+            name,
+            codes.SCT.MorphologicallyAbnormalStructure,
+            KINDS.get(name, codes.SCT.MorphologicallyAbnormalStructure),
+            hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm,
+        )
+        for number, name in enumerate(masks, 1)
+    ]
+    mask_NHWC = np.stack(list(masks.values()), axis=-1)[None]
+    made = hd.seg.Segmentation(
+        [_planar(header, mask_NHWC.shape[1:3], measures)],
+        mask_NHWC,
+        hd.seg.SegmentationTypeValues.BINARY,
+        segments,
+        hd.UID(),
+        900,
+        hd.UID(),
+        1,
+        "raybone",
+        "raybone",
+        __version__,
+        "0",
+        pixel_measures=measures,
+        content_label="LESIONS",
+        content_description="Findings of a research model; not a medical device",
+    )
+    if not spacing:
+        del made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    return made
+
+
+def _described(study: str, model: str, names: Iterable[str]) -> str:
+    """What a viewer lists the series by, such as "raybone smoke unet, bone metastases".
+
+    A backslash parts values and is no character of one (PS3.5 6.2).
+    """
+    said = (
+        f"{' '.join(['raybone', *study.split(), model])}, "
+        f"{', '.join(WORDS.get(n, n) for n in names)}"
+    )
+    return said.replace("\\", "/")[:LONG_STRING].strip()
+
+
+def _planar(
+    header: Dataset, shape_HW: tuple[int, ...], measures: hd.PixelMeasuresSequence
+) -> Dataset:
+    """What highdicom needs of the source: one frame without a place in space, in the words of
+    multi-frame objects.
+
+    What it would check and refuse of a patient, such as an empty character set, is put in
+    afterwards.
+    """
+    planar = Dataset()
+    for keyword in TYPE_2:
+        setattr(planar, keyword, None)
+    for keyword in (*NAMES, *LOSSY):
+        if text(header, keyword):
+            setattr(planar, keyword, header[keyword].value)
+    shared = Dataset()
+    shared.PixelMeasuresSequence = measures
+    planar.SOPClassUID, planar.Modality, (planar.Rows, planar.Columns) = (
+        NuclearMedicineImageStorage,
+        "NM",
+        shape_HW,
+    )
+    planar.NumberOfFrames, planar.SharedFunctionalGroupsSequence = 1, [shared]
+    planar.PerFrameFunctionalGroupsSequence = [Dataset()]
+    return planar
+
+
+def _refer(made: Dataset, header: Dataset, frame: int) -> None:
+    """Give the object its source's patient, study, class and frame."""
+    for keyword in TYPE_2:  # anonymised headers lack them, which have to be there, if only empty
+        if keyword not in header:
+            setattr(header, keyword, None)
+    made.copy_patient_and_study_information(header)
+    made.PatientOrientation = values(header, "PatientOrientation")
+    for element in made.iterall():
+        if element.keyword == "ReferencedSOPClassUID" and text(header, "SOPClassUID"):
+            element.value = header.SOPClassUID
+    if max(numbers(header, "NumberOfFrames"), default=1) > 1:
+        for group in made.PerFrameFunctionalGroupsSequence:
+            for derivation in group.DerivationImageSequence:
+                for image in derivation.SourceImageSequence:
+                    image.ReferencedFrameNumber = frame + 1
+
+
+def _written(made: Dataset, header: Dataset) -> bytes:
+    """The object's file, in the first character set that keeps the patient's name."""
+    content = BytesIO()
+    for charset in (values(header, "SpecificCharacterSet"), ["ISO_IR 192"]):
+        if charset:
+            made.SpecificCharacterSet = charset
+        content = BytesIO()
+        made.save_as(content)
+        kept = pydicom.dcmread(BytesIO(content.getvalue()), stop_before_pixels=True)
+        if text(kept, "PatientName") == text(header, "PatientName"):
+            break
+    return content.getvalue()

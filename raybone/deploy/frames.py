@@ -1,0 +1,166 @@
+"""Frames of sources, and how predictions on prepared scans come together on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from raybone.data.annotations import lesions_of_mask, mask_of, rle_of
+from raybone.data.ingest.intake import Origin
+from raybone.data.ingest.steps import part_of
+from raybone.deploy.bundle import Bundle
+from raybone.deploy.ensemble import apart
+from raybone.metrics.calibration import calibrated
+from raybone.metrics.lesions import THRESHOLD
+from raybone.types import Array, Prediction
+
+
+@dataclass(frozen=True)
+class Found:
+    """One lesion, or what a classifier says of one or of a whole scan.
+
+    box: xyxy in pixels of the frame. score: the members' mean; probability: the same, calibrated,
+    or None where the bundle has no calibration; sd: standard deviation over the members, None of
+    one alone; area in pixels and mm2 of a mask, the latter None where pixels are not square or of
+    unknown size.
+    """
+
+    category: str
+    box: tuple[float, ...]
+    score: float
+    probability: float | None
+    sd: float | None
+    area_px: int | None = None
+    area_mm2: float | None = None
+
+
+@dataclass
+class Frame:
+    """What is known of one frame of a source: the numbers of its files, and its findings.
+
+    source: path of the input; frame: 0-based; notes: what was not written, and why.
+    """
+
+    number: int
+    source: str
+    frame: int
+    view: str
+    height: int
+    width: int
+    pixel_mm: float | None
+    flags: list[str]
+    oddities: list[str]
+    findings: list[Found] = field(default_factory=list)
+    masks: dict[str, Any] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Canvas:
+    """A frame on which the predictions on all scans that cover it come together.
+
+    Where scans overlap, as tiles do, masks are their mean, and of boxes that are one the best
+    stays.
+    """
+
+    def __init__(self, frame: Frame, bundle: Bundle, parts: int) -> None:
+        self.frame, self.bundle, self.shape, self.parts = (
+            frame,
+            bundle,
+            (frame.height, frame.width),
+            parts,
+        )
+        self.sums_2CHW: Array | None = None
+        self.times_HW: Array | None = None
+        self.boxes: list[tuple[Array, float, float, int]] = []
+
+    def add_masks(self, origin: Origin, mask_CHW: Array, sd_CHW: Array) -> None:
+        """Take in the probabilities on one scan, and their spread; after the last one the frame has
+        its findings.
+        """
+        parts_2CHW = np.stack(
+            [
+                [part_of(v_HW, origin.y, origin.x, *self.shape) for v_HW in values_CHW]
+                for values_CHW in (mask_CHW, sd_CHW)
+            ]
+        )
+        seen_HW = part_of(np.ones(mask_CHW.shape[1:], np.float32), origin.y, origin.x, *self.shape)
+        self.sums_2CHW = parts_2CHW if self.sums_2CHW is None else self.sums_2CHW + parts_2CHW
+        self.times_HW = seen_HW if self.times_HW is None else self.times_HW + seen_HW
+        self.parts -= 1
+        if not self.parts:
+            self.finish()
+
+    def add_boxes(self, origin: Origin, prediction: Prediction, sd_N: Array) -> None:
+        """Take in the boxes on one scan whose centre is on this frame."""
+        shift_4 = np.array([origin.x, origin.y] * 2, np.float32)
+        limit_4 = np.array([self.shape[1], self.shape[0]] * 2, np.float32)
+        for box_4, score, spread, label in zip(
+            prediction.boxes_N4 - shift_4, prediction.scores_N, sd_N, prediction.labels_N
+        ):
+            x, y = (box_4[:2] + box_4[2:]) / 2
+            if 0 <= x < self.shape[1] and 0 <= y < self.shape[0]:
+                self.boxes.append(
+                    (np.clip(box_4, 0, limit_4), float(score), float(spread), int(label))
+                )
+
+    def add_whole(self, score: float, sd: float) -> None:
+        """Take in what a classifier says of the scan as a whole."""
+        self.boxes.append(
+            (np.array([0, 0, self.shape[1], self.shape[0]], np.float32), score, sd, 0)
+        )
+
+    def finish(self) -> None:
+        """Give the frame its findings, best first."""
+        names, found = self.bundle.meta["categories"], list[Found]()
+        if self.sums_2CHW is not None and self.times_HW is not None:
+            mean_2CHW = self.sums_2CHW / np.maximum(self.times_HW, 1)
+            for name, p_HW, sd_HW in zip(names, *mean_2CHW):
+                self.frame.masks[name] = rle_of(p_HW >= THRESHOLD)
+                found += list(self._lesions(name, p_HW, sd_HW))
+        self.boxes.sort(key=lambda b: -b[1])
+        kept = (
+            apart([b[0] for b in self.boxes], [b[3] for b in self.boxes])
+            if self.parts > 1
+            else range(len(self.boxes))
+        )
+        for box_4, score, sd, label in (self.boxes[n] for n in kept):
+            found.append(
+                Found(
+                    names[label],
+                    tuple(round(float(v), 2) for v in box_4),
+                    round(score, 5),
+                    self._probability(np.array([score])),
+                    self._sd(sd),
+                )
+            )
+        self.frame.findings = sorted(found, key=lambda f: -f.score)
+        self.sums_2CHW = self.times_HW = None
+
+    def _lesions(self, name: str, p_HW: Array, sd_HW: Array) -> Iterator[Found]:
+        mm = None if "not-square" in self.frame.flags else self.frame.pixel_mm
+        for lesion in lesions_of_mask(p_HW >= THRESHOLD, name):
+            inside_HW = mask_of(lesion.rle or {})
+            area = int(inside_HW.sum())
+            yield Found(
+                name,
+                lesion.box_xyxy,
+                round(float(p_HW[inside_HW].mean()), 5),
+                self._probability(p_HW[inside_HW]),
+                self._sd(float(sd_HW[inside_HW].mean())),
+                area,
+                round(area * mm * mm, 1) if mm else None,
+            )
+
+    def _probability(self, score_N: Array) -> float | None:
+        """Mean of the calibrated scores, None without a calibration."""
+        known = self.bundle.meta["calibration"]
+        if "slope" not in known:
+            return None
+        return round(float(calibrated(score_N, known["slope"], known["intercept"]).mean()), 5)
+
+    def _sd(self, spread: float) -> float | None:
+        return round(spread, 5) if len(self.bundle.meta["members"]) > 1 else None

@@ -1,0 +1,294 @@
+"""The winner of a study, or another rank, as a model bundle: its fold models together, or one model
+of everyone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jinja2 import StrictUndefined, Template
+
+from raybone import __version__
+from raybone.data.dataset import Dataset
+from raybone.data.folds import TEST, TRAINING
+from raybone.data.ingest.steps import unit
+from raybone.data.modality import words_of
+from raybone.data.preprocess import canvas_of
+from raybone.deploy.bundle import Bundle, write_bundle
+from raybone.deploy.calibrate import calibrate
+from raybone.deploy.onnx import export_onnx, refuse_onnx
+from raybone.deploy.out_of_distribution import likeness_of
+from raybone.errors import FitFailed, RunFailed, WrongInput
+from raybone.models import load
+from raybone.models._classifier import ClassifierConfig
+from raybone.models._model import TrainingConfig
+from raybone.results.leaderboard import leaderboard
+from raybone.run.checks import configure, dataset_of
+from raybone.run.everyone import epochs_of_everyone
+from raybone.run.local import refuse_here
+from raybone.search.journal import Journal, read_resolved
+from raybone.search.state import Configuration, State
+from raybone.storage import Folder
+from raybone.study.spec import Study
+from raybone.train.checkpoint import read_checkpoint
+from raybone.train.findings import Finding, read_findings
+from raybone.train.lineage import OTSU, trained_before
+from raybone.types import Epoch
+
+MOST = 500  # scans that say what the training scans look like
+ALL = "all"  # what stands for a fold's number in names, where there is one model of everyone
+Progress = Callable[[int, int], None]
+# Trains the configuration of these parameters on everyone, and leaves ``last.pt`` in the folder
+# given.
+Train = Callable[[Study, Folder, dict[str, Any]], None]
+
+
+def refit(
+    place: str,
+    out: Path | str,
+    rank: int = 1,
+    train: Train | None = None,
+    onnx: bool = False,
+    progress: Progress = lambda done, total: None,
+    moved: str = "",
+) -> Bundle:
+    """Write a bundle of the configuration of this rank.
+
+    Args:
+        place: study folder or URL.
+        out: folder to make.
+        train: trains one model on all patients but the test group; None takes the fold models as an
+            ensemble.
+        onnx: write the networks as ONNX files as well. moved: where the study's dataset is now, if
+            not at its place.
+    Raises:
+        WrongInput: no such rank, its weights or the study's dataset are gone, or ``out`` exists.
+    """
+    if "://" in str(out):
+        raise WrongInput(
+            f"--out {out}: must be a folder of this machine; copy the bundle from there"
+        )
+    folder, out = Folder(place), Path(out)
+    study = read_resolved(folder, moved)
+    assert study.resolved is not None
+    model = load(study.model)
+    if os.path.lexists(out):
+        raise WrongInput(f"--out {out}: must not exist yet; choose another name or remove it")
+    if onnx:
+        refuse_onnx(model)
+    state = State(Journal(folder).events())
+    row = _row(place, study, state, rank)
+    dataset = dataset_of(study)
+    chosen = state.configurations[row["config_id"]]
+    runs = folder.child(f"runs/{chosen.id}")
+    folds = [read_checkpoint(runs.child(f"fold{k}")) for k in range(dataset.folds)]
+    known = [s for s in folds if s is not None]
+    if train:
+        there = runs.child(ALL)
+        train(study, Folder(os.path.abspath(there.path)) if there.local else there, chosen.params)  # noqa: PTH100
+        if (made := read_checkpoint(runs.child(ALL))) is None:
+            raise RunFailed(
+                f"refit {place}: {there.url} must hold last.pt after the training, but does not; "
+                f"does "
+                "every node reach that folder?"
+            )
+        weights = {ALL: made}
+    elif len(known) < len(folds):
+        raise WrongInput(
+            f"refit {place}: the weights of {chosen.id}, rank {rank}, must be there for every "
+            f"fold, but "
+            f"{len(folds) - len(known)} of {len(folds)} are gone, as keep is {study.keep}; take a "
+            f"better "
+            "rank, or train it again with --all-patients"
+        )
+    else:
+        weights = {f"fold{k}": s for k, s in enumerate(known)}
+    config = configure(study, model, chosen.params)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    states = [s["average"] for s in known] if len(known) == len(folds) else []
+    calibration = calibrate(
+        dataset, model, config, _findings(runs, study, dataset), states, device, progress
+    )
+    meta = {
+        "kind": "one model of all patients" if train else "fold ensemble",
+        "calibration": calibration,
+        **_meta(study, dataset, config, chosen, row),
+    }
+    return write_bundle(
+        out,
+        meta,
+        {name: s["average"] for name, s in weights.items()},
+        _card(meta),
+        lambda half, made: _further(half, made, dataset, onnx),
+    )
+
+
+def train_here(
+    study: Study, folder: Folder, params: dict[str, Any], tell: Callable[[Epoch], None]
+) -> None:
+    """``Train`` in this process."""
+    refuse_here(study)
+    torch.set_num_threads(study.resources.cpus)
+    try:
+        for epoch in epochs_of_everyone(study, folder, params):
+            tell(epoch)
+    except FitFailed as error:
+        raise RunFailed(f"refit: {error}") from None
+
+
+def _row(place: str, study: Study, state: State, rank: int) -> dict[str, Any]:
+    table = leaderboard(study, state)
+    complete: list[dict[str, Any]] = table[table["state"] == "complete"].to_dict("records")  # type: ignore[assignment]
+    if not 1 <= rank <= len(complete):
+        raise WrongInput(
+            f"--rank {rank}: study {place} has {len(complete)} complete configurations; "
+            + ("choose one of them" if complete else "let the search end")
+        )
+    return complete[rank - 1]
+
+
+def _findings(runs: Folder, study: Study, dataset: Dataset) -> list[list[Finding]]:
+    """Of each fold's final epoch; none where one is gone."""
+    found = [
+        read_findings(runs.child(f"fold{k}"), study.epochs, dataset.scans)
+        for k in range(dataset.folds)
+    ]
+    return [] if None in found else [f for f in found if f is not None]
+
+
+def _meta(
+    study: Study,
+    dataset: Dataset,
+    config: TrainingConfig,
+    chosen: Configuration,
+    row: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What bundle.json says of the model, its data and its score."""
+    assert study.resolved is not None
+    by_label = isinstance(config, ClassifierConfig) and config.target
+    scans = _seen(dataset, config)
+    before = trained_before([config.init_from, getattr(config, "nm", "")])
+    return {
+        "name": study.name,
+        "model": study.model,
+        "task": load(study.model).task,
+        "parameters": chosen.parameters,
+        "config": _portable(config.model_dump(mode="json")),
+        "categories": [by_label] if by_label else list(config.categories),
+        "preprocessing": _preprocessing(dataset),
+        "score": _score(study, row),
+        "study": {
+            "name": study.name,
+            "config_id": chosen.id,
+            "rank": int(row["rank"]),
+            "params": _portable(chosen.params),
+            "dataset_hash": dataset.hash,
+            "seed": study.search.seed,
+            "epochs": study.epochs,
+            "code_version": study.resolved.code_version,
+            "warnings": list(study.resolved.warnings),
+        },
+        "modality": words_of(s.flags for s in scans),
+        "counts": dataset.meta["counts"],
+        "patients_known": dataset.meta["patients_known"],
+        "patients": sorted({s.patient_id for s in scans} | before),
+        "likeness": likeness_of(scans[:: -(-len(scans) // MOST)], dataset.counts),
+        "raybone": __version__,
+        "torch": str(torch.__version__),
+    }
+
+
+def _portable(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters without places of the machine that they were trained on."""
+    changed = {
+        "weights": "",
+        "init_from": "",
+        "nm": params.get("nm") if params.get("nm") in ("", OTSU) else "mined",
+    }
+    return {k: changed.get(k, v) for k, v in params.items()}
+
+
+def _seen(dataset: Dataset, config: TrainingConfig) -> list[Any]:
+    """Scans that some model of the bundle was trained on."""
+    out = {TEST, *(() if config.negatives else (TRAINING,))}
+    return [s for s in dataset.scans if dataset.fold_of[s.patient_id] not in out]
+
+
+def _preprocessing(dataset: Dataset) -> dict[str, Any]:
+    """What prepare did, with the window where all scans share one."""
+    content = dict(dataset.meta["preprocessing"])
+    shared = {s.high for s in dataset.scans} if unit(content["steps"]) > 1 else set()
+    return {
+        **content,
+        "window": shared.pop() if len(shared) == 1 else None,
+        "layout": dataset.meta["layout"],
+    }
+
+
+def _score(study: Study, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of the leaderboard that was refitted, for JSON: no NaN."""
+    m = study.metric
+    names = [
+        f"{m}_{k}"
+        for k in (
+            "mean",
+            "sd",
+            "ci_low",
+            "ci_high",
+            "nb_low",
+            "nb_high",
+            "pooled",
+            "corrected",
+            "test",
+            "test_folds",
+        )
+    ]
+    known = {
+        k: row[k] for k in names if k in row and isinstance(row[k], float) and math.isfinite(row[k])
+    }
+    others = {
+        k: v
+        for k, v in row.items()
+        if k.endswith("_mean") and isinstance(v, float) and math.isfinite(v)
+    }
+    return {"metric": m, **{k: round(v, 6) for k, v in {**known, **others}.items()}}
+
+
+def _further(half: Path, bundle: Bundle, dataset: Dataset, onnx: bool) -> dict[str, Any]:
+    """Files for other programs."""
+    told: dict[str, Any] = {}
+    tile = int(getattr(bundle.config, "tile", 0))
+    size = bundle.config.imgsz
+    canvas = (
+        (tile, tile) if tile else max(canvas_of(s.height, s.width, size) for s in dataset.scans)
+    )
+    for entry, module in zip(bundle.meta["members"], bundle.members(torch.device("cpu"))):
+        name = Path(entry["file"]).stem
+        if bundle.model.name.startswith("yolo"):
+            from raybone.models.yolo import Yolo, export
+
+            export(cast(Yolo, module), half / f"{name}.pt")
+        if onnx:
+            gap = export_onnx(module, bundle.model, canvas, half / f"{name}.onnx")
+            told.setdefault("onnx", []).append(
+                {
+                    "file": f"{name}.onnx",
+                    "input": ["N", "C", *canvas],
+                    "largest_difference": float(f"{gap:.2g}"),
+                }
+            )
+    return told
+
+
+def _card(meta: Mapping[str, Any]) -> str:
+    """The model card, README.md of the bundle."""
+    text = files("raybone.deploy").joinpath("model_card.md").read_text(encoding="utf-8")
+    return Template(text, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined).render(
+        meta
+    )

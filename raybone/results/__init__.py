@@ -1,0 +1,1 @@
+"""What a study came to: leaderboard, report, views, and forgetting."""

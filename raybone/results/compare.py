@@ -1,0 +1,254 @@
+"""The winner of a study beside the figures that the papers published, which are of other data."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from raybone.data.dataset import Dataset, open_dataset
+from raybone.errors import WrongInput
+from raybone.metrics.intervals import corrected_interval
+from raybone.metrics.subgroups import confusion, group_of_count, roc, subgroup_table
+from raybone.models import load
+from raybone.results.leaderboard import winner
+from raybone.search.journal import Journal, read_resolved
+from raybone.search.state import Configuration, State
+from raybone.storage import Folder
+from raybone.study.spec import DIRECTIONS, Study
+from raybone.train.findings import Finding, read_findings
+
+# What papers call metrics -> what they are called here.
+CALLED = {"F1": "dice", "DSC": "dice", "recall": "sensitivity"}
+OTHER = (
+    "published figures are of other patients, scanners and readers: they say what to expect, "
+    "not who is better"
+)
+
+
+def compare(place: str, dataset: str = "") -> dict[str, Any]:
+    """The winner of a study folder beside what is published of its system, and a classifier's
+    subgroups.
+
+    Returns:
+        study, config_id, dataset_hash, note; rows: metric, mean over folds, low and high of Nadeau
+        & Bengio's interval, test (mean over test folds, NaN without), and ``published``, a list of
+        {system, variant, table, value}, empty where the paper has none; subgroups, confusion and
+        roc of a classifier's out-of-fold predictions, or ``not_shown``, why there are none. What a
+        paper published of a ``subgroup`` has a row of its own, with ours of that subgroup (of all
+        folds together).
+    Raises:
+        WrongInput: it has no complete configuration.
+    """
+    folder = Folder(place)
+    study = read_resolved(folder, dataset)
+    best = winner(study, State(Journal(folder).events()))
+    if best is None:
+        raise WrongInput(
+            f"compare {place}: needs a complete configuration, but has none; let the search end"
+        )
+    cases: dict[str, Any] = {}
+    if why := unfetched(study, dataset) if load(study.model).task == "classification" else "":
+        cases = {"not_shown": f"no subgroups: {why}"}
+    elif load(study.model).task == "classification":
+        opened = open_dataset(study.dataset)
+        cases = classified(opened, findings_of(folder, study, best, opened))
+    return {
+        "study": study.name,
+        "config_id": best.id,
+        "dataset_hash": study.resolved.dataset_hash if study.resolved else "",
+        "note": OTHER,
+        "rows": beside(study, best, cases.get("subgroups", {})),
+        **cases,
+    }
+
+
+def unfetched(study: Study, given: str) -> str:
+    """Why the dataset of a study is not looked at, if it is not: its study.yaml may be a
+    stranger's.
+
+    Args:
+        given: where the user says that the dataset is, if they do.
+    """
+    return (
+        ""
+        if given or "://" not in study.dataset
+        else (
+            f"the dataset is at {study.dataset!r}, an address that study.yaml names and that is "
+            f"not asked; if you trust "
+            "it, give it as --dataset"
+        )
+    )
+
+
+def beside(study: Study, best: Configuration, subgroups: dict[str, Any]) -> list[dict[str, Any]]:
+    """``rows`` of ``compare``: what a complete configuration scored, and what is published.
+
+    Args:
+        subgroups: of ``classified``; none for other tasks.
+    """
+    assert study.resolved is not None
+    published = figures(study.name)
+    measured = [
+        m
+        for m in DIRECTIONS
+        if any(m in run.metrics for run in best.epochs.values()) and m != "val_loss"
+    ]
+    groups = {
+        name: group for table in subgroups.values() for name, group in table["groups"].items()
+    }
+    wanted = dict.fromkeys([(study.metric, ""), *((f["metric"], f["subgroup"]) for f in published)])
+    unknown = dict.fromkeys(("low", "high", "test"), math.nan)
+    return [
+        {
+            "metric": metric,
+            "subgroup": part,
+            **(
+                {"mean": groups[part][metric], **unknown}
+                if part
+                else _measured(best, study.resolved.folds, metric)
+            ),
+            "published": [
+                {k: f[k] for k in ("system", "variant", "table", "value")}
+                for f in published
+                if (f["metric"], f["subgroup"]) == (metric, part)
+            ],
+        }
+        for metric, part in wanted
+        if metric in measured and part in ("", *groups)
+    ]
+
+
+def figures(study: str) -> list[dict[str, Any]]:
+    """The published figures of the system that a study of this name repeats; none for other names.
+
+    ``subgroup`` is what a figure of a part of the cases is of, by the name that it has here; empty
+    for all cases.
+    """
+    text = files("raybone.results").joinpath("published.csv").read_text(encoding="utf-8")
+    return [
+        {
+            **row,
+            "metric": CALLED.get(row["metric"], row["metric"]),
+            "value": float(row["value"]),
+            "subgroup": row["variant"].removesuffix(" lesions")
+            if row["dataset"].endswith("subgroup")
+            else "",
+        }
+        for row in csv.DictReader(text.splitlines())
+        if row["study"] == study
+    ]
+
+
+def findings_of(
+    folder: Folder, study: Study, best: Configuration, dataset: Dataset
+) -> list[Finding]:
+    """What a complete configuration predicts of each fold's validation patients, out of fold, fold
+    after fold.
+
+    Raises:
+        WrongInput: the dataset is not the study's, or predictions of a fold's final epoch are gone.
+    """
+    assert study.resolved is not None
+    findings: list[Finding] = []
+    for fold in range(study.resolved.folds):
+        found = None
+        if dataset.hash == study.resolved.dataset_hash:
+            found = read_findings(
+                folder.child(f"runs/{best.id}/fold{fold}"), study.epochs, dataset.scans
+            )
+        if found is None:
+            raise WrongInput(
+                f"study {folder.url}: needs its dataset and the predictions of all folds of "
+                f"{best.id}, "
+                "but one has changed or is gone; put it back"
+            )
+        findings += found
+    return findings
+
+
+def classified(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
+    """Subgroup tables, confusion and ROC of a classifier's out-of-fold predictions."""
+    scans = {s.scan_id: s for s in dataset.scans}
+    score_N = np.array([f["score"] for f in findings], float)
+    truth_N = np.array([f["positive"] for f in findings], bool)
+    on_scan = Counter(f["scan_id"] for f in findings)
+    labels = dict.fromkeys(name for f in findings for name, _ in scans[f["scan_id"]].labels)
+    groups = {
+        "lesions on the scan": [group_of_count(on_scan[f["scan_id"]]) for f in findings],
+        **{
+            name: [dict(scans[f["scan_id"]].labels).get(name, "unknown") for f in findings]
+            for name in labels
+        },
+    }
+    return {
+        "subgroups": {
+            name: subgroup_table(score_N, truth_N, group_N)
+            for name, group_N in groups.items()
+            if 1 < len(set(group_N)) <= 10
+        },
+        "confusion": confusion(score_N, truth_N),
+        "roc": roc(score_N, truth_N),
+    }
+
+
+def comparison_lines(found: dict[str, Any]) -> list[str]:
+    """What ``compare`` found, for a person."""
+    lines = [
+        f"{found['study']}: {found['config_id']} on dataset {found['dataset_hash']}; "
+        f"{found['note']}",
+        f"{'metric':<12} {'ours':<26} {'test folds':<11} published",
+    ]
+    for row in found["rows"]:
+        ours = (
+            f"{row['mean']:.4f}"
+            if math.isfinite(row["mean"])
+            else "undefined"
+            if row["subgroup"]
+            else "undefined in a fold"
+        )
+        ours += f" ({row['low']:.4f} to {row['high']:.4f})" if math.isfinite(row["low"]) else ""
+        ours += f", {row['subgroup']}" if row["subgroup"] else ""
+        test = f"{row['test']:.4f}" if math.isfinite(row["test"]) else ""
+        said = [
+            f"{p['value']:.4f} {', '.join(filter(None, (p['system'], p['variant'])))} "
+            f"({p['table']})"
+            for p in row["published"]
+        ] or ["none"]
+        lines += [
+            f"{row['metric']:<12} {ours:<26} {test:<11} {said[0]}",
+            *(f"{'':<52}{more}" for more in said[1:]),
+        ]
+    names = ("sensitivity", "specificity", "accuracy", "PPV", "NPV")
+    for name, table in found.get("subgroups", {}).items():
+        lines += ["", f"{name:<22}{'count':>7}" + "".join(f"{m:>13}" for m in (*names, "AUC"))]
+        lines += [
+            f"{group:<22}{v['count']:>7}" + "".join(f"{v[m]:>13.4f}" for m in (*names, "AUC"))
+            for group, v in table["groups"].items()
+        ]
+        lines.append(
+            f"{'p (chi-square)':<29}"
+            + "".join(f"{table['chi_square'][m]['p']:>13.2g}" for m in names)
+        )
+    lines += [found["not_shown"]] if "not_shown" in found else []
+    if "confusion" in found:
+        lines += ["", "confusion: " + ", ".join(f"{k} {v}" for k, v in found["confusion"].items())]
+    return lines
+
+
+def _measured(best: Configuration, folds: int, metric: str) -> dict[str, float]:
+    values_K, tests_K = (
+        np.array([best.epochs[k].last(name) for k in range(folds)])
+        for name in (metric, f"test_{metric}")
+    )
+    low, high = corrected_interval(values_K)
+    return {
+        "mean": float(values_K.mean()),
+        "low": max(low, 0.0),
+        "high": min(high, 1.0),
+        "test": float(tests_K.mean()),
+    }

@@ -1,0 +1,179 @@
+"""What a person sees on a terminal: the ranking, the progress of a search, bars."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TextIO
+
+from raybone.types import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from raybone.search.brain import Brain
+    from raybone.types import Epoch
+
+
+EVERY = 10.0  # seconds between two lines on the running folds
+
+
+def tell_end(reason: str, out: str) -> None:
+    """The end of a search on the terminal."""
+    import io
+
+    import pandas as pd
+
+    from raybone.search.journal import read_resolved
+    from raybone.storage import Folder
+
+    folder = Folder(out)
+    table = pd.read_csv(io.BytesIO(folder.read("leaderboard.csv") or b""))
+    show_table(table)
+    tried, trials = len(table), read_resolved(folder).search.trials
+    if reason == "complete" and tried < trials:
+        say(
+            f"the space is used up: {tried} of search.trials {trials}; search.reject or the model "
+            f"refused the rest, "
+            "if there is one"
+        )
+    say(
+        f"{'done' if reason == 'complete' else reason}: {out.rstrip('/')}/leaderboard.csv; "
+        f"`raybone report "
+        f"{shlex.quote(out)}` makes a page of it"
+    )
+
+
+def show_table(table: pd.DataFrame, brief: bool = False) -> None:
+    """A leaderboard's columns that a person reads first, and unless it is to be brief what was
+    searched.
+    """
+    from raybone.results.leaderboard import brief_of
+
+    first = brief_of(table)
+    metric = first[4].removesuffix("_mean")
+    shown = table[first].astype(object)
+    for name in shown:
+        shown[name] = [
+            f"{v:.3f}" if isinstance(v, float) else v
+            for v in shown[name].where(shown[name].notna(), "")
+        ]
+    shown["rank"] = [f"{r:.0f}" if r == r else "" for r in table["rank"].astype(float)]
+    high = shown.pop(f"{metric}_nb_high")
+    shown[f"{metric}_nb_low"] = [
+        f"{low}-{top}" if low else "" for low, top in zip(shown[f"{metric}_nb_low"], high)
+    ]
+    if table["model"].nunique() == 1:
+        shown.pop("model")
+    searched = [
+        c for c in table.columns if c.startswith("cfg.") and table[c].astype(str).nunique() > 1
+    ]
+    for name in () if brief else searched:
+        shown[name.removeprefix("cfg.")] = table[name]
+    shown = shown.loc[:, (shown.astype(str) != "").any()].rename(
+        columns={
+            f"{metric}_mean": metric,
+            f"{metric}_nb_low": "95 %",
+            "config_id": "config",
+            f"{metric}_corrected": "corrected",
+            f"{metric}_test": "test",
+        }
+    )
+    say(shown.to_string(index=False, na_rep="", float_format="{:.3g}".format))
+    for warning in filter(None, table["warnings"].fillna("").unique()):
+        say(f"warning: {warning}")
+
+
+def progress() -> Callable[[Brain], None]:
+    """Lines on what happens: news at once, the running folds every few seconds."""
+    from raybone.results.logs import in_words
+    from raybone.results.watch import (
+        best_line,
+        busy_line,
+        clock,
+        running_line,
+        status_of,
+        time_left,
+        warm_lines,
+    )
+    from raybone.search.fold_race import ladder_of
+
+    told = {"news": -1, "time": 0.0, "version": -1}
+    began = time.monotonic()
+
+    def tell(brain: Brain) -> None:
+        study, state = brain.study, brain.state
+        now, rungs = clock(time.monotonic() - began), ladder_of(study)
+        if told["news"] < 0:
+            told["news"] = state.old_news
+            say(
+                f"{study.name}: {study.search.trials} configurations of {study.model}, "
+                f"{brain.slots} run(s) at once, "
+                f"rungs (folds x epochs): {', '.join(f'{k}x{e}' for k, e in rungs)}"
+            )
+            for line in warm_lines(study):
+                say(line)
+        for event in state.news[int(told["news"]) :]:
+            say(f"[{now}] {in_words(event, rungs)}")
+            told["news"] += 1
+        if state.end and state.fold_epochs:
+            say(f"[{now}] {busy_line(study, state)}")
+        if brain.version != told["version"] and time.monotonic() - told["time"] >= EVERY:
+            told["time"], told["version"] = time.monotonic(), brain.version
+            status = status_of(study, state)
+            running = " | ".join(running_line(study, r) for r in status.running)
+            say(
+                f"[{now}] {running or 'starting'} | {best_line(study, status.best)} | "
+                f"{time_left(study, state)}"
+            )
+
+    return tell
+
+
+def show(text: str, file: TextIO | None = None, end: str = "\n") -> None:
+    """Print text for people, with ? for all that a terminal may take for a command.
+
+    Raises:
+        BrokenPipeError: nobody reads any more. What was not printed is dropped, and so is all that
+            follows.
+    """
+    file = file or sys.stdout
+    try:
+        print(printable(text), file=file, end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+        raise
+
+
+def say(text: str, file: TextIO | None = None, end: str = "\n") -> None:
+    """``show``, for work that goes on although nobody reads of it."""
+    with contextlib.suppress(BrokenPipeError):
+        show(text, file, end)
+
+
+def epoch_line(epoch: Epoch) -> None:
+    """An epoch of a training without folds."""
+    told = ", ".join(f"{name} {value:.4f}" for name, value in epoch.metrics.items())
+    say(f"epoch {epoch.epoch}: {told} in {epoch.seconds:.1f} s")
+
+
+def bar(what: str) -> Callable[[int, int], None]:
+    """A progress bar on a terminal; a line every tenth elsewhere, once it takes over two
+    seconds.
+    """
+    began, last = time.monotonic(), [0]
+
+    def tell(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            filled = 30 * done // total
+            end = "\n" if done == total else ""
+            say("", sys.stderr, f"\r{what} [{'#' * filled:.<30}] {done}/{total}{end}")
+        elif time.monotonic() - began > 2 and 10 * done // total > last[0]:
+            last[0] = 10 * done // total
+            say(f"{what} {done}/{total}", file=sys.stderr)
+
+    return tell

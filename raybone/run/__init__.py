@@ -1,0 +1,1 @@
+"""Running a study: here, on Ray, or on Kubernetes."""

@@ -1,0 +1,507 @@
+"""A study against its dataset and model: every problem at once, before anything is trained."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from raybone import __version__
+from raybone.data.annotations import foci
+from raybone.data.augment import LEAST_SIDE, lost_at
+from raybone.data.dataset import Dataset, open_dataset
+from raybone.data.folds import TEST
+from raybone.data.tiles_and_targets import targets
+from raybone.errors import InvalidConfig, WrongInput
+from raybone.models import load
+from raybone.models._classifier import ClassifierConfig
+from raybone.models._model import Model, TrainingConfig
+from raybone.models._weights import copy_into, start_from, weights_file
+from raybone.run.defaults import METRICS
+from raybone.search.fold_race import ladder
+from raybone.search.sampler import propose
+from raybone.search.state import State
+from raybone.storage import Folder
+from raybone.study.relocate import renamed
+from raybone.study.space import left_by_rules
+from raybone.study.spec import Resolved, Study, problems_of
+from raybone.train.lineage import OTSU, earlier_fold, winner_of
+from raybone.train.samples import usable
+
+# Proposals that a model may refuse before a study of fixed values that it does not take is refused
+FEW = 10
+SMALL = 10  # per cent of the lesions that are smaller than the smallest anchor
+
+
+def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Model]:
+    """Look up the dataset and the model, check the study against both, and fill in
+    ``study.resolved``.
+
+    Raises:
+        WrongInput: all problems, one line each.
+    """
+    problems: list[str] = []
+    dataset = _collect(problems, lambda: open_dataset(study.dataset, study.search.test_fold))
+    started: tuple[str, ...] = ()
+    if dataset and study.fixed.get("anchor") == "dataset":
+        study = study.model_copy(
+            update={"fixed": {**study.fixed, "anchor": smallest_anchor(dataset)}}
+        )
+    model, config = _alone(study, problems)
+    if model and config:
+        study, started = _with_places(study, model, config, dataset, problems)
+    if dataset:
+        problems += _check_folds(study, dataset)
+        if model and config:
+            problems += _check_lesions(dataset, model, config)
+    if problems or not dataset or not model or not config:
+        raise WrongInput(*problems)
+    if _built(model, config) is None:
+        first_taken(study, model)
+    steps = _steps(study, dataset, model, config)
+    resolved = Resolved(
+        dataset_hash=dataset.hash,
+        code_version=__version__,
+        folds=dataset.folds,
+        steps=steps,
+        ladder=_ladder(study, dataset.folds, steps),
+        warnings=(
+            *dataset.meta.get("fold_warnings", ()),
+            *started,
+            *_lost(study, dataset, model, config),
+        ),
+    )
+    if out is not None and out.local:
+        _check_disk(study, model, config, Path(out.path), dataset.folds)
+    absolute = (
+        study.dataset if "://" in study.dataset else str(Path(study.dataset).expanduser().resolve())
+    )
+    return study.model_copy(update={"resolved": resolved, "dataset": absolute}), dataset, model
+
+
+def check_alone(study: Study) -> None:
+    """Check what can be told of a study without its dataset, which only the cluster may reach.
+
+    Raises:
+        WrongInput: all problems, one line each.
+    """
+    problems: list[str] = []
+    if study.fixed.get("anchor") == "dataset":
+        study = study.model_copy(
+            update={"fixed": {k: v for k, v in study.fixed.items() if k != "anchor"}}
+        )
+    _alone(study, problems)
+    if problems:
+        raise WrongInput(*problems)
+
+
+def _alone(study: Study, problems: list[str]) -> tuple[Model | None, TrainingConfig | None]:
+    """The model, and the fixed values as its configuration, if they are right."""
+    if line := left_by_rules(study):
+        problems.append(line)
+    model = _collect(problems, lambda: load(study.model))
+    if not model:
+        return None, None
+    if study.metric not in METRICS[model.task]:
+        problems.append(
+            f"metric: {study.model} is a {model.task} model and is ranked by one of "
+            f"{', '.join(METRICS[model.task])}; got {study.metric}"
+        )
+    config = _check_space(study, model, problems)
+    if config:
+        problems += _check_shares(study, config)
+    return model, config
+
+
+def dataset_of(study: Study) -> Dataset:
+    """The dataset that a study was made on, wherever its path leads now.
+
+    Raises:
+        WrongInput: another one lies there.
+    """
+    dataset = open_dataset(study.dataset, study.search.test_fold)
+    if study.resolved and dataset.hash != study.resolved.dataset_hash:
+        raise WrongInput(
+            f"dataset {study.dataset}: study {study.name} was begun on the dataset of hash "
+            f"{study.resolved.dataset_hash}, but this one is {dataset.hash}; put the old one back, "
+            f"say "
+            "where it is now (--dataset), or start another study"
+        )
+    return dataset
+
+
+def configure(study: Study, model: Model, params: dict[str, Any]) -> TrainingConfig:
+    """The model's configuration from the study's fixed values and sampled ones.
+
+    Raises:
+        InvalidConfig: the values do not go together, or the batch cannot be shared out evenly.
+    """
+    try:
+        config = model.Config.model_validate({**study.fixed, **params})
+    except ValidationError as error:
+        raise InvalidConfig("; ".join(problems_of(error, study.model, model.Config))) from None
+    if config.batch % study.resources.workers:
+        raise InvalidConfig(
+            f"batch {config.batch} cannot be shared out over {study.resources.workers} workers"
+        )
+    return config
+
+
+def first_taken(study: Study, model: Model) -> TrainingConfig:
+    """The first proposal that the model takes.
+
+    Raises:
+        WrongInput: it refuses all of ``FEW``.
+    """
+    state, reason = State(), "nothing is proposed"
+    for _ in range(FEW):
+        params = propose(study, state, 0)
+        if params is None:
+            break
+        try:
+            checker(study, model)(params)
+            return configure(study, model, params)
+        except InvalidConfig as error:
+            reason = str(error)
+            state.apply({"event": "invalid", "time": 0.0, "params": params, "reason": reason})
+    raise WrongInput(
+        f"space: {study.model} must take one of its configurations, but: {reason}; change fixed or "
+        f"space"
+    )
+
+
+def checker(study: Study, model: Model) -> Callable[[dict[str, Any]], int]:
+    """A function that builds the model with sampled values and gives its number of parameters."""
+
+    def parameters(params: dict[str, Any]) -> int:
+        module = model.build(configure(study, model, params))
+        return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+    return parameters
+
+
+def smallest_anchor(dataset: Dataset) -> float:
+    """Side of the smallest anchors as a share of the scan's long side, from the lesions' own boxes.
+
+    A tenth of the lesions outside the test group is smaller (geometric mean of the sides);
+    categories are not told apart. One number of all folds: that it knows the size of validation
+    lesions is no leak that could be felt.
+    """
+    sides = [
+        math.sqrt((x2 - x1) * (y2 - y1)) / max(s.height, s.width)
+        for s in dataset.scans
+        if dataset.fold_of[s.patient_id] >= 0
+        for x1, y1, x2, y2 in (le.box_xyxy for le in foci(s))
+    ]
+    return round(float(np.percentile(sides, SMALL)), 4) if sides else 0.0
+
+
+def _with_places(
+    study: Study, model: Model, config: TrainingConfig, dataset: Dataset | None, problems: list[str]
+) -> tuple[Study, tuple[str, ...]]:
+    """The study with the full path of every file and earlier study it may start from, and what
+    these are.
+    """
+    told: dict[str, str] = {}
+
+    def path_of(given: Any) -> Any:
+        if not given or not isinstance(given, str):
+            return given
+        file = _collect(problems, lambda: weights_file(given, model))
+        module = _built(model, config)
+        counts = _collect(problems, lambda: start_from(module, file)) if file and module else None
+        if counts:
+            told[str(file)] = (
+                f"started from {counts[0]} of {counts[1]} tensors of {file.name}; whether it has "
+                f"seen "
+                "patients of this dataset is not known"
+            )
+        return str(file or given)
+
+    def winner(key: str, given: Any) -> Any:
+        if (
+            given == ""
+            or (given, key) == (OTSU, "nm")
+            or not isinstance(given, str)
+            or dataset is None
+        ):
+            return given
+        found = _collect(problems, lambda: winner_of(given, study, dataset, key))
+        module = _built(model, config)
+        if not found or (
+            key == "init_from"
+            and module
+            and not _collect(
+                problems,
+                lambda: copy_into(module, earlier_fold(found[0], 0)["average"], f"{key} {given}"),
+            )
+        ):
+            return given
+        told.update([found])
+        return found[0]
+
+    look_ups: dict[str, Callable[[Any], Any]] = {
+        "weights": path_of,
+        "init_from": partial(winner, "init_from"),
+        "nm": partial(winner, "nm"),
+    }
+    for key, look_up in look_ups.items():
+        if key in study.fixed:
+            study = study.model_copy(
+                update={"fixed": {**study.fixed, key: look_up(study.fixed[key])}}
+            )
+        if key in study.space and (choice := study.space[key].choice):
+            study = renamed(study, key, {v: look_up(v) for v in choice})
+    return study, tuple(told.values())
+
+
+def _built(model: Model, config: TrainingConfig) -> Any:
+    """The network of the fixed values, or None where they need a searched one to go together."""
+    try:
+        return model.build(config)
+    except InvalidConfig:
+        return None
+
+
+def _collect(problems: list[str], look_up: Callable[[], Any]) -> Any:
+    try:
+        return look_up()
+    except WrongInput as error:
+        problems.extend(error.problems)
+        return None
+
+
+def _check_space(study: Study, model: Model, problems: list[str]) -> TrainingConfig | None:
+    """Fixed values and both ends of every searched one must be values the model takes."""
+    known = set(model.Config.model_fields)
+    try:
+        config = model.Config.model_validate(study.fixed)
+    except ValidationError as error:
+        problems += problems_of(error, f"fixed ({model.name})", model.Config)
+        config = None
+    for name, param in study.space.items():
+        if name not in known:
+            problems.append(
+                f"space.{name}: {model.name} has no such hyper-parameter; "
+                f"it has {', '.join(sorted(known))}"
+            )
+            continue
+        for value in param.choice or param.bounds or ():
+            try:
+                model.Config.model_validate({name: value})
+            except ValidationError as error:
+                problems += [f"space.{line}" for line in _plain(error)]
+    return config
+
+
+def _check_shares(study: Study, config: TrainingConfig) -> list[str]:
+    """Batches that the workers of a run cannot share out evenly would be others than their rows
+    say.
+    """
+    workers, param = study.resources.workers, study.space.get("batch")
+    values = (param.choice or ()) if param else (config.batch,)
+    uneven = [str(v) for v in values if isinstance(v, int) and v % workers]
+    where = "space.batch" if param else "fixed.batch"
+    return (
+        [
+            f"{where}: must be a multiple of the {workers} resources.workers, got "
+            f"{', '.join(uneven)}; change one of "
+            "them"
+        ]
+        if uneven
+        else []
+    )
+
+
+def _plain(error: ValidationError) -> list[str]:
+    return [line.removeprefix(": ") for line in problems_of(error, "", TrainingConfig)]
+
+
+def _check_folds(study: Study, dataset: Dataset) -> list[str]:
+    if len(dataset.fold_of) < 2 or dataset.folds < 2:
+        return [
+            f"dataset {dataset.path}: cross-validation by patient needs at least 2 patients, "
+            f"got {len(dataset.fold_of)}; add scans of other patients"
+        ]
+    if study.search.folds not in (None, dataset.folds):
+        return [
+            f"search.folds: must be the dataset's {dataset.folds}, got {study.search.folds}; "
+            f"prepare the dataset with --folds {study.search.folds}"
+        ]
+    if study.search.test_fold and dataset.folds < 3:
+        return [
+            f"search.test_fold: needs at least 3 folds, one to train on, got {dataset.folds}; "
+            f"prepare the dataset "
+            "with more --folds"
+        ]
+    return []
+
+
+def _check_lesions(dataset: Dataset, model: Model, config: TrainingConfig) -> list[str]:
+    by_label = isinstance(config, ClassifierConfig) and config.target
+    missing = [c for c in config.categories if c not in dataset.categories]
+    if missing and not by_label:
+        return [
+            f"categories: the dataset has {', '.join(dataset.categories) or 'none'}, not "
+            f"{', '.join(missing)}; "
+            "set fixed: {categories: [...]}"
+        ]
+    problems = []
+    counted = [
+        (dataset.fold_of[s.patient_id], le)
+        for s in usable(dataset.scans, model.task)
+        for le in s.lesions
+        if le.category in config.categories and not le.crowd
+    ]
+    if model.task == "segmentation" and counted:
+        boxes = sum(le.rle is None for _, le in counted)
+        if boxes:
+            problems.append(
+                f"model: {model.name} needs lesion masks, but {boxes} of {len(counted)} lesions "
+                f"have a box "
+                "alone; use a detector or annotate masks"
+            )
+    if isinstance(config, ClassifierConfig):
+        return problems + _check_targets(dataset, config)
+    for fold in [*range(dataset.folds), *([TEST] if dataset.test else [])]:
+        if not any(f == fold for f, _ in counted):
+            which, how = (
+                ("the test group", "another --holdout or --split")
+                if fold == TEST
+                else (f"fold {fold}", "fewer --folds")
+            )
+            problems.append(
+                f"dataset {dataset.path}: every fold and the test group need a lesion to be scored "
+                f"by, "
+                f"{which} has none of {', '.join(config.categories)}; prepare it with {how}"
+            )
+    return problems
+
+
+def _check_targets(dataset: Dataset, config: ClassifierConfig) -> list[str]:
+    """Every fold needs positives and negatives to be scored by."""
+    what = (
+        f"label {config.target} 0 and 1"
+        if config.target
+        else f"lesions of {', '.join(config.categories)} and others"
+    )
+    counts = [
+        Counter(
+            positive
+            for s in dataset.validation(fold)
+            for _, positive in targets(s, list(config.categories), config.target)
+        )
+        for fold in [*range(dataset.folds), *([TEST] if dataset.test else [])]
+    ]
+    return [
+        f"dataset {dataset.path}: every fold and the test group need {what} to be scored by, "
+        f"{f'fold {fold}' if fold < dataset.folds else 'the test group'} has {count[True]} "
+        f"positive and "
+        f"{count[False]} negative; prepare it with another split, or classify something else"
+        for fold, count in enumerate(counts)
+        if not (count[True] and count[False])
+    ]
+
+
+def too_small(dataset: Dataset, model: Model, config: TrainingConfig, size: int) -> tuple[int, int]:
+    """Lesions whose boxes get under ``LEAST_SIDE`` pixels a side at an image size, and all there
+    are, outside the test group: detectors are not trained on them, but scored.
+    """
+    scans = [s for s in usable(dataset.scans, model.task) if dataset.fold_of[s.patient_id] != TEST]
+    wanted = [
+        replace(s, lesions=tuple(le for le in foci(s) if le.category in config.categories))
+        for s in scans
+    ]
+    return lost_at(wanted, size), sum(len(s.lesions) for s in wanted)
+
+
+def _lost(study: Study, dataset: Dataset, model: Model, config: TrainingConfig) -> list[str]:
+    """A warning for each image size of the study at which a detector loses lesions."""
+    param = study.space.get("imgsz")
+    values = (param.choice or param.bounds or ()) if param else (config.imgsz,)
+    sizes = sorted(v for v in values if isinstance(v, int))
+    found = (
+        {size: too_small(dataset, model, config, size) for size in sizes}
+        if model.task == "detection"
+        else {}
+    )
+    return [
+        f"imgsz {size}: {lost} of {total} lesions are under {LEAST_SIDE} pixels a side; they are "
+        f"not trained on, "
+        "but scored"
+        for size, (lost, total) in found.items()
+        if lost
+    ]
+
+
+def _steps(study: Study, dataset: Dataset, model: Model, config: TrainingConfig) -> int:
+    """Optimiser steps of an epoch of the smallest fold at the largest batch of the space."""
+    sizes = [
+        p.choice or p.bounds or () for name, p in study.space.items() if name in ("batch", "nbs")
+    ]
+    largest = max(
+        [
+            float(config.batch),
+            float(config.nbs),
+            *(float(str(v)) for values in sizes for v in values),
+        ]
+    )
+    # Two views that share a canvas are one image of the batch.
+    pairs = (
+        2
+        if config.montage
+        or ("montage" in study.space and True in (study.space["montage"].choice or ()))
+        else 1
+    )
+    return min(
+        math.ceil(_samples(dataset, model, config, f) / pairs / largest)
+        for f in range(dataset.folds)
+    )
+
+
+def _samples(dataset: Dataset, model: Model, config: TrainingConfig, fold: int) -> int:
+    """Samples of a fold's training part; tiles are counted as if their scans went in whole."""
+    scans = usable(dataset.training(fold, config.negatives), model.task)
+    if isinstance(config, ClassifierConfig):
+        return sum(len(targets(s, list(config.categories), config.target)) for s in scans)
+    return len(scans)
+
+
+def _ladder(study: Study, folds: int, steps: int) -> tuple[tuple[int, int], ...]:
+    if study.search.scheduler == "full":
+        return ((folds, study.epochs),)
+    if study.search.scheduler == "fold_race":
+        return ladder(study.epochs, folds, steps)
+    # Lockstep: all folds advance together, thrice as far at every rung, as Ray's ASHA is told.
+    rungs = [study.epochs]
+    while rungs[0] // 3 >= max(1, study.epochs // 27) and (rungs[0] // 3) * steps >= 100:
+        rungs.insert(0, rungs[0] // 3)
+    return tuple((folds, e) for e in rungs)
+
+
+def _check_disk(study: Study, model: Model, config: TrainingConfig, out: Path, folds: int) -> None:
+    """Room for the weights: kept configurations, and one more at work with its optimiser's
+    state.
+    """
+    parent = out
+    while not parent.exists():
+        parent = parent.parent
+    module = _built(model, config)
+    if module is None:
+        return
+    weights = 4 * sum(p.numel() for p in module.parameters())
+    need = folds * weights * (3 * study.keep + 8)
+    free = shutil.disk_usage(parent).free
+    if free < need:
+        raise WrongInput(
+            f"--out {out}: the study needs about {need / 1e6:.0f} MB for weights, but the disk has "
+            f"{free / 1e6:.0f} MB free; free some, choose another place, or set keep lower"
+        )

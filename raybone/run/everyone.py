@@ -1,0 +1,38 @@
+"""One model of everyone: training without a validation fold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from raybone.data.folds import TEST, TRAINING
+from raybone.models import load
+from raybone.run.checks import configure, dataset_of
+from raybone.storage import Folder
+from raybone.study.spec import Study
+from raybone.train.fit import fit
+from raybone.types import Epoch
+
+
+def epochs_of_everyone(study: Study, folder: Folder, params: dict[str, Any]) -> Iterator[Epoch]:
+    """Train on all patients but the test group; the epochs have no score, as nobody is left to give
+    one.
+
+    What a configuration builds on of an earlier study (init_from, nm) is that of its first fold.
+    """
+    model = load(study.model)
+    dataset = replace(dataset_of(study), test_fold=False)
+    fold_of = {p: f if f in (TEST, TRAINING) else 1 for p, f in dataset.fold_of.items()}
+    yield from fit(
+        replace(dataset, fold_of=fold_of),
+        model,
+        configure(study, model, params),
+        0,
+        folder,
+        metric=study.metric,
+        epochs=study.epochs,
+        stop=study.epochs,
+        seed=study.search.seed,
+        gpu=study.resources.gpus > 0,
+    )

@@ -1,0 +1,186 @@
+"""What a study will cost, before it is spent."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from raybone.data.contact_sheet import batch_sheet
+from raybone.data.dataset import Dataset
+from raybone.data.loader import Batch, Loader, training_loader
+from raybone.data.tiles_and_targets import Mined
+from raybone.errors import FitFailed, WrongInput
+from raybone.models._classifier import ClassifierConfig
+from raybone.models._model import Model, TrainingConfig
+from raybone.run.checks import first_taken, resolve
+from raybone.search.fold_race import START_UP, expected, ladder_of, name_of
+from raybone.search.journal import Journal, read_resolved
+from raybone.search.state import gpu_hours
+from raybone.storage import Folder
+from raybone.study.spec import Study
+from raybone.train.memory import refuse_too_large
+from raybone.train.samples import training_samples
+
+STEPS = 3  # timed training steps, after one that warms up
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a search will take.
+
+    rungs: (name, configurations, fold epochs). exhaustive: fold epochs of cross-validating every
+    configuration in full. epoch_seconds: of one fold epoch, as ``timed`` says. hours: of all runs
+    one after the other, with what they take to start; wall_hours: with ``slots`` runs at once.
+    gpu_hours: of the epochs, as ``limits.gpu_hours`` counts. warnings: what the leaderboard will
+    warn of.
+    """
+
+    rungs: tuple[tuple[str, float, float], ...]
+    fold_epochs: float
+    exhaustive: float
+    epoch_seconds: float
+    timed: str
+    hours: float
+    gpu_hours: float
+    slots: int
+    wall_hours: float
+    warnings: tuple[str, ...] = ()
+
+
+def preview(
+    study: Study,
+    epoch_seconds: float | None = None,
+    epochs_from: Sequence[str] = (),
+    slots: int = 1,
+    png: str | None = None,
+) -> Preview:
+    """Count trials by rungs and say what they will take.
+
+    Args:
+        epoch_seconds: of a fold epoch, where it is known.
+        epochs_from: earlier studies of the same model whose median fold epoch is taken. With
+            neither, a few training steps of the first configuration are timed here.
+        slots: training runs at once.
+        png: draw a training batch of the first configuration here, as the network sees it.
+    Raises:
+        WrongInput: the study, the seconds, the slots or an earlier study is wrong, or a step that
+            is timed here needs more memory than there is.
+    """
+    if epoch_seconds is not None and not (0 < epoch_seconds < math.inf):
+        raise WrongInput(f"--epoch-seconds: must be over 0 and finite, got {epoch_seconds:g}")
+    if epoch_seconds is not None and epochs_from:
+        raise WrongInput(
+            "--epoch-seconds and --epochs-from both say what an epoch takes; leave one out"
+        )
+    if slots < 1:
+        raise WrongInput(f"--slots: must be at least 1, got {slots}")
+    study, dataset, model = resolve(study)
+    rows = expected(study)
+    if png:
+        _draw(study, dataset, model, png)
+    if epoch_seconds is not None:
+        timed = "as given"
+    elif epochs_from:
+        epoch_seconds, timed = _earlier(study, epochs_from)
+    else:
+        epoch_seconds, timed = _time_here(study, dataset, model)
+    fold_epochs, starts = sum(row[2] for row in rows), sum(row[1] for row in rows)
+    hours = (fold_epochs * epoch_seconds + starts * START_UP) / 3600
+    return Preview(
+        tuple((name_of(ladder_of(study), r), n, e) for r, n, e in rows),
+        fold_epochs,
+        float(study.search.trials * dataset.folds * study.epochs),
+        epoch_seconds,
+        timed,
+        hours,
+        gpu_hours(study, fold_epochs * epoch_seconds),
+        slots,
+        hours / slots,
+        study.resolved.warnings if study.resolved else (),
+    )
+
+
+def _earlier(study: Study, sources: Sequence[str]) -> tuple[float, str]:
+    """Median seconds of a fold epoch in the journals of earlier studies, and where that is from."""
+    seconds: list[float] = []
+    for source in sources:
+        folder = Folder(source)
+        earlier = read_resolved(folder)
+        if earlier.model != study.model:
+            raise WrongInput(
+                f"--epochs-from {source}: must be a study of {study.model}, but is of "
+                f"{earlier.model}; "
+                "give another one, or --epoch-seconds"
+            )
+        seconds += [
+            event["seconds"] for event in Journal(folder).events() if event["event"] == "epoch"
+        ]
+    if not seconds:
+        raise WrongInput(
+            f"--epochs-from {' '.join(sources)}: must have finished epochs, but has none; "
+            "give another one, or --epoch-seconds"
+        )
+    return median(seconds), f"the median of {len(seconds)} fold epochs of {' '.join(sources)}"
+
+
+def _loader(study: Study, dataset: Dataset, model: Model, config: TrainingConfig) -> Loader:
+    """Training batches of the first fold, in this process."""
+    nothing = Mined(
+        {s.scan_id: [] for s in dataset.scans}
+    )  # stands for what an earlier study found
+    samples = training_samples(dataset, model, config, 0, study.search.seed, study.epochs, nothing)
+    return training_loader(samples, config.batch, 0, 1, 0)[0]
+
+
+def _draw(study: Study, dataset: Dataset, model: Model, png: str) -> None:
+    """The picture of a training batch."""
+    config = first_taken(study, model)
+    loader = _loader(study, dataset, model, config)
+    batch, samples = next(iter(loader)), loader.dataset
+    names, words = [*config.categories, "non-metastasis"], list[str]()
+    if isinstance(config, ClassifierConfig):
+        of = config.target or " or ".join(config.categories)
+        words = [f"{of}: {'yes' if y.sum() else 'no'}" for y in batch.labels]
+    batch_sheet(
+        batch,
+        names[: batch.mask_NCHW.shape[1] if len(batch.mask_NCHW) else len(config.categories)],
+        [scan.flags for scan in map(samples.scan_of, batch.index_N.tolist())],
+        png,
+        words,
+    )
+
+
+def _time_here(study: Study, dataset: Dataset, model: Model) -> tuple[float, str]:
+    """Seconds of a fold epoch from a few training steps of the first configuration, and where that
+    is from.
+    """
+    config = first_taken(study, model)
+    loader = _loader(study, dataset, model, config)
+    device = torch.device("cuda" if study.resources.gpus and torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(study.resources.cpus)
+    net = model.build(config).to(device).train()
+    seconds = []
+    for step, batch in enumerate(loader):
+        assert isinstance(batch, Batch)
+        if step == 0 and device.type == "cpu":
+            try:
+                refuse_too_large(net, batch)
+            except FitFailed as error:
+                raise WrongInput(
+                    f"preview: {error}, or say what an epoch takes where it is to run "
+                    "(--epoch-seconds)"
+                ) from None
+        started = time.monotonic()
+        torch.stack(list(net(batch.to(device)).values())).sum().backward()  # type: ignore[no-untyped-call]
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.monotonic() - started)
+        if step == STEPS:
+            break
+    timed = sorted(seconds[1:] or seconds)
+    return timed[len(timed) // 2] * len(loader), f"timed here on {device.type}, without evaluation"

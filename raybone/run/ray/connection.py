@@ -1,0 +1,127 @@
+"""Connecting to a Ray cluster, or to one of this machine's own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+
+import ray
+from ray._private import ray_constants
+
+from raybone.data.ingest.parallel import cores
+from raybone.errors import WrongInput
+from raybone.run.ray.access import check
+from raybone.run.ray.hub import NAMESPACE
+
+# A socket's name may have 107 bytes, and Ray's end in
+# /session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store.
+LONGEST = (
+    107
+    - len("/raybone-xxxxxxxx/r")
+    - len("/session_2026-11-28_22-52-46_101842_4194304/sockets/plasma_store")
+)
+SHORT = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+@contextlib.contextmanager
+def connection(address: str | None) -> Iterator[None]:
+    """Connect to a cluster, or start one for the run that nobody else of this machine or outside
+    can reach.
+
+    Raises:
+        WrongInput: nothing answers at the address, or no folder has a name that is short enough.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    asked = "--address" if address else "RAY_ADDRESS"
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address and address.startswith(("http://", "https://")):
+        raise WrongInput(
+            f"{asked} {address}: is a dashboard, where `raybone submit` sends jobs; to search from "
+            f"here "
+            "give HOST:6379 of the cluster, or unset RAY_ADDRESS for a Ray of this machine"
+        )
+    on_term = signal.getsignal(signal.SIGTERM)
+    quiet = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        "namespace": NAMESPACE,
+        "runtime_env": {"env_vars": _environment()},
+    }
+    place = None
+    try:
+        if address:
+            try:
+                check(address)
+                ray.init(address=address, **quiet)
+            except WrongInput:
+                raise
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise WrongInput(
+                    f"{asked} {address}: a Ray cluster must answer there, but: "
+                    f"{' '.join(str(error).split())[:200]}; check the address"
+                ) from None
+        else:
+            # With no mode set, Ray turns token authentication on, and takes this token instead of
+            # writing one to HOME.
+            if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            place = _place()
+            # Ray's own switch for a Ray that no other host joins: else it takes 127.0.0.1 for this
+            # host's address in the network, and listens on every interface.
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"], ray_constants.ENABLE_RAY_CLUSTER = (
+                "0",
+                False,
+            )
+            # Ray opens its folder to everybody: it lies in one that is closed.
+            ray.init(
+                address="local",
+                num_cpus=cores(),
+                include_dashboard=False,
+                _temp_dir=f"{place}/r",
+                object_store_memory=200 * 2**20,
+                _node_ip_address="127.0.0.1",
+                _system_config={"enable_metrics_collection": False},
+                **quiet,
+            )
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_term)  # Ray's own prints a stack and aborts
+        yield
+    finally:
+        ray.shutdown()
+        if place:
+            os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
+            ray_constants.ENABLE_RAY_CLUSTER = True
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _place() -> str:
+    """A new folder for Ray that only this user can enter, in the temporary one or, if its name is
+    long, in another.
+    """
+    usual = tempfile.gettempdir()
+    for parent in (usual, *SHORT):
+        with contextlib.suppress(OSError):
+            if len(os.fsencode(parent)) <= LONGEST:
+                return tempfile.mkdtemp(prefix="raybone-", dir=parent)
+    raise WrongInput(
+        f"TMPDIR {usual}: must be a name of at most {LONGEST} bytes, as a local Ray has sockets "
+        f"below it, "
+        f"and {', '.join(SHORT)} cannot be written; set TMPDIR to a shorter one"
+    )
+
+
+def _environment() -> dict[str, str]:
+    """Environment of every process of the run: raybone's Ray settings, and threads that do not
+    starve each other.
+    """
+    kinds = ("RAY_TRAIN_", "RAY_USAGE_", "TUNE_")
+    return {**{n: v for n, v in os.environ.items() if n.startswith(kinds)}, "OMP_NUM_THREADS": "1"}

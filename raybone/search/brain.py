@@ -1,0 +1,393 @@
+"""The brain of a running search: events in, work out. It writes the journal and holds no truth
+beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from raybone.errors import InvalidConfig
+from raybone.search import fold_race as race
+from raybone.search import stopping as goal
+from raybone.search.events import Event
+from raybone.search.journal import Journal
+from raybone.search.sampler import ATTEMPTS, propose
+from raybone.search.state import Configuration, State, gpu_hours
+from raybone.study.spec import Study
+from raybone.types import Decision, Epoch, Pooled, Segment
+
+
+@dataclass(frozen=True)
+class Work:
+    """A configuration to take to a rung: what to train, and in how many parallel runs so far."""
+
+    config_id: str
+    params: dict[str, Any]
+    rung: int
+    segments: tuple[Segment, ...]
+    new: bool = False
+    runs: int = 1
+
+
+class Brain:
+    """Decides, and tells the journal. Safe to call from the driver's several threads.
+
+    Args:
+        check: gives the number of parameters of a model with these hyper-parameters, or raises
+            InvalidConfig.
+        slots: training runs that fit the machines at once.
+    """
+
+    def __init__(
+        self, study: Study, journal: Journal, check: Callable[[dict[str, Any]], int], slots: int
+    ) -> None:
+        self.study, self.journal, self.check, self.slots = study, journal, check, slots
+        self.state, self.race = State(), race.race_of(study)
+        self.stopping = ""
+        self.version = 0
+        self.lock = threading.RLock()
+        self._busy: dict[str, int] = {}
+        self._draft: tuple[str, dict[str, Any], int, bool] | None = None
+        self._exhausted = False
+        self._began = time.monotonic()
+        last: Event = {"event": ""}
+        for event in journal.events():
+            self._apply(event)
+            # A driver that died before it could judge has left nothing but its start.
+            last = event if event["event"] != "start" else last
+        self._spent_before = self.state.seconds
+        # What a driver that died had under way is finished first.
+        self._interrupted = [c.id for c in self.state.configurations.values() if self._cut_off(c)]
+        self._record("start", slots=slots)
+        if last["event"] == "rung":
+            # The driver died between the end of a rung and what follows from it.
+            self._judge(self.state.configurations[last["config_id"]])
+        self._reached = goal.reached(study, self.state)
+
+    def peek(self) -> Work | None:
+        """The work that a free slot should take now; None when it should wait, or when nothing is
+        left.
+        """
+        with self.lock:
+            return (
+                None if self.over_limit() or sum(self._busy.values()) >= self.slots else self._due()
+            )
+
+    def start(self, work: Work) -> Work:
+        """Take this work up, in one run; ``widen`` may give it more."""
+        with self.lock:
+            if work.new and self._draft:
+                self._record(
+                    "config",
+                    config_id=work.config_id,
+                    params=work.params,
+                    parameters=self._draft[2],
+                )
+                self._draft = None
+            elif work.config_id in self._interrupted:
+                self._interrupted.remove(work.config_id)
+            elif self.study.search.scheduler == "fold_race":
+                self._promote(work)
+            self._busy[work.config_id] = 1
+            self._record("work", config_id=work.config_id, rung=work.rung)
+            return work
+
+    def spare(self) -> int:
+        """Slots that no work wants."""
+        with self.lock:
+            free = self.slots - sum(self._busy.values())
+            return (
+                free if free > 0 and self._busy and self.peek() is None and not self.stopping else 0
+            )
+
+    def widen(self, waiting: dict[str, int]) -> dict[str, int]:
+        """Give spare slots to configurations with folds that wait; returns the new number of runs
+        of each.
+
+        Args:
+            waiting: folds that no run has taken up yet, by configuration.
+        """
+        with self.lock:
+            wider: dict[str, int] = {}
+            for config_id in sorted(self._busy, key=lambda c: -waiting.get(c, 0)):
+                more = min(self.spare(), waiting.get(config_id, 0))
+                if more:
+                    wider[config_id] = self._busy[config_id] = self._busy[config_id] + more
+            return wider
+
+    def follow(self, config_id: str) -> Work:
+        """The next rung of a configuration whose going on somebody else decided (Ray's ASHA)."""
+        with self.lock:
+            return self._work(config_id, self.state.configurations[config_id].rung + 1)
+
+    def epoch(self, config_id: str, epoch: Epoch) -> None:
+        """A fold epoch has ended; one that the journal has already is passed over."""
+        with self.lock:
+            if epoch.epoch == self.state.known(config_id, epoch.fold) + 1:
+                metrics = {k: v if math.isfinite(v) else None for k, v in epoch.metrics.items()}
+                self._record(
+                    "epoch",
+                    config_id=config_id,
+                    fold=epoch.fold,
+                    epoch=epoch.epoch,
+                    metrics=metrics,
+                    seconds=epoch.seconds,
+                )
+
+    def pooled(self, config_id: str, pooled: Pooled) -> None:
+        """What the out-of-fold findings of all folds together give."""
+        with self.lock:
+            if not self.state.configurations[config_id].pooled:
+                bootstrap = (
+                    {
+                        "replicates": [
+                            float(f"{v:.6g}") if math.isfinite(v) else None
+                            for v in pooled.replicates
+                        ],
+                        "freedom": float(f"{pooled.freedom:.6g}"),
+                    }
+                    if pooled.replicates
+                    else {}
+                )
+                self._record(
+                    "pooled", config_id=config_id, metrics=_finite(pooled.metrics), **bootstrap
+                )
+
+    def tested(self, config_id: str, metrics: dict[str, float], reason: str = "") -> None:
+        """The winner's score on the test group, once for each configuration, or the reason why
+        there is none.
+        """
+        with self.lock:
+            self._record("test", config_id=config_id, metrics=_finite(metrics), reason=reason)
+            self.journal.close()
+
+    def rung_done(self, config_id: str, rung: int) -> Decision | None:
+        """A configuration has finished a rung; returns what is final for it, None when it waits for
+        its turn.
+        """
+        with self.lock:
+            self._busy.pop(config_id, None)
+            configuration = self.state.configurations[config_id]
+            if self._segments(config_id, rung):
+                self.fail(config_id, "its runs ended before all its folds did")
+                return Decision(config_id, "stop", rung, configuration.reason)
+            value = race.score(self.study, configuration, rung)
+            self._record(
+                "rung",
+                config_id=config_id,
+                rung=rung,
+                score=value if math.isfinite(value) else None,
+            )
+            return self._judge(configuration)
+
+    def stop(self, config_id: str, reason: str) -> None:
+        """A configuration is at its end by somebody else's decision."""
+        with self.lock:
+            self._busy.pop(config_id, None)
+            self._interrupted = [c for c in self._interrupted if c != config_id]
+            self._decide(
+                Decision(config_id, "stop", self.state.configurations[config_id].rung, reason)
+            )
+
+    def fail(self, config_id: str, reason: str) -> None:
+        """A configuration has failed for good."""
+        with self.lock:
+            self._busy.pop(config_id, None)
+            self._record("failed", config_id=config_id, reason=" ".join(reason.split())[:500])
+            failed = self.state.counts["failed"]
+            if failed > self.study.limits.failed_trials:
+                self.stopping = (
+                    f"limits.failed_trials: {failed} configurations failed, more than "
+                    f"{self.study.limits.failed_trials}"
+                )
+
+    def again(self, config_id: str, reason: str) -> None:
+        """A run of a configuration died and is started again."""
+        with self.lock:
+            self._record("again", config_id=config_id, reason=" ".join(reason.split())[:500])
+
+    def interrupt(self, config_id: str, halt: str = "") -> None:
+        """A configuration's run ended early because the study is stopping, or stops it: what failed
+        is not its own.
+        """
+        with self.lock:
+            self._busy.pop(config_id, None)
+            self.stopping = self.stopping or halt
+
+    def resize(self, slots: int) -> None:
+        """Machines have come or gone: so many training runs fit at once now."""
+        with self.lock:
+            if slots != self.slots:
+                self.slots = slots
+                self._record("slots", slots=slots)
+
+    def wanted(self, waiting: dict[str, int]) -> int:
+        """Training runs that could be at work at once, were there room for all.
+
+        Args:
+            waiting: as for ``widen``.
+        """
+        with self.lock:
+            new = (
+                0 if self._exhausted else self.study.search.trials - len(self.state.configurations)
+            )
+            more = self.study.search.scheduler == "fold_race" and self._next_step() is not None
+            return (
+                sum(self._busy.values())
+                + sum(waiting.values())
+                + len(self._interrupted)
+                + more
+                + new
+            )
+
+    @property
+    def done(self) -> bool:
+        """Nothing is at work and nothing is left to do."""
+        with self.lock:
+            return not self._busy and (bool(self.over_limit()) or self._due() is None)
+
+    def over_limit(self) -> str:
+        """Why no new work is handed out, or nothing."""
+        if self.stopping:
+            return self.stopping
+        limits = self.study.limits
+        hours = (self._spent_before + time.monotonic() - self._began) / 3600
+        if hours > limits.hours:
+            return f"limits.hours: {hours:.2f} h are over {limits.hours:g}"
+        spent = gpu_hours(self.study, self.state.train_seconds)
+        if spent > limits.gpu_hours:
+            return f"limits.gpu_hours: {spent:.2f} are over {limits.gpu_hours:g}"
+        return self._reached
+
+    def finish(self) -> str:
+        """Close the search: what waits is stopped. Returns why it ended."""
+        with self.lock:
+            reason = self.over_limit() or "complete"
+            if reason == "complete":
+                for configuration in self.state.configurations.values():
+                    if configuration.status == "paused":
+                        why, evidence = self.race.why_out(configuration.id, configuration.rung)
+                        self._decide(
+                            Decision(
+                                configuration.id, "stop", configuration.rung, why, dict(evidence)
+                            )
+                        )
+            self._record("end", reason=reason)
+            self.journal.close()
+            return reason
+
+    def _due(self) -> Work | None:
+        """What comes next, whether or not there is a slot for it."""
+        if self._interrupted:
+            configuration = self.state.configurations[self._interrupted[0]]
+            return self._work(configuration.id, max(configuration.target, configuration.rung + 1))
+        step = self._next_step() if self.study.search.scheduler == "fold_race" else None
+        if step is None and self._new() is not None:
+            return self._new()
+        if step is None and not self._busy and self.study.search.scheduler == "fold_race":
+            step = self.race.last_push()
+        return self._work(step.config_id, step.rung) if step else None
+
+    def _cut_off(self, configuration: Configuration) -> bool:
+        """Whether a driver died before this configuration got to the rung it was bound for."""
+        if configuration.status not in ("running", "paused"):
+            return False
+        waits = configuration.rung >= 0 and configuration.target == configuration.rung
+        return not waits or self.study.search.scheduler == "asha"
+
+    def _judge(self, configuration: Configuration) -> Decision | None:
+        """What follows from the rung that a configuration has just finished."""
+        decision = self.race.judge(configuration.id, configuration.rung)
+        if decision:
+            self._decide(decision)
+            self._interrupted = [c for c in self._interrupted if c != configuration.id]
+            if decision.action == "complete":
+                self._reached = goal.reached(self.study, self.state)
+        return decision
+
+    def _work(self, config_id: str, rung: int) -> Work:
+        configuration = self.state.configurations[config_id]
+        return Work(config_id, configuration.params, rung, self._segments(config_id, rung))
+
+    def _segments(self, config_id: str, rung: int) -> tuple[Segment, ...]:
+        assert self.study.resolved is not None
+        folds, epochs = self.study.resolved.ladder[rung]
+        known = [
+            self.state.known(config_id, k) if config_id in self.state.configurations else 0
+            for k in range(folds)
+        ]
+        return tuple(Segment(k, done, epochs) for k, done in enumerate(known) if done < epochs)
+
+    def _new(self) -> Work | None:
+        """The next configuration of the sampler; a model may refuse some, which do not count."""
+        index = len(self.state.configurations)
+        if self._exhausted or index >= self.study.search.trials:
+            return None
+        for _ in range(ATTEMPTS if self._draft is None else 0):
+            params = propose(self.study, self.state, index)
+            if params is None:
+                self._exhausted = True
+                return None
+            try:
+                self._draft = (f"c{index:03d}", params, self.check(params), True)
+                break
+            except InvalidConfig as error:
+                self._record("invalid", params=params, reason=str(error))
+        if self._draft is None:
+            self._exhausted = True
+            return None
+        config_id, params, _, _ = self._draft
+        return Work(config_id, params, 0, self._segments(config_id, 0), new=True)
+
+    def _promote(self, work: Work) -> None:
+        step = self._next_step() or self.race.last_push()
+        if step and step.config_id == work.config_id:
+            rung = self.state.configurations[work.config_id].rung
+            self._decide(
+                Decision(work.config_id, "promote", rung, step.reason, dict(step.evidence))
+            )
+
+    def _next_step(self) -> race.Next | None:
+        tail = self._exhausted or len(self.state.configurations) >= self.study.search.trials
+        return self.race.next_step(self.slots - sum(self._busy.values()) if tail else 0)
+
+    def _decide(self, decision: Decision) -> None:
+        evidence = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in decision.evidence.items()
+        }
+        self._record(
+            "decision",
+            config_id=decision.config_id,
+            action=decision.action,
+            rung=decision.rung,
+            reason=decision.reason,
+            evidence=evidence,
+        )
+
+    def _record(self, event: str, **content: Any) -> None:
+        self._apply(self.journal.append(event, **content))
+        self.version += 1
+
+    def _apply(self, event: Event) -> None:
+        """The one way into state and race, for what is new and for what is replayed."""
+        self.state.apply(event)
+        kind, config_id = event["event"], event.get("config_id", "")
+        if kind == "rung":
+            folds, tie = race.scores(
+                self.study, self.state.configurations[config_id], event["rung"]
+            )
+            self.race.arrive(config_id, event["rung"], folds, tie)
+        elif kind == "work":
+            self.race.go(config_id, event["rung"])
+        elif kind == "failed" or (kind == "decision" and event["action"] != "promote"):
+            self.race.end(config_id, "failed" if kind == "failed" else event["action"])
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {k: v for k, v in metrics.items() if math.isfinite(v)}

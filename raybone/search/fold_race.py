@@ -1,0 +1,406 @@
+"""fold_race: successive halving over (folds, epochs), then a paired race over the remaining folds.
+
+Rungs up to the first full-length one let the better part go on, as asynchronous successive halving
+does; from there on a configuration gets more folds until it is clearly worse than the incumbent on
+the same folds. Folds come in the same order for every configuration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from raybone.search.rungs import Rung
+from raybone.search.state import Configuration
+from raybone.study.spec import Study
+from raybone.types import Decision
+
+SMOOTH = 3  # epochs averaged for a decision
+MEMORY = 40  # full configurations that the residual variance is estimated from
+SURVIVAL = (
+    0.8  # share of racing configurations that get to the next rung, in benchmarks/schedulers.py
+)
+HASTE = 0.7  # promotions too many are this times the root of the arrivals, in the same benchmark
+FIRST_STEPS = 130  # optimiser steps before which detectors from scratch score exactly 0
+START_UP = 10.0  # seconds a run takes to start, as measured on two cores
+Ladder = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The constants of the race.
+
+    promotion: a configuration waits at a rung until it is among the better part; else it is judged
+    once, as it arrives. slack: standard errors behind the incumbent at which a configuration is
+    dropped. prior_sd, prior_weight: prior of the configuration x fold residual, in units of the
+    metric and of observations. finalists: configurations that run in full at the least, as a winner
+    needs a rival for its paired test; so many are not dropped from the race, however far behind.
+    races: whether full-length rungs are a race; else the last rung is the only one that all of the
+    better part reach.
+    """
+
+    factor: float = 2.25
+    promotion: bool = True
+    slack: float = 1.5
+    prior_sd: float = 0.015
+    prior_weight: float = 10.0
+    finalists: int = 2
+    races: bool = True
+
+
+@dataclass(frozen=True)
+class Next:
+    """What a free worker should do: take a configuration to a rung, and why."""
+
+    config_id: str
+    rung: int
+    reason: str
+    evidence: dict[str, float | int | str] = field(default_factory=dict)
+
+
+def ladder(epochs: int, folds: int, steps_per_epoch: float) -> Ladder:
+    """Rungs as (folds, epochs): (1, .07E) (1, .19E) (2, E/3) (2, 2E/3) (3, E), then folds 4, 6, 8
+    ... K at E.
+
+    No rung comes before FIRST_STEPS optimiser steps. Rungs that this makes equal are one.
+    """
+    least = min(epochs, math.ceil(FIRST_STEPS / steps_per_epoch))
+    wanted = [
+        (1, 0.07),
+        (1, 0.19),
+        (2, 1 / 3),
+        (2, 2 / 3),
+        (3, 1.0),
+        *((k, 1.0) for k in range(4, folds, 2)),
+        (folds, 1.0),
+    ]
+    rungs: list[tuple[int, int]] = []
+    for k, share in wanted:
+        rung = (min(k, folds), max(least, round(share * epochs), 1))
+        # Below three folds, a rung hardly longer than the one before it is worth no start-up of its
+        # own.
+        if rungs and rung[1] < 1.25 * rungs[-1][1] and rung[0] < min(3, folds):
+            continue
+        if not rungs or rung > rungs[-1]:
+            rungs.append(rung)
+    return tuple(rungs)
+
+
+def scores(study: Study, configuration: Configuration, rung: int) -> tuple[list[float], float]:
+    """Scores of the folds of a rung, and the tie-breaker: more is better, NaN where not there.
+
+    A fold's score is the mean of the metric over the last epochs; validation loss breaks ties, as
+    early AP is exactly 0 for everybody.
+    """
+    folds, epochs = ladder_of(study)[rung]
+    sign = 1 if study.direction == "maximize" else -1
+    values = [
+        sign * configuration.fold_score(k, epochs, study.metric, SMOOTH) for k in range(folds)
+    ]
+    losses = [configuration.fold_score(k, epochs, "val_loss", SMOOTH) for k in range(folds)]
+    return values, -sum(losses) / folds
+
+
+def score(study: Study, configuration: Configuration, rung: int) -> float:
+    """Mean over a rung's folds of the smoothed metric, more is better; -inf for NaN or a crash."""
+    values, _ = scores(study, configuration, rung)
+    value = sum(values) / len(values)
+    return value if math.isfinite(value) else -math.inf
+
+
+def race_of(study: Study) -> Race:
+    """The race that a study's scheduler runs; for the other schedulers, one that decides nothing
+    before the end.
+    """
+    race = study.search.scheduler == "fold_race"
+    rule = Rule(races=race, promotion=not race or study.search.type == "promotion")
+    return Race(ladder_of(study), rule, 1 if study.direction == "maximize" else -1)
+
+
+def expected(study: Study) -> list[tuple[int, float, float]]:
+    """(rung, configurations that get there, fold epochs spent on the way to it from the rung
+    before), before a search.
+
+    A rung passes on its share, and a few more as it decides before all have arrived; of those that
+    race, SURVIVAL get to the next rung.
+    """
+    rungs, rule = ladder_of(study), race_of(study)
+    arrive, rows, spent = float(study.search.trials), [], 0
+    for rung, (folds, epochs) in enumerate(rungs):
+        rows.append((rung, arrive, arrive * (folds * epochs - spent)))
+        spent = folds * epochs
+        if study.search.scheduler == "asha":
+            arrive = max(arrive / 3, 1)
+        elif study.search.scheduler == "fold_race":
+            passes = (
+                arrive / rule.rule.factor + HASTE * math.sqrt(arrive)
+                if rung < rule.full
+                else arrive * SURVIVAL
+            )
+            arrive = max(min(passes, arrive), min(rule.rule.finalists, study.search.trials))
+    return rows
+
+
+def ladder_of(study: Study) -> Ladder:
+    """The rungs of a study that has been resolved."""
+    if study.resolved is None:
+        raise ValueError("the study must be resolved first")
+    return study.resolved.ladder
+
+
+def name_of(rungs: Ladder, rung: int) -> str:
+    """A rung in words, such as ``2 folds x 30 epochs``."""
+    folds, epochs = rungs[rung]
+    return f"{folds} fold{'s' * (folds > 1)} x {epochs} epoch{'s' * (epochs > 1)}"
+
+
+class Race:
+    """The rungs of one search: scores in, decisions out. A decision costs O(log n) of n
+    configurations.
+
+    Args:
+        rungs: (folds, epochs) of each rung, the last one is the full run.
+        sign: -1 when scores are those of a metric to minimise, turned over; reasons and evidence
+            then show the metric.
+    """
+
+    def __init__(self, rungs: Ladder, rule: Rule = Rule(), sign: int = 1) -> None:
+        self.ladder, self.rule, self.sign = rungs, rule, sign
+        last_folds, last_epochs = rungs[-1]
+        self.full = (
+            next(
+                i for i, (k, e) in enumerate(rungs) if e == last_epochs and k >= min(3, last_folds)
+            )
+            if rule.races
+            else len(rungs) - 1
+        )
+        self.rungs = [Rung(rule.factor) for _ in rungs]
+        self.folds: dict[str, tuple[float, ...]] = {}
+        self.failed: set[str] = set()
+        # Those that run in full, or have run: racing and complete ones.
+        self.contenders: set[str] = set()
+        self._complete: list[str] = []
+        self._variance: float | None = None
+
+    def arrive(self, config_id: str, rung: int, folds: Sequence[float], tie: float = 0.0) -> None:
+        """A configuration has finished a rung with these scores of its folds, more is better; NaN
+        is the worst.
+        """
+        self.folds[config_id] = tuple(folds)
+        self.rungs[rung].arrive(config_id, sum(folds) / len(folds), tie)
+        if rung >= self.full and math.isfinite(sum(folds)):
+            self.contenders.add(config_id)
+        if rung == len(self.ladder) - 1:
+            self._complete.append(config_id)
+            self._variance = None
+
+    def go(self, config_id: str, rung: int) -> None:
+        """A configuration is on its way to a rung."""
+        for before in self.rungs[:rung]:
+            before.leave(config_id)
+
+    def end(self, config_id: str, how: Literal["complete", "stop", "failed"]) -> None:
+        """A configuration waits no more at any rung; one that failed is nobody's rival."""
+        for rung in self.rungs:
+            rung.leave(config_id)
+        if how == "failed":
+            self.failed.add(config_id)
+        if how != "complete":
+            self.contenders.discard(config_id)
+
+    def next_step(self, idle: int = 0) -> Next | None:
+        """The waiting configuration that deserves a free worker most, or None: then a new one is
+        due.
+
+        Args:
+            idle: workers that nothing else will want; a configuration in the race then takes as
+                many more folds as they can train at once, instead of those of its next rung alone.
+        """
+        for number in reversed(range(self.full, len(self.ladder) - 1)):
+            if self.rungs[number].waiting:
+                best, folds = self.rungs[number].waiting[0][3], self.ladder[number][0]
+                to = max(
+                    [
+                        number + 1,
+                        *(
+                            r
+                            for r, (k, _) in enumerate(self.ladder)
+                            if k - folds <= idle and r > number
+                        ),
+                    ]
+                )
+                return Next(best, to, *self._why_in(best, number))
+        for number in reversed(range(self.full)):
+            rung = self.rungs[number]
+            if self.rule.promotion and (best_id := rung.promotable()):
+                return Next(best_id, number + 1, *self._why_up(best_id, number))
+            if not self.rule.promotion and rung.waiting:
+                return Next(
+                    rung.waiting[0][3], number + 1, *self._why_up(rung.waiting[0][3], number)
+                )
+        return None
+
+    def last_push(self) -> Next | None:
+        """When nothing else is to be done and too few configurations ran in full: the best one of
+        the highest rung.
+        """
+        count = len(self.contenders)
+        if count >= self.rule.finalists:
+            return None
+        for number in reversed(range(len(self.ladder) - 1)):
+            waiting = self.rungs[number].waiting
+            if waiting and waiting[0][0] < math.inf:
+                return Next(
+                    waiting[0][3],
+                    number + 1,
+                    f"{count} ran in full at the end of the search: best "
+                    f"of those waiting at {name_of(self.ladder, number)}",
+                    {"score": -self.sign * waiting[0][0]},
+                )
+        return None
+
+    def judge(self, config_id: str, rung: int) -> Decision | None:
+        """What follows for a configuration from the rung where it has just arrived: complete, stop,
+        or None (wait).
+        """
+        if rung == len(self.ladder) - 1:
+            folds, epochs = self.ladder[rung]
+            return Decision(config_id, "complete", rung, f"all {folds} folds at {epochs} epochs")
+        if rung < self.full:
+            if (
+                self.rule.promotion
+                or len(self.rungs[rung].ranked) < 2
+                or self.rungs[rung].passes(config_id)
+            ):
+                return None
+            return Decision(config_id, "stop", rung, *self.why_out(config_id, rung))
+        if config_id not in self.contenders:
+            return Decision(
+                config_id, "stop", rung, f"its score at {name_of(self.ladder, rung)} is not finite"
+            )
+        rival = self.incumbent(config_id, rung)
+        if rival is None or len(self.contenders) <= self.rule.finalists:
+            return None
+        lead, evidence = self._pair(config_id, rival, rung)
+        spread, folds = evidence["standard_error"], self.ladder[rung][0]
+        if lead >= -self.rule.slack * spread:
+            return None
+        return Decision(
+            config_id,
+            "stop",
+            rung,
+            f"{-lead:.4f} behind {rival} on the same {folds} folds, "
+            f"over {self.rule.slack:g} standard errors of {spread:.4f}",
+            {**evidence, "against": rival},
+        )
+
+    def incumbent(self, config_id: str, rung: int) -> str | None:
+        """The best complete configuration; while there is none, the best other one that has
+        finished this rung.
+        """
+        for number in (len(self.ladder) - 1, rung):
+            for key in self.rungs[number].ranked:
+                if key[3] != config_id and key[3] not in self.failed and key[0] < math.inf:
+                    return key[3]
+        return None
+
+    def why_out(self, config_id: str, rung: int) -> tuple[str, dict[str, float | int | str]]:
+        """Why a configuration is not among those that go on from a rung, in words and in
+        numbers.
+        """
+        level = self.rungs[rung]
+        place, of = level.place(config_id) + 1, len(level.ranked)
+        words = f"rank {place} of {of} at {name_of(self.ladder, rung)}"
+        evidence: dict[str, float | int | str] = {
+            "score": self.sign * level.score(config_id),
+            "rank": place,
+            "of": of,
+        }
+        if level.quota:
+            last = level.ranked[level.quota - 1][3]
+            evidence |= {"against": last, "rival": self.sign * level.score(last)}
+            words += (
+                f"; the best {level.quota} go on, down to {last} with "
+                f"{self._told(level, last, config_id)}"
+                if place > level.quota
+                else "; the search ended before its turn"
+            )
+        return words, evidence
+
+    def residual_variance(self) -> float:
+        """Variance of configuration x fold residuals of the last complete configurations, shrunk to
+        a prior.
+        """
+        if self._variance is None:
+            table_NK = np.array([self.folds[c] for c in self._complete[-MEMORY:]]).reshape(
+                -1, self.ladder[-1][0]
+            )
+            table_NK = table_NK[np.isfinite(table_NK).all(1)]
+            squares, freedom = 0.0, 0
+            if len(table_NK) > 1:
+                rest_NK = (
+                    table_NK - table_NK.mean(0) - table_NK.mean(1, keepdims=True) + table_NK.mean()
+                )
+                squares, freedom = (
+                    float((rest_NK**2).sum()),
+                    (len(table_NK) - 1) * (table_NK.shape[1] - 1),
+                )
+            weight = self.rule.prior_weight
+            self._variance = (weight * self.rule.prior_sd**2 + squares) / (weight + freedom)
+        return self._variance
+
+    def _pair(self, config_id: str, rival: str, rung: int) -> tuple[float, dict[str, float]]:
+        """How far a configuration leads another on the folds that it has, and the evidence."""
+        done, total = self.ladder[rung][0], self.ladder[-1][0]
+        mine, theirs = self.rungs[rung].score(config_id), sum(self.folds[rival][:done]) / done
+        spread = math.sqrt(2 * self.residual_variance() * (1 / done - 1 / total))
+        return mine - theirs, {
+            "score": self.sign * mine,
+            "rival": self.sign * theirs,
+            "folds": done,
+            "standard_error": spread,
+        }
+
+    def _why_in(self, config_id: str, rung: int) -> tuple[str, dict[str, float | int | str]]:
+        rival = self.incumbent(config_id, rung)
+        if rival is None:
+            return "first at full length: more folds", {
+                "score": self.sign * self.rungs[rung].score(config_id)
+            }
+        lead, pair = self._pair(config_id, rival, rung)
+        slack = self.rule.slack * pair["standard_error"]
+        return (
+            f"{'kept as a rival' if lead < -slack else 'still in the race'}: {abs(lead):.4f} "
+            f"{'ahead of' if lead >= 0 else 'behind'} {rival} on the same {self.ladder[rung][0]} "
+            f"folds, "
+            f"{self.rule.slack:g} standard errors are {slack:.4f}",
+            {**pair, "against": rival},
+        )
+
+    def _why_up(self, config_id: str, rung: int) -> tuple[str, dict[str, float | int | str]]:
+        level = self.rungs[rung]
+        place, of = level.place(config_id) + 1, len(level.ranked)
+        evidence: dict[str, float | int | str] = {
+            "score": self.sign * level.score(config_id),
+            "rank": place,
+            "of": of,
+        }
+        if not level.quota or level.quota >= of:
+            return f"rank {place} of {of} at {name_of(self.ladder, rung)}", evidence
+        below = level.ranked[level.quota][3]
+        return (
+            f"rank {place} of {of} at {name_of(self.ladder, rung)}: one of the best {level.quota}; "
+            f"next below is "
+            f"{below} with {self._told(level, below, config_id)}",
+            {**evidence, "against": below, "rival": self.sign * level.score(below)},
+        )
+
+    def _told(self, level: Rung, other: str, config_id: str) -> str:
+        """Another one's score, and what told the two apart when it is the same."""
+        score = level.score(other)
+        same = ", the same: validation loss decides" if score == level.score(config_id) else ""
+        return f"{self.sign * score:.4f}{same}"

@@ -1,0 +1,245 @@
+"""What the journal says, folded into one picture of the study."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from raybone.errors import WrongInput
+from raybone.search.events import Event
+from raybone.study.space import identity
+from raybone.study.spec import Study
+
+Status = Literal["running", "paused", "stopped", "complete", "failed"]
+NEWS = ("decision", "again", "slots", "failed")  # events that a person wants to hear of
+
+
+class Run:
+    """The epochs of one fold in columns, as a study may have a million of them; epoch 1 is the
+    first entry.
+    """
+
+    __slots__ = ("metrics", "seconds")
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, array[float]] = {}
+        self.seconds = array("d")
+
+    def append(self, metrics: dict[str, float | None], seconds: float) -> None:
+        """One more epoch; None, and a metric that other epochs have and this one has not, is
+        NaN.
+        """
+        if metrics.keys() != self.metrics.keys():
+            for name in metrics.keys() - self.metrics.keys():
+                self.metrics[name] = array("d", [math.nan] * len(self.seconds))
+            metrics = {name: metrics.get(name) for name in self.metrics}
+        for name, value in metrics.items():
+            self.metrics[name].append(math.nan if value is None else value)
+        self.seconds.append(seconds)
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    def last(self, metric: str) -> float:
+        """The metric at the last epoch, NaN when not there."""
+        column = self.metrics.get(metric)
+        return column[-1] if column else math.nan
+
+    def mean(self, metric: str, epoch: int, smooth: int) -> float:
+        """Mean of the metric over the last ``smooth`` epochs up to ``epoch``; NaN when not
+        there.
+        """
+        column = self.metrics.get(metric, ())
+        if not 0 < epoch <= len(column):
+            return math.nan
+        values = column[max(epoch - smooth, 0) : epoch]
+        return sum(values) / len(values)
+
+
+@dataclass
+class Configuration:
+    """One configuration and all that happened to it; ``rung`` is the last one it finished, -1
+    before the first.
+    """
+
+    id: str
+    params: dict[str, Any]
+    parameters: int = 0
+    status: Status = "paused"
+    rung: int = -1
+    target: int = -1
+    epochs: dict[int, Run] = field(default_factory=dict)
+    pooled: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+    replicates: list[float] = field(default_factory=list)
+    freedom: float = math.nan
+    test: dict[str, float] = field(default_factory=dict)
+    untested: str = ""
+    # Folds that have had an epoch since the way to ``target`` began.
+    at_work: set[int] = field(default_factory=set)
+
+    def fold_score(self, fold: int, epoch: int, metric: str, smooth: int = 1) -> float:
+        """Mean of the metric over the last ``smooth`` epochs up to ``epoch``; NaN when not
+        there.
+        """
+        return self.epochs[fold].mean(metric, epoch, smooth) if fold in self.epochs else math.nan
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of all epochs of all folds."""
+        return sum(sum(run.seconds) for run in self.epochs.values())
+
+
+def gpu_hours(study: Study, seconds: float) -> float:
+    """What so many seconds of epochs take of the study's GPUs, as ``limits.gpu_hours`` counts."""
+    return seconds / 3600 * study.resources.gpus * study.resources.workers
+
+
+class State:
+    """The study as the journal tells it; ``apply`` is the only way in, so a replay gives the same
+    state.
+    """
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.configurations: dict[str, Configuration] = {}
+        # Order in which configurations finished each rung.
+        self.arrivals: dict[int, list[str]] = {}
+        # What there is to tell, and how much of it is of earlier drivers.
+        self.news: list[Event] = []
+        self.old_news = 0
+        # Hyper-parameters that are tried, or that the model refused.
+        self.taken: set[str] = set()
+        # Why it refused them.
+        self.refused: list[str] = []
+        self.fold_epochs = 0
+        self.train_seconds = 0.0
+        self.slots = 1
+        self.slot_seconds = 0.0
+        self.end = ""
+        self._handlers = {
+            n.removeprefix("_on_"): getattr(self, n) for n in dir(self) if n.startswith("_on_")
+        }
+        self._earlier = self._up = 0.0
+        for event in events:
+            self.apply(event)
+
+    def apply(self, event: Event) -> None:
+        """Take in one event; kinds not known here are passed over."""
+        if event["event"] != "start":
+            self.slot_seconds += self.slots * max(event.get("up", 0.0) - self._up, 0.0)
+        if event["event"] in NEWS:
+            self.news.append(event)
+        if handle := self._handlers.get(event["event"]):
+            handle(event)
+        self._up = max(event.get("up", 0.0), self._up)
+
+    def known(self, config_id: str, fold: int) -> int:
+        """Number of epochs of a fold that are in the journal."""
+        return len(self.configurations[config_id].epochs.get(fold, ()))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that drivers have worked on the study, by their steady clocks."""
+        return self._earlier + self._up
+
+    @property
+    def busy_share(self) -> float:
+        """Share of the time of all slots, since the study began, that went into epochs; NaN before
+        the first.
+        """
+        return self.train_seconds / self.slot_seconds if self.slot_seconds else math.nan
+
+    @property
+    def counts(self) -> Counter[Status]:
+        """How many configurations are in each status."""
+        return Counter(c.status for c in self.configurations.values())
+
+    @property
+    def running(self) -> list[Configuration]:
+        """Configurations at work."""
+        return [c for c in self.configurations.values() if c.status == "running"]
+
+    def _of(self, event: Event) -> Configuration:
+        if event["config_id"] not in self.configurations:
+            raise WrongInput(
+                f"journal: {event['event']!r} must be of a configuration that was begun, but is of "
+                f"{event['config_id']!r}; restore the journal from a copy"
+            )
+        return self.configurations[event["config_id"]]
+
+    def _on_start(self, event: Event) -> None:
+        self.slots = event.get("slots", 1)
+        self.end, self.old_news = "", len(self.news)
+        # The time between two drivers is nobody's.
+        self._earlier, self._up = self.seconds, 0.0
+        for configuration in self.running:
+            configuration.status = "paused"
+
+    def _on_slots(self, event: Event) -> None:
+        self.slots = event["slots"]
+
+    def _on_end(self, event: Event) -> None:
+        self.end = event["reason"]
+
+    def _on_config(self, event: Event) -> None:
+        self.configurations[event["config_id"]] = Configuration(
+            event["config_id"], event["params"], event.get("parameters", 0)
+        )
+        self.taken.add(identity(event["params"]))
+
+    def _on_invalid(self, event: Event) -> None:
+        self.taken.add(identity(event["params"]))
+        self.refused.append(event["reason"])
+
+    def _on_work(self, event: Event) -> None:
+        configuration = self._of(event)
+        configuration.target, configuration.status, configuration.at_work = (
+            event["rung"],
+            "running",
+            set(),
+        )
+
+    def _on_epoch(self, event: Event) -> None:
+        configuration = self._of(event)
+        runs = configuration.epochs
+        run = runs.get(event["fold"])
+        if run is None:
+            run = runs[event["fold"]] = Run()
+        if event["epoch"] == len(run) + 1:
+            run.append(event["metrics"], event["seconds"])
+            configuration.at_work.add(event["fold"])
+            self.fold_epochs += 1
+            self.train_seconds += event["seconds"]
+
+    def _on_rung(self, event: Event) -> None:
+        configuration = self._of(event)
+        configuration.rung, configuration.status = event["rung"], "paused"
+        self.arrivals.setdefault(event["rung"], []).append(event["config_id"])
+
+    def _on_pooled(self, event: Event) -> None:
+        configuration = self._of(event)
+        configuration.pooled, configuration.freedom = (
+            event["metrics"],
+            event.get("freedom", math.nan),
+        )
+        configuration.replicates = [
+            math.nan if v is None else v for v in event.get("replicates", ())
+        ]
+
+    def _on_test(self, event: Event) -> None:
+        configuration = self._of(event)
+        configuration.test, configuration.untested = event["metrics"], event.get("reason", "")
+
+    def _on_decision(self, event: Event) -> None:
+        status: dict[str, Status] = {"stop": "stopped", "complete": "complete"}
+        configuration = self._of(event)
+        configuration.status = status.get(event["action"], configuration.status)
+        configuration.reason = event["reason"]
+
+    def _on_failed(self, event: Event) -> None:
+        configuration = self._of(event)
+        configuration.reason, configuration.status = event["reason"], "failed"

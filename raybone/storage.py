@@ -1,0 +1,187 @@
+"""A folder on a disk or an object store, through fsspec; a file in it is whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import fsspec
+
+from raybone.errors import WrongInput
+
+# What a network file system or an object store says while it is away; a full disk or a wrong name
+# is not among them.
+AWAY = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.ECONNABORTED,
+    errno.EREMOTEIO,
+    errno.ENOLINK,
+}
+# Arrow's errors of S3 have no number.
+S3_AWAY = re.compile(
+    "AWS Error (NETWORK_CONNECTION|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|"
+    "REQUEST_TIMEOUT)|HTTP status 5.."
+)
+# What fsspec opens, but cannot keep files in.
+NO_STORE = {"data", "git", "github", "http_sync", "libarchive", "reference", "tar", "zip"}
+OUTAGE = 120.0  # seconds that a storage may be away
+Result = TypeVar("Result")
+
+
+def patiently(operation: Callable[[], Result]) -> Result:
+    """Do it again, at growing intervals, while the storage is away; raises the last error after
+    OUTAGE seconds.
+    """
+    began, pause = time.monotonic(), 0.5
+    while True:
+        try:
+            return operation()
+        except OSError as error:
+            away = error.errno in AWAY or (error.errno is None and S3_AWAY.search(str(error)))
+            if not away or time.monotonic() - began > OUTAGE:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 10.0)
+
+
+class Folder:
+    """A path or fsspec URL; names below it are relative and use ``/``."""
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        self.url = plain_url(str(url)).rstrip("/") or "/"
+        try:
+            if self.url.startswith(
+                "s3://"
+            ):  # as Ray itself does, with AWS_* of the environment and no further library
+                from fsspec.implementations.arrow import ArrowFSWrapper
+                from pyarrow.fs import FileSystem
+
+                store, self.path = patiently(
+                    lambda: FileSystem.from_uri(self.url)
+                )  # asks for the bucket's region
+                self.fs = ArrowFSWrapper(store)
+            else:
+                self.fs, self.path = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError, TypeError) as error:
+            raise WrongInput(
+                f"{self.url}: must be a path or a URL that fsspec knows, but: {error}"
+            ) from None
+        self.local = "file" in (
+            [self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Folder, (self.url,)
+
+    def child(self, name: str) -> Folder:
+        """The folder of that name below this one."""
+        self._at(name)
+        return Folder(f"{self.url}/{name}")
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a file, or None when there is none."""
+        target = self._at(name)
+        try:
+            return bytes(patiently(lambda: self.fs.cat_file(target)))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file so that a reader sees the old one or the new one, never a part."""
+        target = self._at(name)
+        patiently(lambda: self._write(target, content))
+
+    def names(self, name: str = "") -> list[str]:
+        """Sorted names in a folder below this one; none when it does not exist."""
+        self.fs.invalidate_cache()
+        target = self._at(name).rstrip("/")
+        try:
+            found = patiently(lambda: self.fs.ls(target, detail=False))
+        except FileNotFoundError:
+            return []
+        return sorted(str(f).rstrip("/").rsplit("/", 1)[-1] for f in found)
+
+    def delete(self, name: str) -> None:
+        """Delete a file or a folder with all in it; fine when it is not there."""
+        target = self._at(name)
+        if self.fs.exists(target):
+            patiently(lambda: self.fs.rm(target, recursive=True))
+
+    def _at(self, name: str) -> str:
+        """The path of a name below this folder, on which there is no link that leads out of it."""
+        parts = _below(name).split("/")
+        for place in (
+            f"{self.path}/{'/'.join(parts[:n])}" for n in range(1, len(parts) + 1) if self.local
+        ):
+            if os.path.islink(place):  # noqa: PTH114
+                raise WrongInput(
+                    f"{place}: must be no link, as what it leads to may be anybody's; put a folder "
+                    f"or "
+                    "file there itself"
+                )
+        return f"{self.path}/{name}"
+
+    def _write(self, target: str, content: bytes) -> None:
+        if not self.local:
+            self.fs.pipe_file(target, content)
+            return
+        self.fs.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH120
+        temporary = f"{target}.{os.getpid()}-{threading.get_ident()}.tmp"
+        try:
+            with open(temporary, "wb") as file:  # noqa: PTH123
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)  # noqa: PTH105
+        finally:
+            if os.path.exists(temporary):  # noqa: PTH110
+                os.unlink(temporary)  # noqa: PTH108
+
+
+def plain_url(url: str) -> str:
+    """A path or URL as it is given.
+
+    Raises:
+        WrongInput: it chains filesystems, whose caches would show an old lease, or holds a
+            password, which would be in the journal, in logs and in the list of jobs.
+    """
+    if re.search("://[^/]*:[^/]*@", url):
+        raise WrongInput(
+            f"{url.partition('://')[0]}://...: must hold no password, as logs would; give it by "
+            f"the "
+            "environment, as its filesystem documents"
+        )
+    if "::" in url:
+        raise WrongInput(
+            f"{url}: must be one path or URL, not a chain with '::'; give the last part alone"
+        )
+    if (kind := url.partition("://")[0]) in NO_STORE:
+        raise WrongInput(
+            f"{url}: must be a folder on a disk or an object store, but {kind} is neither; unpack "
+            f"or copy "
+            "what it stands for, and give that place"
+        )
+    return url
+
+
+def _below(name: str) -> str:
+    """A name that stays below its folder: names of configurations are read from the journal."""
+    if ".." in name.split("/"):
+        raise WrongInput(
+            f"{name!r}: must be a name below the study folder; restore the journal from a copy"
+        )
+    return name

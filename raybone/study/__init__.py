@@ -1,0 +1,1 @@
+"""A study: its YAML, its search space, its rules."""

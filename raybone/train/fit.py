@@ -1,0 +1,432 @@
+"""Train one fold: a generator of Epoch, with no Ray in it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from raybone.data.dataset import Dataset
+from raybone.data.loader import Batch, training_loader, validation_loader
+from raybone.data.tiles_and_targets import Mined
+from raybone.errors import DamagedFile, FitFailed
+from raybone.models import load
+from raybone.models._model import Model, TrainingConfig
+from raybone.models._weights import copy_into, start_from, weights_file
+from raybone.storage import Folder
+from raybone.study.spec import DIRECTIONS
+from raybone.train.checkpoint import fill, finite, read_checkpoint, write_checkpoint
+from raybone.train.evaluate import evaluate
+from raybone.train.lineage import earlier_fold
+from raybone.train.memory import refuse_too_large
+from raybone.train.samples import Masks, scored_samples, training_samples, wants_mining
+from raybone.types import Epoch, Scan
+
+
+def fit(
+    dataset: Dataset,
+    model: Model,
+    config: TrainingConfig,
+    fold: int,
+    folder: Folder,
+    *,
+    metric: str,
+    epochs: int,
+    stop: int,
+    seed: int = 0,
+    known: int = 0,
+    gpu: bool = False,
+) -> Iterator[Epoch]:
+    """Train a fold up to epoch ``stop``, from where ``last.pt`` in the folder ends.
+
+    A fold is a pure function of (configuration, fold, seed, dataset): randomness comes from (seed,
+    epoch, sample), so that stopping, resuming and loader processes change nothing. Under an
+    initialised process group every rank calls this alike, takes its share of each batch, and yields
+    the same epochs; rank 0 writes.
+
+    Args:
+        folder: where ``last.pt``, ``best.pt`` and ``predictions.json`` of this fold live.
+        metric: by which ``best.pt`` is chosen.
+        epochs: length of the full run, which the learning rate schedule is made for.
+        known: epochs that the caller has already; those after it that ``last.pt`` holds are yielded
+            again first.
+        gpu: train on this process's current CUDA device.
+    Raises:
+        FitFailed: the gradient is not finite, or a step needs more memory than there is.
+    """
+    run = _Run(dataset, model, config, fold, folder, metric, epochs, seed, gpu)
+    yield from run.history[known:stop]
+    while len(run.history) < stop:
+        yield run.epoch(last=len(run.history) + 1 == stop)
+
+
+def evaluate_weights(
+    dataset: Dataset,
+    model: Model,
+    config: TrainingConfig,
+    folder: Folder,
+    scans: list[Scan],
+    gpu: bool = False,
+) -> dict[str, float] | None:
+    """Metrics of a fold's ``last.pt`` on other scans, or None when it has none.
+
+    Args:
+        folder: where the fold's ``last.pt`` lives.
+    """
+    state = read_checkpoint(folder)
+    return _applied(dataset, model, config, state, scans, _device(gpu))[0] if state else None
+
+
+def mined_masks(
+    dataset: Dataset, place: str, fold: int, scans: list[Scan], device: torch.device
+) -> Mined:
+    """What the model of this fold of an earlier configuration finds on scans, for negative mining.
+
+    That model knows the training patients of this fold and nobody else, so that its findings may be
+    trained on.
+
+    Args:
+        place: folder of the configuration.
+    """
+    state = earlier_fold(place, fold)
+    model = load(state["model"])
+    config = model.Config.model_validate(state["config"])
+    findings = _applied(dataset, model, config, state, scans, device)[1]
+    return Mined({f["scan_id"]: f["masks"] for f in findings})
+
+
+def _applied(
+    dataset: Dataset,
+    model: Model,
+    config: TrainingConfig,
+    state: dict[str, Any],
+    scans: list[Scan],
+    device: torch.device,
+    mined: Masks | None = None,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Metrics and findings of a fold's averaged weights on scans, over all ranks."""
+    module = model.build(config)
+    fill(module, state["average"], "last.pt")
+    if mined is None and wants_mining(config):
+        mined = Mined({s.scan_id: [] for s in scans})  # for the loss, which nobody reads then
+    samples = scored_samples(dataset, scans, model, config, mined)
+    rank, world = _rank()
+    loader = validation_loader(samples, 4 * config.batch, rank, world, config.loader_workers)
+    return evaluate(module.to(device).requires_grad_(False), samples, loader, model, device)
+
+
+def _device(gpu: bool) -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+
+
+def _rank() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+class _Run:
+    """A fold in training: network, average, optimiser, loaders and history."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        model: Model,
+        config: TrainingConfig,
+        fold: int,
+        folder: Folder,
+        metric: str,
+        epochs: int,
+        seed: int,
+        gpu: bool,
+    ) -> None:
+        self.model, self.config, self.fold, self.folder, self.metric = (
+            model,
+            config,
+            fold,
+            folder,
+            metric,
+        )
+        self.epochs, self.seed, self.dataset = epochs, seed, dataset
+        self.rank, self.world = _rank()
+        self.device = _device(gpu)
+        self.memory = torch.channels_last if config.channels_last else torch.contiguous_format
+        torch.manual_seed(_mix(seed, fold, 0))
+        self.net = model.build(config)
+        if folder.read("last.pt") is None:
+            if config.weights:
+                start_from(self.net, weights_file(config.weights, model))
+            if config.init_from:
+                copy_into(
+                    self.net,
+                    earlier_fold(config.init_from, fold)["average"],
+                    f"init_from {config.init_from}",
+                )
+        self.net.to(self.device).to(memory_format=self.memory)
+        self.average = copy.deepcopy(self.net).requires_grad_(False)
+        self.wrapped = (
+            nn.parallel.DistributedDataParallel(self.net, broadcast_buffers=False)
+            if self.world > 1
+            else self.net
+        )
+        # Listed once: a step would spend a twentieth of its time on that.
+        pairs = list(zip(self.average.state_dict().values(), self.net.state_dict().values()))
+        self.means, self.values = (
+            [p[k] for p in pairs if p[0].is_floating_point()] for k in (0, 1)
+        )
+        self.counters = [p for p in pairs if not p[0].is_floating_point()]
+        self._load_data()
+        self.steps = len(self.loader)
+        self.accumulate = max(round(config.nbs / config.batch), 1)
+        self.optimizer = _optimizer(self.net, config, self.accumulate)
+        self.updates = 0
+        self.history: list[Epoch] = []
+        self._resume()
+
+    def _load_data(self) -> None:
+        config, dataset = self.config, self.dataset
+        self.mined: Masks | None = None
+        if place := wants_mining(config):
+            known = [
+                *dataset.training(self.fold),
+                *dataset.validation(self.fold),
+                *dataset.reported(self.fold),
+            ]
+            self.mined = mined_masks(dataset, place, self.fold, known, self.device)
+        training = training_samples(
+            dataset,
+            self.model,
+            config,
+            self.fold,
+            _mix(self.seed, self.fold, 1),
+            self.epochs,
+            self.mined,
+        )
+        self.validation = None
+        if scored := dataset.validation(self.fold):  # a refit on everyone has nobody to validate on
+            self.validation = scored_samples(dataset, scored, self.model, config, self.mined)
+            # Without gradients four times the images fit.
+            self.valid_loader = validation_loader(
+                self.validation, 4 * config.batch, self.rank, self.world, config.loader_workers
+            )
+        self.loader, self.sampler = training_loader(
+            training, config.batch, self.rank, self.world, config.loader_workers
+        )
+
+    def _resume(self) -> None:
+        state = read_checkpoint(self.folder, device=self.device)
+        if state is None:
+            return
+        own = self._own()
+        if other := [name for name in own if state.get(name) != own[name]]:
+            raise DamagedFile(
+                f"{self.folder.url}/last.pt: must be of this configuration and fold, but was "
+                f"trained "
+                f"with another {', '.join(other)}; put the right file there, or remove it and the "
+                f"fold "
+                "starts again"
+            )
+        where = f"{self.folder.url}/last.pt"
+        try:
+            fill(self.net, state["net"], where)
+            fill(self.average, state["average"], where)
+            if state["optimizer"] is not None:
+                self.optimizer.load_state_dict(state["optimizer"])
+            self.updates = int(state["updates"])
+            self.history = [Epoch(**e) for e in state["history"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedFile(
+                f"{where}: must be what a training left there, but {type(error).__name__}: "
+                f"{str(error)[:100]}; remove it and the fold starts again"
+            ) from None
+
+    def epoch(self, last: bool) -> Epoch:
+        """Train and evaluate one epoch, save, and return its record."""
+        started, number = time.monotonic(), len(self.history) + 1
+        train_loss = self._train(number)
+        if not finite(self.average.state_dict()):  # such as the running variance of a norm
+            raise FitFailed(f"fold {self.fold} epoch {number}: weights must be finite; lower lr0")
+        if self.world > 1:
+            for buffer in self.average.buffers():
+                dist.broadcast(buffer, 0)
+        metrics, findings = dict[str, float](), list[dict[str, Any]]()
+        if self.validation is not None:
+            metrics, findings = evaluate(
+                self.average, self.validation, self.valid_loader, self.model, self.device
+            )
+        if len(self.history) + 1 == self.epochs and (reported := self.dataset.reported(self.fold)):
+            state = {"average": self.average.state_dict()}
+            tested = _applied(
+                self.dataset, self.model, self.config, state, reported, self.device, self.mined
+            )[0]
+            metrics |= {f"test_{name}": value for name, value in tested.items()}
+        record = Epoch(
+            self.fold,
+            number,
+            {**metrics, "train_loss": train_loss},
+            round(time.monotonic() - started, 3),
+        )
+        self.history.append(record)
+        if self.rank == 0:
+            self._save(findings if last and self.validation is not None else None)
+        if self.world > 1:
+            dist.barrier()
+        return record
+
+    def _train(self, number: int) -> float:
+        self.sampler.epoch = number
+        batches = iter(
+            self.loader
+        )  # draws a number of its own, unless its processes are there already
+        torch.manual_seed(_mix(self.seed, self.fold, number + 1))
+        self.wrapped.train()
+        self.optimizer.zero_grad()
+        total, waiting = torch.zeros((), device=self.device), 0
+        for step, batch in enumerate(batches):
+            if (
+                self.updates == step == 0 and self.device.type == "cpu"
+            ):  # CUDA says itself what it has no room for
+                refuse_too_large(self.net, batch)
+            accumulate = self._schedule(number, step)
+            loss = self._loss(batch.to(self.device, self.memory))
+            scale = self.world if self.model.reduction == "sum" else 1 / accumulate
+            (loss * scale).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() / (len(batch.index_N) if self.model.reduction == "sum" else 1)
+            waiting += 1
+            if waiting >= accumulate or step + 1 == self.steps:
+                self._step(number, step)
+                waiting = 0
+        return float(total) / self.steps
+
+    def _loss(self, batch: Batch) -> Tensor:
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.amp and self.device.type == "cuda"
+        ):
+            losses: dict[str, Tensor] = self.wrapped(batch)
+        return torch.stack(list(losses.values())).sum()
+
+    def _step(self, number: int, step: int) -> None:
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip or math.inf)
+        if not torch.isfinite(norm):
+            # The norm is the same on every rank, so that all of them leave together.
+            raise FitFailed(
+                f"fold {self.fold} epoch {number} step {step + 1}: the gradient must be finite, "
+                f"got norm {float(norm)}; lower lr0"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.updates += 1
+        decay = self.config.ema * (1 - math.exp(-self.updates / self.config.ema_tau))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.means, self.values, 1 - decay)
+            for mean, value in self.counters:
+                mean.copy_(value)
+
+    def _schedule(self, number: int, step: int) -> int:
+        """Set learning rate and momentum for a step (Ultralytics' warm-up and decay); returns the
+        accumulation.
+        """
+        config, share = self.config, (number - 1) / self.epochs
+        peak = config.lr0 * _decay(config, share)
+        warm = round(min(config.warmup_epochs, self.epochs - 1) * self.steps)
+        done = step + self.steps * (number - 1)
+        for group in self.optimizer.param_groups:
+            start = config.warmup_bias_lr if group["kind"] == "bias" else 0.0
+            group["lr"] = (
+                float(np.interp(done, [0, warm], [start, peak])) if done <= warm and warm else peak
+            )
+            momentum = (
+                float(np.interp(done, [0, warm], [config.warmup_momentum, config.momentum]))
+                if done <= warm and warm
+                else config.momentum
+            )
+            if config.optimizer == "SGD":
+                group["momentum"] = momentum
+        if done <= warm and warm:
+            return max(1, round(float(np.interp(done, [0, warm], [1, self.accumulate]))))
+        return self.accumulate
+
+    def _save(self, findings: list[dict[str, Any]] | None) -> None:
+        sign = 1 if DIRECTIONS[self.metric] == "maximize" else -1
+        worth = [sign * e.metrics[self.metric] for e in self.history if self.metric in e.metrics]
+        if worth and worth[-1] >= max((w for w in worth if not math.isnan(w)), default=-math.inf):
+            write_checkpoint(
+                self.folder,
+                "best.pt",
+                {"average": self.average.state_dict(), "epoch": len(self.history)},
+            )
+        if findings is not None:
+            content = {"fold": self.fold, "epoch": len(self.history), "findings": findings}
+            self.folder.write("predictions.json", json.dumps(content).encode())
+        write_checkpoint(
+            self.folder,
+            "last.pt",
+            {
+                "net": self.net.state_dict(),
+                "average": self.average.state_dict(),
+                "updates": self.updates,
+                "optimizer": self.optimizer.state_dict()
+                if len(self.history) < self.epochs
+                else None,
+                "history": [vars(e) for e in self.history],
+                **self._own(),
+            },
+        )
+
+    def _own(self) -> dict[str, Any]:
+        """What makes weights those of this fold of this configuration, and no other's."""
+        return {
+            "model": self.model.name,
+            "config": self.config.model_dump(mode="json"),
+            "fold": self.fold,
+            "seed": self.seed,
+            "epochs": self.epochs,
+            "dataset": self.dataset.hash,
+        }
+
+
+def _optimizer(net: nn.Module, config: TrainingConfig, accumulate: int) -> torch.optim.Optimizer:
+    """Three groups: biases and norms without weight decay, weights with it (scaled to the nominal
+    batch).
+    """
+    norms = tuple(v for k, v in vars(nn).items() if "Norm" in k and isinstance(v, type))
+    groups: dict[str, list[Tensor]] = {"bias": [], "weight": [], "norm": []}
+    for module in net.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                kind = (
+                    "bias" if "bias" in name else "norm" if isinstance(module, norms) else "weight"
+                )
+                groups[kind].append(parameter)
+    decay = config.weight_decay * config.batch * accumulate / config.nbs
+    params = [
+        {"params": p, "kind": k, "weight_decay": decay if k == "weight" else 0.0}
+        for k, p in groups.items()
+        if p
+    ]
+    if config.optimizer == "SGD":
+        return torch.optim.SGD(
+            params, lr=config.lr0, momentum=config.momentum, nesterov=config.momentum > 0
+        )
+    return torch.optim.AdamW(params, lr=config.lr0, betas=(config.momentum, 0.999))
+
+
+def _decay(config: TrainingConfig, share: float) -> float:
+    """Learning rate as a share of lr0, after this share of the epochs."""
+    if config.schedule == "multistep":
+        return float(config.lr_drop ** sum(share >= m for m in config.milestones))
+    shape = (
+        (1 + math.cos(math.pi * share)) / 2 if config.schedule == "cosine" else max(1 - share, 0)
+    )
+    return shape * (1 - config.lrf) + config.lrf
+
+
+def _mix(*parts: int) -> int:
+    """One seed out of several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])

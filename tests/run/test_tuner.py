@@ -1,0 +1,189 @@
+"""Studies on Ray: one local cluster for all tests here."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+import ray
+import yaml
+from faults import TRIAL, WORKER, Killer, epochs_of
+
+from raybone.errors import WrongInput
+from raybone.run.local import search as search_locally
+from raybone.run.ray.resources import slots
+from raybone.run.ray.tuner import search
+from raybone.search.brain import Brain
+from raybone.search.journal import Journal
+from raybone.storage import Folder
+from raybone.study.spec import parse_study
+
+TIMING = ["train_seconds", "gpu_hours"]
+pytestmark = pytest.mark.usefixtures("local_ray")
+Mapping = dict[str, Any]
+
+
+def board(out: Path) -> pd.DataFrame:
+    return pd.read_csv(out / "leaderboard.csv")
+
+
+def free_cpus() -> float:
+    return float(ray.available_resources().get("CPU", 0))
+
+
+def test_a_study_on_ray_under_three_faults_equals_the_undisturbed_one_without_ray(
+    held_out: Path, study: Mapping, tmp_path: Path
+) -> None:
+    """Its driver, a worker and a trial are killed; `make chaos` injects more."""
+    study = {
+        **study,
+        "dataset": str(held_out),
+        "epochs": 4,
+        "search": {**study["search"], "trials": 1},
+    }
+    out = tmp_path / "ray"
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    driver = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "raybone.cli",
+            "search",
+            str(tmp_path / "study.yaml"),
+            "--out",
+            str(out),
+            "--address",
+            ray.get_runtime_context().gcs_address,
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    search_locally(parse_study(study), str(tmp_path / "local"))
+    while driver.poll() is None and not ((out / "journal").exists() and len(epochs_of(out)) >= 3):
+        time.sleep(0.05)
+    driver.kill()
+    assert driver.wait() == -9
+    known = epochs_of(out)
+    killer = Killer(out, (len(known) + 2, WORKER), (len(known) + 5, TRIAL))
+    assert search(parse_study(study), str(out)) == "complete"
+    assert killer.all_killed()
+    on_ray, local = (board(tmp_path / n).drop(columns=TIMING) for n in ("ray", "local"))
+    pd.testing.assert_frame_equal(on_ray, local)
+    assert on_ray["dice_test"].notna().sum() == 1
+    epochs = epochs_of(out)
+    assert epochs[: len(known)] == known
+    assert len(epochs) == len(set(epochs)) == 12
+
+
+def test_two_workers_train_one_fold_together_and_no_process_listens_to_the_network(
+    study: Mapping, tmp_path: Path
+) -> None:
+    heard: dict[str, set[str]] = {}
+
+    def listen(_: Brain) -> None:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                heard.setdefault(process.name(), set()).update(
+                    c.laddr.ip.removeprefix("::ffff:")
+                    for c in process.net_connections()
+                    if c.status == "LISTEN"
+                )
+
+    two = {
+        **study,
+        "resources": {"workers": 2},
+        "epochs": 2,
+        "search": {**study["search"], "trials": 1},
+    }
+    assert search(parse_study(two), str(tmp_path / "two"), tell=listen) == "complete"
+    assert heard["raylet"] == {"127.0.0.1"}
+    assert {ip for ips in heard.values() for ip in ips} == {"127.0.0.1"}, heard
+    table = board(tmp_path / "two")
+    assert list(table["state"]) == ["complete"]
+    assert (table["epochs_done"] == 6).all()
+    assert math.isfinite(table["dice_pooled"][0])
+
+
+def test_a_race_pauses_promotes_and_stops_and_a_crash_in_a_worker_fails_its_configuration_alone(
+    study: Mapping, tmp_path: Path
+) -> None:
+    """The smallest rate learns nothing and loses against sensible ones; the largest diverges."""
+    wild = {
+        **study,
+        "metric": "val_loss",
+        "epochs": 5,
+        "fixed": {
+            **study["fixed"],
+            "optimizer": "SGD",
+            "clip": 1e30,
+            "warmup_epochs": 0,
+            "batch": 1,
+            "nbs": 1,
+            "lrf": 1,
+            "weight_decay": 1.0,
+            "imgsz": 64,
+        },
+        "space": {"lr0": {"choice": [0.01, 10.0, 1e-7, 0.02]}},
+        "search": {"trials": 4, "sampler": "grid", "scheduler": "fold_race"},
+    }
+    assert search(parse_study(wild), str(tmp_path / "race")) == "complete"
+    table = board(tmp_path / "race").set_index("cfg.lr0")
+    assert table["state"].to_dict() == {
+        0.01: "complete",
+        0.02: "complete",
+        1e-7: "stopped@1x5",
+        10.0: "failed",
+    }
+    assert "must be finite" in table["reason"][10.0]
+    actions = {
+        e["action"] for e in Journal(Folder(tmp_path / "race")).events() if e["event"] == "decision"
+    }
+    assert actions == {"promote", "stop", "complete"}
+
+
+@pytest.mark.parametrize(("gpus", "fitting"), [(0.4, 16), (0.5, 16), (0.6, 8), (1, 8), (3, 2)])
+def test_shares_of_a_gpu_are_of_one_gpu(
+    study: Mapping, monkeypatch: pytest.MonkeyPatch, gpus: float, fitting: int
+) -> None:
+    monkeypatch.setattr(
+        ray,
+        "nodes",
+        lambda: [
+            {"Alive": True, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+            {"Alive": True, "Resources": {"CPU": 64.0}},
+            {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+        ],
+    )
+    assert slots(parse_study({**study, "resources": {"gpus": gpus}})) == fitting
+
+
+@pytest.mark.parametrize("wait", [math.nan, math.inf, -1.0])
+def test_nobody_waits_for_ever(study: Mapping, tmp_path: Path, wait: float) -> None:
+    with pytest.raises(WrongInput, match=r"--wait .*: must be a number of minutes"):
+        search(parse_study(study), str(tmp_path / "st"), wait=wait)
+
+
+@pytest.mark.parametrize("resources", [{"workers": 4}, {"cpus": 64}, {"gpus": 1}])
+def test_more_than_the_cluster_has_is_one_clear_line(
+    study: Mapping, tmp_path: Path, resources: Mapping
+) -> None:
+    with pytest.raises(WrongInput, match=r"resources: a run takes .* room for"):
+        search(parse_study({**study, "resources": resources}), str(tmp_path / "st"))
+    assert not (tmp_path / "st").exists()
+
+
+def test_nothing_is_left_behind() -> None:
+    """All CPUs are free again and no placement group is left, after all searches above."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and free_cpus() < 2:
+        time.sleep(0.2)
+    assert free_cpus() == 2
+    states = [group["state"] for group in ray.util.placement_group_table().values()]
+    assert set(states) <= {"REMOVED"}
