@@ -27,7 +27,9 @@ TEXT = {"1-3": 0.847, "4-6": 0.838, ">6": 0.862, "lung": 0.870, "prostate": 0.90
 
 def published() -> list[dict[str, str]]:
     return list(
-        csv.DictReader(files("raybone").joinpath("published.csv").read_text("utf-8").splitlines())
+        csv.DictReader(
+            files("raybone.results").joinpath("published.csv").read_text("utf-8").splitlines()
+        )
     )
 
 
