@@ -3,4 +3,13 @@
 Importing it imports neither torch nor ray.
 """
 
-__version__ = "0.1.0"
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """``__version__``, for which a checkout asks git."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from raybone.version import version
+
+    return version()

@@ -139,6 +139,8 @@ def _data_parsers(verbs: Any) -> None:
     verb = _verb(verbs, "models", "the menu, or the hyper-parameters of one model")
     verb.add_argument("name", nargs="?", metavar="MODEL", help="whose hyper-parameters to list")
     verb.add_argument("--json", action="store_true", help=JSON_HELP)
+    verb = _verb(verbs, "example", "the studies that come with raybone, or the YAML of one")
+    verb.add_argument("name", nargs="?", metavar="NAME", help="whose YAML to print")
     _verb(verbs, "schema", "the JSON schema of a study's YAML, for editors")
 
 

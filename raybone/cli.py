@@ -210,6 +210,12 @@ def _models(options: argparse.Namespace) -> None:
             say(f"{name:<19} {task:<14} {parameters / 1e6:6.1f} M  {source}")
 
 
+def _example(options: argparse.Namespace) -> None:
+    from raybone.study.examples import example, example_lines
+
+    say(example(options.name) if options.name else "\n".join([*example_lines(), ""]), end="")
+
+
 def _schema(_: argparse.Namespace) -> None:
     from raybone.run.reference import schema
 
@@ -538,6 +544,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "prepare": _prepare,
     "inspect": _inspect,
     "models": _models,
+    "example": _example,
     "schema": _schema,
     "preview": _preview,
     "search": _search,

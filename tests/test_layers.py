@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1] / "raybone"
 # Rooms from the ground up; those of one floor do not depend on order, but never on each other or on
 # what is above them.
 FLOORS = [
+    {"version"},
     {"types", "errors"},
     {"private"},
     {"storage"},

@@ -18,9 +18,9 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import NuclearMedicineImageStorage
 
-from raybone import __version__
 from raybone.data.ingest.dicom.header import numbers, spacing_of, text, values
 from raybone.types import Array
+from raybone.version import version
 
 NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 TYPE_2 = (
@@ -95,7 +95,7 @@ def _made(
     """The object without what it has of its source."""
     measures = hd.PixelMeasuresSequence(spacing or (1, 1), None)
     algorithm = hd.AlgorithmIdentificationSequence(
-        model, codes.DCM.ArtificialIntelligence, __version__
+        model, codes.DCM.ArtificialIntelligence, version()
     )
     segments = [
         hd.seg.SegmentDescription(
@@ -120,7 +120,7 @@ def _made(
         1,
         "raybone",
         "raybone",
-        __version__,
+        version(),
         "0",
         pixel_measures=measures,
         content_label="LESIONS",

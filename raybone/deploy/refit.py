@@ -14,7 +14,6 @@ from typing import Any, cast
 import torch
 from jinja2 import StrictUndefined, Template
 
-from raybone import __version__
 from raybone.data.dataset import Dataset
 from raybone.data.folds import TEST, TRAINING
 from raybone.data.ingest.steps import unit
@@ -40,6 +39,7 @@ from raybone.train.checkpoint import read_checkpoint
 from raybone.train.findings import Finding, read_findings
 from raybone.train.lineage import OTSU, trained_before
 from raybone.types import Epoch
+from raybone.version import version
 
 MOST = 500  # scans that say what the training scans look like
 ALL = "all"  # what stands for a fold's number in names, where there is one model of everyone
@@ -199,7 +199,7 @@ def _meta(
         "patients_known": dataset.meta["patients_known"],
         "patients": sorted({s.patient_id for s in scans} | before),
         "likeness": likeness_of(scans[:: -(-len(scans) // MOST)], dataset.counts),
-        "raybone": __version__,
+        "raybone": version(),
         "torch": str(torch.__version__),
     }
 

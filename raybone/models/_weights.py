@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 from raybone.errors import WrongInput
@@ -29,11 +30,8 @@ def weights_file(given: str, model: Model) -> Path:
             return Path(given).resolve()
         known = f"or one of {', '.join(model.weights)}, " if model.weights else ""
         raise WrongInput(f"weights: must be a file, {known}got {given!r}; check the path")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111  no home, no error
-    file = (
-        Path(os.environ.get("RAYBONE_WEIGHTS") or cache / "raybone" / "weights")
-        / url.rsplit("/", 1)[-1]
-    )
+    folder = os.environ.get("RAYBONE_WEIGHTS") or user_cache_path("raybone") / "weights"
+    file = Path(folder) / url.rsplit("/", 1)[-1]
     if not file.is_file():
         raise WrongInput(
             f"weights: {given!r} of {model.name} is {file.name}, which raybone does not download; "

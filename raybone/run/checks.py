@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from raybone import __version__
 from raybone.data.annotations import foci
 from raybone.data.augment import LEAST_SIDE, lost_at
 from raybone.data.dataset import Dataset, open_dataset
@@ -35,6 +34,7 @@ from raybone.study.space import left_by_rules
 from raybone.study.spec import Resolved, Study, problems_of
 from raybone.train.lineage import OTSU, earlier_fold, winner_of
 from raybone.train.samples import usable
+from raybone.version import version
 
 # Proposals that a model may refuse before a study of fixed values that it does not take is refused
 FEW = 10
@@ -69,7 +69,7 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
     steps = _steps(study, dataset, model, config)
     resolved = Resolved(
         dataset_hash=dataset.hash,
-        code_version=__version__,
+        code_version=version(),
         folds=dataset.folds,
         steps=steps,
         ladder=_ladder(study, dataset.folds, steps),

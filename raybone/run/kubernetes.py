@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from raybone import __version__
 from raybone.errors import WrongInput
 from raybone.study.relocate import relocated
 from raybone.study.spec import Study, write_study
+from raybone.version import RELEASE
 
 MOUNT = "/raybone"  # the shared volume, in every pod that trains
 # The annotation that a file of the head is made from: data, which no shell reads
@@ -35,7 +35,7 @@ def manifests(study: Study, out: str | None = None, image: str | None = None) ->
         WrongInput: ``out`` would not outlive the pods or could mean something to a shell; the image
             has no fixed tag.
     """
-    image = image or f"raybone:{__version__}-ray{version('ray')}"
+    image = image or f"raybone:{RELEASE}-ray{version('ray')}"
     out = out or f"runs/{study.name}"
     place = out if "://" in out else posixpath.normpath(posixpath.join(MOUNT, out))
     problems = []

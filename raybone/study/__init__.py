@@ -1,1 +1,1 @@
-"""A study: its YAML, its search space, its rules."""
+"""What a study is, and the studies that come with raybone."""

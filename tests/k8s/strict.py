@@ -13,11 +13,12 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from raybone.version import RELEASE as VERSION
+
 Document = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = Path(__file__).parent / "schemas"
 (RAY,) = re.findall(r'"ray\[.*\]==([\d.]+)"', (ROOT / "pyproject.toml").read_text())
-(VERSION,) = re.findall(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)
 LENGTH = {"RayJob": 47, "RayCluster": 53, "RayCronJob": 36}  # of a name, in KubeRay 1.7
 SPOT = {
     "cloud.google.com/gke-spot",

@@ -1,5 +1,5 @@
 """The same work on many inputs in other processes: in order, in flat memory, surviving the death of
-a process.
+a process and ending what hangs.
 """
 
 from __future__ import annotations
@@ -14,56 +14,76 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any, TypeVar
 
+from pebble import ProcessExpired, ProcessPool
+
+from raybone.errors import MachineFault
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-CHUNK = 16  # items sent at once: fewer make the sending dearer, more make the progress coarser
+SECONDS = 120.0  # that the work on one item may take
+AHEAD = 16  # items a process that are sent before the first of them is done
 
 
 @dataclass(frozen=True)
-class Died:
-    """Stands for the result of an item whose process died at work, such as a decoder that
-    crashed.
-    """
+class Ended:
+    """Stands for the result of an item whose process was ended, with the reason."""
+
+    reason: str
 
 
 def spread(
     work: Callable[[Item], Result], items: Sequence[Item], processes: int
-) -> Generator[Result | Died]:
-    """``work(item)`` for each item, in order; at most a few chunks are in memory.
+) -> Generator[Result | Ended]:
+    """Yields ``work(item)`` for each item, in order; only some results are in memory.
 
-    Closing it before its end, as an interruption does, ends the processes at once.
+    An item that crashes its process, or is at work for more than SECONDS, costs no other item its
+    result. Closing it before its end, as an interruption does, ends the processes at once.
 
     Args:
-        work: a function of a module, which returns and never raises.
+        work: a function of a module.
         processes: how many work at once.
+    Raises:
+        MachineFault: the machine ends the processes before they are at work.
+        Exception: what ``work`` raises.
     """
-    waiting = deque(items[i : i + CHUNK] for i in range(0, len(items), CHUNK))
-    while waiting:
-        sent: deque[tuple[Sequence[Item], Future[list[Result]]]] = deque()
-        with _pool(processes) as pool:
-            try:
-                while waiting or sent:
-                    while waiting and len(sent) < 2 * processes:
-                        sent.append((waiting[0], _submit(pool, _chunk, work, waiting[0])))
-                        waiting.popleft()
-                    yield from sent[0][1].result()
-                    sent.popleft()
-            except BrokenProcessPool:
-                pass
-        # Any of the items sent may be the one that kills: each gets a process of its own, then the
-        # rest goes on.
-        for chunk in [c for c, _ in sent]:
-            for item in chunk:
-                yield _alone(work, item)
+    _serve()
+    pool = ProcessPool(max(1, processes), initializer=_hush, context=_Context())
+    sent = deque[Future[Result]]()
+    try:
+        for item in items:
+            sent.append(pool.schedule(work, (item,), timeout=SECONDS))
+            if len(sent) == AHEAD * processes:
+                yield _result(sent.popleft())
+        while sent:
+            yield _result(sent.popleft())
+    except BrokenProcessPool:
+        raise MachineFault(
+            "the processes that read scans are ended by this machine before they begin; free "
+            "memory, then try again"
+        ) from None
+    finally:
+        pool.stop()  # type: ignore[no-untyped-call]
+        pool.join()
+
+
+def _result(future: Future[Any]) -> Any:
+    try:
+        return future.result()
+    except ProcessExpired:
+        return Ended("ended the process that read it: a decoder crashed")
+    except TimeoutError as error:
+        if isinstance(error.errno, int):  # the system's own, of a storage that is away
+            raise
+        return Ended(f"took over {SECONDS:g} s to read")
 
 
 def cores(groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int:
@@ -73,10 +93,8 @@ def cores(groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/
     Args:
         groups, mount: where Linux tells of control groups, v1 or v2.
     """
-    bound = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(1, min([bound, *(int(quota) for quota in _quotas(groups, mount))]))
+    quotas = [int(quota) for quota in _quotas(groups, mount)]
+    return max(1, min([len(os.sched_getaffinity(0)), *quotas]))
 
 
 def _quotas(groups: Path, mount: Path) -> Iterator[float]:
@@ -99,47 +117,34 @@ def _quotas(groups: Path, mount: Path) -> Iterator[float]:
                     yield quota / period
 
 
-def _alone(work: Callable[[Item], Result], item: Item) -> Result | Died:
-    with _pool(1) as pool:
+class _Reader(ForkServerProcess):
+    """A process without a __main__ to import: it may be a script, and may import much."""
+
+    def start(self) -> None:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
         try:
-            return _submit(pool, work, item).result()
-        except BrokenProcessPool:
-            return Died()
+            super().start()
+        finally:
+            sys.modules["__main__"] = main
 
 
-@contextmanager
-def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool that is waited for when its work is done, and whose processes are killed when it is
-    left before.
-    """
-    # Not fork: the caller may hold threads of Ray or torch. The server that workers are forked from
-    # imports once.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["raybone.data.ingest.prepare"])
-    _serve()
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(processes, context, _hush)
-    try:
-        yield pool
-    except BaseException:  # an interruption among them: nobody needs what is still being read
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - others:
-            process.kill()
-        raise
-    pool.shutdown()
+class _Context(ForkServerContext):
+    # Not fork: the caller may hold threads of Ray or torch.
+    Process = _Reader
 
 
 def _serve() -> None:
     """Start the server, if there is none yet, deaf and dumb: a Ctrl-C or hang-up is told of by this
     process alone.
     """
+    # Processes are forked from it, so that they import once.
+    forkserver.set_forkserver_preload(["raybone.data.ingest.prepare"])
     unblocked, own = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP}), os.dup(2)
     try:
+        _silence(2)
         resource_tracker.ensure_running()  # which unblocks SIGINT itself
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, 2)
-        os.close(nothing)
         forkserver.ensure_running()
     finally:
         os.dup2(own, 2)
@@ -147,33 +152,23 @@ def _serve() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
 
-def _submit(pool: ProcessPoolExecutor, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    """Submit without a __main__ that the new processes would import: it may be a script, and may
-    import much.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        return pool.submit(work, *arguments)
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _chunk(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    return [work(item) for item in items]
-
-
 def _hush() -> None:
     """Decoders and readers speak of what they read, on any channel they know: their processes are
     silent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Pebble's own handler would run when a decoder comes back to Python.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 1)
-    os.dup2(nothing, 2)
+    _silence(1, 2)
     threading.Thread(target=_follow, daemon=True).start()
+
+
+def _silence(*streams: int) -> None:
+    with Path(os.devnull).open("wb") as nothing:
+        for stream in streams:
+            os.dup2(nothing.fileno(), stream)
 
 
 def _follow() -> None:

@@ -20,7 +20,7 @@ from raybone.data.ingest.archive import unpacked
 from raybone.data.ingest.intake import COPIES_DIFFER, Intake, Origin
 from raybone.data.ingest.labels import read_labels, read_split
 from raybone.data.ingest.layouts import LAYOUTS, Layout, sources_of
-from raybone.data.ingest.parallel import Died, cores, spread
+from raybone.data.ingest.parallel import Ended, cores, spread
 from raybone.data.ingest.pseudonyms import key_path, pseudonym, read_key, write_map
 from raybone.data.ingest.reading import Read, read_source
 from raybone.data.ingest.sources import Account, Source, complaints
@@ -261,8 +261,8 @@ def _read(
 ) -> None:
     with closing(spread(work, inputs, min(most, len(inputs)))) as results:
         for number, (item, read) in enumerate(zip(inputs, results), 1):
-            if isinstance(read, Died):
-                read = Read("", 0, reason="ended the process that read it: a decoder crashed")
+            if isinstance(read, Ended):
+                read = Read("", 0, reason=read.reason)
             intake.take(item, read)
             progress(number, len(inputs))
 

@@ -12,6 +12,8 @@ import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from platformdirs import user_config_path
+
 from raybone.errors import WrongInput
 from raybone.types import plain_cell, safe_cell
 
@@ -20,13 +22,12 @@ def key_path(given: Path | str | None) -> Path:
     """The key file asked for, or the one of the user's config folder."""
     if given:
         return Path(given)
-    try:
-        home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    except RuntimeError:
+    folder = user_config_path("raybone")
+    if folder.parts[0].startswith("~"):  # as it is left where there is no home
         raise WrongInput(
             "--key: is needed, as this user has no home folder to keep a key in; give a file"
-        ) from None
-    return Path(home) / "raybone" / "key"
+        )
+    return folder / "key"
 
 
 def read_key(path: Path) -> bytes:

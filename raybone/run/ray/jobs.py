@@ -25,6 +25,7 @@ from raybone.run.ray.access import job_client
 from raybone.storage import plain_url
 from raybone.study.relocate import relocated
 from raybone.study.spec import Study, write_study
+from raybone.version import FILE, version
 
 POLL_SECONDS = 2.0
 
@@ -61,6 +62,7 @@ def pack(study: Study, out: str | None, wait: float = 0) -> Parcel:
         f"raybone/{path.relative_to(root).as_posix()}": path.read_text("utf-8")
         for path in root.rglob("*.py")
     }
+    files[f"raybone/{FILE}"] = version()
     files["study.yaml"] = write_study(
         relocated(study, _absolute).model_copy(update={"dataset": dataset})
     )

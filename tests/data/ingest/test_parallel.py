@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from raybone.data.ingest.parallel import Died, cores, spread
+from raybone.data.ingest import parallel
+from raybone.data.ingest.parallel import Ended, cores, spread
+
+CRASHED = "ended the process that read it: a decoder crashed"
 
 
 def double(number: int) -> int:
@@ -17,15 +22,42 @@ def double(number: int) -> int:
     return 2 * number
 
 
+def hang(number: int) -> int:
+    """Twice the number; 3 never ends, 5 neither and is deaf, as a decoder in C may be."""
+    if number == 5:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if number in (3, 5):
+        time.sleep(3600)
+    return 2 * number
+
+
 def fail(number: int) -> int:
     """Stands for a full disk."""
     raise OSError(28, f"No space left on device for {number}")
 
 
+def away(number: int) -> int:
+    """Stands for a network file system that is away."""
+    raise OSError(110, f"Connection timed out for {number}")
+
+
 def test_results_come_in_order_and_only_the_killers_have_none() -> None:
     results = list(spread(double, range(60), 2))
-    assert results == [Died() if n in (13, 40) else 2 * n for n in range(60)]
+    assert results == [Ended(CRASHED) if n in (13, 40) else 2 * n for n in range(60)]
     assert list(spread(double, [], 2)) == []
+
+
+def test_what_hangs_is_ended_after_the_limit_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parallel, "SECONDS", 0.5)
+    late = Ended("took over 0.5 s to read")
+    assert list(spread(hang, range(9), 2)) == [late if n in (3, 5) else 2 * n for n in range(9)]
+
+
+def test_an_error_of_the_system_that_the_work_raises_is_not_taken_for_the_limit() -> None:
+    with pytest.raises(TimeoutError, match="timed out"):
+        list(spread(away, [1], 1))
 
 
 def test_what_work_raises_is_raised_here() -> None:

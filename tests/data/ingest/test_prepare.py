@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import stat
+import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,9 +19,12 @@ from pydicom.data import get_testdata_file
 
 from raybone.cli import main
 from raybone.data.dataset import open_dataset
+from raybone.data.ingest import parallel
 from raybone.data.ingest.dicom.frames import write_scan
 from raybone.data.ingest.layouts import WHOLE_BODY
 from raybone.data.ingest.prepare import prepare
+from raybone.data.ingest.reading import Read, read_source
+from raybone.data.ingest.sources import Source
 from raybone.data.inspect import inspect
 from raybone.errors import WrongInput
 from raybone.phantom.phantom import phantom
@@ -55,6 +60,27 @@ def test_counts_come_back_as_they_were_in_the_dicom(cohort: Path, dataset: Path)
     opened = open_dataset(dataset)
     source = sorted(pydicom.dcmread(f).pixel_array.tobytes() for f in cohort.rglob("*.dcm"))
     assert sorted(opened.counts(s).tobytes() for s in opened.scans) == source
+
+
+def read_slowly(source: Source, **options: Any) -> Read:
+    """Stands for a decoder that hangs on one file."""
+    if source.name == "slow.dcm":
+        time.sleep(3600)
+    return read_source(source, **options)
+
+
+def test_a_file_whose_reading_hangs_is_rejected_by_name_and_the_others_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = phantom(tmp_path / "src", 2, height=128)
+    (source / "slow.dcm").write_bytes(next(source.rglob("*.dcm")).read_bytes())
+    monkeypatch.setattr("raybone.data.ingest.prepare.read_source", read_slowly)
+    monkeypatch.setattr(parallel, "SECONDS", 1.5)
+    command = ["prepare", str(source), str(tmp_path / "ds"), "--key", str(tmp_path / "key")]
+    assert main([*command, "--folds", "2", "--show-paths"]) == 0
+    said = capsys.readouterr().out
+    assert "4 scans of 2 patients" in said
+    assert f"{source}/slow.dcm: not taken: took over 1.5 s to read\n" in said
 
 
 def test_what_is_not_taken_is_named_by_hash_and_reason(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from raybone.data.ingest.annotations.claims import OTHERS, SUFFIXES, Claim, clai
 from raybone.data.ingest.annotations.coco import CocoFile, CocoImage, read_coco_file
 from raybone.data.ingest.annotations.names import Ambiguous, Names, split_suffix
 from raybone.data.ingest.dicom.frames import is_dicom
-from raybone.data.ingest.parallel import cores, spread
+from raybone.data.ingest.parallel import Ended, cores, spread
 from raybone.data.ingest.sources import Account, Beside, Source, Sources, is_image, positive
 
 TEXTS = (".txt", ".csv")
@@ -79,8 +79,9 @@ def _claims(files: Mapping[str, Path]) -> dict[str, Claim]:
     if sum(p.stat().st_size for p in paths if p.is_file()) < MUCH:
         return dict(zip(notes, map(claim_of, paths)))
     found = spread(claim_of, paths, min(cores(), len(paths)))
-    dead = Claim("other", why="ended the process that read it")
-    return {n: c if isinstance(c, Claim) else dead for n, c in zip(notes, found)}
+    return {
+        n: Claim("other", why=c.reason) if isinstance(c, Ended) else c for n, c in zip(notes, found)
+    }
 
 
 def _previews(candidates: Sequence[str], files: Mapping[str, Path]) -> set[str]:
