@@ -14,7 +14,7 @@ install: .venv/.installed
 
 demo: install
 	rm -rf runs/demo
-	$(PY) -m raybone.cli demo --out runs/demo
+	$(PY) -m raybone demo --out runs/demo
 
 check: install
 	$(PY) -m ruff format --check --quiet $(SOURCES)

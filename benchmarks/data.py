@@ -170,7 +170,7 @@ def flat(source: Path, files: int) -> dict[str, float]:
         [
             sys.executable,
             "-m",
-            "raybone.cli",
+            "raybone",
             "prepare",
             str(source),
             str(source.parent / f"ds-{files}"),

@@ -46,7 +46,7 @@ class Head:
 
     def raybone(self, *words: object, **environment: str) -> subprocess.Popen[str]:
         """Start the command line from there."""
-        return self.command(sys.executable, "-m", "raybone.cli", *words, **environment)
+        return self.command(sys.executable, "-m", "raybone", *words, **environment)
 
 
 def elsewhere(place: Path, more: dict[str, str]) -> dict[str, str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from raybone.cli import main
+from raybone.cli import VERBS, main, parser
 from raybone.search.journal import Journal
 from raybone.storage import Folder
 
@@ -162,10 +165,55 @@ def test_wrong_input_is_one_line_and_exit_code_2(
 
 def test_a_study_that_is_no_folder_is_wrong_input() -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "raybone.cli", "leaderboard", "/dev/full"],
+        [sys.executable, "-m", "raybone", "leaderboard", "/dev/full"],
         capture_output=True,
         text=True,
         check=False,
     )
     assert run.returncode == 2
     assert "must be a study folder" in run.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+def test_every_line_of_a_docstring_is_an_argument(
+    verb: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as left:
+        main([verb.__name__, "--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    doc = inspect.getdoc(verb) or ""
+    assert doc.partition("\n")[0] in " ".join(shown.split())
+    parameters = inspect.signature(verb).parameters
+    entries = re.findall(r"^    (\w+)[^:\n]*:", doc, re.MULTILINE)
+    assert set(entries) <= set(parameters)
+    options = [name for name in entries if parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
+    assert all(f"--{name.replace('_', '-')}" in shown for name in options)
+
+
+def test_an_option_of_several_words_may_be_repeated() -> None:
+    words = ["search", "s.yaml", "--out", "o", "--set", "a=1", "b=2", "--set", "c=3"]
+    options = parser().parse_args(words)
+    assert options.set == ["a=1", "b=2", "c=3"]
+    assert parser().parse_args(words[:4]).set == []
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("raybone le", {"leaderboard"}), ("raybone leaderboard runs/a --b", {"--brief"})],
+)
+def test_a_shell_completes_verbs_and_options(line: str, words: set[str], tmp_path: Path) -> None:
+    answer = tmp_path / "answer"
+    shell = {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+        "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
+        "IFS": "\n",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    command = [sys.executable, "-m", "raybone"]
+    subprocess.run(command, env=os.environ | shell, check=True, capture_output=True)
+    assert {word.strip() for word in answer.read_text().split("\n")} == words

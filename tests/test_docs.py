@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from raybone.arguments import parser
-from raybone.cli import main
+from raybone.cli import main, parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("C*.md"))]
@@ -148,7 +147,8 @@ def test_the_commits_that_show_how_are_there_and_short() -> None:
         (told,) = re.findall(
             re.escape(subject) + r"\n\n((?:\|.*\n)+)", (ROOT / "CONTRIBUTING.md").read_text()
         )
-        assert all(f"`{now(row.split(chr(9))[2])}`" in told for row in rows), subject
+        files = [now(row.split("\t")[2]) for row in rows]
+        assert all(f"`{file}`" in told for file in files if (ROOT / file).exists()), subject
 
 
 def test_the_readme_is_short() -> None:

@@ -25,8 +25,8 @@ FLOORS = [
     {"results"},
     {"run"},
     {"deploy"},
-    {"arguments"},
     {"cli"},
+    {"__main__"},
 ]
 # The only rooms or files that import a library.
 HOME_OF = {

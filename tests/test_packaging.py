@@ -37,7 +37,7 @@ def git(folder: Path, *words: str) -> str:
 
 def raybone(package: Path, *words: str) -> str:
     """What the raybone of a folder prints, called from elsewhere."""
-    command = [sys.executable, "-m", "raybone.cli", *words]
+    command = [sys.executable, "-m", "raybone", *words]
     own = {**os.environ, "PYTHONPATH": str(package)}
     return subprocess.run(
         command, capture_output=True, text=True, check=True, env=own, cwd=package.parent

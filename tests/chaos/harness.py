@@ -255,7 +255,7 @@ class Driver:
                 [
                     sys.executable,
                     "-m",
-                    "raybone.cli",
+                    "raybone",
                     "search",
                     str(self.study),
                     "--out",

@@ -30,7 +30,7 @@ def test_a_study_killed_and_then_interrupted_equals_an_undisturbed_one(
     command = [
         sys.executable,
         "-m",
-        "raybone.cli",
+        "raybone",
         "search",
         str(tmp_path / "study.yaml"),
         "--out",

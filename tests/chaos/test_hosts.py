@@ -189,7 +189,7 @@ class Cluster:
         return self.head.run(
             sys.executable,
             "-m",
-            "raybone.cli",
+            "raybone",
             "search",
             str(study),
             "--out",

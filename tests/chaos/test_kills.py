@@ -97,7 +97,7 @@ def words_of(verb: str, home: Path) -> list[str]:
 
 def started(words: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "raybone.cli", *words],
+        [sys.executable, "-m", "raybone", *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -27,7 +27,7 @@ def unread(*arguments: object) -> int:
     os.close(reader)
     try:
         return subprocess.run(
-            [sys.executable, "-m", "raybone.cli", *map(str, arguments)],
+            [sys.executable, "-m", "raybone", *map(str, arguments)],
             stdout=writer,
             stderr=writer,
             timeout=120,

@@ -323,7 +323,7 @@ def test_on_a_terminal_the_last_picture_stays_and_ctrl_c_leaves(
         lease.take()
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "raybone.cli", "watch", folder.url],
+        [sys.executable, "-m", "raybone", "watch", folder.url],
         stdout=theirs,
         stderr=theirs,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"},
@@ -372,7 +372,7 @@ def test_a_search_on_a_terminal_draws_itself_and_leaves_its_last_picture(
 ) -> None:
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**study, "epochs": 1}))
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "raybone.cli", "search", str(tmp_path / "s.yaml"), "--local"]
+    command = [sys.executable, "-m", "raybone", "search", str(tmp_path / "s.yaml"), "--local"]
     done = subprocess.Popen(
         [*command, "--out", str(tmp_path / "st")],
         stdout=theirs,

@@ -85,7 +85,7 @@ def test_a_killed_driver_resumes_to_the_same_leaderboard(study: Mapping, tmp_pat
     command = [
         sys.executable,
         "-m",
-        "raybone.cli",
+        "raybone",
         "search",
         str(path),
         "--out",

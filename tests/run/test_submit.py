@@ -203,7 +203,7 @@ def test_a_dry_run_shows_what_would_be_sent_asks_no_cluster_and_reads_no_data(
     command = [
         sys.executable,
         "-m",
-        "raybone.cli",
+        "raybone",
         "submit",
         "s.yaml",
         "--address",
@@ -226,7 +226,7 @@ def test_a_dry_run_shows_what_would_be_sent_asks_no_cluster_and_reads_no_data(
     assert shlex.split(shown["entrypoint"]) == [
         "python",
         "-m",
-        "raybone.cli",
+        "raybone",
         "search",
         "study.yaml",
         "--out",
@@ -234,7 +234,7 @@ def test_a_dry_run_shows_what_would_be_sent_asks_no_cluster_and_reads_no_data(
         "--address",
         "auto",
     ]
-    assert {"study.yaml", "raybone/cli.py", "raybone/run/ray/tuner.py"} <= set(shown["files"])
+    assert {"study.yaml", "raybone/__main__.py", "raybone/run/ray/tuner.py"} <= set(shown["files"])
     assert all(
         name == "study.yaml" or re.fullmatch(r"raybone/[\w/]+\.py", name) for name in shown["files"]
     )

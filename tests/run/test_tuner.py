@@ -55,7 +55,7 @@ def test_a_study_on_ray_under_three_faults_equals_the_undisturbed_one_without_ra
         [
             sys.executable,
             "-m",
-            "raybone.cli",
+            "raybone",
             "search",
             str(tmp_path / "study.yaml"),
             "--out",

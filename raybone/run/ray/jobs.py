@@ -75,7 +75,7 @@ def pack(study: Study, out: str | None, wait: float = 0) -> Parcel:
     words = [
         "python",
         "-m",
-        "raybone.cli",
+        "raybone",
         "search",
         "study.yaml",
         "--out",

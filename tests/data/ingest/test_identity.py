@@ -132,7 +132,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(*arguments: Any, **keywords: Any) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, with all that it and its children say."""
     return subprocess.run(
-        [sys.executable, "-m", "raybone.cli", *map(str, arguments)],
+        [sys.executable, "-m", "raybone", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,

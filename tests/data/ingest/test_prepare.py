@@ -510,7 +510,7 @@ def test_three_hundred_mutated_files_give_reasons_and_no_traceback(tmp_path: Pat
         [
             sys.executable,
             "-m",
-            "raybone.cli",
+            "raybone",
             "prepare",
             str(source),
             str(tmp_path / "ds"),

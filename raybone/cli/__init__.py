@@ -1,0 +1,109 @@
+"""The command line: one function a verb, no logic of its own.
+
+Exit codes: 0 done, 1 failed while running, 2 wrong input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+from raybone import __version__
+from raybone.cli import data, results, study
+from raybone.cli.arguments import OneLine, add_verb, call
+from raybone.errors import MachineFault, RunFailed, WrongInput
+from raybone.private import hear_signals
+from raybone.results.terminal import say
+
+# What to do about an error of the system.
+MEND = {
+    errno.ENOSPC: "free space or choose another place",
+    errno.EDQUOT: "free space or choose another place",
+    errno.EROFS: "it is read-only: choose another place",
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.ENOENT: "check the path",
+    errno.EISDIR: "give a file",
+    errno.ENOTDIR: "give a folder",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOMEM: "free memory, or use less at once",
+}
+
+VERBS = (
+    study.demo,
+    data.phantom,
+    data.prepare,
+    data.inspect,
+    data.models,
+    study.example,
+    data.schema,
+    study.preview,
+    study.search,
+    study.manifests,
+    study.submit,
+    study.simulate,
+    study.watch,
+    study.logs,
+    study.stop,
+    results.leaderboard,
+    results.compare,
+    results.report,
+    results.refit,
+    results.predict,
+    data.forget,
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line; ``verb`` of what it parses is the verb's function."""
+    top = OneLine(
+        prog="raybone",
+        description="Cross-validated hyper-parameter search for bone-metastasis models.",
+    )
+    top.add_argument("--version", action="version", version=f"raybone {__version__}")
+    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+    for verb in VERBS:
+        add_verb(verbs, verb)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    name, heard = "", hear_signals()
+    try:
+        top = parser()
+        if "_ARGCOMPLETE" in os.environ:  # a shell asks what a half-written command may become
+            import argcomplete
+
+            argcomplete.autocomplete(top)
+        options = top.parse_args(arguments)
+        name = options.verb.__name__
+        return call(options.verb, options) or 0
+    except WrongInput as error:
+        return _failed(2, *error.problems)
+    except (RunFailed, MachineFault) as error:
+        return _failed(1, str(error))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and name in ("logs", "watch"):
+            return 0  # the reader of a pipe, such as head, has had enough
+        file = f"{error.filename}: " if error.filename else ""
+        mend = MEND.get(error.errno or 0, "look there, then try again")
+        return _failed(1, f"{file}{error.strerror or error}; {mend}")
+    except (KeyboardInterrupt, Exception) as error:
+        # After a signal, libraries in C may raise another error of their own.
+        if not heard and not isinstance(error, KeyboardInterrupt):
+            raise
+        resumes = name in ("search", "demo", "forget")
+        rest = "the same command resumes it" if resumes else "nothing is left of it"
+        return _failed(1, f"interrupted; {rest}")
+
+
+def _failed(code: int, *problems: str) -> int:
+    """Print each problem on a line of its own; returns the exit code."""
+    for problem in problems:
+        say(f"raybone: {' '.join(problem.splitlines())}", file=sys.stderr)
+    return code

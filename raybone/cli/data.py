@@ -1,0 +1,206 @@
+"""Verbs of what comes before a study: scans, datasets, the menu of models."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from json import dumps
+from typing import TYPE_CHECKING, Any
+
+from raybone.errors import WrongInput
+from raybone.results.terminal import bar, say
+
+if TYPE_CHECKING:
+    from raybone.data.ingest.prepare import Prepared
+
+
+def phantom(
+    out: str, *, patients: int = 24, seed: int = 0, layout: str = "dicom", height: int = 1024
+) -> None:
+    """a synthetic cohort: DICOM and annotations with known truth
+
+    Args:
+        layout: dicom, coco, labelme, bs80k or masks (default %(default)s)
+        height: rows of a scan, columns are a quarter (default 1024)
+    """
+    from raybone.phantom.phantom import phantom
+
+    folder = phantom(out, patients, seed, layout, height, bar("phantom"))
+    say(f"{folder}: {patients} patients, two views each")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """How raw scans become a dataset.
+
+    Args:
+        layout: auto, dicom, coco, labelme, bs80k, bs80k_regions, masks or nnunet
+        modality: DICOM Modality to take, or 'any' (default %(default)s)
+        folds K: number of folds, or site: leave one site out
+        seed: another order of patients of equal burden
+        key FILE: key of the pseudonyms (default: in your config folder)
+        holdout SHARE: share or number of patients for a test group that no search sees
+        split FILE: CSV of patient_id and fold (or test, training) to take
+        negatives: training: patients without metastases join every training part and no validation
+            (default %(default)s)
+        unannotated apart|negative: scans without annotation where others have one: kept apart,
+            neither trained on nor scored, or taken as scans without lesion (default %(default)s)
+        allow_unmatched: go on although annotations find no scan, or several; they are left out
+        categories NAME=CATEGORY: further names of annotations, such as mets=malignant
+            fracture=fracture
+        steps STEP: preprocessing of the papers, in order: body_range, brightness, knee_cut,
+            montage, ...
+        show_paths: name source files on the terminal
+    """
+
+    layout: str = "auto"
+    modality: str = "NM"
+    folds: str = "5"
+    seed: int = 0
+    key: str | None = None
+    holdout: float = 0
+    split: str | None = None
+    negatives: str = "folds"
+    unannotated: str = "apart"
+    allow_unmatched: bool = False
+    categories: Sequence[str] = ()
+    steps: Sequence[str] = ()
+    show_paths: bool = False
+
+    def checked(self) -> dict[str, Any]:
+        """Returns the arguments of ``raybone.data.ingest.prepare.prepare``.
+
+        Raises:
+            WrongInput: a category is not NAME=CATEGORY.
+        """
+        pairs = [text.partition("=") for text in self.categories]
+        if not all(name.strip() and category.strip() for name, _, category in pairs):
+            raise WrongInput(
+                f"--categories: must be NAME=CATEGORY, got {' '.join(self.categories)}"
+            )
+        return vars(self) | {
+            "modality": modality_of(self.modality),
+            "folds": int(self.folds) if self.folds.lstrip("-").isdecimal() else self.folds,
+            "categories": {name: category.strip() for name, _, category in pairs},
+        }
+
+
+def prepare(source: str, dataset: str, *, options: PrepareOptions) -> None:
+    """raw scans and annotations -> dataset folder"""
+    from raybone.data.ingest.prepare import prepare
+    from raybone.data.ingest.sources import told
+
+    made = prepare(source, dataset, progress=bar("prepare"), **options.checked())
+    meta, counts = made.meta, made.meta["counts"]
+    for line in told(made.accounts, counts, options.unannotated == "negative"):
+        say(line)
+    alone = counts["training_patients"]
+    say(
+        f"{made.path}: {counts['scans']} scans of {counts['patients']} patients with "
+        f"{counts['lesions']} lesions in {counts['folds']} folds"
+        f"{f', {alone} patients in training alone' if alone else ''}; "
+        f"{counts['rejected']} inputs not taken; hash {meta['hash']}"
+    )
+    if small := [f"{n} at imgsz {size}" for size, n in counts["too_small"].items() if n]:
+        say(
+            "lesions that get under 2 pixels a side, which detectors are not trained on: "
+            f"{', '.join(small)}"
+        )
+    for warning in meta["warnings"]:
+        say(f"warning: {warning}")
+    if options.show_paths:
+        for line in _reasons(made):
+            say(" ".join(line.encode("utf-8", "backslashreplace").decode().splitlines()))
+    elif made.rejected or meta["remarks"]:
+        table = "rejected.csv" if made.rejected else "dataset.json"
+        say(f"reasons and scans are in {made.path / table}; --show-paths names the files")
+
+
+def _reasons(made: Prepared) -> Iterator[str]:
+    """Lines on source files: remarks, then what was not taken and why."""
+    path_of = {i: path for input_id, scan_id, path in made.sources for i in (input_id, scan_id)}
+    reason_of = {i: reason for i, _, reason in made.rejected}
+    for rule, ids in made.meta["remarks"].items():
+        for i in ids:
+            yield f"{path_of.get(i, i)}: {rule}"
+    for i, scan_id, path in made.sources:
+        if i in reason_of and not scan_id:
+            yield f"{path}: not taken: {reason_of[i]}"
+
+
+def modality_of(text: str) -> str | None:
+    """The DICOM Modality to take; None for any."""
+    return None if text.lower() == "any" else text
+
+
+def inspect(dataset: str, *, json: bool = False, png: str | None = None) -> None:
+    """integrity, leakage, near-duplicates and fingerprint of a dataset
+
+    Args:
+        json: one JSON document on stdout
+        png FILE: write a contact sheet: scans to look at first, then a selection
+    """
+    from raybone.data.inspect import inspect, inspection_lines
+
+    seen = inspect(dataset, bar("inspect"))
+    say(dumps(seen, indent=1) if json else "\n".join(inspection_lines(seen)))
+    if png:
+        from raybone.data.contact_sheet import contact_sheet
+
+        say(f"{png}: {contact_sheet(dataset, png, seen)} scans", file=sys.stderr)
+
+
+def models(model: str | None = None, *, json: bool = False) -> None:
+    """the menu, or the hyper-parameters of one model
+
+    Args:
+        model: whose hyper-parameters to list
+        json: one JSON document on stdout
+    """
+    from raybone.models import menu
+
+    if model:
+        from raybone.run.reference import hyper_parameter_lines, hyper_parameters
+
+        keys = hyper_parameters(model)
+        say(dumps(keys, indent=1) if json else "\n".join(hyper_parameter_lines(keys)))
+    elif json:
+        columns = ("name", "task", "parameters", "source")
+        say(dumps([dict(zip(columns, row)) for row in menu()], indent=1))
+    else:
+        for name, task, parameters, source in menu():
+            say(f"{name:<19} {task:<14} {parameters / 1e6:6.1f} M  {source}")
+
+
+def schema() -> None:
+    """the JSON schema of a study's YAML, for editors"""
+    from raybone.run.reference import schema
+
+    say(dumps(schema(), indent=1))
+
+
+def forget(
+    dataset: str,
+    patients: Sequence[str],
+    *,
+    key: str | None = None,
+    among: Sequence[str] = (),
+    json: bool = False,
+) -> None:
+    """delete patients from a dataset, and name what was trained on them
+
+    Args:
+        patients PATIENT: a patient_id of folds.csv, or the source's own id
+        key FILE: key of the pseudonyms (default: in your config folder)
+        among FOLDER: folders below which bundles and studies are looked for (default: the current
+            one)
+        json: one JSON document on stdout
+    """
+    from raybone.results.forget import Forgotten, forget, forgotten_lines
+
+    def show(done: Forgotten) -> None:
+        lines = "\n".join(forgotten_lines(dataset, done))
+        say(dumps(dataclasses.asdict(done), indent=1) if json else lines)
+
+    forget(dataset, patients, key, among or ["."], show)

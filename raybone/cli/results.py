@@ -1,0 +1,168 @@
+"""Verbs of what a study gave: tables, a report, the winner as a model bundle, its findings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+
+from raybone.cli.data import modality_of
+from raybone.errors import WrongInput
+from raybone.results.terminal import bar, epoch_line, say, show_table
+from raybone.types import safe_cell
+
+
+def leaderboard(studies: Sequence[str], *, csv: str | None = None, brief: bool = False) -> None:
+    """rebuild leaderboard.csv from the journal and show it; several studies make one table
+
+    Args:
+        studies STUDY:
+        csv FILE: write the table here as well
+        brief: only the ten columns that a reviewer reads first
+    """
+    from raybone.results.leaderboard import brief_of, merged_leaderboard, write_leaderboard
+    from raybone.search.journal import Journal, read_resolved
+    from raybone.search.state import State
+    from raybone.storage import Folder
+
+    folders = [Folder(study) for study in studies]
+    if len(folders) == 1:
+        table = write_leaderboard(folders[0], read_resolved(folders[0]))
+    else:
+        table = merged_leaderboard(
+            {
+                study: (read_resolved(folder), State(Journal(folder).events()))
+                for study, folder in zip(studies, folders)
+            }
+        )
+    if csv:
+        written = table[brief_of(table)] if brief else table
+        written.map(safe_cell).to_csv(csv, index=False)
+    show_table(table, brief)
+
+
+def compare(studies: Sequence[str], *, dataset: str = "", json: bool = False) -> None:
+    """the winner beside what papers published of its system; a classifier's subgroups
+
+    Args:
+        studies STUDY:
+        dataset DATASET: where the dataset is now, if it was moved
+        json: one JSON document on stdout
+    """
+    import orjson  # writes NaN as null
+
+    from raybone.results.compare import compare, comparison_lines
+
+    compared = [compare(study, dataset) for study in studies]
+    if json:
+        say(orjson.dumps(compared, option=orjson.OPT_INDENT_2).decode())
+    else:
+        say("\n\n".join("\n".join(comparison_lines(one)) for one in compared))
+
+
+def report(
+    study: str, *, dataset: str = "", html: str | None = None, no_scans: bool = False
+) -> None:
+    """one self-contained HTML file on a study, finished or not
+
+    Args:
+        dataset DATASET: where the dataset is now, if it was moved
+        html FILE: default: STUDY/report.html
+        no_scans: leave out pictures of patients' scans
+    """
+    from raybone.results.report import report
+
+    written, size = report(study, html, not no_scans, bar, dataset)
+    say(f"{written}: {size / 1e6:.1f} MB")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Everyone:
+    """Whether one model is trained on all patients, and where.
+
+    Args:
+        all_patients: train one model on all patients but the test group, instead of the fold models
+            together
+        address: for --all-patients: a Ray cluster (default: RAY_ADDRESS, else its own)
+        local: for --all-patients: in this process, without Ray
+    """
+
+    all_patients: bool = False
+    address: str | None = None
+    local: bool = False
+
+
+def refit(
+    study: str,
+    *,
+    out: str,
+    dataset: str = "",
+    rank: int = 1,
+    everyone: Everyone,
+    onnx: bool = False,
+) -> None:
+    """the winner, or another rank, as a model bundle
+
+    Args:
+        out BUNDLE: folder to make
+        dataset DATASET: where the dataset is now, if it was moved
+        rank N: of the leaderboard (default %(default)s)
+        onnx: write ONNX files as well, checked against torch
+    """
+    from raybone.deploy.refit import refit, train_here
+
+    train = None
+    if everyone.all_patients and everyone.local:
+        train = partial(train_here, tell=epoch_line)
+    elif everyone.all_patients:
+        from raybone.run.ray.refit import train_on_ray
+
+        train = partial(train_on_ray, address=everyone.address, tell=epoch_line)
+    elif everyone.address or everyone.local:
+        raise WrongInput(
+            "refit: --address and --local say where to train, but fold models are trained already; "
+            "leave them out, or add --all-patients"
+        )
+    made = refit(study, out, rank, train, onnx, bar("refit"), dataset)
+    source = made.meta["study"]
+    say(
+        f"{out}: {made.meta['kind']} of {made.model.name}, {source['config_id']} of study "
+        f"{source['name']}, trained on {len(made.meta['patients'])} patients; read its README.md"
+    )
+
+
+def predict(
+    bundle: str, scans: Sequence[str], *, out: str, modality: str = "NM", least: float = 0.1
+) -> None:
+    """findings of a bundle on scans: JSON, CSV, overlays, DICOM Segmentation
+
+    Args:
+        scans: files, folders or archives, as `prepare` reads them
+        out DIR: folder to make; it names the scans' files
+        modality: DICOM Modality to take, or 'any' (default %(default)s)
+        least SCORE: lowest score of a detector's boxes (default %(default)s)
+    """
+    from raybone.deploy.predict import predict
+
+    done = predict(bundle, scans, out, modality_of(modality), least, bar("predict"))
+    findings = sum(len(frame.findings) for frame in done.frames)
+    rate = len(done.frames) / max(done.predicting, 1e-9)
+    say(
+        f"{out}: {len(done.frames)} scans, {findings} findings; read in {done.reading:.1f} s, "
+        f"predicted in {done.predicting:.1f} s, {rate:.1f} scans a second, drawn in "
+        f"{done.drawing:.1f} s"
+    )
+    lines = [
+        f"{frame.source}: unlike the training scans: {'; '.join(frame.oddities)}"
+        for frame in done.frames
+        if frame.oddities
+    ]
+    lines += [f"{source}: not taken: {reason}" for source, reason in done.rejected]
+    lines += done.remarks
+    if done.without:
+        lines.append(
+            f"{done.without} scans have no DICOM Segmentation, for reasons that predictions.json "
+            "tells"
+        )
+    for line in lines:
+        say(" ".join(f"warning: {line}".splitlines()))

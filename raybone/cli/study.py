@@ -1,0 +1,358 @@
+"""Verbs of a study: what it will cost, its search here or on a cluster, and how it goes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raybone.errors import WrongInput
+from raybone.results.terminal import bar, progress, say, show, tell_end
+
+if TYPE_CHECKING:
+    from raybone.search.brain import Brain
+    from raybone.study.spec import Study
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyFile:
+    """A study, as its YAML and the command line have it.
+
+    Args:
+        study STUDY.yaml:
+        set key=value: override a key of the study, dotted, such as search.trials=8
+    """
+
+    study: str
+    _: dataclasses.KW_ONLY
+    set: Sequence[str] = ()
+
+    def read(self, *more: str) -> Study:
+        """Returns the study, with more overrides behind those of ``--set``."""
+        from raybone.run.defaults import complete
+        from raybone.study.spec import read_study
+
+        return read_study(self.study, [*self.set, *more], complete)
+
+
+def demo(*, out: str = "runs/demo") -> None:
+    """phantom -> prepare -> search on a local Ray -> leaderboard
+
+    Args:
+        out DIR: study folder (default %(default)s)
+    """
+    from raybone.phantom.demo import prepare_demo
+    from raybone.run.ray.tuner import search
+
+    study = prepare_demo(Path(out), bar("phantom"), bar("prepare"))
+    with _following(study) as tell:
+        reason = search(study, out, None, tell)
+    tell_end(reason, out)
+
+
+def example(name: str | None = None) -> None:
+    """the studies that come with raybone, or the YAML of one
+
+    Args:
+        name: whose YAML to print
+    """
+    from raybone.study.examples import example, example_lines
+
+    say(example(name) if name else "\n".join([*example_lines(), ""]), end="")
+
+
+def preview(
+    study: StudyFile,
+    *,
+    epochs_from: Sequence[str] = (),
+    epoch_seconds: float | None = None,
+    slots: int = 1,
+    png: str | None = None,
+    json: bool = False,
+) -> None:
+    """trials x rungs, expected fold epochs and hours, before spending them
+
+    Args:
+        epochs_from STUDY: take what an epoch takes from earlier studies of the same model
+        epoch_seconds S: or from here; without both it is timed
+        slots W: training runs at once (default %(default)s)
+        png FILE: draw a training batch here, as the network sees it
+        json: one JSON document on stdout
+    """
+    from raybone.run.preview import preview
+
+    seen = preview(study.read(), epoch_seconds, epochs_from, slots, png)
+    if json:
+        say(dumps(dataclasses.asdict(seen), indent=1))
+        return
+    for name, configurations, epochs in seen.rungs:
+        say(f"{name:<24} {configurations:6.1f} configurations {epochs:8.0f} fold epochs")
+    say(
+        f"{seen.fold_epochs:.0f} fold epochs expected, {seen.exhaustive / seen.fold_epochs:.1f} "
+        f"times fewer than the {seen.exhaustive:.0f} of exhaustive cross-validation"
+    )
+    gpus = f", {seen.gpu_hours:.2f} GPU-hours" if seen.gpu_hours else ""
+    for warning in seen.warnings:
+        say(f"warning: {warning}")
+    say(
+        f"about {seen.wall_hours:.2f} hours with {seen.slots} run(s) at once{gpus}, at "
+        f"{seen.epoch_seconds:.1f} s a fold epoch ({seen.timed}); starting the runs is included in "
+        "the hours"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where a search runs, and where its dataset is.
+
+    Args:
+        address: a Ray cluster (default: RAY_ADDRESS, else a local one for the run)
+        wait MINUTES: wait so long for nodes that an autoscaler adds, while not one run fits
+            (default 0)
+        dataset DATASET: where the dataset is now, if it was moved
+        local: in this process, without Ray
+    """
+
+    address: str | None = None
+    wait: float = 0
+    dataset: str = ""
+    local: bool = False
+
+
+def search(
+    study: StudyFile,
+    *,
+    out: str,
+    where: Where,
+    record: bool = False,
+    warm_start: Sequence[str] = (),
+) -> None:
+    """start or resume a study: the same command
+
+    Args:
+        out STUDY: study folder, or an fsspec URL
+        record: train every fold of every configuration in full, and write STUDY/curves.npz for
+            simulate
+        warm_start LEADERBOARD: leaderboards or study folders whose rows steer what is proposed;
+            never ranked with it
+    """
+    moved = [f"dataset={where.dataset}"] if where.dataset else []
+    full = ["search.scheduler=full"] if record else []
+    read = study.read(*moved, *full)
+    if where.local:
+        from raybone.run.local import search as local
+
+        if where.address:
+            raise WrongInput("search: --local has no Ray to give --address to; leave one out")
+        with _following(read) as tell:
+            reason = local(read, out, tell, warm_start)
+    else:
+        from raybone.run.ray.tuner import search
+
+        with _following(read) as tell:
+            reason = search(read, out, where.address, tell, warm_start, where.wait)
+    tell_end(reason, out)
+    if record:
+        from raybone.search.curves import record as write_curves
+
+        taken, tried = write_curves(out)
+        say(
+            f"{out.rstrip('/')}/curves.npz: {taken} of {tried} configurations; replay them with "
+            "`raybone simulate --curves`"
+        )
+
+
+def _following(study: Study) -> contextlib.AbstractContextManager[Callable[[Brain], None]]:
+    """What a search reports to: a picture on a terminal, lines elsewhere."""
+    if not _drawable():
+        return contextlib.nullcontext(progress())
+    say(f"{study.name}: checks its dataset and starts")
+    from raybone.results.live import following
+
+    return following()
+
+
+def _drawable() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def manifests(study: StudyFile, *, out: str | None = None, image: str | None = None) -> None:
+    """a RayJob for KubeRay that searches the study, as YAML on stdout
+
+    Args:
+        out STUDY: study folder in the cluster: below /raybone, or s3://BUCKET/FOLDER
+        image IMAGE:TAG: default: what k8s/image/Dockerfile is tagged with
+    """
+    from raybone.run.kubernetes import manifests
+
+    say(manifests(study.read(), out, image), end="")
+
+
+def submit(
+    study: StudyFile,
+    *,
+    address: str,
+    out: str | None = None,
+    wait: float = 0,
+    follow: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """run or resume a study as a job of a Ray cluster elsewhere
+
+    Args:
+        address URL: of the cluster's dashboard: http://head:8265
+        out STUDY: study folder or URL that all nodes reach (default: runs/<name> beside the
+            dataset)
+        wait MINUTES: wait so long for nodes that an autoscaler adds, while not one run fits
+            (default 0)
+        follow: show the job's lines; its exit code becomes this one
+        dry_run: show what would be sent, as JSON, and ask no cluster
+    """
+    from raybone.run.checks import check_alone
+    from raybone.run.ray import jobs
+    from raybone.run.ray.access import use_token
+
+    check_alone(read := study.read())
+    parcel = jobs.pack(read, out, wait)
+    if dry_run:
+        sent = {
+            "address": address,
+            "token from": use_token(),
+            "entrypoint": parcel.entrypoint,
+            "environment": {},
+            "dataset": parcel.dataset,
+            "out": parcel.out,
+            "files": parcel.files,
+            "bytes": len(parcel.content),
+        }
+        say(dumps(sent, indent=1))
+        return 0
+    job = jobs.submit(parcel, address)
+    say(
+        f"{job}: submitted with study.yaml and raybone's code, {len(parcel.content) / 1e3:.0f} kB; "
+        f"every node must reach {parcel.dataset} and {parcel.out}"
+    )
+    if follow:
+        return jobs.follow(job, address, lambda text: say(text, end=""))
+    say(f"where that folder is seen: raybone watch, logs or stop {shlex.quote(parcel.out)}")
+    return 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What is replayed on recorded curves.
+
+    Args:
+        curves FILE.npz: of `raybone search --record`
+        folds K:
+        repeats: other orders, folds and seeds (default %(default)s)
+        trials: configurations a search (default: up to 200)
+        workers W: runs at once (default %(default)s)
+        startup SECONDS: cost of starting a run
+        schedulers NAME: default: all that are known
+    """
+
+    curves: Sequence[str]
+    folds: int = 5
+    repeats: int = 100
+    trials: int = 200
+    workers: int = 8
+    startup: float = 0
+    schedulers: Sequence[str] = ()
+
+
+def simulate(*, replay: Replay, plot: str | None = None, json: bool = False) -> None:
+    """replay schedulers on recorded curves: cost and regret
+
+    Args:
+        plot FILE.png: draw regret against cost
+        json: one JSON document on stdout
+    """
+    from raybone.search import simulate as simulator
+
+    if plot and Path(plot).suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise WrongInput(f"--plot {plot}: must end in .png, .pdf or .svg; choose one")
+    rows = simulator.simulate(
+        replay.curves,
+        replay.folds,
+        replay.repeats,
+        replay.trials,
+        replay.workers,
+        replay.startup,
+        replay.schedulers,
+        bar("simulate"),
+    )
+    if plot:
+        simulator.plot(rows, plot)
+    if json:
+        finite = {
+            name: {key: value if math.isfinite(value) else None for key, value in row.items()}
+            for name, row in rows.items()
+        }
+        say(dumps(finite, indent=1))
+        return
+    say(
+        f"{'scheduler':<20} {'fold epochs':>11} {'x full':>7} {'regret %':>15} {'top 5 %':>8} "
+        f"{'hours':>9}  x lockstep ASHA (95 %)"
+    )
+    for name, row in rows.items():
+        say(
+            f"{name:<20} {row['fold_epochs']:11.0f} {row['speedup_vs_full']:7.1f} "
+            f"{row['excess_regret_pct']:7.2f} +- {row['excess_regret_se']:4.2f} "
+            f"{row['top5_rate']:8.2f} "
+            f"{row['seconds'] / 3600:9.2f}  {row['speedup_vs_lockstep']:.1f} "
+            f"({row['speedup_vs_lockstep_low']:.1f}-{row['speedup_vs_lockstep_high']:.1f})"
+        )
+
+
+def watch(study: str, *, once: bool = False) -> None:
+    """what a study is doing, wherever it runs
+
+    Args:
+        once: show it once and leave
+    """
+    from raybone.results.watch import status_lines, watch
+
+    with contextlib.suppress(KeyboardInterrupt):  # leaving stops no study
+        if _drawable():
+            from raybone.results.live import live
+
+            live(study, not once)
+        else:
+            watch(
+                study,
+                lambda status, news: show("\n".join(status_lines(status) * news), end="\n" * news),
+                not once,
+            )
+
+
+def logs(study: str, config: str | None = None, *, follow: bool = False) -> None:
+    """what happened in a study, in words
+
+    Args:
+        config: one configuration, with its epochs and traceback
+        follow: go on until the search ends
+    """
+    from raybone.results.logs import logs
+
+    for line in logs(study, config, follow):
+        show(line)
+
+
+def stop(study: str) -> None:
+    """ask a study to stop after the epoch at work; `search` resumes it"""
+    from raybone.search.journal import read_resolved
+    from raybone.storage import Folder
+
+    folder = Folder(study)
+    read_resolved(folder)
+    folder.write("stop", repr(time.time()).encode())
+    say(f"{study}: will stop when the epochs at work have ended; `raybone search` resumes it")
