@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := raybone jobs tests benchmarks setup.py
 
-.PHONY: install demo test lowest chaos benchmark papers reference check clean
+.PHONY: install demo test lowest chaos benchmark papers reference vega check clean
 
 install: .venv/.installed
 
@@ -57,6 +57,19 @@ papers: install
 # The tables of docs/study.md, after a key was added or changed.
 reference: install
 	$(PY) -m raybone.run.reference > docs/study.md
+
+# What a report draws its charts with: the scripts as npm has them, in one file, and their licences. vega-lite is of the
+# version that altair writes for; tests/results/test_report.py compares the two.
+VEGA := vega@6.2.0 vega-lite@6.4.1 vega-embed@7.0.2
+vega:
+	set -e; folder=$$(mktemp -d); npm install --prefix $$folder --ignore-scripts --no-audit --no-fund $(VEGA); cd $$folder/node_modules; \
+	{ echo "/* $(VEGA); BSD-3-Clause, (c) University of Washington Interactive Data Lab; with d3 (ISC, (c) Mike Bostock) and others: vega.txt of raybone */"; \
+	cat vega/build/vega.min.js vega-lite/build/vega-lite.min.js vega-embed/build/vega-embed.min.js; } \
+	| sed '/^\/\/# sourceMappingURL=/d' > $(CURDIR)/raybone/results/vega.js; \
+	md5sum $$(ls */LICENSE* | grep -v -E '^(y|cliui|emoji|get-)') | sort -s -k 1,1 | awk \
+	'$$1 != last { first[++n] = $$2 } { last = $$1; sub("/.*", "", $$2); names[n] = names[n] " " $$2 } \
+	END { for (i = 1; i <= n; i++) { print "==" names[i] "\n"; fflush(); system("cat " first[i]); print "" } }' \
+	> $(CURDIR)/raybone/results/vega.txt; rm -r $$folder
 
 clean:
 	rm -rf .lowest runs .mypy_cache .ruff_cache

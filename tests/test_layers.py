@@ -49,7 +49,6 @@ HOME_OF = {
     "safetensors": {"deploy/bundle.py"},
     "optuna": {"search/", "results/charts.py"},
     "altair": {"results/charts.py"},
-    "vl_convert": {"results/charts.py"},
     "jinja2": {"results/report.py", "deploy/refit.py"},
     "rich": {"results/live.py"},
     "pycocotools": {"data/annotations.py", "data/ingest/annotations/coco.py"},

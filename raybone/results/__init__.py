@@ -1,1 +1,1 @@
-"""What a study came to: leaderboard, report, views, and forgetting."""
+"""What a study left: its folder, its ranking, its pages."""

@@ -12,13 +12,12 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from importlib.resources import files
 from itertools import accumulate, zip_longest
 from typing import Any
 
 import numpy as np
 import optuna
-import vl_convert
 
 from raybone.metrics.lesions import RATES
 from raybone.search.sampler import STARTUP, distributions
@@ -94,10 +93,9 @@ class Chart:
     data: dict[str, list[Row]]
 
 
-@lru_cache(maxsize=1)
 def javascript() -> str:
-    """Vega, Vega-Lite and vega-embed as one script that needs nothing else."""
-    return str(vl_convert.javascript_bundle())  # type: ignore[call-arg]  # its stub asks for what has a default
+    """Vega, Vega-Lite and vega-embed as one script, which ``make vega`` writes."""
+    return files("raybone.results").joinpath("vega.js").read_text("utf-8")
 
 
 def learning(study: Study, state: State, order: Sequence[str]) -> Chart:

@@ -9,9 +9,11 @@ import re
 import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import altair
 import numpy as np
 import pandas as pd
 import pytest
@@ -123,6 +125,16 @@ def test_nothing_on_the_page_is_fetched_from_elsewhere(real: Path) -> None:
     assert "default-src 'none'" in page
     assert not re.search(r"@import|url\(", page.partition("</style>")[0])
     assert "$schema" not in json.dumps(payload(page))
+
+
+def test_the_page_draws_with_the_vega_lite_that_altair_writes_for(real: Path) -> None:
+    page, licences = page_of(real), files("raybone.results").joinpath("vega.txt").read_text("utf-8")
+    pins = re.search(r"/\* (vega@\S+ vega-lite@\S+ vega-embed@[^;]+);", page)[1]
+    assert f"vega-lite@{altair.SCHEMA_VERSION.removeprefix('v')}" in pins.split()
+    assert "sourceMappingURL" not in page
+    names = {name for line in re.findall("^== (.+)$", licences, re.M) for name in line.split()}
+    assert {"vega", "vega-lite", "vega-embed", "vega-interpreter", "d3-scale"} <= names
+    assert "Redistribution and use in source and binary forms" in licences
 
 
 def test_pictures_and_tables_say_what_they_are(real: Path) -> None:
@@ -413,8 +425,8 @@ def test_in_a_browser_the_table_sorts_and_filters_and_charts_are_drawn(large: Pa
             column % 3,
             click % (3, 3),
             column % 3,
-            click % (5, 5),
-            column % 5,
+            click % (6, 6),
+            column % 6,
             "{" + fill % "failed" + "}",
             column % 2,
             "{" + fill % "SGD c4" + "}",
