@@ -69,9 +69,7 @@ def behind(
             "search": {"sampler": sampler, "seed": seed},
         }
     )
-    study = study.model_copy(
-        update={"resolved": Resolved(dataset_hash="", code_version="", folds=2, ladder=((1, 1),))}
-    )
+    study = study.resolved_as(Resolved(dataset_hash="", code_version="", folds=2, ladder=((1, 1),)))
     state, lags, rng = State(), [], np.random.default_rng(seed)
     for index in range(LOOKS[-1]):
         params = propose(study, state, index) or {}

@@ -42,12 +42,10 @@ def study(trials: int) -> Study:
             "search": {"trials": trials, "sampler": "random"},
         }
     )
-    return made.model_copy(
-        update={
-            "resolved": Resolved(
-                dataset_hash="h", code_version="v", folds=FOLDS, ladder=ladder(EPOCHS, FOLDS, 1000)
-            )
-        }
+    return made.resolved_as(
+        Resolved(
+            dataset_hash="h", code_version="v", folds=FOLDS, ladder=ladder(EPOCHS, FOLDS, 1000)
+        )
     )
 
 
@@ -113,14 +111,11 @@ def timed(function: Any, seconds: list[float]) -> Any:
 # Each in a process of its own, so that its peak of memory is its own.
 JOBS = {
     "nothing": "",
-    "leaderboard": "raybone.results.leaderboard.write_leaderboard(folder, read_resolved(folder))",
-    "resume": "from raybone.search.brain import Brain\nfrom raybone.search.journal import Journal\n"
-    "brain = Brain(read_resolved(folder), Journal(folder), lambda params: 1, 8)\nbrain.peek()",
-    "status": "from raybone.results.watch import status_lines, status_of\nfrom "
-    "raybone.search.journal import "
-    "Journal\n"
-    "from raybone.search.state import State\n"
-    "status_lines(status_of(read_resolved(folder), State(Journal(folder).events())))",
+    "leaderboard": "folder.write_table()",
+    "resume": "from raybone.search.brain import Brain\n"
+    "brain = Brain(folder.study, folder.journal(), lambda params: 1, 8)\nbrain.peek()",
+    "status": "from raybone.results.watch import status_lines, status_of\n"
+    "status_lines(status_of(folder.study, folder.state))",
 }
 
 
@@ -129,8 +124,8 @@ def apart(folder: Path, job: str) -> tuple[float, float]:
     code = (
         "import re, time\nimport raybone.results.leaderboard, raybone.search.brain, "
         "raybone.results.watch\n"
-        "from raybone.storage import Folder\nfrom raybone.search.journal import read_resolved\n"
-        f"folder = Folder({str(folder)!r})\nbegan = time.perf_counter()\n{JOBS[job]}\n"
+        "from raybone.results.study_folder import StudyFolder\n"
+        f"folder = StudyFolder({str(folder)!r})\nbegan = time.perf_counter()\n{JOBS[job]}\n"
         "spent = time.perf_counter() - began\n"
         "print(spent, int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) / "
         "1e3)"

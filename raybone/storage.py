@@ -87,6 +87,11 @@ class Folder:
     def __reduce__(self) -> tuple[Any, ...]:
         return Folder, (self.url,)
 
+    @property
+    def absolute(self) -> str:
+        """This folder's URL for processes that run in another folder."""
+        return os.path.abspath(self.path) if self.local else self.url  # noqa: PTH100
+
     def child(self, name: str) -> Folder:
         """The folder of that name below this one."""
         self._at(name)
@@ -176,6 +181,11 @@ def plain_url(url: str) -> str:
             "what it stands for, and give that place"
         )
     return url
+
+
+def fold_name(fold: int) -> str:
+    """What the weights of a fold are called: its folder in a study, its file in a bundle."""
+    return f"fold{fold}"
 
 
 def _below(name: str) -> str:

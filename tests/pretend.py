@@ -4,7 +4,6 @@ winner's predictions.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,11 @@ from faults import unseal
 
 from raybone.data.annotations import mask_of, rle_of
 from raybone.data.dataset import Dataset, open_dataset
-from raybone.results.leaderboard import winner
+from raybone.results.study_folder import StudyFolder
 from raybone.search.brain import Brain
 from raybone.search.fold_race import ladder
-from raybone.search.journal import Journal
-from raybone.storage import Folder
-from raybone.study.spec import Resolved, Study, parse_study, write_study
+from raybone.study.spec import Resolved, ResolvedStudy, parse_study
+from raybone.train.findings import write_findings
 from raybone.types import Epoch, Pooled, Scan
 
 SPACE = {
@@ -40,7 +38,7 @@ def pretend(
     failing: int = 0,
     replicates: int = 200,
     **keys: Any,
-) -> Study:
+) -> ResolvedStudy:
     """Write a study folder.
 
     Args:
@@ -67,21 +65,19 @@ def pretend(
     }
     study, folds = parse_study(asked), opened.folds if opened else 3
     full = study.search.scheduler == "full"
-    study = study.model_copy(
-        update={
-            "resolved": Resolved(
-                dataset_hash=opened.hash if opened else "0123456789abcdef",
-                code_version="0.1.0",
-                folds=folds,
-                ladder=((folds, study.epochs),) if full else ladder(study.epochs, folds, 1000),
-            )
-        }
+    study = study.resolved_as(
+        Resolved(
+            dataset_hash=opened.hash if opened else "0123456789abcdef",
+            code_version="0.1.0",
+            folds=folds,
+            ladder=((folds, study.epochs),) if full else ladder(study.epochs, folds, 1000),
+        )
     )
-    folder, rng = Folder(place), np.random.default_rng(0)
-    folder.write("study.yaml", write_study(study).encode())
+    folder, rng = StudyFolder(place), np.random.default_rng(0)
+    folder.write_study(study)
     with mock.patch("os.fsync", return_value=None):
         brain, shared = (
-            Brain(study, Journal(folder), lambda params: 120_000, 1),
+            Brain(study, folder.journal(), lambda params: 120_000, 1),
             rng.normal(0, 0.03, replicates),
         )
         works = 0
@@ -94,23 +90,19 @@ def pretend(
             _train(brain, study, work, rng, shared)
         if stop_after is None:
             brain.finish()
-    best = winner(study, brain.state)
+    best = folder.winner()
     for fold in range(folds) if opened and best else ():
-        found = {
-            "fold": fold,
-            "epoch": study.epochs,
-            "findings": [
-                {"index": n, **f}
-                for n, s in enumerate(opened.validation(fold))
-                for f in _findings(metric, s, rng)
-            ],
-        }
-        folder.write(f"runs/{best.id}/fold{fold}/predictions.json", json.dumps(found).encode())
+        findings = [
+            {"index": n, **f}
+            for n, s in enumerate(opened.validation(fold))
+            for f in _findings(metric, s, rng)
+        ]
+        write_findings(best.fold(fold), fold, study.epochs, findings)
     return study
 
 
 def _train(
-    brain: Brain, study: Study, work: Any, rng: np.random.Generator, shared: np.ndarray
+    brain: Brain, study: ResolvedStudy, work: Any, rng: np.random.Generator, shared: np.ndarray
 ) -> None:
     """The epochs of a work: learning curves that rise, best at a learning rate of 0.01 or so."""
     lr0 = work.params.get("lr0", 0.01)

@@ -20,21 +20,17 @@ def leaderboard(studies: Sequence[str], *, csv: str | None = None, brief: bool =
         csv FILE: write the table here as well
         brief: only the ten columns that a reviewer reads first
     """
-    from raybone.results.leaderboard import brief_of, merged_leaderboard, write_leaderboard
-    from raybone.search.journal import Journal, read_resolved
-    from raybone.search.state import State
-    from raybone.storage import Folder
+    from raybone.results.leaderboard import brief_of, merged_leaderboard
+    from raybone.results.study_folder import StudyFolder
 
-    folders = [Folder(study) for study in studies]
+    folders = {study: StudyFolder(study) for study in studies}
     if len(folders) == 1:
-        table = write_leaderboard(folders[0], read_resolved(folders[0]))
+        (folder,) = folders.values()
+        folder.study  # noqa: B018  # that it is no study is said first
+        folder.refuse_loss()
+        table = folder.write_table()
     else:
-        table = merged_leaderboard(
-            {
-                study: (read_resolved(folder), State(Journal(folder).events()))
-                for study, folder in zip(studies, folders)
-            }
-        )
+        table = merged_leaderboard({name: (f.study, f.state) for name, f in folders.items()})
     if csv:
         written = table[brief_of(table)] if brief else table
         written.map(safe_cell).to_csv(csv, index=False)

@@ -8,7 +8,6 @@ import math
 import os
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from json import dumps
 from pathlib import Path
@@ -161,9 +160,9 @@ def search(
             reason = search(read, out, where.address, tell, warm_start, where.wait)
     tell_end(reason, out)
     if record:
-        from raybone.search.curves import record as write_curves
+        from raybone.results.study_folder import StudyFolder
 
-        taken, tried = write_curves(out)
+        taken, tried = StudyFolder(out).write_curves()
         say(
             f"{out.rstrip('/')}/curves.npz: {taken} of {tried} configurations; replay them with "
             "`raybone simulate --curves`"
@@ -349,10 +348,7 @@ def logs(study: str, config: str | None = None, *, follow: bool = False) -> None
 
 def stop(study: str) -> None:
     """ask a study to stop after the epoch at work; `search` resumes it"""
-    from raybone.search.journal import read_resolved
-    from raybone.storage import Folder
+    from raybone.results.study_folder import StudyFolder
 
-    folder = Folder(study)
-    read_resolved(folder)
-    folder.write("stop", repr(time.time()).encode())
+    StudyFolder(study).ask_to_stop()
     say(f"{study}: will stop when the epochs at work have ended; `raybone search` resumes it")

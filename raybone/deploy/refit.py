@@ -27,26 +27,21 @@ from raybone.errors import FitFailed, RunFailed, WrongInput
 from raybone.models import load
 from raybone.models._classifier import ClassifierConfig
 from raybone.models._model import TrainingConfig
-from raybone.results.leaderboard import leaderboard
+from raybone.results.lineage import trained_before
+from raybone.results.study_folder import EVERYONE, ConfigurationFolder, StudyFolder
 from raybone.run.checks import configure, dataset_of
 from raybone.run.everyone import epochs_of_everyone
 from raybone.run.local import refuse_here
-from raybone.search.journal import Journal, read_resolved
-from raybone.search.state import Configuration, State
-from raybone.storage import Folder
-from raybone.study.spec import Study
-from raybone.train.checkpoint import read_checkpoint
-from raybone.train.findings import Finding, read_findings
-from raybone.train.lineage import OTSU, trained_before
+from raybone.storage import Folder, fold_name
+from raybone.study.spec import ResolvedStudy, Study
+from raybone.train.checkpoint import OTSU
 from raybone.types import Epoch
 from raybone.version import version
 
 MOST = 500  # scans that say what the training scans look like
-ALL = "all"  # what stands for a fold's number in names, where there is one model of everyone
 Progress = Callable[[int, int], None]
-# Trains the configuration of these parameters on everyone, and leaves ``last.pt`` in the folder
-# given.
-Train = Callable[[Study, Folder, dict[str, Any]], None]
+# Trains the configuration of these parameters on everyone, and leaves its weights in the folder.
+Train = Callable[[ResolvedStudy, Folder, dict[str, Any]], None]
 
 
 def refit(
@@ -74,63 +69,57 @@ def refit(
         raise WrongInput(
             f"--out {out}: must be a folder of this machine; copy the bundle from there"
         )
-    folder, out = Folder(place), Path(out)
-    study = read_resolved(folder, moved)
-    assert study.resolved is not None
+    folder, out = StudyFolder(place, moved), Path(out)
+    study = folder.study
     model = load(study.model)
     if os.path.lexists(out):
         raise WrongInput(f"--out {out}: must not exist yet; choose another name or remove it")
     if onnx:
         refuse_onnx(model)
-    state = State(Journal(folder).events())
-    row = _row(place, study, state, rank)
+    row = _row(folder, place, rank)
     dataset = dataset_of(study)
-    chosen = state.configurations[row["config_id"]]
-    runs = folder.child(f"runs/{chosen.id}")
-    folds = [read_checkpoint(runs.child(f"fold{k}")) for k in range(dataset.folds)]
-    known = [s for s in folds if s is not None]
+    chosen = folder.configuration(row["config_id"])
+    weights = {fold_name(k): chosen.weights(k) for k in range(dataset.folds)}
+    known = {name: tensors for name, tensors in weights.items() if tensors}
+    gone = len(weights) - len(known)
     if train:
-        there = runs.child(ALL)
-        train(study, Folder(os.path.abspath(there.path)) if there.local else there, chosen.params)  # noqa: PTH100
-        if (made := read_checkpoint(runs.child(ALL))) is None:
+        there = chosen.fold(None)
+        train(study, Folder(there.absolute), chosen.params)
+        if (made := chosen.weights(None)) is None:
             raise RunFailed(
                 f"refit {place}: {there.url} must hold last.pt after the training, but does not; "
-                f"does "
-                "every node reach that folder?"
+                "does every node reach that folder?"
             )
-        weights = {ALL: made}
-    elif len(known) < len(folds):
+        members = {EVERYONE: made}
+    elif gone:
         raise WrongInput(
             f"refit {place}: the weights of {chosen.id}, rank {rank}, must be there for every "
-            f"fold, but "
-            f"{len(folds) - len(known)} of {len(folds)} are gone, as keep is {study.keep}; take a "
-            f"better "
-            "rank, or train it again with --all-patients"
+            f"fold, but {gone} of {len(weights)} are gone, as keep is "
+            f"{study.keep}; take a better rank, or train it again with --all-patients"
         )
     else:
-        weights = {f"fold{k}": s for k, s in enumerate(known)}
+        members = known
     config = configure(study, model, chosen.params)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    states = [s["average"] for s in known] if len(known) == len(folds) else []
-    calibration = calibrate(
-        dataset, model, config, _findings(runs, study, dataset), states, device, progress
-    )
+    states = [] if gone else [*known.values()]
+    findings = chosen.predictions(dataset) or []
+    calibration = calibrate(dataset, model, config, findings, states, device, progress)
     meta = {
         "kind": "one model of all patients" if train else "fold ensemble",
         "calibration": calibration,
-        **_meta(study, dataset, config, chosen, row),
+        **_meta(chosen, dataset, config, row),
     }
     return write_bundle(
         out,
         meta,
-        {name: s["average"] for name, s in weights.items()},
+        members,
         _card(meta),
         lambda half, made: _further(half, made, dataset, onnx),
     )
 
 
 def train_here(
-    study: Study, folder: Folder, params: dict[str, Any], tell: Callable[[Epoch], None]
+    study: ResolvedStudy, folder: Folder, params: dict[str, Any], tell: Callable[[Epoch], None]
 ) -> None:
     """``Train`` in this process."""
     refuse_here(study)
@@ -142,8 +131,8 @@ def train_here(
         raise RunFailed(f"refit: {error}") from None
 
 
-def _row(place: str, study: Study, state: State, rank: int) -> dict[str, Any]:
-    table = leaderboard(study, state)
+def _row(folder: StudyFolder, place: str, rank: int) -> dict[str, Any]:
+    table = folder.table()
     complete: list[dict[str, Any]] = table[table["state"] == "complete"].to_dict("records")  # type: ignore[assignment]
     if not 1 <= rank <= len(complete):
         raise WrongInput(
@@ -153,24 +142,14 @@ def _row(place: str, study: Study, state: State, rank: int) -> dict[str, Any]:
     return complete[rank - 1]
 
 
-def _findings(runs: Folder, study: Study, dataset: Dataset) -> list[list[Finding]]:
-    """Of each fold's final epoch; none where one is gone."""
-    found = [
-        read_findings(runs.child(f"fold{k}"), study.epochs, dataset.scans)
-        for k in range(dataset.folds)
-    ]
-    return [] if None in found else [f for f in found if f is not None]
-
-
 def _meta(
-    study: Study,
+    chosen: ConfigurationFolder,
     dataset: Dataset,
     config: TrainingConfig,
-    chosen: Configuration,
     row: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What bundle.json says of the model, its data and its score."""
-    assert study.resolved is not None
+    study = chosen.folder.study
     by_label = isinstance(config, ClassifierConfig) and config.target
     scans = _seen(dataset, config)
     before = trained_before([config.init_from, getattr(config, "nm", "")])
@@ -178,7 +157,7 @@ def _meta(
         "name": study.name,
         "model": study.model,
         "task": load(study.model).task,
-        "parameters": chosen.parameters,
+        "parameters": chosen.record.parameters,
         "config": _portable(config.model_dump(mode="json")),
         "categories": [by_label] if by_label else list(config.categories),
         "preprocessing": _preprocessing(dataset),
@@ -249,15 +228,9 @@ def _score(study: Study, row: Mapping[str, Any]) -> dict[str, Any]:
             "test_folds",
         )
     ]
-    known = {
-        k: row[k] for k in names if k in row and isinstance(row[k], float) and math.isfinite(row[k])
-    }
-    others = {
-        k: v
-        for k, v in row.items()
-        if k.endswith("_mean") and isinstance(v, float) and math.isfinite(v)
-    }
-    return {"metric": m, **{k: round(v, 6) for k, v in {**known, **others}.items()}}
+    names += [k for k in row if k.endswith("_mean") and k not in names]
+    values = {k: row[k] for k in names if isinstance(row.get(k), float) and math.isfinite(row[k])}
+    return {"metric": m, **{k: round(v, 6) for k, v in values.items()}}
 
 
 def _further(half: Path, bundle: Bundle, dataset: Dataset, onnx: bool) -> dict[str, Any]:

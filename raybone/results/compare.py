@@ -15,12 +15,10 @@ from raybone.errors import WrongInput
 from raybone.metrics.intervals import corrected_interval
 from raybone.metrics.subgroups import confusion, group_of_count, roc, subgroup_table
 from raybone.models import load
-from raybone.results.leaderboard import winner
-from raybone.search.journal import Journal, read_resolved
-from raybone.search.state import Configuration, State
-from raybone.storage import Folder
-from raybone.study.spec import DIRECTIONS, Study
-from raybone.train.findings import Finding, read_findings
+from raybone.results.study_folder import ConfigurationFolder, StudyFolder
+from raybone.search.state import Configuration
+from raybone.study.spec import DIRECTIONS, ResolvedStudy
+from raybone.train.findings import Finding
 
 # What papers call metrics -> what they are called here.
 CALLED = {"F1": "dice", "DSC": "dice", "recall": "sensitivity"}
@@ -44,30 +42,30 @@ def compare(place: str, dataset: str = "") -> dict[str, Any]:
     Raises:
         WrongInput: it has no complete configuration.
     """
-    folder = Folder(place)
-    study = read_resolved(folder, dataset)
-    best = winner(study, State(Journal(folder).events()))
+    folder = StudyFolder(place, dataset)
+    study, best = folder.study, folder.winner()
     if best is None:
         raise WrongInput(
             f"compare {place}: needs a complete configuration, but has none; let the search end"
         )
     cases: dict[str, Any] = {}
-    if why := unfetched(study, dataset) if load(study.model).task == "classification" else "":
-        cases = {"not_shown": f"no subgroups: {why}"}
-    elif load(study.model).task == "classification":
-        opened = open_dataset(study.dataset)
-        cases = classified(opened, findings_of(folder, study, best, opened))
+    if load(study.model).task == "classification":
+        if why := unfetched(study, dataset):
+            cases = {"not_shown": f"no subgroups: {why}"}
+        else:
+            opened = open_dataset(study.dataset)
+            cases = classified(opened, findings_of(best, opened))
     return {
         "study": study.name,
         "config_id": best.id,
-        "dataset_hash": study.resolved.dataset_hash if study.resolved else "",
+        "dataset_hash": study.resolved.dataset_hash,
         "note": OTHER,
-        "rows": beside(study, best, cases.get("subgroups", {})),
+        "rows": beside(study, best.record, cases.get("subgroups", {})),
         **cases,
     }
 
 
-def unfetched(study: Study, given: str) -> str:
+def unfetched(study: ResolvedStudy, given: str) -> str:
     """Why the dataset of a study is not looked at, if it is not: its study.yaml may be a
     stranger's.
 
@@ -85,13 +83,14 @@ def unfetched(study: Study, given: str) -> str:
     )
 
 
-def beside(study: Study, best: Configuration, subgroups: dict[str, Any]) -> list[dict[str, Any]]:
+def beside(
+    study: ResolvedStudy, best: Configuration, subgroups: dict[str, Any]
+) -> list[dict[str, Any]]:
     """``rows`` of ``compare``: what a complete configuration scored, and what is published.
 
     Args:
         subgroups: of ``classified``; none for other tasks.
     """
-    assert study.resolved is not None
     published = figures(study.name)
     measured = [
         m
@@ -144,31 +143,21 @@ def figures(study: str) -> list[dict[str, Any]]:
     ]
 
 
-def findings_of(
-    folder: Folder, study: Study, best: Configuration, dataset: Dataset
-) -> list[Finding]:
+def findings_of(best: ConfigurationFolder, dataset: Dataset) -> list[Finding]:
     """What a complete configuration predicts of each fold's validation patients, out of fold, fold
     after fold.
 
     Raises:
         WrongInput: the dataset is not the study's, or predictions of a fold's final epoch are gone.
     """
-    assert study.resolved is not None
-    findings: list[Finding] = []
-    for fold in range(study.resolved.folds):
-        found = None
-        if dataset.hash == study.resolved.dataset_hash:
-            found = read_findings(
-                folder.child(f"runs/{best.id}/fold{fold}"), study.epochs, dataset.scans
-            )
-        if found is None:
-            raise WrongInput(
-                f"study {folder.url}: needs its dataset and the predictions of all folds of "
-                f"{best.id}, "
-                "but one has changed or is gone; put it back"
-            )
-        findings += found
-    return findings
+    same = dataset.hash == best.folder.study.resolved.dataset_hash
+    folds = best.predictions(dataset) if same else None
+    if folds is None:
+        raise WrongInput(
+            f"study {best.folder.url}: needs its dataset and the predictions of all folds of "
+            f"{best.id}, but one has changed or is gone; put it back"
+        )
+    return [finding for fold in folds for finding in fold]
 
 
 def classified(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:

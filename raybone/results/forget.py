@@ -27,10 +27,10 @@ from raybone.data.ingest.pseudonyms import (
 )
 from raybone.errors import WrongInput
 from raybone.private import exchange, put, workplace
-from raybone.search.journal import read_resolved
+from raybone.results.lineage import places_of
+from raybone.results.study_folder import STUDY, StudyFolder
 from raybone.search.lease import EXPIRES, Lease
 from raybone.storage import Folder
-from raybone.train.lineage import places_of
 from raybone.types import Scan
 
 Entry = dict[str, Any]
@@ -338,25 +338,17 @@ def _bundles(among: Sequence[str], gone: set[str], unread: list[str]) -> list[Pa
 def _studies(among: Sequence[str], hashes: set[str], unread: list[str]) -> list[Path]:
     """Studies of a dataset that had one of these hashes, and those that were built on them."""
     known = {}
-    for file in _files(among, "study.yaml"):
+    for file in _files(among, STUDY):
         try:
-            known[file.parent] = read_resolved(Folder(file.parent))
+            known[file.parent] = StudyFolder(file.parent).study
         except WrongInput:
             unread.append(str(file))
-    found = [
-        place
-        for place, study in known.items()
-        if study.resolved and study.resolved.dataset_hash in hashes
-    ]
+    found = [place for place, study in known.items() if study.resolved.dataset_hash in hashes]
     while built := [
         place
         for place, study in known.items()
         if place not in found
-        and any(
-            isinstance(value, str) and f"{value}/".startswith(f"{first}/")
-            for value in places_of(study)
-            for first in found
-        )
+        and any(f"{value}/".startswith(f"{f}/") for value in places_of(study) for f in found)
     ]:
         found += built
     return sorted(found)

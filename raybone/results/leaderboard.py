@@ -4,8 +4,6 @@ paired tests.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,17 +18,15 @@ from raybone.metrics.intervals import (
     corrected_p,
     corrected_winner,
 )
-from raybone.search.journal import Journal
 from raybone.search.state import Configuration, State, gpu_hours
-from raybone.storage import Folder
-from raybone.study.spec import DIRECTIONS, FALSE_POSITIVES, Study
-from raybone.types import Array, safe_cell
+from raybone.study.spec import DIRECTIONS, FALSE_POSITIVES, ResolvedStudy
+from raybone.types import Array
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def leaderboard(study: Study, state: State) -> pd.DataFrame:
+def leaderboard(study: ResolvedStudy, state: State) -> pd.DataFrame:
     """Rows of all configurations; only complete ones have a rank, the others follow in order of
     progress.
 
@@ -46,7 +42,7 @@ def leaderboard(study: Study, state: State) -> pd.DataFrame:
     )
 
 
-def merged_leaderboard(boards: Mapping[str, tuple[Study, State]]) -> pd.DataFrame:
+def merged_leaderboard(boards: Mapping[str, tuple[ResolvedStudy, State]]) -> pd.DataFrame:
     """The rows of several studies as one leaderboard; a config_id has the study's place before it,
     as in ``a/c003``.
 
@@ -77,12 +73,11 @@ def merged_leaderboard(boards: Mapping[str, tuple[Study, State]]) -> pd.DataFram
 
 
 # A row's study and configuration, and whether the study has ended.
-Entry = tuple[Study, Configuration, bool]
+Entry = tuple[ResolvedStudy, Configuration, bool]
 
 
-def _traits(study: Study) -> dict[str, object]:
+def _traits(study: ResolvedStudy) -> dict[str, object]:
     """What must agree for scores to be comparable."""
-    assert study.resolved is not None
     return {
         "metric": study.metric,
         "dataset": study.resolved.dataset_hash,
@@ -94,7 +89,7 @@ def _traits(study: Study) -> dict[str, object]:
     }
 
 
-def _ranked(entries: Mapping[str, Entry], studies: Sequence[Study]) -> pd.DataFrame:
+def _ranked(entries: Mapping[str, Entry], studies: Sequence[ResolvedStudy]) -> pd.DataFrame:
     rows = [
         {**_row(study, c, ended), "config_id": name} for name, (study, c, ended) in entries.items()
     ]
@@ -156,14 +151,9 @@ def brief_of(table: pd.DataFrame) -> list[str]:
     return [name for name in first if name in table.columns]
 
 
-def winner(study: Study, state: State) -> Configuration | None:
-    """The first row's configuration, when it is complete."""
-    table = leaderboard(study, state)
-    first = table["config_id"][table["state"] == "complete"].tolist()[:1]
-    return state.configurations[first[0]] if first else None
-
-
-def interval(study: Study, configuration: Configuration, folds_K: Array) -> tuple[float, float]:
+def interval(
+    study: ResolvedStudy, configuration: Configuration, folds_K: Array
+) -> tuple[float, float]:
     """``ci`` of the mean of these fold scores: of the patient bootstrap where there is one, else
     Nadeau & Bengio's.
     """
@@ -177,48 +167,11 @@ def interval(study: Study, configuration: Configuration, folds_K: Array) -> tupl
     return _within(study, low), _within(study, high)
 
 
-def write_leaderboard(folder: Folder, study: Study, state: State | None = None) -> pd.DataFrame:
-    """Write leaderboard.csv of a study folder, from its journal unless the state is given.
-
-    Raises:
-        WrongInput: without a state, as ``refuse_loss``.
-    """
-    table = leaderboard(study, state or refuse_loss(folder))
-    folder.write("leaderboard.csv", table.map(safe_cell).to_csv(index=False).encode())
-    return table
-
-
-def refuse_loss(folder: Folder) -> State:
-    """The state of a study, of which no seal would show that the end of its journal, or all of it,
-    is gone.
-
-    Raises:
-        WrongInput: its leaderboard.csv has more rows than the journal can make.
-    """
-    state = State(Journal(folder).events())
-    rows = sum(
-        1
-        for row in csv.reader(
-            io.StringIO((folder.read("leaderboard.csv") or b"").decode("utf-8", "replace"))
-        )
-    )
-    if rows - 1 > len(state.configurations):
-        raise WrongInput(
-            f"study {folder.url}: its leaderboard.csv has {rows - 1} rows, but its journal, which "
-            f"is gone "
-            f"or cut, knows {len(state.configurations)} configurations; put the journal back, or "
-            f"move "
-            "leaderboard.csv away"
-        )
-    return state
-
-
 def _progress(row: dict[str, Any]) -> tuple[int, int]:
     return (0, 0) if row["state"] == "complete" else (-row["folds_done"], -row["epochs_done"])
 
 
-def _row(study: Study, configuration: Configuration, ended: bool) -> dict[str, Any]:
-    assert study.resolved is not None
+def _row(study: ResolvedStudy, configuration: Configuration, ended: bool) -> dict[str, Any]:
     folds, metric = study.resolved.folds, study.metric
     lengths = [len(configuration.epochs.get(k, ())) for k in range(folds)]
     final = {
@@ -268,7 +221,7 @@ def _row(study: Study, configuration: Configuration, ended: bool) -> dict[str, A
     }
 
 
-def _within(study: Study, limit: float) -> float:
+def _within(study: ResolvedStudy, limit: float) -> float:
     """A limit of an interval, no further than the metric goes: all but the loss are between 0 and
     1.
     """
@@ -325,14 +278,14 @@ def _state(configuration: Configuration, ended: bool) -> str:
     return configuration.status if configuration.status in ("complete", "failed") else "running"
 
 
-def _folds(study: Study, row: dict[str, Any]) -> Any:
-    assert study.resolved is not None
+def _folds(study: ResolvedStudy, row: dict[str, Any]) -> Any:
     return np.array([row[f"{study.metric}_fold{k}"] for k in range(study.resolved.folds)])
 
 
-def _columns(studies: Sequence[Study], configurations: Sequence[Configuration]) -> list[str]:
+def _columns(
+    studies: Sequence[ResolvedStudy], configurations: Sequence[Configuration]
+) -> list[str]:
     study = studies[0]
-    assert study.resolved is not None
     m = study.metric
     seen, parts = _seen(configurations)
     params = list(dict.fromkeys(name for s in studies for name in [*s.fixed, *s.space]))

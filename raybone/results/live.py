@@ -27,7 +27,6 @@ from raybone.results.watch import (
     warm_lines,
     watch,
 )
-from raybone.search.fold_race import ladder_of
 from raybone.types import printable
 
 if TYPE_CHECKING:
@@ -177,7 +176,9 @@ def _rungs(status: Status, width: int, most: int) -> Table:
         (n for n, r in enumerate(status.rungs, 1) if any(getattr(r, how) for how in HOW)), default=1
     )
     first = max(0, min(highest + 1, len(status.rungs)) - most)
-    for number, (folds, epochs) in list(enumerate(ladder_of(status.study)))[first : first + most]:
+    for number, (folds, epochs) in list(enumerate(status.study.resolved.ladder))[
+        first : first + most
+    ]:
         counts = [getattr(status.rungs[number], how) for how in HOW]
         bar = _Bar(*((n / status.study.search.trials, SHAPES[how]) for n, how in zip(counts, HOW)))
         table.add_row(f"{number + 1}: {folds} x {epochs}", bar, *(str(n or "") for n in counts))

@@ -9,11 +9,10 @@ from datetime import datetime
 from typing import Any
 
 from raybone.errors import WrongInput
+from raybone.results.study_folder import StudyFolder
 from raybone.search.events import Event
-from raybone.search.fold_race import Ladder, ladder_of, name_of
-from raybone.search.journal import Journal, read_resolved
+from raybone.search.fold_race import Ladder, name_of
 from raybone.search.lease import Lease
-from raybone.storage import Folder
 
 WORDS = {
     "start": "a driver starts, with {slots} run(s) at once",
@@ -45,8 +44,8 @@ def logs(
     Raises:
         WrongInput: no study there, or no such configuration in it.
     """
-    folder = Folder(out)
-    rungs, journal, lease = ladder_of(read_resolved(folder)), Journal(folder), Lease(folder)
+    folder = StudyFolder(out)
+    rungs, journal, lease = folder.study.resolved.ladder, folder.journal(), Lease(folder.files)
     last, seen = "", {None}
     words = {**WORDS, **DETAIL} if config_id else WORDS
     while True:
@@ -57,12 +56,10 @@ def logs(
             if config_id in (None, told) and last in words:
                 when = datetime.fromtimestamp(event["time"]).astimezone()
                 yield f"{when:%Y-%m-%d %H:%M:%S%z} {in_words(event, rungs, words)}"
-                if last == "failed" and (trace := folder.read(f"logs/{told}.txt")):
-                    yield (
-                        trace.decode("utf-8", "replace")
-                        if config_id
-                        else f"  traceback: raybone logs {out} {told}"
-                    )
+                log = folder.configuration(str(told)).log
+                if last == "failed" and (trace := folder.files.read(log)):
+                    said = f"  traceback: raybone logs {out} {told}"
+                    yield trace.decode("utf-8", "replace") if config_id else said
         if last == "end" or not alive:
             break
         time.sleep(poll)

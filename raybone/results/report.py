@@ -34,11 +34,11 @@ from raybone.results import charts
 from raybone.results.charts import Chart
 from raybone.results.compare import OTHER, beside, classified, figures, findings_of, unfetched
 from raybone.results.leaderboard import leaderboard
-from raybone.search.journal import Journal, read_resolved
+from raybone.results.study_folder import StudyFolder
 from raybone.search.lease import EXPIRES, Lease
 from raybone.search.state import Configuration, State
 from raybone.storage import Folder, patiently
-from raybone.study.spec import Study
+from raybone.study.spec import ResolvedStudy, Study
 from raybone.train.evaluate import resampled_score, scored
 from raybone.train.findings import Finding
 from raybone.train.samples import usable
@@ -133,8 +133,8 @@ def report(
     Raises:
         WrongInput: no study there, its journal is damaged, or the file cannot be one.
     """
-    folder, step = Folder(place), progress("report")
-    study = read_resolved(folder, moved)
+    folder, step = StudyFolder(place, moved), progress("report")
+    study = folder.study
     target = Folder(f"{folder.url}/report.html" if html is None else html)
     if html is not None and (not html or html.endswith("/") or target.fs.isdir(target.path)):
         raise WrongInput(f"report: --html must be a file name, got {html!r}; choose another")
@@ -182,14 +182,14 @@ def report(
             "scans": scans,
             "warnings": _warnings(study, table, found),
             "clock": clock,
-            "driver": Lease(folder).holder(EXPIRES),
+            "driver": Lease(folder.files).holder(EXPIRES),
             "csv": _base64(table.map(safe_cell).to_csv(index=False).encode()),
             "other": OTHER,
             "published": figures(study.name),
             "ours": ours,
             "few": charts.SHOWN,
             "cases": cases,
-            "yaml": (folder.read("study.yaml") or b"").decode("utf-8", "replace"),
+            "yaml": (folder.text or b"").decode("utf-8", "replace"),
         },
     ).encode()
     _write(target, content)
@@ -207,13 +207,13 @@ def _write(target: Folder, content: bytes) -> None:
         Folder(parent).write(name, content)
 
 
-def _replay(folder: Folder) -> tuple[State, list[Completion], list[float]]:
+def _replay(folder: StudyFolder) -> tuple[State, list[Completion], list[float]]:
     """The state, when which configuration was complete, and the times of the first event and of the
     last.
     """
     state, completions = State(), []
     clock: list[float] = []
-    for event in Journal(folder).events():
+    for event in folder.journal().events():
         state.apply(event)
         clock = [*clock[:1], event["time"]]
         if event["event"] == "decision" and event["action"] == "complete":
@@ -221,9 +221,10 @@ def _replay(folder: Folder) -> tuple[State, list[Completion], list[float]]:
     return state, completions, clock
 
 
-def _data(study: Study, bar: Bar, moved: str) -> tuple[Dataset | None, dict[str, Any] | None, str]:
+def _data(
+    study: ResolvedStudy, bar: Bar, moved: str
+) -> tuple[Dataset | None, dict[str, Any] | None, str]:
     """The dataset with what ``inspect`` says of it, or why there is none."""
-    assert study.resolved is not None
     if why := unfetched(study, moved):
         logging.getLogger(__name__).warning("report: no scans, curves and fingerprint, as %s", why)
         return None, None, why
@@ -241,7 +242,7 @@ def _data(study: Study, bar: Bar, moved: str) -> tuple[Dataset | None, dict[str,
 
 
 def _winner(
-    folder: Folder, study: Study, best: Configuration | None, dataset: Dataset | None
+    folder: StudyFolder, study: Study, best: Configuration | None, dataset: Dataset | None
 ) -> tuple[_Winner | None, str]:
     """The winner's findings, or why there are none."""
     if best is None or dataset is None:
@@ -254,7 +255,10 @@ def _winner(
     try:
         categories = list({**study.fixed, **best.params}.get("categories") or ["malignant"])
         winner = _Winner(
-            load(study.model).task, categories, findings_of(folder, study, best, dataset), dataset
+            load(study.model).task,
+            categories,
+            findings_of(folder.configuration(best.id), dataset),
+            dataset,
         )
         own, scans = winner.of(*range(dataset.folds))
         if len(own) != len(winner.findings) or (

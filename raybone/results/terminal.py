@@ -24,17 +24,12 @@ EVERY = 10.0  # seconds between two lines on the running folds
 
 def tell_end(reason: str, out: str) -> None:
     """The end of a search on the terminal."""
-    import io
+    from raybone.results.study_folder import StudyFolder
 
-    import pandas as pd
-
-    from raybone.search.journal import read_resolved
-    from raybone.storage import Folder
-
-    folder = Folder(out)
-    table = pd.read_csv(io.BytesIO(folder.read("leaderboard.csv") or b""))
+    folder = StudyFolder(out)
+    table = folder.table()
     show_table(table)
-    tried, trials = len(table), read_resolved(folder).search.trials
+    tried, trials = len(table), folder.study.search.trials
     if reason == "complete" and tried < trials:
         say(
             f"the space is used up: {tried} of search.trials {trials}; search.reject or the model "
@@ -100,14 +95,13 @@ def progress() -> Callable[[Brain], None]:
         time_left,
         warm_lines,
     )
-    from raybone.search.fold_race import ladder_of
 
     told = {"news": -1, "time": 0.0, "version": -1}
     began = time.monotonic()
 
     def tell(brain: Brain) -> None:
         study, state = brain.study, brain.state
-        now, rungs = clock(time.monotonic() - began), ladder_of(study)
+        now, rungs = clock(time.monotonic() - began), study.resolved.ladder
         if told["news"] < 0:
             told["news"] = state.old_news
             say(

@@ -14,12 +14,11 @@ import numpy as np
 
 from raybone.results.leaderboard import interval
 from raybone.results.logs import in_words
-from raybone.search.fold_race import START_UP, expected, ladder_of, name_of
-from raybone.search.journal import Journal, read_resolved
+from raybone.results.study_folder import StudyFolder
+from raybone.search.fold_race import START_UP, expected, name_of
 from raybone.search.lease import EXPIRES, Lease
 from raybone.search.state import Configuration, State, gpu_hours
-from raybone.storage import Folder
-from raybone.study.spec import Study
+from raybone.study.spec import ResolvedStudy
 from raybone.types import printable
 
 LEADERS = 5
@@ -84,7 +83,7 @@ class Status:
     the best, at most ``LEADERS``, best first.
     """
 
-    study: Study
+    study: ResolvedStudy
     state: State
     driven: bool
     rungs: tuple[Rung, ...]
@@ -130,7 +129,7 @@ class Status:
 
     def news(self, most: int, *kinds: str) -> list[str]:
         """The last events of these kinds in words."""
-        ladder = ladder_of(self.study)
+        ladder = self.study.resolved.ladder
         return [
             in_words(e, ladder) for e in [e for e in self.state.news if e["event"] in kinds][-most:]
         ]
@@ -159,9 +158,9 @@ def watch(
     Raises:
         WrongInput: no study there.
     """
-    folder = Folder(out)
-    study = read_resolved(folder)
-    journal, state, lease = Journal(folder), State(), Lease(folder)
+    folder = StudyFolder(out)
+    study, journal = folder.study, folder.journal()
+    state, lease = State(), Lease(folder.files)
     status: Status | None = None
     while True:
         news = False
@@ -177,7 +176,7 @@ def watch(
         time.sleep(poll)
 
 
-def status_of(study: Study, state: State, driven: bool = True) -> Status:
+def status_of(study: ResolvedStudy, state: State, driven: bool = True) -> Status:
     """The facts of a study."""
     return Status(
         study,
@@ -205,7 +204,7 @@ def status_lines(status: Status) -> list[str]:
     return [printable(line) for line in [*lines, *("  " + line for line in told)]]
 
 
-def busy_line(study: Study, state: State) -> str:
+def busy_line(study: ResolvedStudy, state: State) -> str:
     """How much of the machines' time went into epochs."""
     what = "GPU time" if study.resources.gpus else "time of the training slots"
     again = sum(e["event"] == "again" for e in state.news)
@@ -213,7 +212,7 @@ def busy_line(study: Study, state: State) -> str:
     return f"{state.busy_share:.0%} of the {what} went into epochs{starts}"
 
 
-def best_line(study: Study, best: Best | None) -> str:
+def best_line(study: ResolvedStudy, best: Best | None) -> str:
     """The leader in words."""
     if best is None:
         return "best so far: none yet"
@@ -228,9 +227,9 @@ def in_short(params: Mapping[str, Any]) -> str:
     )
 
 
-def warm_lines(study: Study) -> list[str]:
+def warm_lines(study: ResolvedStudy) -> list[str]:
     """What a study began with, if it began warm."""
-    prior = study.resolved.prior if study.resolved else None
+    prior = study.resolved.prior
     return (
         [
             f"warm start: {len(prior.observations)} rows to propose from, {len(prior.points)} "
@@ -242,7 +241,7 @@ def warm_lines(study: Study) -> list[str]:
     )
 
 
-def running_line(study: Study, running: Running) -> str:
+def running_line(study: ResolvedStudy, running: Running) -> str:
     """One running configuration: target rung, folds and epochs, last score, time to that rung."""
     folds = ", ".join(
         f"fold {k} epoch {n}/{running.epochs} {study.metric} {score:.3f}"
@@ -254,14 +253,14 @@ def running_line(study: Study, running: Running) -> str:
         else ""
     )
     return (
-        f"{running.config_id} to {name_of(ladder_of(study), running.target)}: "
+        f"{running.config_id} to {name_of(study.resolved.ladder, running.target)}: "
         f"{folds or 'starting a run'}{left}"
     )
 
 
-def time_left(study: Study, state: State) -> str:
+def time_left(study: ResolvedStudy, state: State) -> str:
     """A guess from the seconds an epoch took so far, the ladder and the number of runs at once."""
-    if not state.fold_epochs or study.resolved is None:
+    if not state.fold_epochs:
         return "time left: not known yet"
     rows = expected(study)
     total = sum(row[2] for row in rows)
@@ -281,8 +280,8 @@ def clock(seconds: float) -> str:
     )
 
 
-def _rungs(study: Study, state: State) -> tuple[Rung, ...]:
-    ladder = ladder_of(study)
+def _rungs(study: ResolvedStudy, state: State) -> tuple[Rung, ...]:
+    ladder = study.resolved.ladder
     tally = [dict.fromkeys(HOW, 0) for _ in ladder]
     for c in state.configurations.values():
         away = (
@@ -299,9 +298,9 @@ def _rungs(study: Study, state: State) -> tuple[Rung, ...]:
     return tuple(Rung(name_of(ladder, number), **rung) for number, rung in enumerate(tally))
 
 
-def _leaders(study: Study, state: State) -> tuple[Best, ...]:
+def _leaders(study: ResolvedStudy, state: State) -> tuple[Best, ...]:
     sign = 1 if study.direction == "maximize" else -1
-    ladder, found = ladder_of(study), []
+    ladder, found = study.resolved.ladder, []
     for configuration in state.configurations.values():
         folds, epochs = ladder[configuration.rung]
         folds_K = np.array(
@@ -316,9 +315,9 @@ def _leaders(study: Study, state: State) -> tuple[Best, ...]:
     )
 
 
-def _running(study: Study, state: State, configuration: Configuration) -> Running:
+def _running(study: ResolvedStudy, state: State, configuration: Configuration) -> Running:
     """A running configuration; its time left counts the folds at work as side by side."""
-    folds, epochs = ladder_of(study)[configuration.target]
+    folds, epochs = study.resolved.ladder[configuration.target]
     runs = configuration.epochs
     at_work = tuple(
         (k, len(runs[k]), runs[k].last(study.metric))
@@ -326,7 +325,7 @@ def _running(study: Study, state: State, configuration: Configuration) -> Runnin
         if len(runs[k]) < epochs
     )
     todo = sum(max(0, epochs - len(runs.get(k, ()))) for k in range(folds))
-    seconds = [s for run in runs.values() for s in run.seconds]
+    seconds = configuration.epoch_seconds
     each = (
         float(np.median(seconds))
         if seconds

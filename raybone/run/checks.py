@@ -7,7 +7,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,16 @@ from raybone.models import load
 from raybone.models._classifier import ClassifierConfig
 from raybone.models._model import Model, TrainingConfig
 from raybone.models._weights import copy_into, start_from, weights_file
+from raybone.results.lineage import winner_of
 from raybone.run.defaults import METRICS
 from raybone.search.fold_race import ladder
 from raybone.search.sampler import propose
 from raybone.search.state import State
 from raybone.storage import Folder
-from raybone.study.relocate import renamed
+from raybone.study.relocate import looked_up
 from raybone.study.space import left_by_rules
-from raybone.study.spec import Resolved, Study, problems_of
-from raybone.train.lineage import OTSU, earlier_fold, winner_of
+from raybone.study.spec import Resolved, ResolvedStudy, Study, problems_of
+from raybone.train.checkpoint import OTSU, earlier_fold
 from raybone.train.samples import usable
 from raybone.version import version
 
@@ -41,9 +41,8 @@ FEW = 10
 SMALL = 10  # per cent of the lesions that are smaller than the smallest anchor
 
 
-def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Model]:
-    """Look up the dataset and the model, check the study against both, and fill in
-    ``study.resolved``.
+def resolve(study: Study, out: Folder | None = None) -> tuple[ResolvedStudy, Dataset, Model]:
+    """Look up the dataset and the model, check the study against both, and resolve it.
 
     Raises:
         WrongInput: all problems, one line each.
@@ -64,8 +63,6 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
             problems += _check_lesions(dataset, model, config)
     if problems or not dataset or not model or not config:
         raise WrongInput(*problems)
-    if _built(model, config) is None:
-        first_taken(study, model)
     steps = _steps(study, dataset, model, config)
     resolved = Resolved(
         dataset_hash=dataset.hash,
@@ -84,7 +81,10 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[Study, Dataset, Mo
     absolute = (
         study.dataset if "://" in study.dataset else str(Path(study.dataset).expanduser().resolve())
     )
-    return study.model_copy(update={"resolved": resolved, "dataset": absolute}), dataset, model
+    checked = study.model_copy(update={"dataset": absolute}).resolved_as(resolved)
+    if _built(model, config) is None:
+        first_taken(checked, model)
+    return checked, dataset, model
 
 
 def check_alone(study: Study) -> None:
@@ -121,14 +121,14 @@ def _alone(study: Study, problems: list[str]) -> tuple[Model | None, TrainingCon
     return model, config
 
 
-def dataset_of(study: Study) -> Dataset:
+def dataset_of(study: ResolvedStudy) -> Dataset:
     """The dataset that a study was made on, wherever its path leads now.
 
     Raises:
         WrongInput: another one lies there.
     """
     dataset = open_dataset(study.dataset, study.search.test_fold)
-    if study.resolved and dataset.hash != study.resolved.dataset_hash:
+    if dataset.hash != study.resolved.dataset_hash:
         raise WrongInput(
             f"dataset {study.dataset}: study {study.name} was begun on the dataset of hash "
             f"{study.resolved.dataset_hash}, but this one is {dataset.hash}; put the old one back, "
@@ -155,7 +155,7 @@ def configure(study: Study, model: Model, params: dict[str, Any]) -> TrainingCon
     return config
 
 
-def first_taken(study: Study, model: Model) -> TrainingConfig:
+def first_taken(study: ResolvedStudy, model: Model) -> TrainingConfig:
     """The first proposal that the model takes.
 
     Raises:
@@ -248,19 +248,10 @@ def _with_places(
         told.update([found])
         return found[0]
 
-    look_ups: dict[str, Callable[[Any], Any]] = {
-        "weights": path_of,
-        "init_from": partial(winner, "init_from"),
-        "nm": partial(winner, "nm"),
-    }
-    for key, look_up in look_ups.items():
-        if key in study.fixed:
-            study = study.model_copy(
-                update={"fixed": {**study.fixed, key: look_up(study.fixed[key])}}
-            )
-        if key in study.space and (choice := study.space[key].choice):
-            study = renamed(study, key, {v: look_up(v) for v in choice})
-    return study, tuple(told.values())
+    def look_up(key: str, given: Any) -> Any:
+        return path_of(given) if key == "weights" else winner(key, given)
+
+    return looked_up(study, look_up), tuple(told.values())
 
 
 def _built(model: Model, config: TrainingConfig) -> Any:

@@ -10,12 +10,14 @@ from raybone.data.folds import TEST, TRAINING
 from raybone.models import load
 from raybone.run.checks import configure, dataset_of
 from raybone.storage import Folder
-from raybone.study.spec import Study
+from raybone.study.spec import ResolvedStudy
 from raybone.train.fit import fit
 from raybone.types import Epoch
 
 
-def epochs_of_everyone(study: Study, folder: Folder, params: dict[str, Any]) -> Iterator[Epoch]:
+def epochs_of_everyone(
+    study: ResolvedStudy, folder: Folder, params: dict[str, Any]
+) -> Iterator[Epoch]:
     """Train on all patients but the test group; the epochs have no score, as nobody is left to give
     one.
 

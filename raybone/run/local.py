@@ -12,8 +12,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,17 +22,20 @@ from raybone.data.dataset import Dataset
 from raybone.errors import RunFailed, WrongInput
 from raybone.metrics.intervals import freedom, patient_draws
 from raybone.models._model import Model
-from raybone.results.leaderboard import refuse_loss, winner, write_leaderboard
+from raybone.results.study_folder import (
+    RUNS,
+    STOP,
+    ConfigurationFolder,
+    StudyFolder,
+    earlier_rows,
+)
 from raybone.run.checks import checker, configure, resolve
 from raybone.search.brain import Brain, Work
-from raybone.search.journal import Journal, read_resolved
 from raybone.search.lease import EXPIRES, Lease
-from raybone.search.state import Configuration
 from raybone.search.warm_start import warm_start
-from raybone.storage import Folder
-from raybone.study.spec import FALSE_POSITIVES, Prior, Study, write_study
+from raybone.study.spec import FALSE_POSITIVES, ResolvedStudy, Study
 from raybone.train.evaluate import false_positives, resampled_score, score
-from raybone.train.findings import Finding, read_findings
+from raybone.train.findings import Finding
 from raybone.train.fit import evaluate_weights, fit
 from raybone.train.samples import usable
 from raybone.types import Epoch, Pooled, Segment
@@ -45,7 +48,10 @@ ENDS = ("complete", "limits.target", "limits.converged")
 
 # What a study folder may hold before its study.yaml is written; the last two are the
 # demonstration's.
-OWN = ("lease.json", "stop", "logs", "journal", "runs", "phantom", "dataset")
+OWN = ("lease.json", STOP, "logs", "journal", RUNS, "phantom", "dataset")
+
+# Scores a configuration on the test group.
+Examiner = Callable[[ConfigurationFolder], dict[str, float]]
 
 # The reason that begins so is a failure of machines or storage.
 HALTED = "halted"
@@ -57,8 +63,8 @@ class OpenStudy:
     journal.
     """
 
-    study: Study
-    folder: Folder
+    study: ResolvedStudy
+    folder: StudyFolder
     dataset: Dataset
     model: Model
     brain: Brain
@@ -83,7 +89,7 @@ class OpenStudy:
             ):
                 return
             self.published = self.brain.version
-            board = write_leaderboard(self.folder, self.study, self.brain.state)
+            board = self.folder.write_table()
             complete = list(board["config_id"][board["state"] == "complete"])
             keep = max(self.study.keep, self.to_test() is not None)
             ended = {
@@ -92,22 +98,20 @@ class OpenStudy:
                 if c.status in ("stopped", "failed")
             }
         for config_id in (ended | set(complete[keep:])) - self.pruned:
-            for fold in range(self.dataset.folds):
-                for name in ("last.pt", "best.pt"):
-                    fold_folder(self.folder, config_id, fold).delete(name)
+            self.folder.configuration(config_id).drop_weights()
             self.pruned.add(config_id)
         self._rests_until = time.monotonic() + 20 * (time.monotonic() - began)
 
-    def to_test(self) -> Configuration | None:
+    def to_test(self) -> ConfigurationFolder | None:
         """The best complete configuration, when there is a test group that it was not scored on."""
-        best = winner(self.study, self.brain.state) if self.dataset.test else None
-        return best if best and not best.test and not best.untested else None
+        best = self.folder.winner() if self.dataset.test else None
+        return best if best and not best.record.test and not best.record.untested else None
 
     def stop_wanted(self) -> bool:
         """Whether `raybone stop` has asked this study to stop; remembered by the brain."""
         if self.lease.lost:
             self.brain.stopping = "another driver has taken this study over"
-        if not self.brain.stopping and self.folder.read("stop") is not None:
+        if not self.brain.stopping and self.folder.stop is not None:
             self.brain.stopping = "stopped by `raybone stop`"
         return bool(self.brain.stopping)
 
@@ -158,7 +162,7 @@ def refuse_here(study: Study, problems: Sequence[str] = ()) -> None:
 def open_study(
     study: Study,
     out: str,
-    connect: Callable[[Study], int] = lambda study: 1,
+    connect: Callable[[ResolvedStudy], int] = lambda study: 1,
     warm: Sequence[str] = (),
 ) -> Iterator[OpenStudy]:
     """Check a study, take its lease, write or compare study.yaml and replay the journal; gives it
@@ -171,28 +175,29 @@ def open_study(
         WrongInput: the study is wrong, another driver is at work, or the folder holds another
             study.
     """
-    folder = Folder(out)
+    folder = StudyFolder(out)
     _check_out(folder, out)
-    checked, dataset, model = resolve(study, folder)
+    checked, dataset, model = resolve(study, folder.files)
     if warm:
-        checked = _with_prior(checked, warm_start(checked, warm))
-    earlier = folder.read("stop")
+        tables = {source: earlier_rows(source) for source in warm}
+        checked = checked.with_prior(warm_start(checked, tables))
+    stop = folder.stop
     slots = connect(checked)
     with _writing(out):
-        lease = Lease(folder)
+        lease = Lease(folder.files)
         lease.take()
         ended = threading.Event()
         keeper = threading.Thread(target=_keep, args=(lease, ended), daemon=True)
         keeper.start()
         try:
             checked = _agree(folder, checked)
-            refuse_loss(folder)
-            folder.write("study.yaml", write_study(checked).encode())
-            if (
-                folder.read("stop") == earlier
-            ):  # else it was given while the search waited for nodes
-                folder.delete("stop")
-            brain = Brain(checked, Journal(folder), checker(checked, model), slots)
+            folder.refuse_loss()
+            folder.write_study(checked)
+            # Another request came while the search waited for nodes, and counts
+            if folder.stop == stop:
+                folder.files.delete(STOP)
+            brain = Brain(checked, folder.journal(), checker(checked, model), slots)
+            folder.state = brain.state
             opened = OpenStudy(checked, folder, dataset, model, brain, lease)
             opened.publish()
             yield opened
@@ -203,15 +208,16 @@ def open_study(
 
 
 def train(
-    study: Study, folder: Folder, dataset: Dataset, model: Model, work: Work, segment: Segment
+    folder: StudyFolder, dataset: Dataset, model: Model, work: Work, segment: Segment
 ) -> Iterator[Epoch]:
     """The epochs of one segment of a work, through ``fit``."""
+    study = folder.study
     return fit(
         dataset,
         model,
         configure(study, model, work.params),
         segment.fold,
-        fold_folder(folder, work.config_id, segment.fold),
+        folder.configuration(work.config_id).fold(segment.fold),
         metric=study.metric,
         epochs=study.epochs,
         stop=segment.stop,
@@ -221,23 +227,14 @@ def train(
     )
 
 
-def fold_folder(folder: Folder, config_id: str, fold: int) -> Folder:
-    """Where a fold's weights and predictions live."""
-    return folder.child(f"runs/{config_id}/fold{fold}")
-
-
-def pool(study: Study, folder: Folder, dataset: Dataset, model: Model, work: Work) -> Pooled | None:
+def pool(folder: StudyFolder, dataset: Dataset, model: Model, work: Work) -> Pooled | None:
     """What the findings of all folds together give, or None while a fold's final predictions are
     missing.
     """
-    findings = []
-    for fold in range(dataset.folds):
-        found = read_findings(
-            fold_folder(folder, work.config_id, fold), study.epochs, dataset.scans
-        )
-        if found is None:
-            return None
-        findings += found
+    study, folds = folder.study, folder.configuration(work.config_id).predictions(dataset)
+    if folds is None:
+        return None
+    findings = [finding for fold in folds for finding in fold]
     scans = [s for fold in range(dataset.folds) for s in dataset.validation(fold)]
     categories = list(configure(study, model, work.params).categories)
     metrics = score(findings, scans, categories, model.task)
@@ -245,38 +242,28 @@ def pool(study: Study, folder: Folder, dataset: Dataset, model: Model, work: Wor
     return Pooled(metrics, *_bootstrap(study, dataset, model, findings, categories))
 
 
-def examine(
-    study: Study,
-    folder: Folder,
-    dataset: Dataset,
-    model: Model,
-    config_id: str,
-    params: dict[str, Any],
-) -> dict[str, float]:
+def examine(tested: ConfigurationFolder, dataset: Dataset, model: Model) -> dict[str, float]:
     """Mean score of a configuration's fold models on the test group; empty when the weights of one
     are gone.
     """
-    config, gpu = configure(study, model, params), study.resources.gpus > 0
+    study = tested.folder.study
+    config, gpu = configure(study, model, tested.params), study.resources.gpus > 0
     scores = [
-        evaluate_weights(
-            dataset, model, config, fold_folder(folder, config_id, fold), dataset.test, gpu
-        )
+        evaluate_weights(dataset, model, config, tested.fold(fold), dataset.test, gpu)
         for fold in range(dataset.folds)
     ]
     known = [s for s in scores if s is not None]
-    return (
-        {m: sum(s[m] for s in known) / len(known) for m in known[0]}
-        if len(known) == dataset.folds
-        else {}
-    )
+    if len(known) < dataset.folds:
+        return {}
+    return {m: sum(s[m] for s in known) / len(known) for m in known[0]}
 
 
-def conclude(opened: OpenStudy, examiner: Callable[..., dict[str, float]] = examine) -> str:
+def conclude(opened: OpenStudy, examiner: Examiner | None = None) -> str:
     """End the search: look at the test group once for the winner of a complete one, and write the
     last leaderboard.
 
     Args:
-        examiner: does what ``examine`` does, perhaps on another machine.
+        examiner: does what ``examine`` does on another machine; None does it here.
     Raises:
         RunFailed: it ended because too many configurations failed, or the winner could not be
             tested.
@@ -290,7 +277,8 @@ def conclude(opened: OpenStudy, examiner: Callable[..., dict[str, float]] = exam
     reason = opened.brain.finish()
     try:
         if reason.startswith(ENDS) and (best := opened.to_test()):
-            _look(opened, best, examiner)
+            here = partial(examine, dataset=opened.dataset, model=opened.model)
+            _look(opened, best, examiner or here)
     finally:
         opened.publish(last=True)
     if reason.startswith(HALTED):
@@ -319,14 +307,10 @@ def _fruitless(opened: OpenStudy) -> str:
     return f"not one configuration could be tried{common}"
 
 
-def _look(
-    opened: OpenStudy, best: Configuration, examiner: Callable[..., dict[str, float]]
-) -> None:
+def _look(opened: OpenStudy, best: ConfigurationFolder, examiner: Examiner) -> None:
     """Score the winner on the test group."""
     try:
-        metrics = examiner(
-            opened.study, opened.folder, opened.dataset, opened.model, best.id, best.params
-        )
+        metrics = examiner(best)
     except Exception as error:
         cause = getattr(error, "cause", None) or error  # of a Ray task
         raise RunFailed(
@@ -346,15 +330,13 @@ def _work(opened: OpenStudy, work: Work, tell: Callable[[Brain], None]) -> None:
     brain = opened.brain
     try:
         for segment in work.segments:
-            for epoch in train(
-                opened.study, opened.folder, opened.dataset, opened.model, work, segment
-            ):
+            for epoch in train(opened.folder, opened.dataset, opened.model, work, segment):
                 brain.epoch(work.config_id, epoch)
                 tell(brain)
                 if opened.stop_wanted():
                     brain.interrupt(work.config_id)
                     return
-        pooled = pool(opened.study, opened.folder, opened.dataset, opened.model, work)
+        pooled = pool(opened.folder, opened.dataset, opened.model, work)
         if pooled:
             brain.pooled(work.config_id, pooled)
         brain.rung_done(work.config_id, work.rung)
@@ -368,7 +350,11 @@ def _work(opened: OpenStudy, work: Work, tell: Callable[[Brain], None]) -> None:
 
 
 def _bootstrap(
-    study: Study, dataset: Dataset, model: Model, findings: list[Finding], categories: list[str]
+    study: ResolvedStudy,
+    dataset: Dataset,
+    model: Model,
+    findings: list[Finding],
+    categories: list[str],
 ) -> tuple[tuple[float, ...], float]:
     """Replicates of the mean over folds, and their degrees of freedom; patients are drawn alike in
     every configuration.
@@ -415,16 +401,14 @@ def _bootstrap(
     return tuple(scores_KB.mean(0).tolist()), freedom(scores_KB, patients_K)
 
 
-def _check_out(folder: Folder, out: str) -> None:
+def _check_out(folder: StudyFolder, out: str) -> None:
     """A study has a folder of its own."""
-    if folder.local and os.path.exists(folder.path) and not os.path.isdir(folder.path):  # noqa: PTH110, PTH112
+    local, path = folder.files.local, Path(folder.files.path)
+    if local and path.exists() and not path.is_dir():
         raise WrongInput(f"--out {out}: must be a folder, but is a file; choose another name")
-    inside = (
-        [p for p in Path(folder.path).absolute().parents if (p / "dataset.json").is_file()]
-        if folder.local
-        else []
-    )
-    foreign = [] if folder.read("study.yaml") else [n for n in folder.names() if n not in OWN]
+    above = path.absolute().parents if local else ()
+    inside = any((p / "dataset.json").is_file() for p in above)
+    foreign = [] if folder.text else [n for n in folder.files.names() if n not in OWN]
     if inside or "dataset.json" in foreign:
         raise WrongInput(
             f"--out {out}: must not lie in a dataset, which others are given; choose another place"
@@ -432,40 +416,29 @@ def _check_out(folder: Folder, out: str) -> None:
     if foreign:
         raise WrongInput(
             f"--out {out}: must be new, empty or a study's, but holds {len(foreign)} other things; "
-            f"choose "
-            "another name"
+            "choose another name"
         )
 
 
-def _with_prior(study: Study, prior: Prior | None) -> Study:
-    assert study.resolved is not None
-    return study.model_copy(update={"resolved": study.resolved.model_copy(update={"prior": prior})})
-
-
-def _agree(folder: Folder, study: Study) -> Study:
+def _agree(folder: StudyFolder, study: ResolvedStudy) -> ResolvedStudy:
     """A study folder holds one study; what it was started with must be what is asked now, and its
     warm start stays.
     """
-    if folder.read("study.yaml") is None:
+    if folder.text is None:
         return study
-    started = read_resolved(folder)
-    old, new = (s.model_dump(mode="json") for s in (started, study))
-    same = old["resolved"]["dataset_hash"] == new["resolved"]["dataset_hash"]
-    changed = [
-        k for k in new if k not in CHANGEABLE and old[k] != new[k] and not (k == "dataset" and same)
-    ]
-    if changed == ["search"] and all(
-        old["search"][k] == new["search"][k] for k in old["search"] if k != "trials"
-    ):
+    started = folder.study
+    old, new = started.resolved, study.resolved
+    same = old.dataset_hash == new.dataset_hash
+    kept = [k for k in Study.model_fields if k not in CHANGEABLE and (k, same) != ("dataset", True)]
+    changed = [k for k in kept if getattr(started, k) != getattr(study, k)]
+    trials = {"trials": study.search.trials}
+    if changed == ["search"] and started.search.model_copy(update=trials) == study.search:
         changed = []
     if not same:
-        changed.append(
-            f"dataset (hash {old['resolved']['dataset_hash']}, now "
-            f"{new['resolved']['dataset_hash']})"
-        )
-    if old["resolved"]["ladder"] != new["resolved"]["ladder"] and not changed:
+        changed.append(f"dataset (hash {old.dataset_hash}, now {new.dataset_hash})")
+    if old.ladder != new.ladder and not changed:
         changed.append("ladder")
-    if new["resolved"]["prior"] not in (None, old["resolved"]["prior"]):
+    if new.prior not in (None, old.prior):
         raise WrongInput(
             f"study {folder.url}: a started study keeps its warm start, but --warm-start gives "
             f"another "
@@ -477,8 +450,7 @@ def _agree(folder: Folder, study: Study) -> Study:
             f"differ; "
             "give another --out, or the settings of its study.yaml"
         )
-    assert started.resolved is not None
-    return _with_prior(study, started.resolved.prior)
+    return study.with_prior(old.prior)
 
 
 def _keep(lease: Lease, ended: threading.Event) -> None:

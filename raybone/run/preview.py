@@ -17,12 +17,11 @@ from raybone.data.tiles_and_targets import Mined
 from raybone.errors import FitFailed, WrongInput
 from raybone.models._classifier import ClassifierConfig
 from raybone.models._model import Model, TrainingConfig
+from raybone.results.study_folder import StudyFolder
 from raybone.run.checks import first_taken, resolve
-from raybone.search.fold_race import START_UP, expected, ladder_of, name_of
-from raybone.search.journal import Journal, read_resolved
+from raybone.search.fold_race import START_UP, expected, name_of
 from raybone.search.state import gpu_hours
-from raybone.storage import Folder
-from raybone.study.spec import Study
+from raybone.study.spec import ResolvedStudy, Study
 from raybone.train.memory import refuse_too_large
 from raybone.train.samples import training_samples
 
@@ -79,47 +78,44 @@ def preview(
         )
     if slots < 1:
         raise WrongInput(f"--slots: must be at least 1, got {slots}")
-    study, dataset, model = resolve(study)
-    rows = expected(study)
+    checked, dataset, model = resolve(study)
+    rows = expected(checked)
     if png:
-        _draw(study, dataset, model, png)
+        _draw(checked, dataset, model, png)
     if epoch_seconds is not None:
         timed = "as given"
     elif epochs_from:
-        epoch_seconds, timed = _earlier(study, epochs_from)
+        epoch_seconds, timed = _earlier(checked, epochs_from)
     else:
-        epoch_seconds, timed = _time_here(study, dataset, model)
+        epoch_seconds, timed = _time_here(checked, dataset, model)
     fold_epochs, starts = sum(row[2] for row in rows), sum(row[1] for row in rows)
     hours = (fold_epochs * epoch_seconds + starts * START_UP) / 3600
     return Preview(
-        tuple((name_of(ladder_of(study), r), n, e) for r, n, e in rows),
+        tuple((name_of(checked.resolved.ladder, r), n, e) for r, n, e in rows),
         fold_epochs,
-        float(study.search.trials * dataset.folds * study.epochs),
+        float(checked.search.trials * dataset.folds * checked.epochs),
         epoch_seconds,
         timed,
         hours,
-        gpu_hours(study, fold_epochs * epoch_seconds),
+        gpu_hours(checked, fold_epochs * epoch_seconds),
         slots,
         hours / slots,
-        study.resolved.warnings if study.resolved else (),
+        checked.resolved.warnings,
     )
 
 
-def _earlier(study: Study, sources: Sequence[str]) -> tuple[float, str]:
+def _earlier(study: ResolvedStudy, sources: Sequence[str]) -> tuple[float, str]:
     """Median seconds of a fold epoch in the journals of earlier studies, and where that is from."""
     seconds: list[float] = []
     for source in sources:
-        folder = Folder(source)
-        earlier = read_resolved(folder)
-        if earlier.model != study.model:
+        earlier = StudyFolder(source)
+        if earlier.study.model != study.model:
             raise WrongInput(
                 f"--epochs-from {source}: must be a study of {study.model}, but is of "
-                f"{earlier.model}; "
-                "give another one, or --epoch-seconds"
+                f"{earlier.study.model}; give another one, or --epoch-seconds"
             )
-        seconds += [
-            event["seconds"] for event in Journal(folder).events() if event["event"] == "epoch"
-        ]
+        for configuration in earlier.state.configurations.values():
+            seconds += configuration.epoch_seconds
     if not seconds:
         raise WrongInput(
             f"--epochs-from {' '.join(sources)}: must have finished epochs, but has none; "
@@ -128,7 +124,7 @@ def _earlier(study: Study, sources: Sequence[str]) -> tuple[float, str]:
     return median(seconds), f"the median of {len(seconds)} fold epochs of {' '.join(sources)}"
 
 
-def _loader(study: Study, dataset: Dataset, model: Model, config: TrainingConfig) -> Loader:
+def _loader(study: ResolvedStudy, dataset: Dataset, model: Model, config: TrainingConfig) -> Loader:
     """Training batches of the first fold, in this process."""
     nothing = Mined(
         {s.scan_id: [] for s in dataset.scans}
@@ -137,7 +133,7 @@ def _loader(study: Study, dataset: Dataset, model: Model, config: TrainingConfig
     return training_loader(samples, config.batch, 0, 1, 0)[0]
 
 
-def _draw(study: Study, dataset: Dataset, model: Model, png: str) -> None:
+def _draw(study: ResolvedStudy, dataset: Dataset, model: Model, png: str) -> None:
     """The picture of a training batch."""
     config = first_taken(study, model)
     loader = _loader(study, dataset, model, config)
@@ -155,7 +151,7 @@ def _draw(study: Study, dataset: Dataset, model: Model, png: str) -> None:
     )
 
 
-def _time_here(study: Study, dataset: Dataset, model: Model) -> tuple[float, str]:
+def _time_here(study: ResolvedStudy, dataset: Dataset, model: Model) -> tuple[float, str]:
     """Seconds of a fold epoch from a few training steps of the first configuration, and where that
     is from.
     """

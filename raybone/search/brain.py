@@ -18,7 +18,7 @@ from raybone.search.events import Event
 from raybone.search.journal import Journal
 from raybone.search.sampler import ATTEMPTS, propose
 from raybone.search.state import Configuration, State, gpu_hours
-from raybone.study.spec import Study
+from raybone.study.spec import ResolvedStudy
 from raybone.types import Decision, Epoch, Pooled, Segment
 
 
@@ -44,7 +44,11 @@ class Brain:
     """
 
     def __init__(
-        self, study: Study, journal: Journal, check: Callable[[dict[str, Any]], int], slots: int
+        self,
+        study: ResolvedStudy,
+        journal: Journal,
+        check: Callable[[dict[str, Any]], int],
+        slots: int,
     ) -> None:
         self.study, self.journal, self.check, self.slots = study, journal, check, slots
         self.state, self.race = State(), race.race_of(study)
@@ -52,7 +56,7 @@ class Brain:
         self.version = 0
         self.lock = threading.RLock()
         self._busy: dict[str, int] = {}
-        self._draft: tuple[str, dict[str, Any], int, bool] | None = None
+        self._draft: tuple[str, dict[str, Any], int] | None = None
         self._exhausted = False
         self._began = time.monotonic()
         last: Event = {"event": ""}
@@ -315,7 +319,6 @@ class Brain:
         return Work(config_id, configuration.params, rung, self._segments(config_id, rung))
 
     def _segments(self, config_id: str, rung: int) -> tuple[Segment, ...]:
-        assert self.study.resolved is not None
         folds, epochs = self.study.resolved.ladder[rung]
         known = [
             self.state.known(config_id, k) if config_id in self.state.configurations else 0
@@ -334,14 +337,14 @@ class Brain:
                 self._exhausted = True
                 return None
             try:
-                self._draft = (f"c{index:03d}", params, self.check(params), True)
+                self._draft = (f"c{index:03d}", params, self.check(params))
                 break
             except InvalidConfig as error:
                 self._record("invalid", params=params, reason=str(error))
         if self._draft is None:
             self._exhausted = True
             return None
-        config_id, params, _, _ = self._draft
+        config_id, params, _ = self._draft
         return Work(config_id, params, 0, self._segments(config_id, 0), new=True)
 
     def _promote(self, work: Work) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from raybone.search.rungs import Rung
 from raybone.search.state import Configuration
-from raybone.study.spec import Study
+from raybone.study.spec import ResolvedStudy
 from raybone.types import Decision
 
 SMOOTH = 3  # epochs averaged for a decision
@@ -90,45 +90,46 @@ def ladder(epochs: int, folds: int, steps_per_epoch: float) -> Ladder:
     return tuple(rungs)
 
 
-def scores(study: Study, configuration: Configuration, rung: int) -> tuple[list[float], float]:
+def scores(
+    study: ResolvedStudy, configuration: Configuration, rung: int
+) -> tuple[list[float], float]:
     """Scores of the folds of a rung, and the tie-breaker: more is better, NaN where not there.
 
     A fold's score is the mean of the metric over the last epochs; validation loss breaks ties, as
     early AP is exactly 0 for everybody.
     """
-    folds, epochs = ladder_of(study)[rung]
+    folds, epochs = study.resolved.ladder[rung]
     sign = 1 if study.direction == "maximize" else -1
     values = [
         sign * configuration.fold_score(k, epochs, study.metric, SMOOTH) for k in range(folds)
     ]
-    losses = [configuration.fold_score(k, epochs, "val_loss", SMOOTH) for k in range(folds)]
-    return values, -sum(losses) / folds
+    return values, -configuration.mean(folds, epochs, "val_loss", SMOOTH)
 
 
-def score(study: Study, configuration: Configuration, rung: int) -> float:
+def score(study: ResolvedStudy, configuration: Configuration, rung: int) -> float:
     """Mean over a rung's folds of the smoothed metric, more is better; -inf for NaN or a crash."""
     values, _ = scores(study, configuration, rung)
     value = sum(values) / len(values)
     return value if math.isfinite(value) else -math.inf
 
 
-def race_of(study: Study) -> Race:
+def race_of(study: ResolvedStudy) -> Race:
     """The race that a study's scheduler runs; for the other schedulers, one that decides nothing
     before the end.
     """
     race = study.search.scheduler == "fold_race"
     rule = Rule(races=race, promotion=not race or study.search.type == "promotion")
-    return Race(ladder_of(study), rule, 1 if study.direction == "maximize" else -1)
+    return Race(study.resolved.ladder, rule, 1 if study.direction == "maximize" else -1)
 
 
-def expected(study: Study) -> list[tuple[int, float, float]]:
+def expected(study: ResolvedStudy) -> list[tuple[int, float, float]]:
     """(rung, configurations that get there, fold epochs spent on the way to it from the rung
     before), before a search.
 
     A rung passes on its share, and a few more as it decides before all have arrived; of those that
     race, SURVIVAL get to the next rung.
     """
-    rungs, rule = ladder_of(study), race_of(study)
+    rungs, rule = study.resolved.ladder, race_of(study)
     arrive, rows, spent = float(study.search.trials), [], 0
     for rung, (folds, epochs) in enumerate(rungs):
         rows.append((rung, arrive, arrive * (folds * epochs - spent)))
@@ -143,13 +144,6 @@ def expected(study: Study) -> list[tuple[int, float, float]]:
             )
             arrive = max(min(passes, arrive), min(rule.rule.finalists, study.search.trials))
     return rows
-
-
-def ladder_of(study: Study) -> Ladder:
-    """The rungs of a study that has been resolved."""
-    if study.resolved is None:
-        raise ValueError("the study must be resolved first")
-    return study.resolved.ladder
 
 
 def name_of(rungs: Ladder, rung: int) -> str:

@@ -23,34 +23,8 @@ import orjson
 from raybone.errors import RunFailed, WrongInput
 from raybone.search.events import Event, check_event
 from raybone.storage import Folder, patiently
-from raybone.study.spec import Study, parse_study, parse_yaml
 
 SEAL = ',"crc":"'  # what comes before the checksum of a line
-
-
-def read_resolved(folder: Folder, dataset: str = "") -> Study:
-    """The study of a study folder.
-
-    Args:
-        dataset: where its dataset is now, if that has been moved.
-    Raises:
-        WrongInput: there is none.
-    """
-    content = folder.read("study.yaml")
-    if content is None:
-        raise WrongInput(
-            f"study {folder.url}: must be a study folder, but has no study.yaml; "
-            "give the folder that `raybone search --out` made"
-        )
-    where = f"{folder.url}/study.yaml"
-    study = parse_study(parse_yaml(content, where), where)
-    if study.resolved is None:
-        raise WrongInput(
-            f"study {folder.url}: its study.yaml must be one that `raybone search` wrote, but has "
-            f"no "
-            "`resolved`; give another folder"
-        )
-    return study.model_copy(update={"dataset": dataset}) if dataset else study
 
 
 class Journal:

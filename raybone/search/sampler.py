@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -14,7 +15,7 @@ import optuna
 from raybone.search.fold_race import score, scores
 from raybone.search.state import Configuration, State
 from raybone.study.space import LONGEST, active, complete, draw, from_unit, grid, identity, rejected
-from raybone.study.spec import Param, Study
+from raybone.study.spec import Param, Prior, ResolvedStudy
 
 optuna.logging.set_verbosity(
     optuna.logging.ERROR
@@ -26,7 +27,7 @@ STARTUP = 8  # observations before which chance decides
 BEST, RECENT = 25, 225  # observations that TPE is told: of 250 it calls 25 good, and never more
 
 
-def propose(study: Study, state: State, index: int) -> dict[str, Any] | None:
+def propose(study: ResolvedStudy, state: State, index: int) -> dict[str, Any] | None:
     """Hyper-parameters of configuration ``index`` (0-based), or None when the space is used up.
 
     A pure function of the study, the index and the state, of which random, sobol and grid see no
@@ -39,17 +40,14 @@ def propose(study: Study, state: State, index: int) -> dict[str, Any] | None:
     return next((params for params in islice(fresh, LONGEST) if not rejected(study, params)), None)
 
 
-def _draws(study: Study, state: State, index: int) -> Iterator[dict[str, Any]]:
+def _draws(study: ResolvedStudy, state: State, index: int) -> Iterator[dict[str, Any]]:
     """Candidates, the preferred one first."""
     kind, space = study.search.sampler, study.space
     if not space:
         yield {}
         return
     rng = np.random.default_rng([study.search.seed, index])
-    points = [
-        *study.search.points,
-        *(study.resolved.prior.points if study.resolved and study.resolved.prior else ()),
-    ]
+    points = [*study.search.points, *(study.resolved.prior or Prior()).points]
     if index < len(points):
         for _ in range(ATTEMPTS):
             yield complete(space, points[index], draw(space, rng.random(len(space)).tolist()))
@@ -71,7 +69,7 @@ def _draws(study: Study, state: State, index: int) -> Iterator[dict[str, Any]]:
         yield from_unit(space, rng.random(len(space)).tolist())
 
 
-def _modelled(study: Study, state: State, index: int) -> Iterator[dict[str, Any]]:
+def _modelled(study: ResolvedStudy, state: State, index: int) -> Iterator[dict[str, Any]]:
     """Candidates of optuna's multivariate TPE (Bergstra et al. 2011; Falkner et al. 2018,
     arXiv:1807.01774) or its Gaussian process with log expected improvement (Ament et al. 2023,
     arXiv:2310.20708).
@@ -90,24 +88,20 @@ def _modelled(study: Study, state: State, index: int) -> Iterator[dict[str, Any]
             direction="maximize",
             sampler=make(seed=_seed(study.search.seed, index), n_startup_trials=STARTUP),
         )
+    kinds = optuna.trial.TrialState
     spread = distributions(study.space)
     for params, value in observations(study, state):
+        kind = kinds.RUNNING if value is None else kinds.COMPLETE
+        known = {name: spread[name] for name in params}
         memory.add_trial(
-            optuna.trial.create_trial(
-                params=params,
-                distributions={k: spread[k] for k in params},
-                value=value,
-                state=optuna.trial.TrialState.RUNNING
-                if value is None
-                else optuna.trial.TrialState.COMPLETE,
-            )
+            optuna.trial.create_trial(state=kind, params=params, distributions=known, value=value)
         )
     for _ in range(ASKS):
         trial = memory.ask(spread)
         yield active(study.space, {name: trial.params[name] for name in study.space})
 
 
-def observations(study: Study, state: State) -> list[tuple[dict[str, Any], float | None]]:
+def observations(study: ResolvedStudy, state: State) -> list[tuple[dict[str, Any], float | None]]:
     """What a model of the space may learn from, oldest first: hyper-parameters, and their standing
     in (0, 1).
 
@@ -120,14 +114,45 @@ def observations(study: Study, state: State) -> list[tuple[dict[str, Any], float
         (c for c in seen if c.rung >= 0 or c.status == "failed"), key=lambda c: _standing(study, c)
     )
     place = {c.id: (i + 0.5) / len(scored) for i, c in enumerate(scored)}
-    prior = study.resolved.prior.observations if study.resolved and study.resolved.prior else ()
-    told = [*((o.params, o.standing) for o in prior), *((c.params, place.get(c.id)) for c in seen)]
+    prior = study.resolved.prior or Prior()
+    told = [
+        *((o.params, o.standing) for o in prior.observations),
+        *((c.params, place.get(c.id)) for c in seen),
+    ]
     by_standing = sorted(range(len(told)), key=lambda i: told[i][1] or 0.0)
     kept = {*by_standing[-BEST:], *sorted(by_standing[:-BEST])[-RECENT:]}
     return [o for i, o in enumerate(told) if i in kept]
 
 
-def _standing(study: Study, configuration: Configuration) -> tuple[float, ...]:
+def as_optuna(study: ResolvedStudy, state: State) -> optuna.Study:
+    """The study as one of optuna's, in memory, for its plots and importances.
+
+    A complete configuration has its mean over the folds, unless that is not finite; one that was
+    stopped is pruned, one that failed has failed, and the rest run. What each rung gave stands at
+    the fold epochs up to there; the attribute ``config_id`` is its name in the leaderboard.
+    """
+    kinds = optuna.trial.TrialState
+    kind_of = {"stopped": kinds.PRUNED, "running": kinds.RUNNING, "paused": kinds.RUNNING}
+    made = optuna.create_study(study_name=study.name, direction=study.direction)
+    spread = distributions(study.space)
+    for c in state.configurations.values():
+        final = [c.fold_score(k, study.epochs, study.metric) for k in range(study.resolved.folds)]
+        scored = c.status == "complete" and all(map(math.isfinite, final))
+        rungs = study.resolved.ladder[: c.rung + 1]
+        trial = optuna.trial.create_trial(
+            state=kinds.COMPLETE if scored else kind_of.get(c.status, kinds.FAIL),
+            params=c.params,
+            distributions={name: spread[name] for name in c.params},
+            value=float(np.mean(final)) if scored else None,
+            intermediate_values={k * e: c.mean(k, e, study.metric) for k, e in rungs},
+            user_attrs={"config_id": c.id},
+            system_attrs={"terminator:cv_scores": final} if scored else {},
+        )
+        made.add_trial(trial)
+    return made
+
+
+def _standing(study: ResolvedStudy, configuration: Configuration) -> tuple[float, ...]:
     if configuration.status == "failed":
         return -1, 0.0, 0.0
     tie = scores(study, configuration, configuration.rung)[1]

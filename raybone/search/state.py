@@ -88,10 +88,19 @@ class Configuration:
         """
         return self.epochs[fold].mean(metric, epoch, smooth) if fold in self.epochs else math.nan
 
+    def mean(self, folds: int, epoch: int, metric: str, smooth: int = 1) -> float:
+        """Mean of ``fold_score`` over the first folds; NaN when one is not there."""
+        return sum(self.fold_score(k, epoch, metric, smooth) for k in range(folds)) / folds
+
+    @property
+    def epoch_seconds(self) -> list[float]:
+        """Seconds of each epoch, fold after fold."""
+        return [seconds for run in self.epochs.values() for seconds in run.seconds]
+
     @property
     def train_seconds(self) -> float:
         """Seconds of all epochs of all folds."""
-        return sum(sum(run.seconds) for run in self.epochs.values())
+        return sum(self.epoch_seconds)
 
 
 def gpu_hours(study: Study, seconds: float) -> float:

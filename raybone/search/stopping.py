@@ -7,20 +7,19 @@ from __future__ import annotations
 import math
 import warnings
 
-import numpy as np
 import optuna
 import optuna.terminator
 
-from raybone.search.sampler import distributions
-from raybone.search.state import Configuration, State
-from raybone.study.spec import Study
+from raybone.search.sampler import as_optuna
+from raybone.search.state import State
+from raybone.study.spec import ResolvedStudy
 
 LEAST = (
     20  # complete configurations before a regret bound means anything (optuna's default as well)
 )
 
 
-def reached(study: Study, state: State) -> str:
+def reached(study: ResolvedStudy, state: State) -> str:
     """Why ``limits.target`` or ``limits.converged`` end the search now, with the evidence; empty
     when they do not.
 
@@ -28,35 +27,32 @@ def reached(study: Study, state: State) -> str:
     or so once there are ``LEAST`` complete configurations, so ask when one completes.
     """
     sign = 1 if study.direction == "maximize" else -1
-    scored = [
-        (c, folds)
+    means = {
+        c.id: c.mean(study.resolved.folds, study.epochs, study.metric)
         for c in state.configurations.values()
-        if c.status == "complete" and np.isfinite(folds := _folds(study, c)).all()
-    ]
+        if c.status == "complete"
+    }
+    scored = {name: mean for name, mean in means.items() if math.isfinite(mean)}
     if not scored:
         return ""
-    best, folds = max(scored, key=lambda item: sign * float(np.mean(item[1])))
-    value, target = float(np.mean(folds)), study.limits.target
+    best = max(scored, key=lambda name: sign * scored[name])
+    value, target = scored[best], study.limits.target
     if target is not None and sign * (value - target) >= 0:
-        return (
-            f"limits.target: {best.id} reached {study.metric} {value:.4f}, the target is {target:g}"
-        )
+        return f"limits.target: {best} reached {study.metric} {value:.4f}, the target is {target:g}"
     if not study.limits.converged or len(scored) < LEAST:
         return ""
-    regret, error = _regret_and_error(study, scored)
+    regret, error = _regret_and_error(study, state)
     if regret >= error:
         return ""
     return (
         f"limits.converged: after {len(scored)} complete configurations at most {regret:.4f} "
         f"{study.metric} above "
-        f"the {value:.4f} of {best.id} are left to gain, under the {error:.4f} that its folds can "
+        f"the {value:.4f} of {best} are left to gain, under the {error:.4f} that its folds can "
         f"tell"
     )
 
 
-def _regret_and_error(
-    study: Study, scored: list[tuple[Configuration, list[float]]]
-) -> tuple[float, float]:
+def _regret_and_error(study: ResolvedStudy, state: State) -> tuple[float, float]:
     """Upper bound of what is left to gain, and the standard error of the best one's
     cross-validation.
 
@@ -64,16 +60,8 @@ def _regret_and_error(
     as optuna has it. Parameters that only some configurations have are not seen by its Gaussian
     process: they count as noise.
     """
-    spread = distributions(study.space)
-    trials = [
-        optuna.trial.create_trial(
-            params=c.params,
-            distributions={k: spread[k] for k in c.params},
-            value=float(np.mean(folds)),
-            system_attrs={"terminator:cv_scores": list(folds)},
-        )
-        for c, folds in scored
-    ]
+    complete = optuna.trial.TrialState.COMPLETE
+    trials = as_optuna(study, state).get_trials(states=[complete])
     direction = optuna.study.StudyDirection[study.direction.upper()]
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -84,10 +72,3 @@ def _regret_and_error(
         )
         error = optuna.terminator.CrossValidationErrorEvaluator().evaluate(trials, direction)
     return float(regret), float(error)
-
-
-def _folds(study: Study, configuration: Configuration) -> list[float]:
-    count = study.resolved.folds if study.resolved else 0
-    return [configuration.fold_score(k, study.epochs, study.metric) for k in range(count)] or [
-        math.nan
-    ]

@@ -16,29 +16,28 @@ def relocated(study: Study, move: Callable[[str], str]) -> Study:
     Args:
         move: gives the new place; names that are no places (otsu, a model's own weights) stay.
     """
+
+    def moved(key: str, value: Any) -> Any:
+        if not isinstance(value, str) or value in ("", "otsu") or "://" in value:
+            return value
+        file = "/" in value or Path(value).suffix in (".pt", ".pth", ".safetensors")
+        return move(value) if file or key != "weights" else value
+
+    return looked_up(study, moved)
+
+
+def looked_up(study: Study, look_up: Callable[[str, Any], Any]) -> Study:
+    """The study with other values of the hyper-parameters that name a file or an earlier study.
+
+    Args:
+        look_up: gives the new value, of the hyper-parameter's name and the old value.
+    """
     for key in ("weights", "init_from", "nm"):
-
-        def moved(value: Any, key: str = key) -> Any:
-            named = (
-                key != "weights"
-                or "/" in str(value)
-                or Path(str(value)).suffix in (".pt", ".pth", ".safetensors")
-            )
-            place = (
-                isinstance(value, str)
-                and value
-                and value != "otsu"
-                and "://" not in value
-                and named
-            )
-            return move(value) if place else value
-
         if key in study.fixed:
-            study = study.model_copy(
-                update={"fixed": {**study.fixed, key: moved(study.fixed[key])}}
-            )
+            fixed = {**study.fixed, key: look_up(key, study.fixed[key])}
+            study = study.model_copy(update={"fixed": fixed})
         if key in study.space and (choice := study.space[key].choice):
-            study = renamed(study, key, {v: moved(v) for v in choice})
+            study = renamed(study, key, {v: look_up(key, v) for v in choice})
     return study
 
 

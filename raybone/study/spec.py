@@ -376,6 +376,21 @@ class Study(Strict):
         """Which end of the metric is good."""
         return DIRECTIONS[self.metric]
 
+    def resolved_as(self, resolved: Resolved) -> ResolvedStudy:
+        """This study with what was looked up for it."""
+        return ResolvedStudy.model_validate({**dict(self), "resolved": resolved})
+
+
+class ResolvedStudy(Study):
+    """A study that was checked against its dataset and model."""
+
+    resolved: Resolved
+
+    def with_prior(self, prior: Prior | None) -> ResolvedStudy:
+        """This study with another warm start, or with none."""
+        resolved = self.resolved.model_copy(update={"prior": prior})
+        return self.model_copy(update={"resolved": resolved})
+
 
 def read_study(
     path: Path | str,

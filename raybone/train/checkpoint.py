@@ -1,4 +1,4 @@
-"""Weights of a fold in a study folder: the only place that reads and writes them."""
+"""Weights of a fold in a study folder: the only code that reads and writes them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from raybone.errors import DamagedFile
-from raybone.storage import Folder
+from raybone.errors import DamagedFile, FitFailed
+from raybone.storage import Folder, fold_name
+
+LAST = "last.pt"  # what a fold resumes from
+BEST = "best.pt"  # the average of the epoch with the best score, for other programs
+OTSU = "otsu"  # the value of hyper-parameter nm that names no earlier study
 
 
-def read_checkpoint(
-    folder: Folder, name: str = "last.pt", device: torch.device | str = "cpu"
-) -> dict[str, Any] | None:
-    """What ``write_checkpoint`` wrote, or None where there is no such file.
+def read_checkpoint(folder: Folder, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """What ``write_checkpoint`` wrote in a fold's folder, or None where there is no such file.
 
     Raises:
         DamagedFile: it was cut short, holds more than tensors and plain values, which could run
             code, or weights that are not finite, with which nothing is ever found.
     """
-    content = folder.read(name)
+    content = folder.read(LAST)
     if content is None:
         return None
     try:
@@ -34,12 +36,41 @@ def read_checkpoint(
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise DamagedFile(
-            f"{folder.url}/{name}: must hold weights and nothing that runs, but is damaged, cut "
-            f"short or "
-            f"another file ({len(content)} bytes, {type(error).__name__}); put a good copy there, "
-            f"or "
-            "remove it and the fold starts again; then give the same command"
+            f"{folder.url}/{LAST}: must hold weights and nothing that runs, but is damaged, cut "
+            f"short or another file ({len(content)} bytes, {type(error).__name__}); put a good "
+            "copy there, or remove it and the fold starts again; then give the same command"
         ) from None
+
+
+def earlier_fold(configuration: str, fold: int) -> dict[str, Any]:
+    """The checkpoint of this fold of an earlier configuration, or of its first where it has fewer
+    folds.
+
+    Args:
+        configuration: its folder.
+    Raises:
+        FitFailed: its weights are gone.
+    """
+    folder = Folder(configuration)
+    name = fold_name(fold) if fold_name(fold) in folder.names() else fold_name(0)
+    state = read_checkpoint(folder.child(name))
+    if state is None:
+        raise FitFailed(
+            f"{configuration}/{name}: must have the weights of an earlier study, but {LAST} is "
+            "gone; train that again, with a larger keep"
+        )
+    return state
+
+
+def has_weights(fold: Folder) -> bool:
+    """Whether a fold's folder has the weights of its last epoch."""
+    return LAST in fold.names()
+
+
+def drop_weights(fold: Folder) -> None:
+    """Delete the weights in a fold's folder."""
+    fold.delete(LAST)
+    fold.delete(BEST)
 
 
 def finite(tensors: Mapping[str, Tensor]) -> bool:
@@ -65,8 +96,12 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
         ) from None
 
 
-def write_checkpoint(folder: Folder, name: str, state: dict[str, Any]) -> None:
-    """Write tensors and plain values so that a reader sees the old file or the new one."""
+def write_checkpoint(folder: Folder, state: dict[str, Any], name: str = LAST) -> None:
+    """Write tensors and plain values so that a reader sees the old file or the new one.
+
+    Args:
+        name: LAST or BEST.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     folder.write(name, buffer.getvalue())

@@ -16,6 +16,7 @@ from raybone.storage import Folder
 from raybone.types import Scan
 
 Finding = dict[str, Any]
+NAME = "predictions.json"
 
 
 class Found(BaseModel):
@@ -39,6 +40,12 @@ class Predictions(BaseModel):
     findings: list[Found]
 
 
+def write_findings(fold: Folder, number: int, epoch: int, findings: Sequence[Finding]) -> None:
+    """Write what the weights of this epoch find on the validation scans of fold ``number``."""
+    content = {"fold": number, "epoch": epoch, "findings": findings}
+    fold.write(NAME, json.dumps(content).encode())
+
+
 def read_findings(fold: Folder, epoch: int, scans: Sequence[Scan]) -> list[Finding] | None:
     """Findings that a fold's weights of this epoch have of its validation scans; None where there
     are none.
@@ -48,7 +55,7 @@ def read_findings(fold: Folder, epoch: int, scans: Sequence[Scan]) -> list[Findi
     Raises:
         DamagedFile: its predictions.json is none that a training on them writes.
     """
-    content = fold.read("predictions.json")
+    content = fold.read(NAME)
     if content is None:
         return None
     shape_of = {s.scan_id: (s.height, s.width) for s in scans}
@@ -65,8 +72,7 @@ def read_findings(fold: Folder, epoch: int, scans: Sequence[Scan]) -> list[Findi
         )
     except (ValueError, KeyError) as error:
         raise DamagedFile(
-            f"{fold.url}/predictions.json: must be what a training left there, but "
+            f"{fold.url}/{NAME}: must be what a training left there, but "
             f"{' '.join(str(error).split())[:150]}; put a good copy there, or remove it with "
-            f"last.pt and "
-            "the fold starts again"
+            "last.pt and the fold starts again"
         ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -23,9 +22,17 @@ from raybone.models._model import Model, TrainingConfig
 from raybone.models._weights import copy_into, start_from, weights_file
 from raybone.storage import Folder
 from raybone.study.spec import DIRECTIONS
-from raybone.train.checkpoint import fill, finite, read_checkpoint, write_checkpoint
+from raybone.train.checkpoint import (
+    BEST,
+    LAST,
+    earlier_fold,
+    fill,
+    finite,
+    read_checkpoint,
+    write_checkpoint,
+)
 from raybone.train.evaluate import evaluate
-from raybone.train.lineage import earlier_fold
+from raybone.train.findings import Finding, write_findings
 from raybone.train.memory import refuse_too_large
 from raybone.train.samples import Masks, scored_samples, training_samples, wants_mining
 from raybone.types import Epoch, Scan
@@ -114,7 +121,7 @@ def _applied(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Metrics and findings of a fold's averaged weights on scans, over all ranks."""
     module = model.build(config)
-    fill(module, state["average"], "last.pt")
+    fill(module, state["average"], LAST)
     if mined is None and wants_mining(config):
         mined = Mined({s.scan_id: [] for s in scans})  # for the loss, which nobody reads then
     samples = scored_samples(dataset, scans, model, config, mined)
@@ -159,7 +166,8 @@ class _Run:
         self.memory = torch.channels_last if config.channels_last else torch.contiguous_format
         torch.manual_seed(_mix(seed, fold, 0))
         self.net = model.build(config)
-        if folder.read("last.pt") is None:
+        state = read_checkpoint(folder, self.device)
+        if state is None:
             if config.weights:
                 start_from(self.net, weights_file(config.weights, model))
             if config.init_from:
@@ -187,7 +195,8 @@ class _Run:
         self.optimizer = _optimizer(self.net, config, self.accumulate)
         self.updates = 0
         self.history: list[Epoch] = []
-        self._resume()
+        if state:
+            self._resume(state)
 
     def _load_data(self) -> None:
         config, dataset = self.config, self.dataset
@@ -219,20 +228,14 @@ class _Run:
             training, config.batch, self.rank, self.world, config.loader_workers
         )
 
-    def _resume(self) -> None:
-        state = read_checkpoint(self.folder, device=self.device)
-        if state is None:
-            return
-        own = self._own()
+    def _resume(self, state: dict[str, Any]) -> None:
+        own, where = self._own(), f"{self.folder.url}/{LAST}"
         if other := [name for name in own if state.get(name) != own[name]]:
             raise DamagedFile(
-                f"{self.folder.url}/last.pt: must be of this configuration and fold, but was "
-                f"trained "
-                f"with another {', '.join(other)}; put the right file there, or remove it and the "
-                f"fold "
-                "starts again"
+                f"{where}: must be of this configuration and fold, but was trained with another "
+                f"{', '.join(other)}; put the right file there, or remove it and the fold starts "
+                "again"
             )
-        where = f"{self.folder.url}/last.pt"
         try:
             fill(self.net, state["net"], where)
             fill(self.average, state["average"], where)
@@ -352,21 +355,16 @@ class _Run:
             return max(1, round(float(np.interp(done, [0, warm], [1, self.accumulate]))))
         return self.accumulate
 
-    def _save(self, findings: list[dict[str, Any]] | None) -> None:
+    def _save(self, findings: list[Finding] | None) -> None:
         sign = 1 if DIRECTIONS[self.metric] == "maximize" else -1
         worth = [sign * e.metrics[self.metric] for e in self.history if self.metric in e.metrics]
         if worth and worth[-1] >= max((w for w in worth if not math.isnan(w)), default=-math.inf):
-            write_checkpoint(
-                self.folder,
-                "best.pt",
-                {"average": self.average.state_dict(), "epoch": len(self.history)},
-            )
+            best = {"average": self.average.state_dict(), "epoch": len(self.history)}
+            write_checkpoint(self.folder, best, BEST)
         if findings is not None:
-            content = {"fold": self.fold, "epoch": len(self.history), "findings": findings}
-            self.folder.write("predictions.json", json.dumps(content).encode())
+            write_findings(self.folder, self.fold, len(self.history), findings)
         write_checkpoint(
             self.folder,
-            "last.pt",
             {
                 "net": self.net.state_dict(),
                 "average": self.average.state_dict(),

@@ -11,7 +11,7 @@ from raybone.data.tiles_and_targets import Otsu, TargetSamples, TileSamples
 from raybone.models._classifier import ClassifierConfig
 from raybone.models._model import Model, TrainingConfig
 from raybone.models._segmenter import SegmenterConfig
-from raybone.train.lineage import OTSU
+from raybone.train.checkpoint import OTSU
 from raybone.types import Array, Scan, Task
 
 Masks = Callable[[Scan], Array]

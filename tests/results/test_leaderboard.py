@@ -22,7 +22,7 @@ from raybone.run.local import search
 from raybone.search.journal import Journal
 from raybone.search.state import State
 from raybone.storage import Folder
-from raybone.study.spec import Resolved, Study, parse_study
+from raybone.study.spec import Resolved, ResolvedStudy, parse_study
 
 Mapping = dict[str, Any]
 NEW = [
@@ -38,20 +38,18 @@ NEW = [
 FOLDS = {"a": [0.9, 0.52, 0.7], "b": [0.6, 0.6, 0.6]}
 
 
-def made(metric: str = "dice") -> Study:
+def made(metric: str = "dice") -> ResolvedStudy:
     study = parse_study(
         {"name": "s", "dataset": "d", "model": "unet", "epochs": 1, "metric": metric}
     )
-    return study.model_copy(
-        update={
-            "resolved": Resolved(
-                dataset_hash="0",
-                code_version="0",
-                folds=3,
-                ladder=((3, 1),),
-                warnings=("few patients",),
-            )
-        }
+    return study.resolved_as(
+        Resolved(
+            dataset_hash="0",
+            code_version="0",
+            folds=3,
+            ladder=((3, 1),),
+            warnings=("few patients",),
+        )
     )
 
 

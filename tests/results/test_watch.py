@@ -20,22 +20,22 @@ from rich.console import Console
 from raybone.cli import main
 from raybone.results.leaderboard import leaderboard
 from raybone.results.live import Picture
+from raybone.results.study_folder import StudyFolder
 from raybone.results.watch import Status, status_lines, status_of, watch
 from raybone.run.checks import resolve
-from raybone.search.journal import Journal, read_resolved
+from raybone.search.journal import Journal
 from raybone.search.lease import Lease
 from raybone.search.state import State
 from raybone.storage import Folder
-from raybone.study.spec import Study, parse_study, write_study
+from raybone.study.spec import ResolvedStudy, parse_study
 
 
 @pytest.fixture
-def raced(study: dict[str, Any]) -> Study:
+def raced(study: dict[str, Any]) -> ResolvedStudy:
     """A resolved study with three rungs: 1x3, 2x6 and 3x9."""
     found = resolve(
         parse_study({**study, "epochs": 9, "search": {"trials": 4, "scheduler": "fold_race"}})
     )[0]
-    assert found.resolved is not None
     ladder = ((1, 3), (2, 6), (3, 9))
     return found.model_copy(
         update={"resolved": found.resolved.model_copy(update={"ladder": ladder})}
@@ -99,7 +99,7 @@ def drawn(status: Status, width: int, height: int) -> list[str]:
     return file.getvalue().splitlines()
 
 
-def test_the_facts_of_a_study(raced: Study) -> None:
+def test_the_facts_of_a_study(raced: ResolvedStudy) -> None:
     status = status_of(raced, State(events()))
     assert [(r.passed, r.waiting, r.stopped, r.coming, r.failed) for r in status.rungs] == [
         (1, 0, 1, 0, 1),
@@ -123,7 +123,9 @@ def test_the_facts_of_a_study(raced: Study) -> None:
     assert status.news(3, "failed") == ["c002 failed: out of memory"]
 
 
-def test_folds_that_run_one_after_the_other_are_not_taken_for_two_at_work(raced: Study) -> None:
+def test_folds_that_run_one_after_the_other_are_not_taken_for_two_at_work(
+    raced: ResolvedStudy,
+) -> None:
     told = [
         {"event": "start", "slots": 1},
         {"event": "config", "config_id": "c000", "params": {}},
@@ -139,7 +141,7 @@ def test_folds_that_run_one_after_the_other_are_not_taken_for_two_at_work(raced:
 
 
 def test_one_fold_has_no_interval_and_a_complete_configuration_has_that_of_its_patients(
-    raced: Study,
+    raced: ResolvedStudy,
 ) -> None:
     first = State(events()[:-14])
     best = status_of(raced, first).best
@@ -176,7 +178,7 @@ def test_one_fold_has_no_interval_and_a_complete_configuration_has_that_of_its_p
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 30), (200, 60)])
 def test_the_picture_fits_the_terminal_and_shows_what_counts(
-    raced: Study, width: int, height: int
+    raced: ResolvedStudy, width: int, height: int
 ) -> None:
     lines = drawn(status_of(raced, State(events())), width, height)
     assert len(lines) <= height
@@ -200,8 +202,7 @@ def test_the_picture_fits_the_terminal_and_shows_what_counts(
         assert part in text, part
 
 
-def test_a_long_ladder_and_many_runs_are_cut_to_where_things_happen(raced: Study) -> None:
-    assert raced.resolved is not None
+def test_a_long_ladder_and_many_runs_are_cut_to_where_things_happen(raced: ResolvedStudy) -> None:
     ladder = tuple((k, 9) for k in range(1, 20))
     long = raced.model_copy(
         update={"resolved": raced.resolved.model_copy(update={"ladder": ladder, "folds": 19})}
@@ -221,7 +222,7 @@ def test_a_long_ladder_and_many_runs_are_cut_to_where_things_happen(raced: Study
         assert "c000 to 15" in text
 
 
-def test_a_low_terminal_keeps_what_runs_and_what_failed(raced: Study) -> None:
+def test_a_low_terminal_keeps_what_runs_and_what_failed(raced: ResolvedStudy) -> None:
     many = [
         {
             "event": "decision",
@@ -239,7 +240,7 @@ def test_a_low_terminal_keeps_what_runs_and_what_failed(raced: Study) -> None:
     assert any("c000 to 3" in line for line in lines)
 
 
-def test_reasons_are_neither_markup_nor_commands_to_the_terminal(raced: Study) -> None:
+def test_reasons_are_neither_markup_nor_commands_to_the_terminal(raced: ResolvedStudy) -> None:
     status = status_of(raced, State(events("[red]boom[/red] [/] \x1b[2J\x07 'x\"")))
     text = "\n".join(drawn(status, 120, 30))
     assert "[red]boom[/red] [/] ?[2J? 'x\"" in text
@@ -249,7 +250,7 @@ def test_reasons_are_neither_markup_nor_commands_to_the_terminal(raced: Study) -
     assert "\x1b" not in lines
 
 
-def test_lines_hold_the_same_facts(raced: Study) -> None:
+def test_lines_hold_the_same_facts(raced: ResolvedStudy) -> None:
     text = "\n".join(status_lines(status_of(raced, State(events()), driven=False)))
     for part in (
         "no driver: `raybone search`",
@@ -262,28 +263,28 @@ def test_lines_hold_the_same_facts(raced: Study) -> None:
         assert part in text, part
 
 
-def test_a_study_of_nothing_yet(raced: Study) -> None:
+def test_a_study_of_nothing_yet(raced: ResolvedStudy) -> None:
     status = status_of(raced, State([]))
     assert "best so far: none yet" in "\n".join(status_lines(status))
     assert len(drawn(status, 80, 24)) <= 24
 
 
-def test_limits_that_there_are_are_shown_as_used_up(raced: Study) -> None:
+def test_limits_that_there_are_are_shown_as_used_up(raced: ResolvedStudy) -> None:
     limited = raced.model_copy(update={"limits": raced.limits.model_copy(update={"hours": 2.0})})
     assert "0.0 of 2 hours" in status_of(limited, State(events())).counts
     assert "hours" not in status_of(raced, State(events())).counts
 
 
 @pytest.fixture
-def folder(raced: Study, tmp_path: Path) -> Folder:
+def folder(raced: ResolvedStudy, tmp_path: Path) -> Folder:
     """A study folder with all these events."""
     folder = Folder(str(tmp_path / "st"))
-    folder.write("study.yaml", write_study(raced).encode())
+    StudyFolder(folder.url).write_study(raced)
     journal = Journal(folder)
     for event in events():
         journal.append(**{k: v for k, v in event.items() if k != "up"})
     journal.close()
-    assert read_resolved(folder) == raced
+    assert StudyFolder(folder.url).study == raced
     return folder
 
 
@@ -345,7 +346,7 @@ def test_on_a_terminal_the_last_picture_stays_and_ctrl_c_leaves(
     lease.drop()
 
 
-def test_the_five_best_are_shown_with_their_hyper_parameters(raced: Study) -> None:
+def test_the_five_best_are_shown_with_their_hyper_parameters(raced: ResolvedStudy) -> None:
     told: list[dict[str, Any]] = [{"event": "start", "slots": 1}]
     for n in range(7):
         name = f"c{n:03d}"

@@ -18,9 +18,9 @@ from faults import unseal
 
 from raybone.errors import RunFailed, WrongInput
 from raybone.phantom.demo import STUDY, prepare_demo
-from raybone.results.leaderboard import write_leaderboard
+from raybone.results.study_folder import StudyFolder
 from raybone.run.local import search
-from raybone.search.journal import Journal, read_resolved
+from raybone.search.journal import Journal
 from raybone.storage import Folder
 from raybone.study.spec import parse_study
 
@@ -73,7 +73,7 @@ def test_the_leaderboard_is_derived_from_the_journal_alone(study: Mapping, tmp_p
     search(parse_study(study), str(out))
     before = (out / "leaderboard.csv").read_bytes()
     (out / "leaderboard.csv").unlink()
-    write_leaderboard(Folder(out), read_resolved(Folder(out)))
+    StudyFolder(out).write_table()
     assert (out / "leaderboard.csv").read_bytes() == before
 
 

@@ -17,7 +17,7 @@ from raybone.search.fold_race import Race, ladder
 from raybone.search.journal import Journal
 from raybone.search.state import State
 from raybone.storage import Folder
-from raybone.study.spec import Limits, Resolved, Study
+from raybone.study.spec import Limits, Resolved, ResolvedStudy, Study
 from raybone.types import Epoch
 
 Curve = Callable[[dict[str, Any], int, int], dict[str, float]]
@@ -25,7 +25,7 @@ Curve = Callable[[dict[str, Any], int, int], dict[str, float]]
 
 def make_study(
     trials: int = 12, folds: int = 5, epochs: int = 27, scheduler: str = "fold_race", **search: Any
-) -> Study:
+) -> ResolvedStudy:
     study = Study.model_validate(
         {
             "name": "s",
@@ -39,7 +39,7 @@ def make_study(
     )
     rungs = ladder(epochs, folds, 1000) if scheduler == "fold_race" else ((folds, epochs),)
     resolved = Resolved(dataset_hash="h", code_version="v", folds=folds, ladder=rungs)
-    return study.model_copy(update={"resolved": resolved})
+    return study.resolved_as(resolved)
 
 
 def good(params: dict[str, Any], fold: int, epoch: int) -> dict[str, float]:

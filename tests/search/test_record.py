@@ -13,7 +13,7 @@ import yaml
 
 from raybone.cli import main
 from raybone.errors import WrongInput
-from raybone.search.curves import record
+from raybone.results.study_folder import StudyFolder
 from raybone.search.journal import Journal
 from raybone.search.simulate import read_curves
 from raybone.storage import Folder
@@ -108,7 +108,7 @@ def made(folder: Path, scores: list[list[float | None]], metric: str = "val_loss
 
 def test_only_whole_configurations_are_taken_and_nan_is_the_worst(tmp_path: Path) -> None:
     url = made(tmp_path, [[4.0, 3.0, 4.0, 2.0], [5.0, None, 5.0, 1.0], [1.0, 1.0, 1.0]])
-    assert record(url) == (2, 3)
+    assert StudyFolder(url).write_curves() == (2, 3)
     curves = read_curves(tmp_path / "curves.npz")
     assert curves.T_CSKE[:, 0].tolist() == [[[-4, -3], [-4, -2]], [[-5, -5], [-5, -1]]]
     assert curves.seconds_C.tolist() == [2.5, 2.5]
@@ -121,9 +121,9 @@ def test_too_little_for_a_table_is_one_line(
     tmp_path: Path, scores: list[list[float | None]], rule: str
 ) -> None:
     with pytest.raises(WrongInput, match=rule):
-        record(made(tmp_path, scores))
+        StudyFolder(made(tmp_path, scores)).write_curves()
 
 
 def test_no_study_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(WrongInput, match="must be a study folder"):
-        record(str(tmp_path))
+        StudyFolder(tmp_path).write_curves()

@@ -19,7 +19,7 @@ from raybone.search.sampler import observations, propose
 from raybone.search.state import State
 from raybone.storage import Folder
 from raybone.study.space import grid, left_by_rules
-from raybone.study.spec import Param, Resolved, Study
+from raybone.study.spec import Param, Resolved, ResolvedStudy, Study, parse_study
 from raybone.types import Epoch
 
 SPACE = {
@@ -32,8 +32,8 @@ SPACE = {
 
 def study(
     sampler: str, space: dict[str, Any] = SPACE, seed: int = 0, search: dict[str, Any] | None = None
-) -> Study:
-    return Study.model_validate(
+) -> ResolvedStudy:
+    asked = parse_study(
         {
             "name": "s",
             "dataset": "d",
@@ -44,6 +44,7 @@ def study(
             "search": {"sampler": sampler, "seed": seed, **(search or {})},
         }
     )
+    return with_ladder(asked, ((1, 3),))
 
 
 @pytest.mark.parametrize("sampler", ["random", "sobol", "tpe", "gp"])
@@ -115,9 +116,9 @@ def test_a_model_learns_from_the_journal(sampler: str) -> None:
     assert sum(abs(x - 0.8) < 0.2 for x in late) >= 10
 
 
-def with_ladder(spec: Study, ladder: tuple[tuple[int, int], ...]) -> Study:
+def with_ladder(spec: Study, ladder: tuple[tuple[int, int], ...]) -> ResolvedStudy:
     resolved = Resolved(dataset_hash="", code_version="", folds=2, ladder=ladder)
-    return spec.model_copy(update={"resolved": resolved})
+    return spec.resolved_as(resolved)
 
 
 def truth(params: dict[str, Any]) -> float:
@@ -131,11 +132,10 @@ def truth(params: dict[str, Any]) -> float:
     )
 
 
-def run(spec: Study, state: State, name: str, rung: int) -> None:
+def run(spec: ResolvedStudy, state: State, name: str, rung: int) -> None:
     """Train a configuration up to a rung: scores of early epochs are lower, as those of a real
     curve.
     """
-    assert spec.resolved is not None
     folds, epochs = spec.resolved.ladder[rung]
     for fold in range(folds):
         for epoch in range(state.known(name, fold) + 1, epochs + 1):

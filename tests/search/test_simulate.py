@@ -96,12 +96,8 @@ def test_simulate_decides_what_the_brain_decides(kind: str, tmp_path: Path) -> N
             "search": {"trials": 30, "sampler": "grid", "scheduler": "fold_race", "type": kind},
         }
     )
-    study = study.model_copy(
-        update={
-            "resolved": Resolved(
-                dataset_hash="h", code_version="v", folds=5, ladder=ladder(18, 5, 1000)
-            )
-        }
+    study = study.resolved_as(
+        Resolved(dataset_hash="h", code_version="v", folds=5, ladder=ladder(18, 5, 1000))
     )
     brain = Brain(study, Journal(Folder(tmp_path)), lambda params: 1, slots=1)
     spent = 0

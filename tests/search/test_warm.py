@@ -8,13 +8,15 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from pretend import pretend
 
 from raybone.cli import main
 from raybone.errors import WrongInput
+from raybone.results.study_folder import StudyFolder, earlier_rows
 from raybone.search.sampler import observations, propose
 from raybone.search.state import State
-from raybone.search.warm_start import warm_start
-from raybone.study.spec import Resolved, Study, parse_study, write_study
+from raybone.search.warm_start import warm_start as warm_start_from
+from raybone.study.spec import Prior, Resolved, Study, parse_study, write_study
 
 SPACE = {
     "lr0": {"log_uniform": [1e-4, 1e-1]},
@@ -38,6 +40,11 @@ def make_study(**change: Any) -> Study:
             **change,
         }
     )
+
+
+def warm_start(study: Study, sources: list[str]) -> Prior:
+    """As `raybone search --warm-start` reads them."""
+    return warm_start_from(study, {source: earlier_rows(source) for source in sources})
 
 
 def board(path: Path, rows: list[dict[str, Any]], metric: str = "AP") -> str:
@@ -151,6 +158,21 @@ def test_what_is_no_such_leaderboard_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_study_folder_gives_the_same_start_as_its_leaderboard(tmp_path: Path) -> None:
+    folder = tmp_path / "st"
+    old = pretend(folder, failing=2, search={"scheduler": "fold_race"})
+    StudyFolder(folder).write_table()
+    (folder / "leaderboard.csv").rename(tmp_path / "old.csv")
+    typed = warm_start(old, [str(folder)])
+    assert {type(o.params["batch"]) for o in typed.observations} == {int}
+    assert {"momentum" in o.params for o in typed.observations} == {True, False}
+    assert len(typed.observations) == 10
+    assert typed == warm_start(old, [str(tmp_path / "old.csv")])
+    (folder / "study.yaml").unlink()
+    with pytest.raises(WrongInput, match="but there is none"):
+        warm_start(old, [str(folder)])
+
+
 def test_tpe_proposes_where_earlier_rows_were_good_and_the_study_file_alone_carries_that(
     tmp_path: Path,
 ) -> None:
@@ -158,9 +180,9 @@ def test_tpe_proposes_where_earlier_rows_were_good_and_the_study_file_alone_carr
     study = make_study()
     prior = warm_start(study, [board(tmp_path / "old.csv", rows)])
     resolved = Resolved(dataset_hash="h", code_version="v", folds=3, ladder=((3, 9),), prior=prior)
-    study = study.model_copy(update={"resolved": resolved})
-    again = parse_study(yaml.safe_load(write_study(study)))
-    assert again == study
+    started = study.resolved_as(resolved)
+    again = parse_study(yaml.safe_load(write_study(started))).resolved_as(resolved)
+    assert again == started
     assert len(observations(again, State())) == 40
     proposals = [propose(again, State(), index) for index in range(3, 13)]
     good = 10 ** (-4 + 3 * 30 / 39)

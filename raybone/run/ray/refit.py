@@ -18,14 +18,14 @@ from raybone.run.ray.resources import slots
 from raybone.run.ray.trial import POLL_SECONDS, cause_of, trainer
 from raybone.run.ray.worker import settle
 from raybone.storage import Folder
-from raybone.study.spec import Study
+from raybone.study.spec import ResolvedStudy
 from raybone.types import Epoch
 
 RETRIES = 3  # of a run that dies; it goes on from last.pt
 
 
 def train_on_ray(
-    study: Study,
+    study: ResolvedStudy,
     folder: Folder,
     params: dict[str, Any],
     address: str | None,
@@ -64,7 +64,7 @@ def train_on_ray(
 class _Controller:
     """Runs the training: Ray Train wants to be in an actor."""
 
-    def run(self, study: Study, folder: str, params: dict[str, Any], epochs: Queue) -> str:
+    def run(self, study: ResolvedStudy, folder: str, params: dict[str, Any], epochs: Queue) -> str:
         """Train; returns why that failed, or nothing."""
         try:
             done = (

@@ -27,6 +27,7 @@ from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raybone.errors import WrongInput
+from raybone.results.study_folder import StudyFolder
 from raybone.run.ray.hub import find
 from raybone.run.ray.network import RaysNetwork
 from raybone.run.ray.resources import per_worker
@@ -78,9 +79,9 @@ def _run(job: Job) -> dict[str, Any]:
         results = [future.result() for future in running]
     except Exception as error:
         with contextlib.suppress(OSError):  # the reason is told in any case
-            Folder(job.folder).write(
-                f"logs/{job.work.config_id}.txt", traceback.format_exc().encode()
-            )
+            folder = StudyFolder(job.folder)
+            log = folder.configuration(job.work.config_id).log
+            folder.files.write(log, traceback.format_exc().encode())
         if isinstance(error, TrainingFailedError):
             return {"outcome": "failed", "reason": cause_of(error)[0], "pooled": None}
         return {"outcome": "halt", "reason": f"{type(error).__name__}: {error}", "pooled": None}

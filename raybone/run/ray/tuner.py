@@ -8,7 +8,6 @@ import contextlib
 import functools
 import logging
 import math
-import os
 import secrets
 import threading
 import time
@@ -23,9 +22,8 @@ from ray.exceptions import RayError
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raybone.data.dataset import Dataset
 from raybone.errors import RunFailed, WrongInput
-from raybone.models._model import Model
+from raybone.results.study_folder import ConfigurationFolder
 from raybone.run.local import HALTED, OpenStudy, conclude, open_study
 from raybone.run.ray.connection import connection
 from raybone.run.ray.hub import NAMESPACE, Hub
@@ -34,8 +32,7 @@ from raybone.run.ray.trial import run_trial, storage
 from raybone.run.ray.worker import examine_remotely
 from raybone.search.brain import Brain, Work
 from raybone.search.fold_race import score
-from raybone.storage import Folder
-from raybone.study.spec import Study
+from raybone.study.spec import ResolvedStudy, Study
 from raybone.types import Epoch
 
 # Every Ray head has this resource: a trial is a light process beside the driver, and its training
@@ -77,7 +74,7 @@ def search(
     )  # tracebacks of trials that are started again
     with contextlib.ExitStack() as stack:
 
-        def connect(checked: Study) -> int:
+        def connect(checked: ResolvedStudy) -> int:
             stack.enter_context(connection(address))
             stack.callback(
                 request_resources, bundles=[]
@@ -105,7 +102,7 @@ def search(
 
 
 def _tuner(driver: _Driver) -> tune.Tuner:
-    study, folder = driver.opened.study, _absolute(driver.opened)
+    study, folder = driver.opened.study, driver.opened.folder.files.absolute
     return tune.Tuner(
         tune.with_resources(run_trial, tune.PlacementGroupFactory([TRIAL])),
         param_space={"study": study, "folder": folder, "hub": driver.name},
@@ -348,7 +345,6 @@ class _Asha(_Race):
     def __init__(self, driver: _Driver) -> None:
         super().__init__(driver)
         study = driver.opened.study
-        assert study.resolved is not None
         self.epochs = [e for _, e in study.resolved.ladder]
         # Ray counts milestones as grace x factor^n; rungs are told as such powers, so that rounded
         # epochs hit them.
@@ -410,22 +406,15 @@ class _Asha(_Race):
         return {"clock": 3**rung, "score": max(value, -1e12), "training_iteration": rung + 1}
 
 
-def _examine(
-    study: Study,
-    folder: Folder,
-    dataset: Dataset,  # noqa: ARG001
-    model: Model,  # noqa: ARG001
-    config_id: str,
-    params: dict[str, Any],
-    patience: float,
-) -> dict[str, float]:
+def _examine(best: ConfigurationFolder, patience: float) -> dict[str, float]:
     """``search.examine`` where a training worker would run, as the driver may have no GPU."""
-    need, place = per_worker(study), os.path.abspath(folder.path) if folder.local else folder.url  # noqa: PTH100
+    folder, study = best.folder, best.folder.study
+    need = per_worker(study)
     task = ray.remote(num_cpus=need["CPU"], num_gpus=need.get("GPU", 0))(examine_remotely)
-    asked, roomy = task.remote(study, place, config_id, params), time.monotonic()
+    asked, roomy = task.remote(folder.files.absolute, best.id), time.monotonic()
     while not ray.wait([asked], timeout=ROOM_SECONDS)[0]:
         roomy = time.monotonic() if room(study) else roomy
-        if time.monotonic() - roomy > patience or folder.read("stop") is not None:
+        if time.monotonic() - roomy > patience or folder.stop is not None:
             ray.cancel(asked)
             raise TimeoutError(f"it was stopped, or {no_room(study)}")
     return dict(ray.get(asked))
@@ -433,7 +422,3 @@ def _examine(
 
 def _scheduler(driver: _Driver) -> TrialScheduler:
     return _Asha(driver) if driver.opened.study.search.scheduler == "asha" else _Race(driver)
-
-
-def _absolute(opened: OpenStudy) -> str:
-    return os.path.abspath(opened.folder.path) if opened.folder.local else opened.folder.url  # noqa: PTH100

@@ -20,12 +20,12 @@ import torch
 
 from raybone.errors import FitFailed
 from raybone.models import load
+from raybone.results.study_folder import StudyFolder
 from raybone.run.checks import dataset_of
 from raybone.run.local import examine, pool, train
 from raybone.run.ray.hub import find
 from raybone.search.brain import Work
-from raybone.storage import Folder
-from raybone.study.spec import Study
+from raybone.study.spec import ResolvedStudy
 from raybone.types import Epoch, Segment
 
 
@@ -33,7 +33,7 @@ from raybone.types import Epoch, Segment
 class Job:
     """Everything a run needs to know; travels to every worker."""
 
-    study: Study
+    study: ResolvedStudy
     folder: str
     hub: str
     work: Work
@@ -52,12 +52,12 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
     ray.get(find(job.hub).here.remote(job.run))
     settle(job.study)
     dataset = dataset_of(job.study)
-    model, folder = load(job.study.model), Folder(job.folder)
+    model, folder = load(job.study.model), StudyFolder(job.folder)
     context, done = ray.train.get_context(), False
     try:
         while segment := _claim(job, context, finished=done):
             timer = _timer(job, segment)
-            for epoch in train(job.study, folder, dataset, model, job.work, segment):
+            for epoch in train(folder, dataset, model, job.work, segment):
                 timer.cancel()
                 if _told(job, epoch, context):
                     return {"outcome": "interrupted"}
@@ -66,13 +66,11 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
             done = True
     except FitFailed as error:
         return {"outcome": "failed", "reason": str(error)}
-    pooled = (
-        pool(job.study, folder, dataset, model, job.work) if context.get_world_rank() == 0 else None
-    )
+    pooled = pool(folder, dataset, model, job.work) if context.get_world_rank() == 0 else None
     return {"outcome": "done", "pooled": pooled}
 
 
-def settle(study: Study) -> None:
+def settle(study: ResolvedStudy) -> None:
     """Take the threads and the GPU that the study and Ray give to this worker."""
     torch.set_num_threads(study.resources.cpus)
     if study.resources.gpus:
@@ -86,13 +84,14 @@ def settle(study: Study) -> None:
         torch.cuda.set_device(ray.train.torch.get_device())
 
 
-def examine_remotely(
-    study: Study, folder: str, config_id: str, params: dict[str, Any]
-) -> dict[str, float]:
-    """``search.examine`` as a Ray task with the resources of a training worker."""
+def examine_remotely(url: str, config_id: str) -> dict[str, float]:
+    """``search.examine`` of a study folder as a Ray task with the resources of a training
+    worker.
+    """
+    folder = StudyFolder(url)
+    study = folder.study
     torch.set_num_threads(study.resources.cpus)
-    dataset = dataset_of(study)
-    return examine(study, Folder(folder), dataset, load(study.model), config_id, params)
+    return examine(folder.configuration(config_id), dataset_of(study), load(study.model))
 
 
 def _timer(job: Job, segment: Segment) -> threading.Timer:

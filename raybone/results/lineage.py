@@ -4,23 +4,17 @@ learns to leave.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.folds import TEST
-from raybone.errors import FitFailed, WrongInput
+from raybone.errors import WrongInput
 from raybone.models import load
-from raybone.search.journal import read_resolved
-from raybone.storage import Folder
-from raybone.study.spec import Study
-from raybone.train.checkpoint import read_checkpoint
+from raybone.results.study_folder import StudyFolder, study_at
+from raybone.study.spec import ResolvedStudy, Study
+from raybone.train.checkpoint import OTSU, earlier_fold
 
 KEYS = ("init_from", "nm")  # hyper-parameters that name an earlier study
-OTSU = "otsu"  # nm's other value
 
 
 def winner_of(given: str, study: Study, dataset: Dataset, key: str) -> tuple[str, str]:
@@ -38,18 +32,13 @@ def winner_of(given: str, study: Study, dataset: Dataset, key: str) -> tuple[str
         WrongInput: there is no winner with its weights, it is of another kind, or a patient may
             leak.
     """
-    folder, wanted = _opened(given)
-    earlier = _read(folder, given, key)
-    config_id = _complete(folder, wanted)
-    assert earlier.resolved is not None
-    if not config_id or not all(
-        "last.pt" in folder.names(f"runs/{config_id}/fold{k}")
-        for k in range(earlier.resolved.folds)
-    ):
+    folder, wanted = _opened(given, key)
+    earlier = folder.study
+    best = next((c for c in folder.complete() if wanted in ("", c.id)), None)
+    if best is None or not best.has_weights():
         raise WrongInput(
             f"{key}: study {given} must have a complete configuration with the weights of all "
-            f"folds, but "
-            "has none; let it end first, with keep at least 1"
+            "folds, but has none; let it end first, with keep at least 1"
         )
     if key == "init_from" and earlier.model != study.model:
         raise WrongInput(
@@ -61,34 +50,12 @@ def winner_of(given: str, study: Study, dataset: Dataset, key: str) -> tuple[str
             f"{key}: study {given} must be of a segmenter, but is of {earlier.model}; give another "
             f"one"
         )
-    place = f"{folder.url}/runs/{config_id}"
-    if "config" not in earlier_fold(place, 0):
+    if "config" not in earlier_fold(best.url, 0):
         raise WrongInput(
             f"{key}: study {given} was trained before its weights said how; train it again"
         )
     whom = _seen(given, earlier, dataset, key)
-    return place, f"{key}: built on {config_id} of study {earlier.name}, trained on {whom}"
-
-
-def earlier_fold(place: str, fold: int) -> dict[str, Any]:
-    """``last.pt`` of this fold of an earlier configuration, or of its first where it has fewer
-    folds.
-
-    Args:
-        place: folder of the configuration.
-    Raises:
-        FitFailed: its weights are gone.
-    """
-    folder = Folder(place)
-    number = fold if f"fold{fold}" in folder.names() else 0
-    state = read_checkpoint(folder.child(f"fold{number}"))
-    if state is None:
-        raise FitFailed(
-            f"{place}/fold{number}: must have the weights of an earlier study, but last.pt is "
-            f"gone; train "
-            "that again, with a larger keep"
-        )
-    return state
+    return best.url, f"{key}: built on {best.id} of study {earlier.name}, trained on {whom}"
 
 
 def trained_before(places: Iterable[object]) -> set[str]:
@@ -101,10 +68,10 @@ def trained_before(places: Iterable[object]) -> set[str]:
         WrongInput: a study or its dataset is gone.
     """
     seen = set[str]()
-    for place in (p for p in places if isinstance(p, str) and p not in ("", OTSU)):
-        study = _read(_opened(place)[0], place, "refit")
+    for place in _named(places):
+        study = _opened(place, "refit")[0].study
         dataset = open_dataset(study.dataset)
-        if study.resolved is None or dataset.hash != study.resolved.dataset_hash:
+        if dataset.hash != study.resolved.dataset_hash:
             raise WrongInput(
                 f"refit: whom study {place} was trained on cannot be known, as its dataset "
                 f"{study.dataset} has changed; put the old one back, or train without that study"
@@ -114,53 +81,30 @@ def trained_before(places: Iterable[object]) -> set[str]:
     return seen
 
 
-def places_of(study: Study) -> set[object]:
-    """What a study's hyper-parameters KEYS may be."""
-    return {
-        value
-        for name in KEYS
-        for value in (
-            study.fixed.get(name),
-            *((study.space[name].choice or ()) if name in study.space else ()),
-        )
-    }
+def places_of(study: Study) -> set[str]:
+    """The earlier studies that a study's hyper-parameters KEYS may name."""
+    values: list[object] = [study.fixed.get(name) for name in KEYS]
+    for name in study.space.keys() & set(KEYS):
+        values += study.space[name].choice or ()
+    return _named(values)
 
 
-def _opened(given: str) -> tuple[Folder, str]:
-    """The study folder, and the configuration where one is named."""
-    folder = Folder(given if "://" in given else Path(given).resolve())
-    place, runs, config_id = folder.url.rpartition("/runs/")
-    named = (
-        runs and folder.read("study.yaml") is None and Folder(place).read("study.yaml") is not None
-    )
-    return (Folder(place), config_id) if named else (folder, "")
+def _named(values: Iterable[object]) -> set[str]:
+    return {v for v in values if isinstance(v, str) and v not in ("", OTSU)}
 
 
-def _read(folder: Folder, given: str, key: str) -> Study:
+def _opened(given: str, key: str) -> tuple[StudyFolder, str]:
+    """As ``study_at``; that it is no study is said of the hyper-parameter."""
+    folder, config_id = study_at(given)
     try:
-        return read_resolved(folder)
+        folder.study  # noqa: B018
+        return folder, config_id
     except WrongInput as error:
         raise WrongInput(*(f"{key} {given}: {problem}" for problem in error.problems)) from None
 
 
-def _complete(folder: Folder, wanted: str) -> str:
-    """The configuration of that name when it is complete; without a name the first of the
-    leaderboard.
-    """
-    rows = csv.DictReader(io.StringIO((folder.read("leaderboard.csv") or b"").decode()))
-    return next(
-        (
-            row["config_id"]
-            for row in rows
-            if row["state"] == "complete" and wanted in ("", row["config_id"])
-        ),
-        "",
-    )
-
-
-def _seen(given: str, earlier: Study, dataset: Dataset, key: str) -> str:
+def _seen(given: str, earlier: ResolvedStudy, dataset: Dataset, key: str) -> str:
     """Whom the earlier models have seen, in words."""
-    assert earlier.resolved is not None
     if earlier.resolved.dataset_hash == dataset.hash:
         if dataset.test_fold and not earlier.search.test_fold:
             raise WrongInput(
@@ -203,15 +147,11 @@ def _seen(given: str, earlier: Study, dataset: Dataset, key: str) -> str:
     return "; ".join([words, *_before(given, earlier, dataset, key), *earlier.resolved.warnings])
 
 
-def _before(given: str, earlier: Study, dataset: Dataset, key: str) -> list[str]:
+def _before(given: str, earlier: ResolvedStudy, dataset: Dataset, key: str) -> list[str]:
     """Whom the studies that a study of other patients was built on have seen, in words."""
     words = []
-    for place in sorted(
-        p for p in places_of(earlier) if isinstance(p, str) and p not in ("", OTSU)
-    ):
-        folder, _ = _opened(place)
-        first = _read(folder, place, key)
-        assert first.resolved is not None
+    for place in sorted(places_of(earlier)):
+        first = _opened(place, key)[0].study
         if first.resolved.dataset_hash == dataset.hash:
             raise WrongInput(
                 f"{key}: study {given} was built on study {first.name}, which was trained on this "

@@ -1,0 +1,300 @@
+"""A study's folder: what it holds, and the only code that knows where.
+
+``study.yaml``, ``journal/``, ``leaderboard.csv``, ``curves.npz``, ``logs/`` and, of each fold of a
+configuration, ``runs/ID/foldK`` with its weights and predictions. Torch, pandas and optuna are
+imported by what needs them alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from raybone.errors import WrongInput
+from raybone.search.journal import Journal
+from raybone.search.state import Configuration, State
+from raybone.storage import Folder, fold_name
+from raybone.study.spec import ResolvedStudy, parse_study, parse_yaml, write_study
+from raybone.types import plain_cell, safe_cell
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas as pd
+    from torch import Tensor
+
+    from raybone.data.dataset import Dataset
+    from raybone.train.findings import Finding
+
+STUDY = "study.yaml"
+LEADERBOARD = "leaderboard.csv"
+STOP = "stop"
+CURVES = "curves.npz"
+RUNS = "runs"
+EVERYONE = "all"  # stands where a fold's name does, for one model of all patients
+
+
+class StudyFolder:
+    """A study from its folder alone, on a disk or an object store; nothing is read before it is
+    asked for.
+
+    Args:
+        url: path or fsspec URL.
+        dataset: where the study's dataset is now, if it was moved.
+    """
+
+    def __init__(self, url: str | os.PathLike[str], dataset: str = "") -> None:
+        self.files = Folder(url)
+        self.url = self.files.url
+        self._dataset = dataset
+
+    @property
+    def text(self) -> bytes | None:
+        """study.yaml as it is there; None where there is no study."""
+        return self.files.read(STUDY)
+
+    @cached_property
+    def study(self) -> ResolvedStudy:
+        """The study that `raybone search` wrote.
+
+        Raises:
+            WrongInput: there is none.
+        """
+        content = self.text
+        if content is None:
+            raise WrongInput(
+                f"study {self.url}: must be a study folder, but has no {STUDY}; "
+                "give the folder that `raybone search --out` made"
+            )
+        where = f"{self.url}/{STUDY}"
+        study = parse_study(parse_yaml(content, where), where)
+        if study.resolved is None:
+            raise WrongInput(
+                f"study {self.url}: its {STUDY} must be one that `raybone search` wrote, but has "
+                "no `resolved`; give another folder"
+            )
+        moved = {"dataset": self._dataset} if self._dataset else {}
+        return study.resolved_as(study.resolved).model_copy(update=moved)
+
+    def write_study(self, study: ResolvedStudy) -> None:
+        """Write study.yaml."""
+        self.files.write(STUDY, write_study(study).encode())
+        self.study = study
+
+    def journal(self) -> Journal:
+        """A reader of the journal, from its beginning."""
+        return Journal(self.files)
+
+    @cached_property
+    def state(self) -> State:
+        """What the journal says when it is first asked for; a driver puts its own state here.
+
+        Raises:
+            WrongInput: the journal is damaged.
+        """
+        return State(self.journal().events())
+
+    @property
+    def stop(self) -> bytes | None:
+        """The last request to stop, None while there is none."""
+        return self.files.read(STOP)
+
+    def ask_to_stop(self) -> None:
+        """Ask the driver to stop when the epochs at work have ended.
+
+        Raises:
+            WrongInput: no study here.
+        """
+        self.study  # noqa: B018
+        self.files.write(STOP, repr(time.time()).encode())
+
+    def table(self) -> pd.DataFrame:
+        """The leaderboard, one row a configuration, best first."""
+        from raybone.results.leaderboard import leaderboard
+
+        return leaderboard(self.study, self.state)
+
+    def write_table(self) -> pd.DataFrame:
+        """Write leaderboard.csv; returns its table."""
+        table = self.table()
+        self.files.write(LEADERBOARD, table.map(safe_cell).to_csv(index=False).encode())
+        return table
+
+    def refuse_loss(self) -> None:
+        """Raise when the end of the journal, or all of it, is gone, which no seal would show.
+
+        Raises:
+            WrongInput: leaderboard.csv has more rows than the journal can make.
+        """
+        text = (self.files.read(LEADERBOARD) or b"").decode("utf-8", "replace")
+        rows = len(list(csv.reader(io.StringIO(text)))) - 1
+        known = len(self.state.configurations)
+        if rows > known:
+            raise WrongInput(
+                f"study {self.url}: its {LEADERBOARD} has {rows} rows, but its journal, which is "
+                f"gone or cut, knows {known} configurations; put the journal back, or move "
+                f"{LEADERBOARD} away"
+            )
+
+    def complete(self) -> list[ConfigurationFolder]:
+        """The configurations that are ranked, best first."""
+        table = self.table()
+        return [self.configuration(c) for c in table["config_id"][table["state"] == "complete"]]
+
+    def winner(self) -> ConfigurationFolder | None:
+        """The best complete configuration, None while there is none."""
+        return next(iter(self.complete()), None)
+
+    def configuration(self, config_id: str) -> ConfigurationFolder:
+        """One configuration by its name in the leaderboard."""
+        return ConfigurationFolder(self, config_id)
+
+    def to_optuna(self) -> optuna.Study:
+        """The study as one of optuna's, in memory: see ``as_optuna``."""
+        from raybone.search.sampler import as_optuna
+
+        return as_optuna(self.study, self.state)
+
+    def write_curves(self) -> tuple[int, int]:
+        """Write curves.npz, the table that `raybone simulate` replays: see ``curves_of``.
+
+        Returns:
+            Configurations in the table, and in the study.
+        Raises:
+            WrongInput: no study here, or fewer than two configurations ran in full.
+        """
+        from raybone.search.curves import curves_of
+
+        content, taken = curves_of(self.url, self.study, self.state)
+        self.files.write(CURVES, content)
+        return taken, len(self.state.configurations)
+
+
+class ConfigurationFolder:
+    """One configuration of a study, with the weights and predictions that its folds left."""
+
+    def __init__(self, folder: StudyFolder, config_id: str) -> None:
+        self.folder, self.id = folder, config_id
+        self.url = f"{folder.url}/{RUNS}/{config_id}"
+
+    @property
+    def record(self) -> Configuration:
+        """What the journal says of it.
+
+        Raises:
+            WrongInput: the study has no such configuration.
+        """
+        known = self.folder.state.configurations.get(self.id)
+        if known is None:
+            raise WrongInput(
+                f"study {self.folder.url}: has no configuration {self.id!r}; "
+                "`raybone leaderboard` lists them"
+            )
+        return known
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Its searched hyper-parameters."""
+        return self.record.params
+
+    def fold(self, fold: int | None) -> Folder:
+        """Where the weights and predictions of a fold are, or with None the weights of one model of
+        all patients.
+        """
+        name = EVERYONE if fold is None else fold_name(fold)
+        return self.folder.files.child(f"{RUNS}/{self.id}/{name}")
+
+    def has_weights(self) -> bool:
+        """Whether the weights of all folds are there."""
+        from raybone.train.checkpoint import has_weights
+
+        return all(has_weights(fold) for fold in self._folds())
+
+    def weights(self, fold: int | None) -> dict[str, Tensor] | None:
+        """The averaged weights after a fold's last epoch, by name; None where they are gone.
+
+        Args:
+            fold: as for ``fold``.
+        Raises:
+            DamagedFile: the file is cut short, or is another one.
+        """
+        from raybone.train.checkpoint import read_checkpoint
+
+        state = read_checkpoint(self.fold(fold))
+        return state["average"] if state else None
+
+    def drop_weights(self) -> None:
+        """Delete the weights of all folds; their predictions stay."""
+        from raybone.train.checkpoint import drop_weights
+
+        for fold in self._folds():
+            drop_weights(fold)
+
+    def predictions(self, dataset: Dataset | None = None) -> list[list[Finding]] | None:
+        """What the weights of each fold's final epoch find on its validation scans, a list a fold;
+        None where those of a fold are gone.
+
+        Args:
+            dataset: the study's; None opens it.
+        Raises:
+            WrongInput: the dataset is gone.
+            DamagedFile: a file of predictions is none that a training on these scans writes.
+        """
+        from raybone.data.dataset import open_dataset
+        from raybone.train.findings import read_findings
+
+        study = self.folder.study
+        scans = (dataset or open_dataset(study.dataset)).scans
+        findings = []
+        for fold in self._folds():
+            of_fold = read_findings(fold, study.epochs, scans)
+            if of_fold is None:
+                return None
+            findings.append(of_fold)
+        return findings
+
+    @property
+    def log(self) -> str:
+        """Where the traceback of its failure is, below the study folder."""
+        return f"logs/{self.id}.txt"
+
+    def _folds(self) -> list[Folder]:
+        return [self.fold(k) for k in range(self.folder.study.resolved.folds)]
+
+
+def study_at(url: str) -> tuple[StudyFolder, str]:
+    """The study folder of a path or URL, and the configuration where STUDY/runs/ID names one; else
+    an empty name.
+    """
+    folder = StudyFolder(url if "://" in url else Path(url).resolve())
+    parent, runs, config_id = folder.url.rpartition(f"/{RUNS}/")
+    if runs and folder.text is None and StudyFolder(parent).text is not None:
+        return StudyFolder(parent), config_id
+    return folder, ""
+
+
+def earlier_rows(source: str) -> list[dict[str, Any]]:
+    """The rows of what ``--warm-start`` names: a study folder, or the leaderboard.csv of one, whose
+    cells stay text.
+
+    Raises:
+        WrongInput: there is neither, or the study is damaged.
+    """
+    folder = StudyFolder(source)
+    if folder.text is not None:
+        return cast(list[dict[str, Any]], folder.table().to_dict("records"))
+    parent, _, name = folder.files.absolute.rpartition("/")
+    inside = folder.files.fs.isdir(folder.files.path)
+    content = folder.files.read(LEADERBOARD) if inside else Folder(parent or "/").read(name)
+    if content is None:
+        raise WrongInput(
+            f"--warm-start {source}: must be a {LEADERBOARD} or a study folder, but there is none; "
+            "check the path"
+        )
+    text = io.StringIO(content.decode("utf-8", "replace"), newline="")
+    rows = csv.DictReader(text, restval="")
+    return [{k: plain_cell(v) for k, v in row.items() if k} for row in rows]
