@@ -336,6 +336,16 @@ def test_a_user_without_a_home_folder_is_told_to_give_a_key(cohort: Path, tmp_pa
         assert "Traceback" not in done.stderr
 
 
+def test_a_user_without_a_home_folder_is_told_where_weights_may_lie() -> None:
+    done = nameless(
+        "from raybone.models import load\nfrom raybone.models._weights import weights_file\n"
+        "try:\n    weights_file('coco', load('yolo11n'))\n"
+        "except ValueError as error:\n    print(error)",
+        {"YOLO_CONFIG_DIR": os.environ["YOLO_CONFIG_DIR"]},
+    )
+    assert "RAYBONE_WEIGHTS" in done.stdout, done.stderr
+
+
 def test_models_that_ask_for_the_user_load_without_one() -> None:
     done = nameless(
         "from raybone.models import load; print(load('attention_unet').name)", {"HOME": "/"}

@@ -30,7 +30,13 @@ def weights_file(given: str, model: Model) -> Path:
             return Path(given).resolve()
         known = f"or one of {', '.join(model.weights)}, " if model.weights else ""
         raise WrongInput(f"weights: must be a file, {known}got {given!r}; check the path")
-    folder = os.environ.get("RAYBONE_WEIGHTS") or user_cache_path("raybone") / "weights"
+    try:
+        folder = os.environ.get("RAYBONE_WEIGHTS") or user_cache_path("raybone") / "weights"
+    except RuntimeError:
+        raise WrongInput(
+            f"weights: {given!r} needs a folder of downloaded weights, but this user has no home "
+            "folder; name one in RAYBONE_WEIGHTS"
+        ) from None
     file = Path(folder) / url.rsplit("/", 1)[-1]
     if not file.is_file():
         raise WrongInput(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 CODE = """
 import ray, raybone.run.ray.connection as c
-from raybone.types import WrongInput
+from raybone.errors import WrongInput
 short, c.SHORT = c.SHORT, ("/nowhere",)
 try:
     with c.connection(None):

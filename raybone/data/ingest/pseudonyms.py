@@ -22,8 +22,11 @@ def key_path(given: Path | str | None) -> Path:
     """The key file asked for, or the one of the user's config folder."""
     if given:
         return Path(given)
-    folder = user_config_path("raybone")
-    if folder.parts[0].startswith("~"):  # as it is left where there is no home
+    try:
+        folder = user_config_path("raybone")
+    except RuntimeError:  # there is no home folder
+        folder = Path("~")
+    if folder.parts[0].startswith("~"):  # as earlier versions of platformdirs leave it
         raise WrongInput(
             "--key: is needed, as this user has no home folder to keep a key in; give a file"
         )
