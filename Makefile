@@ -25,13 +25,12 @@ test: check
 	$(PY) -m pytest -n 2 --dist loadfile
 
 # The lowest versions that pyproject.toml allows, in an environment of their own: after a bound was changed. Long, and 7 GB
-# of disk. It found fsspec 2024.10, optuna 4.5 and pillow 11.0 too old. Open: with altair 5.4 and vl-convert 1.7 the test
-# of the report in a browser fails at a column of its table.
+# of disk. It found fsspec 2024.10, optuna 4.5 and pillow 11.0 too old.
 lowest:
 	$(PYTHON) -m venv .lowest
 	.lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.lowest/bin/uv pip install --quiet --python .lowest --resolution lowest-direct --editable '.[dev]'
-	.lowest/bin/python -m pytest tests/data tests/hpo tests/metrics tests/study/test_spec.py tests/results/test_report.py
+	.lowest/bin/python -m pytest tests/data tests/search tests/metrics tests/study/test_spec.py tests/results/test_report.py
 
 # Long: kills drivers and workers of running studies, as root cuts a network between two hosts, and trains a YOLO until
 # it finds lesions, by our loop and by Ultralytics' trainer.

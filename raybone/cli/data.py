@@ -77,7 +77,8 @@ class PrepareOptions:
         pairs = [text.partition("=") for text in self.categories]
         if not all(name.strip() and category.strip() for name, _, category in pairs):
             raise WrongInput(
-                f"--categories: must be NAME=CATEGORY, got {' '.join(self.categories)}"
+                f"--categories: must be NAME=CATEGORY, got {' '.join(self.categories)}; "
+                "write it as mets=malignant"
             )
         return vars(self) | {
             "modality": modality_of(self.modality),
