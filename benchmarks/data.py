@@ -269,7 +269,7 @@ def _table(title: str, seconds: dict[str, list[float]], scans: int, ours: str) -
     for name, row in rows.items():
         print(
             f"  {name:<24} {row['scans_per_s']:9.1f} scans/s   {ours} is {row['ratio']:5.2f} times "
-            f"as fast"
+            "as fast"
         )
     return rows
 

@@ -323,8 +323,7 @@ def write_yolo(dataset: Dataset, scans: list[Scan], place: Path, part: str) -> N
         )
         lines = [
             f"0 {(x1 + x2) / 2 / scan.width} {(y1 + y2) / 2 / scan.height} "
-            f"{(x2 - x1) / scan.width} "
-            f"{(y2 - y1) / scan.height}"
+            f"{(x2 - x1) / scan.width} {(y2 - y1) / scan.height}"
             for x1, y1, x2, y2 in (le.box_xyxy for le in scan.lesions if le.category == "malignant")
         ]
         (place / "labels" / part / f"{scan.scan_id}.txt").write_text("\n".join(lines))

@@ -27,8 +27,7 @@ OUTLINE = [
 ]
 CODE = (
     "import sys; from raybone.data.ingest.prepare import prepare; prepare(sys.argv[1], "
-    "sys.argv[2], "
-    "folds=5, key=sys.argv[3])"
+    "sys.argv[2], folds=5, key=sys.argv[3])"
 )
 
 

@@ -69,11 +69,10 @@ def table(
     for name, row in rows.items():
         print(
             f"  {name:<22} {row['fold_epochs']:8.0f} fold epochs, x {row['speedup_vs_full']:5.1f} "
-            f"full, regret "
-            f"{row['excess_regret_pct']:6.3f} +- {row['excess_regret_se']:.3f} %, top 5 % "
-            f"{row['top5_rate']:.3f}, "
-            f"x lockstep {row['speedup_vs_lockstep']:.2f} ({row['speedup_vs_lockstep_low']:.2f}-"
-            f"{row['speedup_vs_lockstep_high']:.2f}), {row['seconds']:.0f} s",
+            f"full, regret {row['excess_regret_pct']:6.3f} +- {row['excess_regret_se']:.3f} %, top "
+            f"5 % {row['top5_rate']:.3f}, x lockstep {row['speedup_vs_lockstep']:.2f} "
+            f"({row['speedup_vs_lockstep_low']:.2f}-{row['speedup_vs_lockstep_high']:.2f}), "
+            f"{row['seconds']:.0f} s",
             flush=True,
         )
     return rows
@@ -203,7 +202,7 @@ def trained() -> dict[str, Any]:
         c = read_curves(path)
         print(
             f"{path.stem}: configurations, seeds, folds, epochs {c.T_CSKE.shape}, {c.steps:g} "
-            f"steps an epoch"
+            "steps an epoch"
         )
         found[path.stem] = {
             "shape": c.T_CSKE.shape,

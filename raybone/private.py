@@ -82,7 +82,7 @@ def put(built: Path, target: Path) -> None:
     if built.is_dir() and os.path.lexists(target):
         raise WrongInput(
             f"{target}: must not exist yet, but was made meanwhile; choose another name or remove "
-            f"it"
+            "it"
         )
     for path in (built, *built.rglob("*")):
         path.chmod(0o700 if path.is_dir() else 0o600)
@@ -147,7 +147,7 @@ def _locked(target: Path, wait: bool) -> Iterator[None]:
     if not path.parent.is_dir():
         raise WrongInput(
             f"{target}: must lie in a folder that is there, and {path.parent} is not; check the "
-            f"path"
+            "path"
         )
     while True:
         with path.open("a") as file:
@@ -156,8 +156,7 @@ def _locked(target: Path, wait: bool) -> Iterator[None]:
             except BlockingIOError:
                 raise WrongInput(
                     f"{target}: one process works on it at a time, and another raybone does; wait "
-                    f"until "
-                    "it has ended, then give the same command"
+                    "until it has ended, then give the same command"
                 ) from None
             except OSError as error:
                 if error.errno not in LOCKLESS:
@@ -186,8 +185,7 @@ def _held(path: Path, patience: float) -> Iterator[None]:
             if time.monotonic() >= end:
                 raise WrongInput(
                     f"{held}: says that another raybone is at work on what it is named after; wait "
-                    f"until "
-                    "it has ended, or remove it if it was killed, then give the same command"
+                    "until it has ended, or remove it if it was killed, then give the same command"
                 ) from None
         time.sleep(0.1)
     try:

@@ -135,8 +135,7 @@ class Folder:
             if os.path.islink(place):  # noqa: PTH114
                 raise WrongInput(
                     f"{place}: must be no link, as what it leads to may be anybody's; put a folder "
-                    f"or "
-                    "file there itself"
+                    "or file there itself"
                 )
         return f"{self.path}/{name}"
 
@@ -167,8 +166,7 @@ def plain_url(url: str) -> str:
     if re.search("://[^/]*:[^/]*@", url):
         raise WrongInput(
             f"{url.partition('://')[0]}://...: must hold no password, as logs would; give it by "
-            f"the "
-            "environment, as its filesystem documents"
+            "the environment, as its filesystem documents"
         )
     if "::" in url:
         raise WrongInput(
@@ -177,8 +175,7 @@ def plain_url(url: str) -> str:
     if (kind := url.partition("://")[0]) in NO_STORE:
         raise WrongInput(
             f"{url}: must be a folder on a disk or an object store, but {kind} is neither; unpack "
-            f"or copy "
-            "what it stands for, and give that place"
+            "or copy what it stands for, and give that place"
         )
     return url
 

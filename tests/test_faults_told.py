@@ -200,7 +200,7 @@ def test_a_checkpoint_cut_short_ends_the_search_and_can_be_put_back(
         told = capsys.readouterr().err.splitlines()[-1]
         assert (
             f"{last}: must hold weights and nothing that runs, but is damaged, cut short or "
-            f"another file (" in told
+            "another file (" in told
         )
         assert f"({len(bad)} bytes" in told
         assert "failed" not in (place / "st" / "leaderboard.csv").read_text()
@@ -266,7 +266,7 @@ def test_lesions_that_a_small_image_loses_are_counted(
     assert main(["preview", str(place / "s.yaml"), "--epoch-seconds", "1", "--set", *sets]) == 0
     assert (
         f"warning: imgsz 128: {lost} of {len(sides)} lesions are under 2 pixels a side; they are "
-        f"not trained on" in capsys.readouterr().out
+        "not trained on" in capsys.readouterr().out
     )
     assert main(["preview", str(place / "s.yaml"), "--epoch-seconds", "1"]) == 0
     assert "pixels a side" not in capsys.readouterr().out

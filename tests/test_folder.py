@@ -13,8 +13,8 @@ SLOW = (
     "UploadPart operation"
 )
 DENIED = (
-    "When reading information for key 'k' in bucket 'b': AWS Error ACCESS_DENIED during "
-    "HeadObject operation"
+    "When reading information for key 'k' in bucket 'b': AWS Error ACCESS_DENIED during HeadObject "
+    "operation"
 )
 
 

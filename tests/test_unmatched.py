@@ -147,8 +147,7 @@ def test_a_coco_file_that_names_nothing_here_is_refused_and_its_first_name_shown
     assert prepared(source, "--show-paths") == 2
     assert (
         "export.json is a COCO file whose file names lead nowhere here: none of its 3 annotations "
-        "finds a scan, "
-        "the first for scan-0.png; correct it"
+        "finds a scan, the first for scan-0.png; correct it"
     ) in capsys.readouterr().err
     assert not (tmp_path / "ds").exists()
     assert prepared(source, "--allow-unmatched", "--layout", "labelme") == 0
@@ -268,8 +267,8 @@ def test_an_interruption_ends_prepare_at_once_and_leaves_nothing(
     for n in range(1, 600):
         os.link(source / "0.dcm", source / f"{n}.dcm")
     code = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from raybone.cli import main; sys.exit(main(sys.argv[1:]))"
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from "
+        "raybone.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     child = subprocess.Popen(
         [

@@ -77,8 +77,8 @@ class PrepareOptions:
         pairs = [text.partition("=") for text in self.categories]
         if not all(name.strip() and category.strip() for name, _, category in pairs):
             raise WrongInput(
-                f"--categories: must be NAME=CATEGORY, got {' '.join(self.categories)}; "
-                "write it as mets=malignant"
+                f"--categories: must be NAME=CATEGORY, got {' '.join(self.categories)}; write it "
+                "as mets=malignant"
             )
         return vars(self) | {
             "modality": modality_of(self.modality),
@@ -99,9 +99,9 @@ def prepare(source: str, dataset: str, *, options: PrepareOptions) -> None:
     alone = counts["training_patients"]
     say(
         f"{made.path}: {counts['scans']} scans of {counts['patients']} patients with "
-        f"{counts['lesions']} lesions in {counts['folds']} folds"
-        f"{f', {alone} patients in training alone' if alone else ''}; "
-        f"{counts['rejected']} inputs not taken; hash {meta['hash']}"
+        f"{counts['lesions']} lesions in {counts['folds']} "
+        f"folds{f', {alone} patients in training alone' if alone else ''}; {counts['rejected']} "
+        f"inputs not taken; hash {meta['hash']}"
     )
     if small := [f"{n} at imgsz {size}" for size, n in counts["too_small"].items() if n]:
         say(

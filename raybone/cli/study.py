@@ -306,8 +306,8 @@ def simulate(*, replay: Replay, plot: str | None = None, json: bool = False) -> 
         say(
             f"{name:<20} {row['fold_epochs']:11.0f} {row['speedup_vs_full']:7.1f} "
             f"{row['excess_regret_pct']:7.2f} +- {row['excess_regret_se']:4.2f} "
-            f"{row['top5_rate']:8.2f} "
-            f"{row['seconds'] / 3600:9.2f}  {row['speedup_vs_lockstep']:.1f} "
+            f"{row['top5_rate']:8.2f} {row['seconds'] / 3600:9.2f}  "
+            f"{row['speedup_vs_lockstep']:.1f} "
             f"({row['speedup_vs_lockstep_low']:.1f}-{row['speedup_vs_lockstep_high']:.1f})"
         )
 

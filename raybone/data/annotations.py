@@ -157,8 +157,7 @@ def nothing_to_learn(scans: Sequence[Scan]) -> list[str]:
         return []
     return [
         "no scan has a lesion: there is nothing to train on; prepare it with the annotations "
-        "beside the scans "
-        "(docs/data.md)"
+        "beside the scans (docs/data.md)"
     ]
 
 
@@ -191,8 +190,7 @@ def islands_of_mask(mask_HW: Array, category: str) -> list[Lesion]:
     if count > MOST_LESIONS:
         raise ValueError(
             f"has a mask of {count} islands, over {MOST_LESIONS}: it is noise or a picture, not "
-            f"lesions; "
-            "save it as labels"
+            "lesions; save it as labels"
         )
     return list(lesions_of_mask(mask_HW, category))
 

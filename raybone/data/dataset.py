@@ -124,8 +124,7 @@ class Dataset:
         if _stamp(self.path) != self.stamp:
             raise DamagedFile(
                 f"dataset {self.path}: was replaced while it was in use; put the old one back "
-                f"(hash "
-                f"{self.hash}), then give the same command"
+                f"(hash {self.hash}), then give the same command"
             )
         path = self.path / "pixels" / f"{scan.height}x{scan.width}.npy"
         made = path.stat()
@@ -155,8 +154,7 @@ def open_dataset(path: Path | str, test_fold: bool = False) -> Dataset:
         ]:
             raise WrongInput(
                 f"dataset {path}: its hash stands for {', '.join(edited)} as first written, but "
-                f"that was "
-                "changed since; put it back, or prepare it again (--split gives folds)"
+                "that was changed since; put it back, or prepare it again (--split gives folds)"
             )
         lesions = read_coco(path / "annotations.json")
         if {le.category for many in lesions.values() for le in many} - set(meta["categories"]):
@@ -175,8 +173,7 @@ def open_dataset(path: Path | str, test_fold: bool = False) -> Dataset:
             raise
         raise WrongInput(
             f"dataset {path}: its files must agree, but {type(error).__name__}: "
-            f"{str(error)[:100]}; "
-            "prepare it again"
+            f"{str(error)[:100]}; prepare it again"
         ) from None
     if missing:
         raise WrongInput(
@@ -381,13 +378,11 @@ def _unprepared(path: Path) -> str:
     if not images + dicom:
         return (
             f"dataset {path}: must be a folder made by `raybone prepare`, but it has no "
-            f"dataset.json; "
-            f"run `raybone prepare SOURCE {path}`"
+            f"dataset.json; run `raybone prepare SOURCE {path}`"
         )
     return (
         f"dataset {path}: holds {dicom} DICOM files and {images} images, but no dataset.json: run "
-        f"`raybone prepare "
-        f"{shlex.quote(str(path))} data/NAME` and give that folder"
+        f"`raybone prepare {shlex.quote(str(path))} data/NAME` and give that folder"
     )
 
 

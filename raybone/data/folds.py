@@ -61,7 +61,7 @@ def assign_folds(
     if held and held >= len(ranked):
         raise WrongInput(
             f"--holdout: must leave patients to train on, got {holdout:g} of {len(ranked)}; take "
-            f"fewer"
+            "fewer"
         )
     test = {int((i + 0.5) * len(ranked) / held) for i in range(held)}
     rest = [members for i, members in enumerate(ranked) if i not in test]
@@ -102,10 +102,9 @@ def folds_by_site(scans: Sequence[Scan], content: Mapping[str, str]) -> dict[str
     sizes = Counter(of.values())
     if len(sizes) < 2 or several:
         raise WrongInput(
-            f"--folds site: needs patients of at least 2 sites, each patient at one, got "
-            f"{len(sizes)} "
-            f"sites and {several} patients at several; give sites in labels.csv, or a number of "
-            f"folds"
+            "--folds site: needs patients of at least 2 sites, each patient at one, got "
+            f"{len(sizes)} sites and {several} patients at several; give sites in labels.csv, or a "
+            "number of folds"
         )
     digest = {place: min(content[p] for p in of if of[p] == place) for place in sizes}
     order = sorted(sizes, key=lambda place: (-sizes[place], digest[place]))

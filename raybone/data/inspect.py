@@ -46,7 +46,7 @@ def inspect(
     if repeats:
         warnings.append(
             f"{sum(map(len, repeats))} scans share their pixels or their object id with another "
-            f"scan"
+            "scan"
         )
     near = _near_duplicates(opened)
     across = [pair for pair in near if opened.fold_of[pair[0]] != opened.fold_of[pair[1]]]

@@ -249,10 +249,8 @@ class Loader:
         if processes and SHARED.is_dir() and (free := shutil.disk_usage(SHARED).free) < need:
             raise MachineFault(
                 f"{SHARED}: {processes} loader_workers need {need / 1e6:.0f} MB of shared memory, "
-                f"but "
-                f"{free / 1e6:.0f} MB are free; enlarge it (docker --shm-size, an emptyDir of "
-                f"medium "
-                "Memory), or set loader_workers to 0; then give the same command"
+                f"but {free / 1e6:.0f} MB are free; enlarge it (docker --shm-size, an emptyDir of "
+                "medium Memory), or set loader_workers to 0; then give the same command"
             )
         self.loader: DataLoader[tuple[int, Sample]] = DataLoader(
             samples,
@@ -280,10 +278,8 @@ class Loader:
                     raise
                 raise MachineFault(
                     f"{self.processes} loader_workers failed: "
-                    f"{' '.join(str(error).split())[:200]}; is "
-                    f"{SHARED} too small? Enlarge it or set loader_workers to 0, then give the "
-                    f"same "
-                    "command"
+                    f"{' '.join(str(error).split())[:200]}; is {SHARED} too small? Enlarge it or "
+                    "set loader_workers to 0, then give the same command"
                 ) from None
             if batch is None:
                 return

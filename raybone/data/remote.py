@@ -59,8 +59,7 @@ def local_copy(url: str) -> Path:
     if told is None:
         raise WrongInput(
             f"dataset {url}: must be a folder made by `raybone prepare`, but it has no "
-            f"dataset.json; copy "
-            "one there"
+            "dataset.json; copy one there"
         )
     target = cache / f"dataset-{hashlib.sha256(url.encode() + told).hexdigest()[:16]}"
     with workplace(target, wait=True) as place:
@@ -77,8 +76,7 @@ def _copy(there: Folder, part: Path, told: bytes) -> None:
     if free < sum(sizes) * 1.1:
         raise WrongInput(
             f"dataset {there.url}: its copy takes {sum(sizes) / 1e6:.0f} MB in "
-            f"{part.parent.parent}, but "
-            f"{free / 1e6:.0f} MB are free; free some, or set TMPDIR"
+            f"{part.parent.parent}, but {free / 1e6:.0f} MB are free; free some, or set TMPDIR"
         )
     logging.getLogger(__name__).warning(
         "copying dataset %s, %.0f MB, once for this machine", there.url, sum(sizes) / 1e6

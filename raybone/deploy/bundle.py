@@ -101,8 +101,7 @@ class Bundle:
         if not file.is_file() or _digest(file) != entry["sha256"]:
             raise WrongInput(
                 f"bundle {self.path}: {entry['file']} must be the file it was made with, but is "
-                f"changed "
-                "or gone; copy the bundle again"
+                "changed or gone; copy the bundle again"
             )
         module = self.model.build(self.config)
         try:
@@ -111,14 +110,12 @@ class Bundle:
         except (SafetensorError, DamagedFile) as error:
             raise WrongInput(
                 f"bundle {self.path}: {entry['file']} must hold the weights of {self.model.name}, "
-                f"but: "
-                f"{' '.join(str(error).split())[:150]}; copy the bundle again"
+                f"but: {' '.join(str(error).split())[:150]}; copy the bundle again"
             ) from None
         if not finite(tensors):
             raise WrongInput(
                 f"bundle {self.path}: {entry['file']} must hold finite weights, but has NaN or "
-                f"infinite "
-                "ones, with which nothing is ever found; refit it again"
+                "infinite ones, with which nothing is ever found; refit it again"
             )
         return module
 
@@ -133,8 +130,7 @@ def open_bundle(path: Path | str) -> Bundle:
     if not (path / "bundle.json").is_file():
         raise WrongInput(
             f"bundle {path}: must be a folder made by `raybone refit`, but it has no bundle.json; "
-            f"run "
-            f"`raybone refit STUDY --out {path}`"
+            f"run `raybone refit STUDY --out {path}`"
         )
     try:
         meta = json.loads((path / "bundle.json").read_text(encoding="utf-8"))
@@ -158,8 +154,7 @@ def open_bundle(path: Path | str) -> Bundle:
             raise
         raise WrongInput(
             f"bundle {path}: bundle.json must say what was trained and how, but "
-            f"{type(error).__name__}: "
-            f"{' '.join(str(error).split())[:100]}; copy the bundle again"
+            f"{type(error).__name__}: {' '.join(str(error).split())[:100]}; copy the bundle again"
         ) from None
 
 

@@ -85,7 +85,7 @@ def export_onnx(module: nn.Module, model: Model, canvas: tuple[int, int], path: 
     if not gap <= TOLERANCE:
         raise RunFailed(
             f"{path}: must say what torch says, to {TOLERANCE:g}, but differs by {gap:g}; leave "
-            f"--onnx out"
+            "--onnx out"
         )
     return gap
 

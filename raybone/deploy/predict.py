@@ -102,9 +102,8 @@ def predict(
     """
     if "://" in str(out) or not 0 <= least <= 1:
         raise WrongInput(
-            f"predict: --out must be a folder of this machine and --least a score from 0 to 1, got "
-            f"{out} "
-            f"and {least:g}; change that"
+            "predict: --out must be a folder of this machine and --least a score from 0 to 1, got "
+            f"{out} and {least:g}; change that"
         )
     opened, out = open_bundle(bundle), Path(out)
     if out.exists():
@@ -281,8 +280,7 @@ def _fill(
     if not len(samples):
         raise WrongInput(
             "predict: this bundle says of lesions what they are, but no scan has annotated ones; "
-            "give a "
-            "folder with annotations beside the scans, as `raybone prepare` reads them"
+            "give a folder with annotations beside the scans, as `raybone prepare` reads them"
         )
     parts_of: dict[str, list[tuple[Origin, Canvas]]] = {}
     for origins, frame in frames:

@@ -94,8 +94,8 @@ def refit(
     elif gone:
         raise WrongInput(
             f"refit {place}: the weights of {chosen.id}, rank {rank}, must be there for every "
-            f"fold, but {gone} of {len(weights)} are gone, as keep is "
-            f"{study.keep}; take a better rank, or train it again with --all-patients"
+            f"fold, but {gone} of {len(weights)} are gone, as keep is {study.keep}; take a better "
+            "rank, or train it again with --all-patients"
         )
     else:
         members = known

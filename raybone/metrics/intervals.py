@@ -74,8 +74,7 @@ def patient_draws(
         if many < 2 or not lesion_P[inside_P].any():
             raise ValueError(
                 f"fold {fold}: a bootstrap needs 2 patients and a lesion, got {many} patient(s) "
-                f"and "
-                f"{int(lesion_P[inside_P].sum())} with a lesion; use Nadeau & Bengio's interval"
+                f"and {int(lesion_P[inside_P].sum())} with a lesion; use Nadeau & Bengio's interval"
             )
         wanting_B = np.ones(count, bool)
         while wanting_B.any():

@@ -92,8 +92,6 @@ def _unknown(name: str) -> WrongInput:
     hint = f"did you mean {', '.join(near)}? " if near else ""
     return WrongInput(
         f"model: must be a name of the menu, got {name!r}; {hint}Boxes, and nothing else, come "
-        f"from "
-        f"{', '.join(names['detection'])}; masks from {', '.join(names['segmentation'])}; classes "
-        f"from "
-        f"{', '.join(names['classification'])}"
+        f"from {', '.join(names['detection'])}; masks from {', '.join(names['segmentation'])}; "
+        f"classes from {', '.join(names['classification'])}"
     )

@@ -41,8 +41,7 @@ def weights_file(given: str, model: Model) -> Path:
     if not file.is_file():
         raise WrongInput(
             f"weights: {given!r} of {model.name} is {file.name}, which raybone does not download; "
-            f"get it "
-            f"from {url} and place it in {file.parent}"
+            f"get it from {url} and place it in {file.parent}"
         )
     return file
 
@@ -92,7 +91,7 @@ def copy_into(
     if not all(bool(value.isfinite().all()) for value in fits.values()):
         raise WrongInput(
             f"{where}: must hold finite numbers, but has NaN or infinite ones; give an undamaged "
-            f"file"
+            "file"
         )
     module.load_state_dict({**own, **fits})
     return len(fits), len(own)
@@ -132,8 +131,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     ):
         raise WrongInput(
             f"weights {file}: must hold every value that its tensors have, but some repeat a few "
-            f"bytes to "
-            "any size; save its state_dict anew"
+            "bytes to any size; save its state_dict anew"
         )
     return {
         _renamed(name): value.float() if value.is_floating_point() else value

@@ -120,8 +120,8 @@ def phantom(
     out = Path(out)
     if patients < 1 or height < 64 or height % 4 or seed < 0:
         raise WrongInput(
-            "phantom: needs patients >= 1, height >= 64 in steps of 4 and seed >= 0, "
-            f"got {patients}, {height} and {seed}"
+            "phantom: needs patients >= 1, height >= 64 in steps of 4 and seed >= 0, got "
+            f"{patients}, {height} and {seed}"
         )
     if layout not in LAYOUTS:
         raise WrongInput(f"phantom: layout must be one of {', '.join(LAYOUTS)}, got {layout}")

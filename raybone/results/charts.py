@@ -145,8 +145,7 @@ def learning(study: Study, state: State, order: Sequence[str]) -> Chart:
     )
     says = (
         f"{study.metric} on the validation patients after each epoch, of the {len(best)} best "
-        f"configurations: "
-        f"{', '.join(best)}."
+        f"configurations: {', '.join(best)}."
         + (f" Thin grey: {others} others, means of the folds they ran." if others else "")
     )
     return _chart(f"{study.metric} by epoch and fold", says, chart, {"rows": rows}, wide=False)
@@ -190,9 +189,8 @@ def folds(study: Study, complete: Sequence[Row]) -> Chart:
         base.mark_text(fontWeight="bold").encode(text="k:N", tooltip=["c:N", "k:N", "y:Q"]),
     )
     says = (
-        f"Numbers are folds; a grey line joins the scores of one fold, so that folds that are hard "
-        f"for everybody "
-        f"show as low lines. Bars are means, their shade the 95 % interval of {m}."
+        "Numbers are folds; a grey line joins the scores of one fold, so that folds that are hard "
+        f"for everybody show as low lines. Bars are means, their shade the 95 % interval of {m}."
     )
     return _chart("Folds of the best configurations", says, chart, {"rows": rows, "means": means})
 
@@ -330,9 +328,8 @@ def parallel(study: Study, rows: Sequence[Row]) -> Chart:
     chart = alt.layer(marks.mark_line(color=_LINE, aria=False).encode(detail="k:N"), lines, *words)
     says = (
         "Each line is a configuration, from its parameters to its mean score; the stronger its "
-        "colour the better. "
-        "Scores of stopped ones are of the folds and epochs that they got, and not comparable with "
-        "complete ones."
+        "colour the better. Scores of stopped ones are of the folds and epochs that they got, and "
+        "not comparable with complete ones."
     )
     return _chart("Parallel coordinates", says, chart, {"ends": ends})
 
@@ -434,8 +431,8 @@ def importance(study: Study, records: Sequence[Row]) -> Chart | None:
     )
     says = (
         f"What sets the best tenth of {len(scored)} scored configurations apart from the rest "
-        f"(PED-ANOVA). "
-        f"Complete ones stand by their score, stopped ones below them by how far they got.{sure}"
+        "(PED-ANOVA). Complete ones stand by their score, stopped ones below them by how far they "
+        f"got.{sure}"
     )
     return _chart("Importance", says, chart, {"rows": rows})
 
@@ -469,8 +466,7 @@ def regret(study: Study, course: Sequence[tuple[float, float, str, float]]) -> C
     )
     says = (
         f"Of {len(course)} completions, that of the final best, {first[2]}, came after "
-        f"{first[0]:.0f} fold epochs "
-        f"and {first[1]:.2f} hours."
+        f"{first[0]:.0f} fold epochs and {first[1]:.2f} hours."
     )
     return _chart("Regret over time", says, chart, {"rows": rows}, wide=False)
 

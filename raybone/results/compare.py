@@ -23,8 +23,8 @@ from raybone.train.findings import Finding
 # What papers call metrics -> what they are called here.
 CALLED = {"F1": "dice", "DSC": "dice", "recall": "sensitivity"}
 OTHER = (
-    "published figures are of other patients, scanners and readers: they say what to expect, "
-    "not who is better"
+    "published figures are of other patients, scanners and readers: they say what to expect, not "
+    "who is better"
 )
 
 
@@ -77,8 +77,7 @@ def unfetched(study: ResolvedStudy, given: str) -> str:
         if given or "://" not in study.dataset
         else (
             f"the dataset is at {study.dataset!r}, an address that study.yaml names and that is "
-            f"not asked; if you trust "
-            "it, give it as --dataset"
+            "not asked; if you trust it, give it as --dataset"
         )
     )
 

@@ -85,7 +85,7 @@ def forget(
         raise WrongInput(
             *(
                 f"--among {folder}: must be a folder to look through, but is not there; check the "
-                f"path"
+                "path"
                 for folder in absent
             ),
             *(
@@ -106,8 +106,7 @@ def forget(
         if busy := [str(place) for place in studies if Lease(Folder(place)).holder(EXPIRES)]:
             raise WrongInput(
                 f"forget {dataset}: no search may be at work on it, but {busy[0]} is; `raybone "
-                f"stop` it "
-                "first"
+                "stop` it first"
             )
         if gone:
             after, entry = _delete(opened, gone, half, key_file, entries)
@@ -140,8 +139,7 @@ def forgotten_lines(dataset: str, done: Forgotten) -> list[str]:
     """What ``forget`` did and found, for a person."""
     lines = [
         f"{dataset}: {len(done.patients)} patient(s) with {done.scans} scan(s) deleted, "
-        f"{done.left} patients "
-        f"left; hash {done.before} is now {done.after}"
+        f"{done.left} patients left; hash {done.before} is now {done.after}"
     ]
     lines += [
         f"bundle {place}: was trained on them; delete it, or refit a study of the new dataset"
@@ -187,8 +185,7 @@ def _meant(
         if not here and not earlier:
             raise WrongInput(
                 f"forget: the dataset has no patient {name!r}; give a patient_id of folds.csv, or "
-                f"the "
-                f"source's id and the --key that it was prepared with, which {key} is not"
+                f"the source's id and the --key that it was prepared with, which {key} is not"
             )
         gone |= set(list(here)[:1])
         ended |= {p for p, _ in earlier}

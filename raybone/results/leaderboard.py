@@ -56,8 +56,7 @@ def merged_leaderboard(boards: Mapping[str, tuple[ResolvedStudy, State]]) -> pd.
     traits = {place: _traits(study) for place, (study, _) in boards.items()}
     problems = [
         f"leaderboard {place}: studies in one leaderboard must agree, but {name} is {value} there "
-        f"and "
-        f"{traits[first][name]} in {first}; leave one out"
+        f"and {traits[first][name]} in {first}; leave one out"
         for place in others
         for name, value in traits[place].items()
         if value != traits[first].get(name, value)

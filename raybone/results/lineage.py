@@ -43,12 +43,12 @@ def winner_of(given: str, study: Study, dataset: Dataset, key: str) -> tuple[str
     if key == "init_from" and earlier.model != study.model:
         raise WrongInput(
             f"{key}: study {given} must be of {study.model}, but is of {earlier.model}; give "
-            f"another one"
+            "another one"
         )
     if key == "nm" and load(earlier.model).task != "segmentation":
         raise WrongInput(
             f"{key}: study {given} must be of a segmenter, but is of {earlier.model}; give another "
-            f"one"
+            "one"
         )
     if "config" not in earlier_fold(best.url, 0):
         raise WrongInput(
@@ -109,8 +109,7 @@ def _seen(given: str, earlier: ResolvedStudy, dataset: Dataset, key: str) -> str
         if dataset.test_fold and not earlier.search.test_fold:
             raise WrongInput(
                 f"{key}: the folds of study {given} were trained on this study's test folds, which "
-                f"leaks; "
-                "run it with search.test_fold: true as well"
+                "leaks; run it with search.test_fold: true as well"
             )
         return "the same folds, which chose it too"
     try:
@@ -118,14 +117,12 @@ def _seen(given: str, earlier: ResolvedStudy, dataset: Dataset, key: str) -> str
     except WrongInput as error:
         raise WrongInput(
             f"{key}: whom study {given} was trained on cannot be known ({error.problems[0]}); put "
-            f"its "
-            "dataset back"
+            "its dataset back"
         ) from None
     if other.hash != earlier.resolved.dataset_hash:
         raise WrongInput(
             f"{key}: dataset {earlier.dataset} has changed since study {given} was trained on it; "
-            f"put the "
-            "old one back"
+            "put the old one back"
         )
     patients, pixels = set(other.fold_of), {s.scan_id.partition("-")[0] for s in other.scans}
     common = {
@@ -137,8 +134,7 @@ def _seen(given: str, earlier: ResolvedStudy, dataset: Dataset, key: str) -> str
         raise WrongInput(
             f"{key}: study {given} was trained on {len(common)} patients of this dataset (first "
             f"{min(common)}) under other folds, which leaks; give a study of other patients, or of "
-            f"this "
-            "very dataset"
+            "this very dataset"
         )
     words = f"{len(patients)} other patients"
     keys = {d.meta.get("pseudonyms", d.path) for d in (dataset, other)}
@@ -155,8 +151,7 @@ def _before(given: str, earlier: ResolvedStudy, dataset: Dataset, key: str) -> l
         if first.resolved.dataset_hash == dataset.hash:
             raise WrongInput(
                 f"{key}: study {given} was built on study {first.name}, which was trained on this "
-                f"dataset "
-                "under folds that do not match; give another one"
+                "dataset under folds that do not match; give another one"
             )
         words.append(f"before that {_seen(place, first, dataset, key)}")
     return words

@@ -315,8 +315,7 @@ def _winner_charts(winner: _Winner | None) -> list[Chart]:
                     "Dice by scan",
                     f"{len(sick)} scans with lesions, out of fold; the median is "
                     f"{np.median(dice_N):.3f}. Masks are stored as cut at {THRESHOLD:g}: a "
-                    f"segmenter has "
-                    "no PR, FROC or ROC curve here.",
+                    "segmenter has no PR, FROC or ROC curve here.",
                     "Dice of one scan",
                     dice_N,
                 )
@@ -337,8 +336,8 @@ def _winner_charts(winner: _Winner | None) -> list[Chart]:
                 np.append(0, true_T / positives),
             )
     says = (
-        "Out of fold: each scan by the model that has not seen its patient. Thin lines are "
-        "single folds."
+        "Out of fold: each scan by the model that has not seen its patient. Thin lines are single "
+        "folds."
     )
     if detector:
         says += " A lesion is found with an IoU of at least 0.5; all categories together."
@@ -410,14 +409,12 @@ def _picture(
     lesions, scores = winner.lesions(scan), finding.get("scores", ())
     words = (
         f"{kind}: {value}. Scan {scan.scan_id}, {scan.view}, fold "
-        f"{winner.dataset.fold_of[scan.patient_id]}, "
-        f"{lesions} lesion{'s' * (lesions != 1)}."
+        f"{winner.dataset.fold_of[scan.patient_id]}, {lesions} lesion{'s' * (lesions != 1)}."
     )
     if scores:
         words += (
             f" Of {len(scores)} boxes, the {sum(s >= THRESHOLD for s in scores)} that score at "
-            f"least "
-            f"{THRESHOLD:g} are drawn."
+            f"least {THRESHOLD:g} are drawn."
         )
     return {
         "words": words,
@@ -486,8 +483,7 @@ def _warnings(study: Study, table: pd.DataFrame, found: dict[str, Any] | None) -
         more = f" and {len(near) - 12} more" if len(near) > 12 else ""
         said.append(
             f"rank{'s' * (len(near) > 1)} {', '.join(near[:12])}{more} cannot be told from the "
-            f"winner (p of at "
-            "least 0.05)"
+            "winner (p of at least 0.05)"
         )
     if len(failed):
         said.append(
@@ -500,8 +496,7 @@ def _warnings(study: Study, table: pd.DataFrame, found: dict[str, Any] | None) -
         if (patients := found["counts"]["patients"]) < FEW:
             said.append(
                 f"{patients} patients: too few to tell configurations apart that differ by a few "
-                f"hundredths; "
-                f"read the intervals of {study.metric}, not the ranks"
+                f"hundredths; read the intervals of {study.metric}, not the ranks"
             )
     return said
 

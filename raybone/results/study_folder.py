@@ -67,8 +67,8 @@ class StudyFolder:
         content = self.text
         if content is None:
             raise WrongInput(
-                f"study {self.url}: must be a study folder, but has no {STUDY}; "
-                "give the folder that `raybone search --out` made"
+                f"study {self.url}: must be a study folder, but has no {STUDY}; give the folder "
+                "that `raybone search --out` made"
             )
         where = f"{self.url}/{STUDY}"
         study = parse_study(parse_yaml(content, where), where)
@@ -191,8 +191,8 @@ class ConfigurationFolder:
         known = self.folder.state.configurations.get(self.id)
         if known is None:
             raise WrongInput(
-                f"study {self.folder.url}: has no configuration {self.id!r}; "
-                "`raybone leaderboard` lists them"
+                f"study {self.folder.url}: has no configuration {self.id!r}; `raybone leaderboard` "
+                "lists them"
             )
         return known
 

@@ -33,13 +33,11 @@ def tell_end(reason: str, out: str) -> None:
     if reason == "complete" and tried < trials:
         say(
             f"the space is used up: {tried} of search.trials {trials}; search.reject or the model "
-            f"refused the rest, "
-            "if there is one"
+            "refused the rest, if there is one"
         )
     say(
         f"{'done' if reason == 'complete' else reason}: {out.rstrip('/')}/leaderboard.csv; "
-        f"`raybone report "
-        f"{shlex.quote(out)}` makes a page of it"
+        f"`raybone report {shlex.quote(out)}` makes a page of it"
     )
 
 
@@ -106,8 +104,8 @@ def progress() -> Callable[[Brain], None]:
             told["news"] = state.old_news
             say(
                 f"{study.name}: {study.search.trials} configurations of {study.model}, "
-                f"{brain.slots} run(s) at once, "
-                f"rungs (folds x epochs): {', '.join(f'{k}x{e}' for k, e in rungs)}"
+                f"{brain.slots} run(s) at once, rungs (folds x epochs): "
+                f"{', '.join(f'{k}x{e}' for k, e in rungs)}"
             )
             for line in warm_lines(study):
                 say(line)

@@ -109,8 +109,7 @@ class Status:
             end = "no driver: `raybone search` with the same --out resumes it"
         return (
             f"{len(state.configurations)}/{study.search.trials} configurations · "
-            f"{state.fold_epochs} fold epochs · "
-            f"{clock(state.seconds)} · {end}"
+            f"{state.fold_epochs} fold epochs · {clock(state.seconds)} · {end}"
         )
 
     @property
@@ -233,8 +232,7 @@ def warm_lines(study: ResolvedStudy) -> list[str]:
     return (
         [
             f"warm start: {len(prior.observations)} rows to propose from, {len(prior.points)} "
-            f"tried first, "
-            f"{prior.left_out} left out as outside the space"
+            f"tried first, {prior.left_out} left out as outside the space"
         ]
         if prior
         else []

@@ -132,8 +132,7 @@ def dataset_of(study: ResolvedStudy) -> Dataset:
         raise WrongInput(
             f"dataset {study.dataset}: study {study.name} was begun on the dataset of hash "
             f"{study.resolved.dataset_hash}, but this one is {dataset.hash}; put the old one back, "
-            f"say "
-            "where it is now (--dataset), or start another study"
+            "say where it is now (--dataset), or start another study"
         )
     return dataset
 
@@ -174,7 +173,7 @@ def first_taken(study: ResolvedStudy, model: Model) -> TrainingConfig:
             state.apply({"event": "invalid", "time": 0.0, "params": params, "reason": reason})
     raise WrongInput(
         f"space: {study.model} must take one of its configurations, but: {reason}; change fixed or "
-        f"space"
+        "space"
     )
 
 
@@ -221,8 +220,7 @@ def _with_places(
         if counts:
             told[str(file)] = (
                 f"started from {counts[0]} of {counts[1]} tensors of {file.name}; whether it has "
-                f"seen "
-                "patients of this dataset is not known"
+                "seen patients of this dataset is not known"
             )
         return str(file or given)
 
@@ -281,8 +279,8 @@ def _check_space(study: Study, model: Model, problems: list[str]) -> TrainingCon
     for name, param in study.space.items():
         if name not in known:
             problems.append(
-                f"space.{name}: {model.name} has no such hyper-parameter; "
-                f"it has {', '.join(sorted(known))}"
+                f"space.{name}: {model.name} has no such hyper-parameter; it has "
+                f"{', '.join(sorted(known))}"
             )
             continue
         for value in param.choice or param.bounds or ():
@@ -304,8 +302,7 @@ def _check_shares(study: Study, config: TrainingConfig) -> list[str]:
     return (
         [
             f"{where}: must be a multiple of the {workers} resources.workers, got "
-            f"{', '.join(uneven)}; change one of "
-            "them"
+            f"{', '.join(uneven)}; change one of them"
         ]
         if uneven
         else []
@@ -319,8 +316,8 @@ def _plain(error: ValidationError) -> list[str]:
 def _check_folds(study: Study, dataset: Dataset) -> list[str]:
     if len(dataset.fold_of) < 2 or dataset.folds < 2:
         return [
-            f"dataset {dataset.path}: cross-validation by patient needs at least 2 patients, "
-            f"got {len(dataset.fold_of)}; add scans of other patients"
+            f"dataset {dataset.path}: cross-validation by patient needs at least 2 patients, got "
+            f"{len(dataset.fold_of)}; add scans of other patients"
         ]
     if study.search.folds not in (None, dataset.folds):
         return [
@@ -330,8 +327,7 @@ def _check_folds(study: Study, dataset: Dataset) -> list[str]:
     if study.search.test_fold and dataset.folds < 3:
         return [
             f"search.test_fold: needs at least 3 folds, one to train on, got {dataset.folds}; "
-            f"prepare the dataset "
-            "with more --folds"
+            "prepare the dataset with more --folds"
         ]
     return []
 
@@ -357,8 +353,7 @@ def _check_lesions(dataset: Dataset, model: Model, config: TrainingConfig) -> li
         if boxes:
             problems.append(
                 f"model: {model.name} needs lesion masks, but {boxes} of {len(counted)} lesions "
-                f"have a box "
-                "alone; use a detector or annotate masks"
+                "have a box alone; use a detector or annotate masks"
             )
     if isinstance(config, ClassifierConfig):
         return problems + _check_targets(dataset, config)
@@ -371,8 +366,7 @@ def _check_lesions(dataset: Dataset, model: Model, config: TrainingConfig) -> li
             )
             problems.append(
                 f"dataset {dataset.path}: every fold and the test group need a lesion to be scored "
-                f"by, "
-                f"{which} has none of {', '.join(config.categories)}; prepare it with {how}"
+                f"by, {which} has none of {', '.join(config.categories)}; prepare it with {how}"
             )
     return problems
 
@@ -395,8 +389,8 @@ def _check_targets(dataset: Dataset, config: ClassifierConfig) -> list[str]:
     return [
         f"dataset {dataset.path}: every fold and the test group need {what} to be scored by, "
         f"{f'fold {fold}' if fold < dataset.folds else 'the test group'} has {count[True]} "
-        f"positive and "
-        f"{count[False]} negative; prepare it with another split, or classify something else"
+        f"positive and {count[False]} negative; prepare it with another split, or classify "
+        "something else"
         for fold, count in enumerate(counts)
         if not (count[True] and count[False])
     ]
@@ -426,8 +420,7 @@ def _lost(study: Study, dataset: Dataset, model: Model, config: TrainingConfig) 
     )
     return [
         f"imgsz {size}: {lost} of {total} lesions are under {LEAST_SIDE} pixels a side; they are "
-        f"not trained on, "
-        "but scored"
+        "not trained on, but scored"
         for size, (lost, total) in found.items()
         if lost
     ]

@@ -42,13 +42,12 @@ def manifests(study: Study, out: str | None = None, image: str | None = None) ->
     if not re.fullmatch(rf"(s3://[a-z0-9.-]+|{MOUNT})(/[A-Za-z0-9._=+-]+)+", place):
         problems.append(
             f"--out {out!r}: must be below {MOUNT}, the shared volume, or s3://BUCKET/FOLDER, in "
-            f"letters, "
-            "digits and ._=+- only; choose another"
+            "letters, digits and ._=+- only; choose another"
         )
     if not re.fullmatch(r"[\w./:-]+(:(?!latest$)[\w.-]+|@sha256:[0-9a-f]{64})", image, re.ASCII):
         problems.append(
             f"--image {image!r}: must end in a tag other than latest, or a digest; name the "
-            f"version to run"
+            "version to run"
         )
     if problems:
         raise WrongInput(*problems)

@@ -271,8 +271,7 @@ def conclude(opened: OpenStudy, examiner: Examiner | None = None) -> str:
     if opened.lease.lost:
         raise RunFailed(
             f"study {opened.folder.url}: another driver has taken it over while this one stood "
-            f"still; "
-            "`raybone watch` shows it"
+            "still; `raybone watch` shows it"
         )
     reason = opened.brain.finish()
     try:
@@ -285,8 +284,8 @@ def conclude(opened: OpenStudy, examiner: Examiner | None = None) -> str:
         raise RunFailed(f"study {opened.folder.url} {reason}; mend that and start the same command")
     if reason.startswith("limits.failed_trials"):
         raise RunFailed(
-            f"{reason}; reasons are in {opened.folder.url}/leaderboard.csv and the journal; "
-            "mend the cause and start the same command"
+            f"{reason}; reasons are in {opened.folder.url}/leaderboard.csv and the journal; mend "
+            "the cause and start the same command"
         )
     if reason.startswith(ENDS) and (why := _fruitless(opened)):
         raise RunFailed(f"study {opened.folder.url}: {why}; mend the cause and start another study")
@@ -441,14 +440,12 @@ def _agree(folder: StudyFolder, study: ResolvedStudy) -> ResolvedStudy:
     if new.prior not in (None, old.prior):
         raise WrongInput(
             f"study {folder.url}: a started study keeps its warm start, but --warm-start gives "
-            f"another "
-            "one now; leave --warm-start out, or give another --out"
+            "another one now; leave --warm-start out, or give another --out"
         )
     if changed:
         raise WrongInput(
             f"study {folder.url}: a started study keeps its settings, but {', '.join(changed)} "
-            f"differ; "
-            "give another --out, or the settings of its study.yaml"
+            "differ; give another --out, or the settings of its study.yaml"
         )
     return study.with_prior(old.prior)
 
@@ -473,6 +470,5 @@ def _writing(out: str) -> Iterator[None]:
         where = f"--out {out}: cannot be written" if own else f"{error.filename}: cannot be used"
         raise RunFailed(
             f"{where}: {os.strerror(error.errno)} ({error.errno}); mend that and start the same "
-            f"command "
-            "again: it resumes"
+            "command again: it resumes"
         ) from error

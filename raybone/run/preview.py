@@ -118,8 +118,8 @@ def _earlier(study: ResolvedStudy, sources: Sequence[str]) -> tuple[float, str]:
             seconds += configuration.epoch_seconds
     if not seconds:
         raise WrongInput(
-            f"--epochs-from {' '.join(sources)}: must have finished epochs, but has none; "
-            "give another one, or --epoch-seconds"
+            f"--epochs-from {' '.join(sources)}: must have finished epochs, but has none; give "
+            "another one, or --epoch-seconds"
         )
     return median(seconds), f"the median of {len(seconds)} fold epochs of {' '.join(sources)}"
 

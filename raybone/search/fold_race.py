@@ -251,8 +251,8 @@ class Race:
                 return Next(
                     waiting[0][3],
                     number + 1,
-                    f"{count} ran in full at the end of the search: best "
-                    f"of those waiting at {name_of(self.ladder, number)}",
+                    f"{count} ran in full at the end of the search: best of those waiting at "
+                    f"{name_of(self.ladder, number)}",
                     {"score": -self.sign * waiting[0][0]},
                 )
         return None
@@ -287,8 +287,8 @@ class Race:
             config_id,
             "stop",
             rung,
-            f"{-lead:.4f} behind {rival} on the same {folds} folds, "
-            f"over {self.rule.slack:g} standard errors of {spread:.4f}",
+            f"{-lead:.4f} behind {rival} on the same {folds} folds, over {self.rule.slack:g} "
+            f"standard errors of {spread:.4f}",
             {**evidence, "against": rival},
         )
 
@@ -370,8 +370,7 @@ class Race:
         return (
             f"{'kept as a rival' if lead < -slack else 'still in the race'}: {abs(lead):.4f} "
             f"{'ahead of' if lead >= 0 else 'behind'} {rival} on the same {self.ladder[rung][0]} "
-            f"folds, "
-            f"{self.rule.slack:g} standard errors are {slack:.4f}",
+            f"folds, {self.rule.slack:g} standard errors are {slack:.4f}",
             {**pair, "against": rival},
         )
 
@@ -388,8 +387,7 @@ class Race:
         below = level.ranked[level.quota][3]
         return (
             f"rank {place} of {of} at {name_of(self.ladder, rung)}: one of the best {level.quota}; "
-            f"next below is "
-            f"{below} with {self._told(level, below, config_id)}",
+            f"next below is {below} with {self._told(level, below, config_id)}",
             {**evidence, "against": below, "rival": self.sign * level.score(below)},
         )
 

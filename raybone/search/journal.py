@@ -60,8 +60,8 @@ class Journal:
                 if number > self._segment + 1:
                     raise WrongInput(
                         f"{self.folder.url}/{self._segment + 1:06d}.jsonl: every segment must be "
-                        f"there, "
-                        f"but {name} follows {self._segment:06d}.jsonl; restore it from a copy"
+                        f"there, but {name} follows {self._segment:06d}.jsonl; restore it from a "
+                        "copy"
                     )
                 self._segment, self._offset, self._line = number, 0, 0
             heir = self._first_line(after) if after else None
@@ -152,10 +152,8 @@ class Journal:
             self._crc = known
             raise WrongInput(
                 f"{self.folder.url}/{name} line {self._line}: its checksum must be that of the "
-                f"line and "
-                "of all before it, but is not; it was changed, or lines before it are missing: "
-                "restore "
-                "the journal from a copy"
+                "line and of all before it, but is not; it was changed, or lines before it are "
+                "missing: restore the journal from a copy"
             )
         del event["crc"]
         return event
@@ -168,8 +166,7 @@ class Journal:
             except FileExistsError:
                 raise RunFailed(
                     f"{self.folder.url}/{name}: one driver writes, but another has taken the study "
-                    f"over; "
-                    "this one ends"
+                    "over; this one ends"
                 ) from None
             self._next += 1
             return

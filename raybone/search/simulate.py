@@ -110,8 +110,7 @@ def read_curves(path: Path | str) -> Curves:
     except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise WrongInput(
             f"--curves {path}: must be an npz of recorded curves, but: "
-            f"{' '.join(str(error).split())}; "
-            "`raybone search --record` writes one"
+            f"{' '.join(str(error).split())}; `raybone search --record` writes one"
         ) from None
     shapes = {k: (found[k].ndim, len(found[k]) if found[k].ndim else 0) for k in found}
     count = shapes.get("T", (0, 0))[1]
@@ -121,14 +120,13 @@ def read_curves(path: Path | str) -> Curves:
         raise WrongInput(
             f"--curves {path}: must hold T (configurations, seeds, folds, epochs) and cost, got "
             f"{ ({k: v.shape for k, v in found.items()}) }; `raybone search --record` writes such "
-            f"a file"
+            "a file"
         )
     for name in ("T", "cost"):
         if found[name].dtype.kind not in "fiu" or not np.isfinite(found[name]).all():
             raise WrongInput(
                 f"--curves {path}: {name} must be finite numbers, but is not; put the worst score "
-                f"in the "
-                "place of a missing one"
+                "in the place of a missing one"
             )
     sign = -1 if str(found.get("direction", "maximize")) == "minimize" else 1
     return Curves(

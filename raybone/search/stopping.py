@@ -46,9 +46,8 @@ def reached(study: ResolvedStudy, state: State) -> str:
         return ""
     return (
         f"limits.converged: after {len(scored)} complete configurations at most {regret:.4f} "
-        f"{study.metric} above "
-        f"the {value:.4f} of {best} are left to gain, under the {error:.4f} that its folds can "
-        f"tell"
+        f"{study.metric} above the {value:.4f} of {best} are left to gain, under the {error:.4f} "
+        "that its folds can tell"
     )
 
 

@@ -63,8 +63,8 @@ def _standings(study: Study, source: str, table: Sequence[Row]) -> list[Row]:
     ranked_by = {c.removesuffix("_ci_low") for c in columns if c.endswith("_ci_low")} - {"delta"}
     if table and not (ranked_by and {"state", "folds_done", "epochs_done"} <= columns):
         raise WrongInput(
-            f"--warm-start {source}: must be a leaderboard of raybone, but lacks its columns; "
-            "give the leaderboard.csv of a study"
+            f"--warm-start {source}: must be a leaderboard of raybone, but lacks its columns; give "
+            "the leaderboard.csv of a study"
         )
     if table and study.metric not in ranked_by:
         raise WrongInput(

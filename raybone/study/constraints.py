@@ -64,7 +64,7 @@ def problem_of(rule: str, values: Mapping[str, Sequence[Any]]) -> str:
             got = ast.unparse(node) or type(node).__name__
             return (
                 f"may compare parameters with and, or, not, + - * / // % and in, got {got!r}; "
-                f"write it so"
+                "write it so"
             )
         if (
             isinstance(node, ast.BinOp)
@@ -72,9 +72,8 @@ def problem_of(rule: str, values: Mapping[str, Sequence[Any]]) -> str:
             and not (isinstance(node.right, ast.Constant) and node.right.value)
         ):
             return (
-                f"may divide by a constant alone, got {ast.unparse(node)!r}; multiply the "
-                f"other "
-                f"side"
+                f"may divide by a constant alone, got {ast.unparse(node)!r}; multiply the other "
+                "side"
             )
         if isinstance(node, ast.Name) and node.id not in values:
             near = difflib.get_close_matches(node.id, values, n=1)
@@ -134,7 +133,7 @@ def _problem_of_types(tree: ast.expr, values: Mapping[str, Sequence[Any]]) -> st
         if not isinstance(value, bool):
             return (
                 f"must be true or false, but {ast.unparse(tree)!r} is {value!r} for {given}; "
-                f"compare it"
+                "compare it"
             )
     return ""
 

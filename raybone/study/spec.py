@@ -91,7 +91,7 @@ class Param(Strict):
         if not isinstance(value, list):
             raise ValueError(
                 f"must name a distribution, got {_SHORT.repr(value)}; put a single value under "
-                f"fixed"
+                "fixed"
             )
         pair = len(value) == 2 and all(type(v) in (int, float) for v in value)
         values = ", ".join(map(_SHORT.repr, value[:3])) + ", ..." * (len(value) > 3)
@@ -110,7 +110,7 @@ class Param(Strict):
         ]
         if len(given) != 1:
             raise ValueError(
-                f"needs exactly one of uniform, log_uniform, int_uniform, choice; got "
+                "needs exactly one of uniform, log_uniform, int_uniform, choice; got "
                 f"{given or 'none'}"
             )
         bounds = self.bounds
@@ -319,23 +319,22 @@ class Study(Strict):
                 elif self.space[other].when:
                     problems.append(
                         f"space.{name}.when: {other!r} is conditional itself; conditions go one "
-                        f"level deep"
+                        "level deep"
                     )
                 elif not self.space[other].admits(value):
                     problems.append(
                         f"space.{name}.when: {other} is never {value!r}; give a value that it can "
-                        f"have"
+                        "have"
                     )
             if self.search.sampler == "grid" and param.choice is None:
                 problems.append(
                     f"space.{name}: the grid sampler needs choice, got {_kind(param)}; list the "
-                    f"values"
+                    "values"
                 )
         if self.search.type == "stopping" and self.search.scheduler != "fold_race":
             problems.append(
-                f"search.type: stopping is a kind of fold_race, got scheduler "
-                f"{self.search.scheduler}; "
-                "leave it out"
+                "search.type: stopping is a kind of fold_race, got scheduler "
+                f"{self.search.scheduler}; leave it out"
             )
         problems = problems or self._rules_and_points()
         if problems:
@@ -432,8 +431,8 @@ def parse_yaml(text: str | bytes, where: str) -> dict[str, Any]:
         ) from None
     if not isinstance(content, dict):
         raise WrongInput(
-            f"{where}: a study is a YAML mapping, got {type(content).__name__}; see "
-            "`raybone example smoke`"
+            f"{where}: a study is a YAML mapping, got {type(content).__name__}; see `raybone "
+            "example smoke`"
         )
     return content
 
@@ -474,13 +473,13 @@ def misfits(study: Study, point: dict[str, Any]) -> list[str]:
             kind = _kind(space[name])
             problems.append(
                 f"{name} must be of {kind} {list(getattr(space[name], kind))}, got {value!r}; "
-                f"change it"
+                "change it"
             )
         for other, needed in (space[name].when or {}).items():
             if implied.setdefault(other, needed) != needed:
                 problems.append(
                     f"{name} exists when {other} is {needed!r}, got {implied[other]!r}; leave one "
-                    f"out"
+                    "out"
                 )
     return problems
 

@@ -91,8 +91,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     except (RuntimeError, TypeError, AttributeError) as error:
         raise DamagedFile(
             f"{where}: must hold the weights of this network, but "
-            f"{' '.join(str(error).split())[:150]}; "
-            "put the right file there"
+            f"{' '.join(str(error).split())[:150]}; put the right file there"
         ) from None
 
 

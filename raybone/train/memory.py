@@ -32,8 +32,8 @@ def refuse_too_large(net: nn.Module, batch: Batch) -> None:
     images, _, height, width = batch.image_NCHW.shape
     raise FitFailed(
         f"a training step of {images} images of {height}x{width} pixels takes about "
-        f"{need / 1e9:.0f} GB of "
-        f"memory, but there are {most / 1e9:.0f} GB; lower batch, imgsz or the width of the model"
+        f"{need / 1e9:.0f} GB of memory, but there are {most / 1e9:.0f} GB; lower batch, imgsz or "
+        "the width of the model"
     )
 
 

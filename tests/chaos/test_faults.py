@@ -176,8 +176,8 @@ def groups_left(cluster: Cluster) -> list[str]:
     import sys
 
     code = (
-        "import ray; ray.init(address='auto', logging_level='ERROR'); "
-        "print(*[g['state'] for g in ray.util.placement_group_table().values()])"
+        "import ray; ray.init(address='auto', logging_level='ERROR'); print(*[g['state'] for g in "
+        "ray.util.placement_group_table().values()])"
     )
     run = subprocess.run(
         [sys.executable, "-c", code],

@@ -97,8 +97,7 @@ class Host:
         boot = (
             f"cd {self.place} && mount --bind hosts /etc/hosts && mount -t tmpfs tmpfs /dev/shm && "
             f"mkdir -p /tmp/ray && mount --bind ray /tmp/ray && hostname host{number} && touch up "
-            f"&& "
-            "exec sleep infinity"
+            "&& exec sleep infinity"
         )
         self.power = subprocess.Popen(
             [
@@ -136,8 +135,7 @@ class Host:
         """
         start = (
             f"{Path(sys.executable).parent}/ray start {role} --node-ip-address {self.address} "
-            f"--num-cpus 1 "
-            "--object-store-memory 100000000 --disable-usage-stats --block"
+            "--num-cpus 1 --object-store-memory 100000000 --disable-usage-stats --block"
         )
         self.run("sh", "-c", f"while :; do {start}; sleep 1; done", out="ray.log")
 

@@ -279,7 +279,7 @@ def test_a_classifier_has_roc_confusion_and_subgroups(dataset: Path, tmp_path: P
     lung = found["subgroups"]["primary_tumour"]["groups"]["lung"]["AUC"]
     assert (
         f"AUC {lung:.4g} (this subgroup) 0.87 ResNet50, scan + lesion mask stacked, lung West "
-        f"China WBS" in said
+        "China WBS" in said
     )
 
 
@@ -406,8 +406,8 @@ def test_in_a_browser_the_table_sorts_and_filters_and_charts_are_drawn(large: Pa
         "r.cells[%d].textContent)"
     )
     click = (
-        "document.querySelectorAll('#rows button')[%d].click(); "
-        "document.querySelectorAll('#rows th')[%d].ariaSort"
+        "document.querySelectorAll('#rows button')[%d].click(); document.querySelectorAll('#rows "
+        "th')[%d].ariaSort"
     )
     fill = (
         "const field = document.getElementById('filter'); field.value = %r; "

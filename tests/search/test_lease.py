@@ -17,8 +17,8 @@ from raybone.storage import Folder
 
 def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from raybone.storage import Folder; from raybone.search.lease import Lease;"
-        "Lease(Folder(sys.argv[1])).take(); print('held', flush=True); time.sleep(60)"
+        "import sys, time; from raybone.storage import Folder; from raybone.search.lease import "
+        "Lease;Lease(Folder(sys.argv[1])).take(); print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True

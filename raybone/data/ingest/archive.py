@@ -94,8 +94,7 @@ def _extract(path: Path, target: Path) -> None:
         if need > shutil.disk_usage(target).free:
             raise WrongInput(
                 f"prepare: unpacking a zip archive beside DATASET needs {need / 1e9:.1f} GB, more "
-                f"than "
-                "the disk has free; unpack it elsewhere and give the folder"
+                "than the disk has free; unpack it elsewhere and give the folder"
             )
         seen = dict[tuple[str, ...], tuple[int, int]]()
         for member in archive.infolist():

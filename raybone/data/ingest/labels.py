@@ -48,8 +48,7 @@ def read_labels(path: Path) -> Labels:
     if taken or len(set(header)) < len(header):
         raise WrongInput(
             f"labels.csv: a label must not be called {', '.join(taken) or 'like another'}, as a "
-            f"column of "
-            "scans.csv is; rename it"
+            "column of scans.csv is; rename it"
         )
     table: dict[str, dict[str, str]] = {}
     for line, row in enumerate(rows, 2):
@@ -59,13 +58,12 @@ def read_labels(path: Path) -> Labels:
         ):
             raise WrongInput(
                 f"labels.csv: line {line}: view must be anterior, posterior or unknown, and "
-                f"pixel_mm a "
-                "number of mm; correct it"
+                "pixel_mm a number of mm; correct it"
             )
         if table.setdefault(row[key], known) != known:
             raise WrongInput(
                 f"labels.csv: line {line} contradicts another line of the same {key}; keep one of "
-                f"them"
+                "them"
             )
     for column in header:
         values = {row[column] for row in rows}
@@ -75,9 +73,8 @@ def read_labels(path: Path) -> Labels:
         ):
             raise WrongInput(
                 f"labels.csv: column {header.index(column) + 1} has {len(values)} values in "
-                f"{len(rows)} "
-                "rows; a label has few and short ones, others may name a patient: leave the column "
-                "out"
+                f"{len(rows)} rows; a label has few and short ones, others may name a patient: "
+                "leave the column out"
             )
     return Labels(by_file=table) if key == "file" else Labels(by_patient=table)
 
@@ -115,7 +112,7 @@ def read_split(path: Path) -> dict[str, int]:
     if used != list(range(len(used))) or len(used) < 2:
         raise WrongInput(
             f"--split: folds must be 0, 1 ... without a gap and at least 2, got {used}; renumber "
-            f"them"
+            "them"
         )
     return {patient: min(many) for patient, many in folds.items()}
 

@@ -54,8 +54,7 @@ def sources_of(root: Path, layout: Layout) -> Sources:
     if layout == "coco" and not any(s.coco for s in found.inputs) and not found.accounts:
         raise WrongInput(
             "--layout coco: needs a JSON file with images, annotations and categories in SOURCE, "
-            "but "
-            "there is none; export it, or choose another layout"
+            "but there is none; export it, or choose another layout"
         )
     found.inputs += [Source(root / name, name, aside=why) for name, why in aside.items()]
     found.inputs.sort(key=lambda s: s.name)
@@ -263,7 +262,7 @@ def _stray(found: Sources, path: Path, name: str, why: str) -> None:
     if claim.kind != "none":
         why = (
             f"is an annotation that layout {found.layout} does not read; choose the layout "
-            f"(--layout), or remove it"
+            "(--layout), or remove it"
         )
         found.accounts.append(Account(name, 1, 1, why, many=True, unread=True))
     found.inputs.append(Source(path, name, aside=why))
@@ -285,8 +284,7 @@ def _classes_of(path: Path) -> tuple[tuple[str, tuple[int, ...]], ...]:
     except (OSError, ValueError, TypeError, AttributeError):
         raise WrongInput(
             "--layout nnunet: needs SOURCE/dataset.json with labels, as nnU-Net's raw datasets "
-            "have; "
-            "put it there, or choose another layout"
+            "have; put it there, or choose another layout"
         ) from None
     return tuple((name, numbers) for name, numbers in values if numbers != (0,))
 

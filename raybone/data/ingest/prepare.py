@@ -182,8 +182,7 @@ def _check(
     if negatives == "training" and (split or folds == "site"):
         problems.append(
             "--negatives: training cannot go with --split, which names such patients itself, or "
-            "--folds "
-            "site; leave one out"
+            "--folds site; leave one out"
         )
     if unannotated not in ("apart", "negative"):
         problems.append(f"--unannotated: must be apart or negative, got {unannotated}")
@@ -300,26 +299,22 @@ def _folds(
         if any(fold_of[a] != fold_of[b] for a, b in writer.copies()):
             raise WrongInput(
                 f"{option}: scans with the same pixels are in two folds under two patient ids, "
-                f"which "
-                "leaks; `raybone inspect` of a dataset made without it names them: put these "
-                "patients "
-                "into one fold, or leave one out"
+                "which leaks; `raybone inspect` of a dataset made without it names them: put these "
+                "patients into one fold, or leave one out"
             )
         torn = {frozenset(pair) for pair in pairs if fold_of[pair[0]] != fold_of[pair[1]]}
         if torn:
             warnings.append(
                 f"{len(torn)} pairs of patients who may be one person are in two folds by "
-                f"{option}: "
-                "leakage between folds cannot be excluded; put each pair into one fold, or leave "
-                "one out"
+                f"{option}: leakage between folds cannot be excluded; put each pair into one fold, "
+                "or leave one out"
             )
     elif isinstance(folds, int):
         spare = _without_metastasis(scans, groups) if negatives == "training" else set()
         if spare == patients:
             raise WrongInput(
                 "--negatives: training needs patients with malignant lesions to score by, and "
-                "there is "
-                "none; leave it out"
+                "there is none; leave it out"
             )
         warnings += _kept(groups, intake.unknown)
         fold_of = assign_folds(
@@ -376,8 +371,7 @@ def _pairs(
         )
         warnings.append(
             f"{strangers} scans have no patient id: leakage between folds cannot be excluded; each "
-            f"study "
-            f"or file counts as a patient{kept}"
+            f"study or file counts as a patient{kept}"
         )
     intake.doubts[ALIKE] = sorted(
         {

@@ -47,8 +47,7 @@ def read_key(path: Path) -> bytes:
         except OSError as error:
             raise WrongInput(
                 f"--key {path}: cannot be made there ({error.strerror}); give --key FILE in a "
-                f"folder that "
-                "you may write to"
+                "folder that you may write to"
             ) from None
     if path.stat().st_mode & 0o077:
         raise WrongInput(f"--key {path}: must be readable by its owner alone; run chmod 600 on it")

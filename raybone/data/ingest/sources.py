@@ -150,8 +150,7 @@ def complaints(accounts: list[Account], show_paths: bool) -> list[str]:
     if not lines and lost > LOST_SHARE * total:
         lines.append(
             f"prepare: {lost} of {total} annotations find no scan, over {100 * LOST_SHARE:.0f} %; "
-            f"correct "
-            f"their names, or leave them out with --allow-unmatched{hint}"
+            f"correct their names, or leave them out with --allow-unmatched{hint}"
         )
         lines += [f"prepare: {a.name}: {a.why}" for a in accounts if a.lost and show_paths][:20]
     return lines
@@ -168,8 +167,7 @@ def told(accounts: Sequence[Account], counts: Mapping[str, int], negative: bool)
         return []
     parts = [
         f"annotations: {counts['annotations'] - counts['annotations_lost']} of "
-        f"{counts['annotations']} found "
-        "their scan"
+        f"{counts['annotations']} found their scan"
     ]
     unused = sum(a.lost == a.annotations for a in accounts)
     parts += [f"files that no scan uses: {unused}"] * bool(unused)

@@ -31,8 +31,8 @@ from raybone.storage import plain_url
 
 PATIENCE = 10.0  # seconds for a first answer
 TOKEN = (
-    "the cluster's token goes into RAY_AUTH_TOKEN or ~/.ray/auth_token, or its file's name "
-    "into RAY_AUTH_TOKEN_PATH"
+    "the cluster's token goes into RAY_AUTH_TOKEN or ~/.ray/auth_token, or its file's name into "
+    "RAY_AUTH_TOKEN_PATH"
 )
 
 

@@ -46,8 +46,7 @@ def connection(address: str | None) -> Iterator[None]:
     if address and address.startswith(("http://", "https://")):
         raise WrongInput(
             f"{asked} {address}: is a dashboard, where `raybone submit` sends jobs; to search from "
-            f"here "
-            "give HOST:6379 of the cluster, or unset RAY_ADDRESS for a Ray of this machine"
+            "here give HOST:6379 of the cluster, or unset RAY_ADDRESS for a Ray of this machine"
         )
     on_term = signal.getsignal(signal.SIGTERM)
     quiet = {
@@ -114,8 +113,7 @@ def _place() -> str:
                 return tempfile.mkdtemp(prefix="raybone-", dir=parent)
     raise WrongInput(
         f"TMPDIR {usual}: must be a name of at most {LONGEST} bytes, as a local Ray has sockets "
-        f"below it, "
-        f"and {', '.join(SHORT)} cannot be written; set TMPDIR to a shorter one"
+        f"below it, and {', '.join(SHORT)} cannot be written; set TMPDIR to a shorter one"
     )
 
 

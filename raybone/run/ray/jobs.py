@@ -112,8 +112,7 @@ def submit(parcel: Parcel, address: str) -> str:
         if busy := [j.submission_id for j in earlier if not j.status.is_terminal()]:
             raise WrongInput(
                 f"study {parcel.out}: one job at a time, and {busy[0]} is at work; see `raybone "
-                f"watch`, "
-                "or `raybone stop` it and submit again"
+                "watch`, or `raybone stop` it and submit again"
             )
         number = 1 + max((int(j.submission_id.rpartition("-")[2]) for j in earlier), default=0)
         package = Path(place, "package.zip")
@@ -179,8 +178,7 @@ def _answers(address: str) -> Iterator[None]:
     except (requests.RequestException, RuntimeError) as error:
         raise RunFailed(
             f"--address {address}: the cluster must answer, but: {_last_line(str(error))}; what "
-            f"was "
-            "submitted may be at work: see `raybone watch`"
+            "was submitted may be at work: see `raybone watch`"
         ) from None
 
 

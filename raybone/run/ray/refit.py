@@ -55,8 +55,7 @@ def train_on_ray(
         if reason := ray.get(training):
             raise RunFailed(
                 f"refit: the training failed: {reason}; mend that and start the same command "
-                f"again: it "
-                "resumes"
+                "again: it resumes"
             )
 
 

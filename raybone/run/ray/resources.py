@@ -51,8 +51,7 @@ def no_room(study: Study) -> str:
     want = " and ".join(f"{v:g} {k}s" for k, v in per_worker(study).items())
     return (
         f"a run takes {study.resources.workers} worker(s) with {want} each, but the cluster's "
-        f"{len(nodes)} node(s) "
-        f"have {have} in all and room for {_places(study)}"
+        f"{len(nodes)} node(s) have {have} in all and room for {_places(study)}"
     )
 
 

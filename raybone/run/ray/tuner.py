@@ -207,8 +207,7 @@ class _Driver:
         if isinstance(self._error, RayError):
             raise RunFailed(
                 f"driver: {type(self._error).__name__}: "
-                f"{' '.join(str(self._error).split())[:200]}; "
-                "start the same command again"
+                f"{' '.join(str(self._error).split())[:200]}; start the same command again"
             ) from self._error
         if self._error:
             raise self._error

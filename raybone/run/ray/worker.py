@@ -77,8 +77,8 @@ def settle(study: ResolvedStudy) -> None:
         if not torch.cuda.is_available():
             raise OSError(
                 errno.ENODEV,
-                f"Ray gives GPU {ray.get_gpu_ids()}, but torch finds none; mend the driver or "
-                "the image of this machine",
+                f"Ray gives GPU {ray.get_gpu_ids()}, but torch finds none; mend the driver or the "
+                "image of this machine",
                 ray.util.get_node_ip_address(),
             )
         torch.cuda.set_device(ray.train.torch.get_device())

@@ -157,8 +157,7 @@ def _unique(keys: Iterable[str], what: str) -> None:
     if twice:
         raise ValueError(
             f"is COCO in which {twice} {what}s stand for several things; each must be unique: "
-            f"nobody can "
-            "tell what is meant; export it again"
+            "nobody can tell what is meant; export it again"
         )
 
 

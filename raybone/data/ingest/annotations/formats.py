@@ -57,7 +57,7 @@ def read_labelme(content: bytes, shape: tuple[int, int]) -> Annotated:
     if len(document["shapes"]) > MOST_LESIONS:
         raise ValueError(
             f"has an annotation with {len(document['shapes'])} shapes, over {MOST_LESIONS}; look "
-            f"at it"
+            "at it"
         )
     parts: dict[Any, list[tuple[dict[str, Any], Array]]] = defaultdict(list)
     remarks, lesions, lost = Remarks(), list[Lesion](), 0

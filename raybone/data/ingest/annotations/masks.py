@@ -94,8 +94,7 @@ def _opaque(rgba_HW4: Array) -> Array:
     if 1 < len(colours) <= FEW:
         raise ValueError(
             f"has a mask of {len(colours)} colours on transparent, and nothing says which are "
-            f"lesion; "
-            "save one mask a category in black and white"
+            "lesion; save one mask a category in black and white"
         )
     return np.asarray(inside_HW)
 
@@ -111,8 +110,8 @@ def _levels(values: Array, kind: str) -> Array:
     colours = np.unique(values.reshape(-1, 3), axis=0)
     if len(colours) > 2 and len(colours) <= FEW:
         raise ValueError(
-            f"has a mask of {len(colours)} colours, and nothing says which are lesion; "
-            "save one mask a category in black and white"
+            f"has a mask of {len(colours)} colours, and nothing says which are lesion; save one "
+            "mask a category in black and white"
         )
     return np.abs(values.astype(int) - around[times.argmax()].astype(int)).max(-1)
 
@@ -136,9 +135,8 @@ def _bright(level_HW: Array, kind: str, remarks: Remarks) -> Array:
         listed = ", ".join(f"{v:g}" for v in seen[:6])
         raise ValueError(
             f"has a mask of the values {listed}{' ...' if len(seen) > 6 else ''}, and nothing says "
-            f"which "
-            "are lesion; name them, as in --categories 1=malignant 2=benign, or save it as 0 and "
-            "255"
+            "which are lesion; name them, as in --categories 1=malignant 2=benign, or save it as 0 "
+            "and 255"
         )
     bright_HW, between_HW = level_HW > top / 2, (level_HW > top / 8) & (level_HW < top * 7 / 8)
     if between_HW.sum() > bright_HW.sum():
@@ -168,8 +166,7 @@ def _classes(index_HW: Array, names: Mapping[str, tuple[int, ...]], named: set[i
     if unknown:
         raise ValueError(
             f"has a mask of the values {', '.join(map(str, unknown[:6]))}, which have no name; "
-            f"name them, "
-            f"as in --categories {unknown[0]}=malignant"
+            f"name them, as in --categories {unknown[0]}=malignant"
         )
     lesions = list[Lesion]()
     for name, values in names.items():

@@ -55,7 +55,7 @@ def settled(header: Dataset) -> tuple[int, list[str]]:
         raise NotTaken(
             f"has {found} bytes of pixel data, but {frames} frame(s) of {rows}x{columns} pixels of "
             f"{allocated} bits need {needed}: it was cut short or its header is wrong; export it "
-            f"again"
+            "again"
         )
     stored = [round(n) for n in numbers(header, "BitsStored") if 0 < n <= allocated] or [allocated]
     signed = 1 in numbers(header, "PixelRepresentation")
@@ -164,8 +164,7 @@ def _decoded(header: Dataset) -> Array:
     except Exception:  # decoders raise what they like
         raise NotTaken(
             f"has pixels that cannot be decoded (transfer syntax {name}): they are damaged, cut "
-            f"short or "
-            f"other than the header says; export it as {PLAIN}"
+            f"short or other than the header says; export it as {PLAIN}"
         ) from None
     return values[None] if values.ndim == 2 else values
 

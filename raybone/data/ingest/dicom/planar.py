@@ -72,8 +72,7 @@ def check_object(header: Dataset, modality: str | None) -> None:
     if captured(header) and not counts and modality not in (None, "OT", "SC"):
         raise NotTaken(
             "is a Secondary Capture, a picture windowed for the screen and not counts; export the "
-            "scan "
-            "itself, or take it with --modality any"
+            "scan itself, or take it with --modality any"
         )
     if (
         found == "NM"
@@ -107,7 +106,7 @@ def check_planar(header: Dataset, frames: int) -> list[str]:
     if not said and frames > max(2, _told_apart(header, frames)):
         raise NotTaken(
             f"has {frames} frames, and neither Image Type nor Frame Increment Pointer says what "
-            f"they are"
+            "they are"
         )
     return ["derived"] * ("DERIVED" in kind) + ["kind-unknown"] * (not said)
 
