@@ -431,8 +431,8 @@ def parse_yaml(text: str | bytes, where: str) -> dict[str, Any]:
         ) from None
     if not isinstance(content, dict):
         raise WrongInput(
-            f"{where}: a study is a YAML mapping, got {type(content).__name__}; see `raybone "
-            "example smoke`"
+            f"{where}: a study is a YAML mapping, got {type(content).__name__}; "
+            "see `raybone example smoke`"
         )
     return content
 
