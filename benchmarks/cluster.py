@@ -136,7 +136,7 @@ if __name__ == "__main__":
     chosen, rows = SIZES["quick" if quick else "whole"], {}
     with tempfile.TemporaryDirectory() as folder:
         cohort = phantom(Path(folder) / "cohort", patients=chosen["patients"], seed=0)
-        prepare(cohort, Path(folder) / "dataset", folds=3, key=cohort / "phantom.key")
+        prepare(cohort, Path(folder) / "dataset", folds=3, key=cohort.with_suffix(".key"))
         for name in ("full", "fold_race"):
             # A process of its own for each, as a process that has had one Ray cluster remembers it.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

@@ -29,11 +29,11 @@ from pydicom.uid import JPEG2000Lossless
 from torch.utils.data import DataLoader
 
 from raybone.data.augment import Augmentation
-from raybone.data.cache import STEPS
+from raybone.data.cache import STEPS, Intensities
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.ingest.dicom.frames import write_scan
 from raybone.data.ingest.prepare import prepare
-from raybone.data.loader import EpochSampler, ScanSamples
+from raybone.data.loader import EpochSampler, Sampling, ScanSamples
 from raybone.data.preprocess import resize, to_intensity
 from raybone.types import Array, Scan
 
@@ -201,15 +201,14 @@ def _samples(
     read: Callable[[Scan], Array] | None,
 ) -> ScanSamples:
     """The loader's samples, or the same ones read from a file each time."""
-    samples = ScanSamples(dataset, scans, ["malignant"], 1024, False, hyper)
-    if read:
 
-        def from_file(scan: Scan) -> Array:
-            image_HW, _ = resize(to_intensity(np.maximum(read(scan), 0), scan.high), 1024)
-            return np.rint(image_HW * np.float32(STEPS)).astype(np.uint16) if hyper else image_HW
+    def from_file(scan: Scan) -> Array:
+        counts_HW = np.maximum(read(scan), 0) if read else dataset.counts(scan)
+        image_HW, _ = resize(to_intensity(counts_HW, scan.high), 1024)
+        return np.rint(image_HW * np.float32(STEPS)).astype(np.uint16) if hyper else image_HW
 
-        samples.intensities = from_file  # type: ignore[assignment]
-    return samples
+    images = from_file if read else Intensities(dataset, 1024)
+    return ScanSamples(images, scans, Sampling(["malignant"], 1024, hyper=hyper))
 
 
 def _epochs(samples: ScanSamples, workers: int) -> Iterator[int]:

@@ -38,9 +38,10 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from raybone.data.cache import Intensities
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.ingest.prepare import prepare
-from raybone.data.loader import Batch, ScanSamples, training_loader
+from raybone.data.loader import Batch, Sampling, ScanSamples, training_loader
 from raybone.data.preprocess import to_intensity
 from raybone.metrics.boxes import box_metrics
 from raybone.models import MENU, load
@@ -101,9 +102,7 @@ def main() -> None:
 def cohort(place: Path, height: int, patients: int) -> Dataset:
     """Phantom patients in three folds."""
     phantom(place / "raw", patients=patients, seed=7, height=height)
-    return open_dataset(
-        prepare(place / "raw", place / "ds", folds=3, key=place / "raw" / "phantom.key").path
-    )
+    return open_dataset(prepare(place / "raw", place / "ds", folds=3, key=place / "raw.key").path)
 
 
 def speed(place: Path) -> dict[str, Any]:
@@ -190,7 +189,9 @@ def torchvision_net(name: str) -> nn.Module:
 def batches(name: str, dataset: Dataset) -> Iterator[Batch]:
     """The training batches of fold 0 for ever, with the model's default augmentation."""
     config = load(name).Config(imgsz=FULL, batch=BATCH)
-    samples = ScanSamples(dataset, dataset.training(0), ["malignant"], FULL, False, config)
+    samples = ScanSamples(
+        Intensities(dataset, FULL), dataset.training(0), Sampling(["malignant"], FULL, hyper=config)
+    )
     loader, sampler = training_loader(samples, BATCH, 0, 1, 8 if GPU else 0)
     while True:
         yield from loader

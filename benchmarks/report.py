@@ -53,7 +53,7 @@ def measured(place: Path, dataset: Path, **keys: Any) -> dict[str, Any]:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         cohort = phantom(Path(folder, "cohort"), patients=40, seed=1)
-        dataset = prepare(cohort, Path(folder, "ds"), folds=5, key=cohort / "phantom.key").path
+        dataset = prepare(cohort, Path(folder, "ds"), folds=5, key=cohort.with_suffix(".key")).path
         rows = {}
         for scheduler in ("full", "fold_race"):
             rows[scheduler] = measured(

@@ -4,7 +4,7 @@
 set -e
 out=${1:-runs/detectors}
 test -d "$out/phantom" || raybone phantom "$out/phantom" --patients 36 --seed 7 --height 512
-test -d "$out/dataset" || raybone prepare "$out/phantom" "$out/dataset" --folds 3 --key "$out/phantom/phantom.key"
+test -d "$out/dataset" || raybone prepare "$out/phantom" "$out/dataset" --folds 3 --key "$out/phantom.key"
 
 # The R50 models with a narrow pyramid and head: at full width an epoch takes three to six times as long on a CPU.
 study() {

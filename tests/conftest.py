@@ -57,7 +57,7 @@ def dataset(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from raybone.data.ingest.prepare import prepare
 
     path = tmp_path_factory.mktemp("dataset") / "ds"
-    prepare(cohort, path, folds=3, key=cohort / "phantom.key")
+    prepare(cohort, path, folds=3, key=cohort.with_suffix(".key"))
     return path
 
 
@@ -70,7 +70,7 @@ def held_out(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         cohort,
         tmp_path_factory.mktemp("held") / "ds",
         folds=3,
-        key=cohort / "phantom.key",
+        key=cohort.with_suffix(".key"),
         holdout=3,
     ).path
 

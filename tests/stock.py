@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from raybone.data.loader import ScanSamples, training_loader
+from raybone.data.cache import Intensities
+from raybone.data.loader import Sampling, ScanSamples, training_loader
 
 STILL = {"mosaic": 0.0, "fliplr": 0.0, "translate": 0.0, "scale": 0.0}
 
@@ -30,7 +31,9 @@ def stock_trainer(model: Any, config: Any, opened: Any, epochs: int) -> Any:
     from ultralytics.models.yolo.detect import DetectionTrainer
 
     samples = ScanSamples(
-        opened, opened.training(0), ["malignant"], config.imgsz, False, config, mixed(0, 0, 1)
+        Intensities(opened, config.imgsz),
+        opened.training(0),
+        Sampling(["malignant"], config.imgsz, hyper=config, seed=mixed(0, 0, 1)),
     )
 
     class Loader:

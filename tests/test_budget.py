@@ -11,16 +11,13 @@ from statistics import median
 ROOT = Path(__file__).resolve().parents[1] / "raybone"
 # A ratchet: it goes down with what is deleted, and up only for what an issue asks for, in a commit
 # that says so.
-NODES = 182_564
+NODES = 183_704
 FILES = {str(p.relative_to(ROOT)): p.read_text() for p in ROOT.rglob("*.py")}
 
 
 # What stood over a wall when the lines were first formatted. A name goes when its code is mended,
 # and none is added: the tests ask for equality.
 LONG_FILES = {
-    "data/dataset.py",
-    "data/ingest/prepare.py",
-    "deploy/predict.py",
     "results/charts.py",
     "results/report.py",
     "run/checks.py",
@@ -31,15 +28,8 @@ LONG_FILES = {
     "train/fit.py",
 }
 LONG_FUNCTIONS = {
-    "data/folds.py:assign_folds",
-    "data/ingest/dicom/frames.py:write_scan",
-    "data/ingest/prepare.py:_finish",
-    "data/ingest/prepare.py:_folds",
-    "data/ingest/prepare.py:prepare",
     "data/overlay.py:overlay",
     "deploy/calibrate.py:calibrate",
-    "deploy/predict.py:_fill",
-    "deploy/predict.py:predict",
     "deploy/refit.py:refit",
     "phantom/phantom.py:phantom",
     "results/charts.py:parallel",
@@ -49,17 +39,9 @@ LONG_FUNCTIONS = {
 }
 MANY_PARAMETERS = {
     "data/augment.py:augment",
-    "data/ingest/prepare.py:_check",
-    "data/ingest/prepare.py:_finish",
-    "data/ingest/prepare.py:_folds",
-    "data/ingest/prepare.py:prepare",
-    "data/loader.py:__init__",
     "data/overlay.py:overlay",
-    "data/tiles_and_targets.py:__init__",
     "deploy/calibrate.py:_pixels",
     "deploy/calibrate.py:calibrate",
-    "deploy/dicom_seg.py:write_segmentation",
-    "deploy/predict.py:_fill",
     "deploy/refit.py:refit",
     "run/ray/trial.py:trainer",
     "search/simulate.py:__init__",

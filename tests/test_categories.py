@@ -32,7 +32,7 @@ from raybone.models import load
 from raybone.run.checks import resolve
 from raybone.study.spec import parse_study
 from raybone.train.evaluate import Finding, false_positives, resampled_score, score, scored
-from raybone.train.samples import scored_samples, training_samples
+from raybone.train.samples import predicted_samples, scored_samples, training_samples
 from raybone.types import Array, Lesion, Prediction, Scan
 
 BOTH = ["malignant", "bone"]
@@ -90,7 +90,7 @@ def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "raw" / "labels.csv").write_text(
         "file,patient_id\n" + "".join(f"images/{n}.png,{n}\n" for n in range(6))
     )
-    prepare(place / "raw", place / "ds", "masks", folds=2, key=place / "key")
+    prepare(place / "raw", place / "ds", layout="masks", folds=2, key=place / "key")
     return place
 
 
@@ -475,7 +475,7 @@ def test_scans_that_nobody_annotated_are_neither_trained_on_nor_scored(
     for fold in range(2):
         trained = training_samples(partly, model, config, fold, 0, 1)
         judged = scored_samples(partly, partly.validation(fold), model, config)
-        every = scored_samples(partly, partly.validation(fold), model, config, unannotated=True)
+        every = predicted_samples(partly.validation(fold), partly.counts, config)
         assert {s.scan_id for s in trained.scans} == {
             s.scan_id for s in partly.training(fold)
         } - unknown
@@ -522,7 +522,7 @@ def test_scores_are_those_of_the_annotated_scans_alone(opened: Dataset, task: An
 def test_a_fold_or_test_group_that_nobody_annotated_is_refused(
     slices: Path, tmp_path: Path
 ) -> None:
-    prepare(slices / "raw", tmp_path / "ds", "masks", folds=2, key=slices / "key", holdout=2)
+    prepare(slices / "raw", tmp_path / "ds", layout="masks", folds=2, key=slices / "key", holdout=2)
     unseal(tmp_path / "ds")
     study = parse_study(
         {
@@ -582,7 +582,7 @@ def test_a_search_over_partly_annotated_scans_predicts_and_scores_the_annotated_
                 (tmp_path / "raw" / folder).mkdir(parents=True, exist_ok=True)
                 (tmp_path / "raw" / folder / path.name).write_bytes(path.read_bytes())
     (tmp_path / "raw/labels.csv").write_bytes((slices / "raw/labels.csv").read_bytes())
-    prepare(tmp_path / "raw", tmp_path / "ds", "masks", folds=2, key=slices / "key")
+    prepare(tmp_path / "raw", tmp_path / "ds", layout="masks", folds=2, key=slices / "key")
     opened = open_dataset(tmp_path / "ds")
     study = {
         "name": "partly",

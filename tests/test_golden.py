@@ -124,7 +124,7 @@ def test_prepare_writes_the_same_dataset(
 ) -> None:
     shutil.copytree(cohorts(layout), "ph")
     capsys.readouterr()
-    run("prepare", "ph", "ds", "--folds", 2, "--key", "ph/phantom.key", *options)
+    run("prepare", "ph", "ds", "--folds", 2, "--key", "ph.key", *options)
     said = capsys.readouterr().out.splitlines()
     agree(f"prepare_{name}.json", as_text({"stdout": said, **dataset_files(here / "ds")}))
 

@@ -160,7 +160,7 @@ def test_slices_of_a_patient_share_a_fold_by_the_labels_that_the_job_makes(tmp_p
     )
     folds = []
     for name in ("without", "with"):
-        made = prepare(raw, tmp_path / name, "masks", folds=3, key=tmp_path / "key")
+        made = prepare(raw, tmp_path / name, layout="masks", folds=3, key=tmp_path / "key")
         whose = {scan_id: Path(path).name[:3] for _, scan_id, path in made.sources if scan_id}
         opened = open_dataset(made.path)
         assert len(whose) == len(opened.scans) == 12

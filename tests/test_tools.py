@@ -18,7 +18,7 @@ from raybone.cli import main
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.ingest.dicom.frames import write_scan
 from raybone.data.ingest.prepare import prepare
-from raybone.deploy.dicom_seg import write_segmentation
+from raybone.deploy.dicom_seg import MadeBy, write_segmentation
 from raybone.errors import WrongInput
 
 BOX, SHAPE = (10, 20, 22, 28), (64, 48)
@@ -273,7 +273,7 @@ def slicer_seg(root: Path) -> None:
     (root / "SEG").mkdir(parents=True)
     for path in scans(root / "NM"):
         write_segmentation(
-            path, 0, {"malignant": SPOT_HW}, "Slicer", root / "SEG" / f"1.2.3.{path.stem}"
+            path, 0, {"malignant": SPOT_HW}, MadeBy("Slicer"), root / "SEG" / f"1.2.3.{path.stem}"
         )
 
 
@@ -350,7 +350,7 @@ def test_formats_that_are_not_read_are_refused_by_name(kind: str, tmp_path: Path
     made = prepare(
         tmp_path / "in",
         tmp_path / "ds",
-        "labelme",
+        layout="labelme",
         folds=2,
         key=tmp_path / "k",
         allow_unmatched=True,

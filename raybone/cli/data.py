@@ -92,7 +92,7 @@ def prepare(source: str, dataset: str, *, options: PrepareOptions) -> None:
     from raybone.data.ingest.prepare import prepare
     from raybone.data.ingest.sources import told
 
-    made = prepare(source, dataset, progress=bar("prepare"), **options.checked())
+    made = prepare(source, dataset, bar("prepare"), **options.checked())
     meta, counts = made.meta, made.meta["counts"]
     for line in told(made.accounts, counts, options.unannotated == "negative"):
         say(line)

@@ -74,8 +74,17 @@ class Intensities:
         return True
 
     def _made(self, scan: Scan) -> Array:
-        image_HW, _ = resize(to_intensity(self.dataset.counts(scan), scan.high), self.size)
-        return np.rint(image_HW * np.float32(STEPS)).astype(np.uint16)
+        return intensities_of(self.dataset.counts(scan), scan.high, self.size)
+
+
+def intensities_of(counts_HW: Array, high: float, size: int) -> Array:
+    """Counts as intensities, uint16, with a long side of ``size`` pixels.
+
+    Args:
+        high: upper edge of the display window, in counts.
+    """
+    image_HW, _ = resize(to_intensity(counts_HW, high), size)
+    return np.rint(image_HW * np.float32(STEPS)).astype(np.uint16)
 
 
 def drop(dataset_hash: str) -> None:

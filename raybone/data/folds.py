@@ -49,14 +49,13 @@ def assign_folds(
     for patient in {s.patient_id for s in scans}:
         groups[(together or {}).get(patient, patient)].append(patient)
     burden, stratum = _burden(scans)
-    ranked = sorted(
-        groups.values(),
-        key=lambda members: (
-            max(stratum[p] for p in members),
-            -sum(burden[p] for p in members),
-            hashlib.sha256(f"{seed}:{min(content[p] for p in members)}".encode()).hexdigest(),
-        ),
-    )
+
+    def rank(members: list[str]) -> tuple[str, int, str]:
+        first = min(content[p] for p in members)
+        order = hashlib.sha256(f"{seed}:{first}".encode()).hexdigest()
+        return max(stratum[p] for p in members), -sum(burden[p] for p in members), order
+
+    ranked = sorted(groups.values(), key=rank)
     held = round(holdout if holdout >= 1 else holdout * len(ranked))
     if held and held >= len(ranked):
         raise WrongInput(
@@ -64,24 +63,16 @@ def assign_folds(
             "fewer"
         )
     test = {int((i + 0.5) * len(ranked) / held) for i in range(held)}
+    fold_of = {p: TEST for i in test for p in ranked[i]}
     rest = [members for i, members in enumerate(ranked) if i not in test]
-    fold_of: dict[str, int] = {p: TEST for i in test for p in ranked[i]}
-    held_by = [
-        (Counter[str](), Counter[str]()) for _ in range(min(folds, len(rest)))
-    ]  # patients by label, totals
+    # Of each fold: patients by label, patients, lesions.
+    sums = [Counter[str]() for _ in range(min(folds, len(rest)))]
     for members in rest:
-        label = max(stratum[p] for p in members)
-        fold = min(
-            range(len(held_by)),
-            key=lambda k: (
-                held_by[k][0][label],
-                held_by[k][1]["patients"],
-                held_by[k][1]["lesions"],
-                k,
-            ),
-        )
-        held_by[fold][0][label] += len(members)
-        held_by[fold][1].update(patients=len(members), lesions=sum(burden[p] for p in members))
+        label = f"label {max(stratum[p] for p in members)}"
+        keys = (label, "patients", "lesions")
+        fold = min(range(len(sums)), key=lambda k: [sums[k][key] for key in keys])
+        lesions = sum(burden[p] for p in members)
+        sums[fold].update({label: len(members), "patients": len(members), "lesions": lesions})
         fold_of |= dict.fromkeys(members, fold)
     return fold_of
 

@@ -14,9 +14,10 @@ import numpy as np
 import yaml
 
 from raybone.data.annotations import foci, nothing_to_learn
-from raybone.data.dataset import Dataset, digest_of, open_dataset
+from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.folds import SPECIAL
 from raybone.data.near_duplicates import lookalikes, thumbnail
+from raybone.data.writer import digest_of
 from raybone.types import Array, Scan
 
 # A pair whose front differs from its back by less than this share of what is usual, in the usual

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -18,8 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from raybone.data.annotations import lesion_mask
 from raybone.data.augment import Augmentation, Sample, augment
-from raybone.data.cache import Intensities, as_float
-from raybone.data.dataset import Dataset
+from raybone.data.cache import as_float
 from raybone.data.preprocess import canvas_of, pad
 from raybone.errors import MachineFault
 from raybone.types import Array, Prediction, Scan
@@ -58,59 +58,58 @@ class Batch(NamedTuple):
         )
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """What a network is shown of scans.
+
+    Attributes:
+        categories: the names that count; the place of a name is its label (boxes) or its channel
+            (masks). There are no boxes of crowds: detectors learn that what lies there is
+            background.
+        size: pixels of the long side; the aspect is the scan's own.
+        masks: whether samples have masks.
+        montage: both views of a patient side by side, wherever both exist.
+        non_metastasis: gives the boolean mask, of a scan's own size, of the class after the last
+            category. Classes exclude each other then, as a softmax has them: lesions of the
+            categories are cut out of it, and where categories overlap a pixel is of the first of
+            them. Scores keep the overlap.
+        hyper: augmentation, None for none. seed: its own. close_at: the epoch after which mosaics
+            end.
+    """
+
+    categories: list[str]
+    size: int
+    masks: bool = False
+    montage: bool = False
+    non_metastasis: Callable[[Scan], Array] | None = None
+    hyper: Augmentation | None = None
+    seed: int = 0
+    close_at: int | None = None
+
+
 class ScanSamples(TorchDataset[tuple[int, Sample]]):
     """Samples of some scans; indexed by (epoch, place), where a negative epoch means no
     augmentation.
 
     Args:
-        categories: the names that count; the place of a name is its label (boxes) or its channel
-            (masks). There are no boxes of crowds: detectors learn that what lies there is
-            background.
-        size: pixels of the long side; the aspect is the scan's own.
-        hyper: augmentation, None for none; montage: both views of a patient side by side, wherever
-            both exist.
-        non_metastasis: gives the boolean mask, of a scan's own size, of the class after the last
-            category. Classes exclude each other then, as a softmax has them: lesions of the
-            categories are cut out of it, and where categories overlap a pixel is of the first of
-            them. Scores keep the overlap.
+        intensities: gives the image of a scan, (H, W), with a long side of ``sampling.size``.
     Attributes:
         canvas: (H, W) that every sample is padded to; groups: the places of the scans on it, from
             left to right;
         stacked: whether the masks are a second channel of the images.
     """
 
+    stacked = False
+
     def __init__(
-        self,
-        dataset: Dataset,
-        scans: list[Scan],
-        categories: list[str],
-        size: int,
-        masks: bool,
-        hyper: Augmentation | None = None,
-        seed: int = 0,
-        close_at: int | None = None,
-        montage: bool = False,
-        non_metastasis: Callable[[Scan], Array] | None = None,
+        self, intensities: Callable[[Scan], Array], scans: list[Scan], sampling: Sampling
     ) -> None:
-        self.dataset, self.scans, self.categories, self.size, self.masks = (
-            dataset,
-            scans,
-            categories,
-            size,
-            masks,
-        )
-        self.hyper, self.seed, self.close_at, self.non_metastasis = (
-            hyper,
-            seed,
-            close_at,
-            non_metastasis,
-        )
-        canvases = [canvas_of(s.height, s.width, size) for s in scans]
+        self.intensities, self.scans, self.sampling = intensities, scans, sampling
+        self.categories, self.size, self.seed = sampling.categories, sampling.size, sampling.seed
+        canvases = [canvas_of(s.height, s.width, self.size) for s in scans]
         self.view = (max(c[0] for c in canvases), max(c[1] for c in canvases))
-        self.groups = _pairs(scans) if montage else [(i,) for i in range(len(scans))]
-        self.canvas = (self.view[0], self.view[1] * (2 if montage else 1))
-        self.intensities = Intensities(dataset, size)
-        self.stacked = False
+        self.groups = _pairs(scans) if sampling.montage else [(i,) for i in range(len(scans))]
+        self.canvas = (self.view[0], self.view[1] * (2 if sampling.montage else 1))
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -128,12 +127,13 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, Sample]:
         epoch, index = key
-        if self.hyper is None or epoch < 0:
+        hyper, close_at = self.sampling.hyper, self.sampling.close_at
+        if hyper is None or epoch < 0:
             return index, self._plain(index)
         rng = np.random.default_rng([self.seed, epoch, index])
-        closed = self.close_at is not None and epoch > self.close_at
+        closed = close_at is not None and epoch > close_at
         return index, augment(
-            self._plain(index), self.hyper, rng, self.canvas, self._plain, len(self), closed
+            self._plain(index), hyper, rng, self.canvas, self._plain, len(self), closed
         )
 
     def parts(self, index: int, prediction: Prediction) -> Iterator[tuple[int, Prediction]]:
@@ -178,14 +178,14 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
             scale
         )
         labels_N = np.array([self.categories.index(le.category) for le in known], np.int64)
-        mask_CHW = pad(self._mask(scan, image_HW.shape), self.view) if self.masks else None
+        mask_CHW = pad(self._mask(scan, image_HW.shape), self.view) if self.sampling.masks else None
         return Sample(pad(image_HW, self.view), boxes_N4, labels_N, mask_CHW)
 
     def _mask(self, scan: Scan, shape: tuple[int, ...]) -> Array:
         """``masks_of`` at the network's size, and non-metastasis in a last channel."""
         full_CHW = masks_of(scan, self.categories)
-        if self.non_metastasis is not None:
-            full_CHW = _exclusive(full_CHW, self.non_metastasis(scan))
+        if self.sampling.non_metastasis is not None:
+            full_CHW = _exclusive(full_CHW, self.sampling.non_metastasis(scan))
         return np.stack(
             [
                 cv2.resize(m_HW, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)

@@ -4,16 +4,17 @@ around.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import cv2
 import numpy as np
 
 from raybone.data.annotations import NOT_LESIONS, is_focus, lesion_mask, mask_of
-from raybone.data.augment import Augmentation, Sample
+from raybone.data.augment import Sample
 from raybone.data.dataset import Dataset
 from raybone.data.ingest.steps import body_mask, tiles
-from raybone.data.loader import ScanSamples
+from raybone.data.loader import Sampling, ScanSamples
 from raybone.data.preprocess import pad
 from raybone.types import Array, Scan
 
@@ -23,25 +24,21 @@ class TileSamples(ScanSamples):
     whole.
 
     Args:
-        tile: pixels of the side, on the canvas of the network; lesions_only: leave out tiles
-            without a lesion (bones are none, unless nothing else is looked for).
-        others: as ScanSamples has them.
+        intensities, scans, sampling: as ScanSamples has them.
+        tile: pixels of the side, on the canvas of the network.
+        lesions_only: leave out tiles without a lesion (bones are none, unless nothing else is
+            looked for).
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        intensities: Callable[[Scan], Array],
         scans: list[Scan],
-        categories: list[str],
-        size: int,
+        sampling: Sampling,
         tile: int,
         lesions_only: bool,
-        hyper: Augmentation,
-        seed: int,
-        close_at: int,
-        **others: object,
     ) -> None:
-        super().__init__(dataset, scans, categories, size, True, hyper, seed, close_at, **others)  # type: ignore[arg-type]
+        super().__init__(intensities, scans, sampling)
         self.tile, self.canvas, self.whole = tile, (tile, tile), self.canvas
         whole = (max(self.whole[0], tile), max(self.whole[1], tile))
         self.places = [
@@ -49,9 +46,9 @@ class TileSamples(ScanSamples):
         ]
         if lesions_only:
             masks = [pad(self._mask(s, self.intensities(s).shape), whole) for s in scans]
-            kinds = [k for k, name in enumerate(categories) if name not in NOT_LESIONS] or [
-                *range(len(categories))
-            ]
+            names = self.categories
+            kinds = [k for k, name in enumerate(names) if name not in NOT_LESIONS]
+            kinds = kinds or [*range(len(names))]
             self.places = [
                 (n, y, x)
                 for n, y, x in self.places
@@ -88,31 +85,33 @@ class TargetSamples(ScanSamples):
     is the scan).
 
     Args:
-        categories: those of positive lesions; every other lesion is negative. Bones and crowds are
-            no lesions.
+        intensities, scans: as ScanSamples has them.
+        sampling: its categories are those of positive lesions; every other lesion is negative.
+            Bones and crowds are no lesions.
         target: empty for lesions; else the label of the scans whose value 1 is positive and 0
             negative; scans with another value or none are left out.
+        unlabelled: take them as well, to predict on.
     Attributes:
         items: (place of the scan, place of the lesion in it or -1, whether it is positive) of each
             sample.
     """
 
+    stacked = True
+
     def __init__(
         self,
-        dataset: Dataset,
+        intensities: Callable[[Scan], Array],
         scans: list[Scan],
-        categories: list[str],
-        size: int,
+        sampling: Sampling,
         target: str,
-        hyper: Augmentation | None = None,
-        seed: int = 0,
+        unlabelled: bool = False,
     ) -> None:
-        super().__init__(dataset, scans, categories, size, False, hyper, seed)
-        self.stacked = True
+        super().__init__(intensities, scans, sampling)
+        unknown = [(-1, False)] if unlabelled and target else []
         self.items = [
             (place, *item)
             for place, scan in enumerate(scans)
-            for item in targets(scan, categories, target)
+            for item in targets(scan, self.categories, target) or unknown
         ]
 
     def __len__(self) -> int:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import highdicom as hd
 import numpy as np
@@ -41,14 +42,20 @@ WORDS = {"malignant": "bone metastases"}  # of the series; others are named as t
 LONG_STRING = 64  # characters (PS3.5 6.2)
 
 
+class MadeBy(NamedTuple):
+    """The model whose findings are written, and the name of the study that made it."""
+
+    model: str
+    study: str = ""
+
+
 def write_segmentation(
     source: Path,
     frame: int,
     masks: Mapping[str, Array],
-    model: str,
+    made_by: MadeBy,
     out: Path,
     pixel_mm: float | None = None,
-    study: str = "",
 ) -> bool:
     """Write the masks of one frame of a DICOM object, one segment a category; whether it says the
     size of its pixels.
@@ -61,8 +68,8 @@ def write_segmentation(
     Args:
         frame: 0-based.
         masks: category -> boolean (Rows, Columns) of the source; the empty ones are left out.
+        made_by: the model and its study, for the Series Description.
         pixel_mm: the height of a pixel as a table says it, which counts instead of the source's.
-        study: name of the study that made the model, for the Series Description.
     Raises:
         ValueError: every mask is empty, which a segmentation cannot be, or the source lacks what to
             refer to.
@@ -82,8 +89,8 @@ def write_segmentation(
         spacing = spacing_of(header, frame)
         if pixel_mm and (not spacing or abs(spacing[0] - pixel_mm) > 1e-6):
             spacing = (pixel_mm, pixel_mm)
-        made = _made(header, found, model, spacing)
-        made.SeriesDescription = _described(study, model, found)
+        made = _made(header, found, made_by.model, spacing)
+        made.SeriesDescription = _described(made_by.study, made_by.model, found)
         _refer(made, header, frame)
         out.write_bytes(_written(made, header))
     return spacing is not None

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from raybone.data.annotations import lesions_of_mask, mask_of, rle_of
-from raybone.data.ingest.intake import Origin
-from raybone.data.ingest.steps import part_of
+from raybone.data.ingest.steps import Origin, part_of
 from raybone.deploy.bundle import Bundle
 from raybone.deploy.ensemble import apart
 from raybone.metrics.calibration import calibrated

@@ -16,7 +16,7 @@ from jinja2 import StrictUndefined, Template
 
 from raybone.data.dataset import Dataset
 from raybone.data.folds import TEST, TRAINING
-from raybone.data.ingest.steps import unit
+from raybone.data.ingest.steps import scale_of
 from raybone.data.modality import words_of
 from raybone.data.preprocess import canvas_of
 from raybone.deploy.bundle import Bundle, write_bundle
@@ -202,7 +202,7 @@ def _seen(dataset: Dataset, config: TrainingConfig) -> list[Any]:
 def _preprocessing(dataset: Dataset) -> dict[str, Any]:
     """What prepare did, with the window where all scans share one."""
     content = dict(dataset.meta["preprocessing"])
-    shared = {s.high for s in dataset.scans} if unit(content["steps"]) > 1 else set()
+    shared = {s.high for s in dataset.scans} if scale_of(content["steps"]).shared else set()
     return {
         **content,
         "window": shared.pop() if len(shared) == 1 else None,

@@ -9,7 +9,7 @@ from typing import Any
 
 from raybone.data.ingest.prepare import prepare
 from raybone.errors import WrongInput
-from raybone.phantom.phantom import phantom
+from raybone.phantom.phantom import key_beside, phantom
 from raybone.study.spec import Study, parse_study
 
 PATIENTS, SEED, FOLDS = 24, 7, 3
@@ -30,8 +30,8 @@ Progress = Callable[[int, int], None]
 
 
 def prepare_demo(out: Path, phantom_progress: Progress, prepare_progress: Progress) -> Study:
-    """Make OUT/phantom and OUT/dataset unless they are there, and return the study; a demo cut
-    short goes on.
+    """Make OUT/phantom/scans and OUT/dataset unless they are there, and return the study; a demo
+    cut short goes on.
 
     Raises:
         WrongInput: OUT holds something else.
@@ -40,13 +40,7 @@ def prepare_demo(out: Path, phantom_progress: Progress, prepare_progress: Progre
         raise WrongInput(f"demo: {out} must be a folder, but is a file; choose another --out")
     if not (out / "dataset").exists():
         shutil.rmtree(out / "phantom", ignore_errors=True)
-        phantom(out / "phantom", PATIENTS, SEED, progress=phantom_progress)
-        prepare(
-            out / "phantom",
-            out / "dataset",
-            "dicom",
-            folds=FOLDS,
-            key=out / "phantom" / "phantom.key",
-            progress=prepare_progress,
-        )
+        cohort = phantom(out / "phantom" / "scans", PATIENTS, SEED, progress=phantom_progress)
+        key = key_beside(cohort)
+        prepare(cohort, out / "dataset", prepare_progress, layout="dicom", folds=FOLDS, key=key)
     return parse_study({**STUDY, "dataset": str(out / "dataset")}, where="demo")

@@ -8,7 +8,7 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 import cv2
 import numpy as np
@@ -116,18 +116,22 @@ def _bs80k(out: Path, scan: Scan, counts_HW: Array) -> Path:
     cv2.imwrite(str(path), grey_HW)
     with (folder / f"{folder.name}.txt").open("a", encoding="utf-8") as file:
         file.write(f"{path.name} {int(any(le.category == 'malignant' for le in scan.lesions))}\n")
-    root = ElementTree.Element("annotation")
-    size = ElementTree.SubElement(root, "size")
-    for key, value in (("width", scan.width), ("height", scan.height), ("depth", 1)):
-        ElementTree.SubElement(size, key).text = str(value)
+    size = _element("size", width=scan.width, height=scan.height, depth=1)
+    objects = ""
     for lesion in scan.lesions:
-        item = ElementTree.SubElement(root, "object")
-        ElementTree.SubElement(item, "name").text = VOC_NAMES.get(lesion.category, lesion.category)
-        box = ElementTree.SubElement(item, "bndbox")
-        for key, corner in zip(("xmin", "ymin", "xmax", "ymax"), lesion.box_xyxy):
-            ElementTree.SubElement(box, key).text = f"{corner:g}"
-    ElementTree.ElementTree(root).write(folder / side.lower() / f"{number}.xml")
+        corners = zip(("xmin", "ymin", "xmax", "ymax"), lesion.box_xyxy)
+        box = _element("bndbox", **{key: f"{corner:g}" for key, corner in corners})
+        name = escape(VOC_NAMES.get(lesion.category, lesion.category))
+        objects += f"<object><name>{name}</name>{box}</object>"
+    (folder / side.lower() / f"{number}.xml").write_text(
+        f"<annotation>{size}{objects}</annotation>"
+    )
     return path
+
+
+def _element(tag: str, **inside: object) -> str:
+    """XML of an element of simple ones."""
+    return f"<{tag}>{''.join(f'<{k}>{v}</{k}>' for k, v in inside.items())}</{tag}>"
 
 
 def _shapes(lesion: Lesion, group: int, shape: tuple[int, ...]) -> Iterator[dict[str, object]]:

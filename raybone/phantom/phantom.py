@@ -106,7 +106,8 @@ def phantom(
     height: int = HEIGHT,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Write a cohort; the same arguments give the same files.
+    """Write a cohort, and beside it the key of its pseudonyms (see ``key_beside``); the same
+    arguments give the same files.
 
     Args:
         out: a folder that does not exist or is empty.
@@ -115,7 +116,8 @@ def phantom(
             ``masks`` (16-bit PNG), or ``bs80k`` (8-bit JPEG).
         height: rows of the images, a multiple of 4; columns are a quarter of it.
     Raises:
-        WrongInput: the folder holds something, or a number is out of range.
+        WrongInput: the folder holds something, another key lies beside it, or a number is out of
+            range.
     """
     out = Path(out)
     if patients < 1 or height < 64 or height % 4 or seed < 0:
@@ -128,6 +130,11 @@ def phantom(
     if out.exists() and any(out.iterdir()):
         raise WrongInput(
             f"phantom: {out} must be empty or absent, but holds files; choose another folder"
+        )
+    key = key_beside(out)
+    if key.exists() and key.read_text(encoding="utf-8", errors="replace") != KEY:
+        raise WrongInput(
+            f"phantom: {key} must be absent or a phantom's key, but is another; choose another OUT"
         )
     out.mkdir(parents=True, exist_ok=True)
     scans, names = list[Scan](), list[str]()
@@ -158,9 +165,15 @@ def phantom(
     if layout in ("dicom", "coco"):
         write_coco(out, names, scans)
     write_labels(out, layout, names, scans)
-    (out / "phantom.key").write_text(KEY, encoding="utf-8")
-    (out / "phantom.key").chmod(0o600)
+    key.write_text(KEY, encoding="utf-8")
+    key.chmod(0o600)
     return out
+
+
+def key_beside(cohort: Path) -> Path:
+    """The key of a cohort's pseudonyms, beside its folder: what lies in there is read as scans."""
+    cohort = cohort.absolute()
+    return cohort.with_name(f"{cohort.name}.key")
 
 
 def render(

@@ -14,7 +14,7 @@ from typing import Any
 
 from raybone.data.annotations import foci
 from raybone.data.cache import drop
-from raybone.data.dataset import Dataset, DatasetWriter, open_dataset, store
+from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.folds import TEST, TRAINING
 from raybone.data.ingest.persons import meanings
 from raybone.data.ingest.pseudonyms import (
@@ -25,6 +25,7 @@ from raybone.data.ingest.pseudonyms import (
     read_key,
     remove_map,
 )
+from raybone.data.writer import DatasetWriter, store
 from raybone.errors import WrongInput
 from raybone.private import exchange, put, workplace
 from raybone.results.lineage import places_of
@@ -252,7 +253,7 @@ def _rewritten(
     """Make a dataset without them; returns its hash, and the new id of each scan."""
     writer = DatasetWriter(place)
     id_of = {
-        scan.scan_id: writer.add(store(writer.path, dataset.counts(scan)), scan).scan_id
+        scan.scan_id: writer.add(*store(writer.path, dataset.counts(scan), scan)).scan_id
         for scan in kept
     }
     # Where all scans shared one window, they keep it.
@@ -267,7 +268,7 @@ def _rewritten(
     first: dict[str, str] = {}  # who stands for a group must be there
     groups = {p: first.setdefault(dataset.group_of[p], p) for p in sorted(fold_of)}
     meta = _meta(dataset, kept, fold_of, lost, id_of)
-    content = writer.finish(fold_of, dataset.categories, meta, rejected, groups)
+    content = writer.finish(fold_of, meta, rejected, groups)
     return str(content["hash"]), id_of
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import cast
 
+from raybone.data.cache import Intensities, intensities_of
 from raybone.data.dataset import Dataset
-from raybone.data.loader import ScanSamples
+from raybone.data.loader import Sampling, ScanSamples
 from raybone.data.tiles_and_targets import Otsu, TargetSamples, TileSamples
 from raybone.models._classifier import ClassifierConfig
 from raybone.models._model import Model, TrainingConfig
@@ -42,39 +44,20 @@ def training_samples(
         mined: non-metastasis as an earlier study's model of this fold found it, where the
             configuration asks for that.
     """
-    scans, names = (
-        usable(dataset.training(fold, config.negatives), model.task),
-        list(config.categories),
+    scans = usable(dataset.training(fold, config.negatives), model.task)
+    sampling = replace(
+        _sampling(dataset, model, config, mined),
+        hyper=config,
+        seed=seed,
+        close_at=epochs - config.close_mosaic,
     )
-    close_at = epochs - config.close_mosaic
+    images = Intensities(dataset, config.imgsz)
     if isinstance(config, ClassifierConfig):
-        return TargetSamples(dataset, scans, names, config.imgsz, config.target, config, seed)
-    third = _third(dataset, config, mined)
+        # Each sample has its own class: there is no mosaic to end.
+        return TargetSamples(images, scans, replace(sampling, close_at=None), config.target)
     if isinstance(config, SegmenterConfig) and config.tile:
-        return TileSamples(
-            dataset,
-            scans,
-            names,
-            config.imgsz,
-            config.tile,
-            config.tiles == "lesions",
-            config,
-            seed,
-            close_at,
-            non_metastasis=third,
-        )
-    return ScanSamples(
-        dataset,
-        scans,
-        names,
-        config.imgsz,
-        model.task == "segmentation",
-        config,
-        seed,
-        close_at,
-        config.montage,
-        third,
-    )
+        return TileSamples(images, scans, sampling, config.tile, config.tiles == "lesions")
+    return ScanSamples(images, scans, sampling)
 
 
 def scored_samples(
@@ -83,25 +66,39 @@ def scored_samples(
     model: Model,
     config: TrainingConfig,
     mined: Masks | None = None,
-    unannotated: bool = False,
 ) -> ScanSamples:
-    """What a model is scored on: these scans as they are.
+    """What a model is scored on: these scans as they are."""
+    sampling = _sampling(dataset, model, config, mined)
+    return _plain(Intensities(dataset, config.imgsz), usable(scans, model.task), sampling, config)
+
+
+def predicted_samples(
+    scans: list[Scan], counts_of: Callable[[Scan], Array], config: TrainingConfig
+) -> ScanSamples:
+    """What a model predicts on: these scans, whatever is known of them.
 
     Args:
-        unannotated: take all of them, to predict on rather than to score.
+        counts_of: gives the counts of a scan, uint16 of shape (H, W); asked for a batch at a time.
     """
-    scans, names = scans if unannotated else usable(scans, model.task), list(config.categories)
+
+    def images(scan: Scan) -> Array:
+        return intensities_of(counts_of(scan), scan.high, config.imgsz)
+
+    sampling = Sampling(list(config.categories), config.imgsz, montage=config.montage)
+    return _plain(images, scans, sampling, config, unlabelled=True)
+
+
+def _plain(
+    images: Masks,
+    scans: list[Scan],
+    sampling: Sampling,
+    config: TrainingConfig,
+    unlabelled: bool = False,
+) -> ScanSamples:
+    """Scans as they are, or what there is to classify in them."""
     if isinstance(config, ClassifierConfig):
-        return TargetSamples(dataset, scans, names, config.imgsz, config.target)
-    return ScanSamples(
-        dataset,
-        scans,
-        names,
-        config.imgsz,
-        model.task == "segmentation",
-        montage=config.montage,
-        non_metastasis=_third(dataset, config, mined),
-    )
+        return TargetSamples(images, scans, sampling, config.target, unlabelled)
+    return ScanSamples(images, scans, sampling)
 
 
 def wants_mining(config: TrainingConfig) -> str:
@@ -112,6 +109,14 @@ def wants_mining(config: TrainingConfig) -> str:
     return "" if nm == OTSU else nm
 
 
-def _third(dataset: Dataset, config: TrainingConfig, mined: Masks | None) -> Masks | None:
+def _sampling(
+    dataset: Dataset, model: Model, config: TrainingConfig, mined: Masks | None
+) -> Sampling:
     nm = cast(str, getattr(config, "nm", ""))
-    return Otsu(dataset) if nm == OTSU else mined if nm else None
+    return Sampling(
+        list(config.categories),
+        config.imgsz,
+        model.task == "segmentation",
+        config.montage,
+        Otsu(dataset) if nm == OTSU else mined if nm else None,
+    )

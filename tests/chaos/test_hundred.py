@@ -23,7 +23,7 @@ def test_a_hundred_searches_of_two_folds_end(
     """Threads that started two folds of one process at once used to lock each other out, in 2 of 21
     searches.
     """
-    prepare(cohort, tmp_path / "ds", folds=2, key=cohort / "phantom.key")
+    prepare(cohort, tmp_path / "ds", folds=2, key=cohort.with_suffix(".key"))
     small = parse_study(
         {
             **study,

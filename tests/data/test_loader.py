@@ -15,7 +15,13 @@ from faults import unseal
 from raybone.data.augment import Augmentation
 from raybone.data.cache import Intensities, as_float
 from raybone.data.dataset import open_dataset
-from raybone.data.loader import EpochSampler, ScanSamples, training_loader, validation_loader
+from raybone.data.loader import (
+    EpochSampler,
+    Sampling,
+    ScanSamples,
+    training_loader,
+    validation_loader,
+)
 from raybone.data.preprocess import resize, to_intensity
 from raybone.types import Prediction
 
@@ -24,7 +30,11 @@ from raybone.types import Prediction
 def samples(dataset: Path) -> ScanSamples:
     opened = open_dataset(dataset)
     hyper = Augmentation(mosaic=0.5, gamma=0.3)
-    return ScanSamples(opened, opened.training(0), ["malignant"], 128, True, hyper, seed=1)
+    return ScanSamples(
+        Intensities(opened, 128),
+        opened.training(0),
+        Sampling(["malignant"], 128, True, hyper=hyper, seed=1),
+    )
 
 
 def test_the_scan_keeps_its_aspect(samples: ScanSamples) -> None:
@@ -100,8 +110,9 @@ def test_a_montage_puts_both_views_of_a_patient_side_by_side_and_takes_them_apar
 ) -> None:
     opened = open_dataset(dataset)
     scans = opened.training(0)[:-1]  # one view stays alone
-    single = ScanSamples(opened, scans, ["malignant"], 128, True)
-    pairs = ScanSamples(opened, scans, ["malignant"], 128, True, montage=True)
+    images = Intensities(opened, 128)
+    single = ScanSamples(images, scans, Sampling(["malignant"], 128, True))
+    pairs = ScanSamples(images, scans, Sampling(["malignant"], 128, True, montage=True))
     assert pairs.canvas == (128, 64)
     assert sorted(i for group in pairs.groups for i in group) == list(range(len(scans)))
     assert sorted(len(group) for group in pairs.groups) == [1, 2, 2, 2, 2, 2]
@@ -129,7 +140,9 @@ def test_a_box_across_the_middle_of_a_montage_goes_with_its_centre_and_stays_ins
     dataset: Path,
 ) -> None:
     opened = open_dataset(dataset)
-    pairs = ScanSamples(opened, opened.training(0), ["malignant"], 128, False, montage=True)
+    pairs = ScanSamples(
+        Intensities(opened, 128), opened.training(0), Sampling(["malignant"], 128, montage=True)
+    )
     across = Prediction(
         np.array([[28, 5, 38, 15], [26, 5, 36, 15]], np.float32),
         np.array([0.9, 0.8], np.float32),
@@ -143,14 +156,9 @@ def test_a_box_across_the_middle_of_a_montage_goes_with_its_centre_and_stays_ins
 def test_a_montage_is_augmented_as_one_image_and_a_mosaic_is_of_four(dataset: Path) -> None:
     opened = open_dataset(dataset)
     pairs = ScanSamples(
-        opened,
+        Intensities(opened, 128),
         opened.training(0),
-        ["malignant"],
-        128,
-        False,
-        Augmentation(mosaic=1.0),
-        1,
-        montage=True,
+        Sampling(["malignant"], 128, montage=True, hyper=Augmentation(mosaic=1.0), seed=1),
     )
     sample = pairs[(1, 0)][1]
     assert sample.image_HW.shape == (128, 64)

@@ -90,10 +90,10 @@ def test_a_dataset_made_on_a_disk_without_locks_is_the_same(
     used: list[int] = []
     monkeypatch.setattr("fcntl.flock", no_locks)
     monkeypatch.setattr(
-        "raybone.data.ingest.prepare.spread",
+        "raybone.data.ingest.read.spread",
         lambda work, items, processes: used.append(processes) or spread(work, items, processes),
     )
-    made = prepare(cohort, tmp_path / "ds", folds=3, key=cohort / "phantom.key")
+    made = prepare(cohort, tmp_path / "ds", folds=3, key=cohort.with_suffix(".key"))
     assert made.meta["hash"] == open_dataset(dataset).hash
     assert used == [1]
 

@@ -7,8 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from raybone.data.ingest.intake import Origin
-from raybone.data.ingest.steps import tiles
+from raybone.data.ingest.steps import Origin, tiles
 from raybone.deploy.bundle import Bundle
 from raybone.deploy.frames import Canvas, Frame
 from raybone.models import load
@@ -24,7 +23,7 @@ def canvas_of(height: int, width: int, parts: int) -> Canvas:
 
 
 def origin(y: int, x: int, shape: tuple[int, int]) -> Origin:
-    return Origin("s", "scan.dcm", 0, *shape, y, x)
+    return Origin("scan.dcm", 0, *shape, y, x)
 
 
 def test_a_lesion_on_two_tiles_is_one_finding_where_it_is() -> None:

@@ -228,6 +228,7 @@ def test_nothing_of_the_scans_stays_behind(
     left = [p for p in (tmp_path / "temporary").rglob("*") if p.is_file()]
     assert left == []
     assert private_cache().parent == tmp_path / "temporary"
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "temporary"}
 
 
 def test_what_holds_scans_or_patients_is_its_owners_alone(

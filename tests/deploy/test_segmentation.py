@@ -13,7 +13,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from raybone.data.ingest.dicom.frames import write_scan
-from raybone.deploy.dicom_seg import write_segmentation
+from raybone.deploy.dicom_seg import MadeBy, write_segmentation
 
 MASK = np.zeros((64, 40), bool)
 MASK[3:9, 4:10] = True
@@ -41,7 +41,7 @@ def segmented(
         setattr(scan, keyword, value)
     scan.save_as(source)
     said = write_segmentation(
-        source, 0, {"malignant": MASK}, "unet", source.with_name("seg.dcm"), pixel_mm
+        source, 0, {"malignant": MASK}, MadeBy("unet"), source.with_name("seg.dcm"), pixel_mm
     )
     return pydicom.dcmread(source.with_name("seg.dcm")), pydicom.dcmread(source), said
 
@@ -150,7 +150,9 @@ def test_no_warning_quotes_what_a_header_holds(source: Path) -> None:
     scan.SpecificCharacterSet, scan.PatientName = "ISO_IR 192", "王^小东"
     scan.save_as(source)
     source.write_bytes(source.read_bytes().replace(b"ISO_IR 192", b"ISO_IX 192"))
-    assert write_segmentation(source, 0, {"malignant": MASK}, "unet", source.with_name("seg.dcm"))
+    assert write_segmentation(
+        source, 0, {"malignant": MASK}, MadeBy("unet"), source.with_name("seg.dcm")
+    )
 
 
 def test_a_source_without_ids_cannot_be_referred_to(source: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from raybone.data.annotations import mask_of
 from raybone.data.dataset import open_dataset
 from raybone.data.ingest.prepare import prepare
 from raybone.errors import WrongInput
-from raybone.phantom.phantom import phantom
+from raybone.phantom.phantom import key_beside, phantom
 
 
 def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
@@ -109,3 +110,17 @@ def test_a_second_reader_sees_the_same_counts(cohort: Path, tmp_path: Path) -> N
     counts_HW = pydicom.dcmread(path).pixel_array
     assert seen_HW.shape == counts_HW.shape
     assert np.corrcoef(seen_HW.ravel(), counts_HW.ravel())[0, 1] > 0.9999
+
+
+def test_the_key_lies_beside_the_cohort_and_another_one_is_kept(tmp_path: Path) -> None:
+    cohort = phantom(tmp_path / "scans", 1, 1, height=128)
+    key = key_beside(cohort)
+    assert key == tmp_path / "scans.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    made = prepare(cohort, tmp_path / "ds", folds=2, key=key)
+    assert made.rejected == ()
+    (tmp_path / "own.key").write_text("a key of somebody")
+    with pytest.raises(WrongInput, match="must be absent or a phantom's key"):
+        phantom(tmp_path / "own", 1, 1, height=128)
+    assert (tmp_path / "own.key").read_text() == "a key of somebody"
+    assert not (tmp_path / "own").exists()

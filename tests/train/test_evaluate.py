@@ -14,8 +14,9 @@ import torch
 from torch import distributed as dist
 
 from raybone.data.annotations import lesion_of_mask, rle_of
+from raybone.data.cache import Intensities
 from raybone.data.dataset import open_dataset
-from raybone.data.loader import Batch, ScanSamples, validation_loader
+from raybone.data.loader import Batch, Sampling, ScanSamples, validation_loader
 from raybone.models._model import Model, TrainingConfig
 from raybone.run.defaults import METRICS
 from raybone.train.evaluate import evaluate, false_positives, resampled_score, score
@@ -126,7 +127,9 @@ def shared(rank: int, world: int, place: str) -> None:
         dist.init_process_group("gloo", f"file://{place}/meet", rank=rank, world_size=world)
     dataset = open_dataset(f"{place}/ds")
     model = Model("bright", "detection", TrainingConfig, lambda config: Bright(), {}, "here")
-    samples = ScanSamples(dataset, dataset.training(0)[:7], ["malignant"], 256, False)
+    samples = ScanSamples(
+        Intensities(dataset, 256), dataset.training(0)[:7], Sampling(["malignant"], 256)
+    )
     metrics, findings = evaluate(
         Bright(), samples, validation_loader(samples, 2, rank, world, 0), model, torch.device("cpu")
     )

@@ -1,1 +1,1 @@
-"""Raw scans and annotations of any kind, on their way into a dataset."""
+"""From files of scans and annotations to scans with counts."""

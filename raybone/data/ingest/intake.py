@@ -1,25 +1,22 @@
-"""Inputs on their way into a dataset: identities become pseudonyms, remarks and rejections are kept
-by input.
+"""Frames of inputs on their way into a dataset: names of the source become pseudonyms, patients are
+told apart, and an account is kept of every input.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
-
-from raybone.data.dataset import DatasetWriter, Stored, store
+from raybone.data.annotations import NO_SCAN
 from raybone.data.ingest.dicom.frames import NotTaken
 from raybone.data.ingest.labels import Labels
 from raybone.data.ingest.persons import Claim, nobody, persons_of
 from raybone.data.ingest.pseudonyms import pseudonym
-from raybone.data.ingest.reading import Read, Taken, together
-from raybone.data.ingest.sources import Account, Source, positive
-from raybone.data.ingest.steps import Part, View, apply_steps, unit
+from raybone.data.ingest.reading import Frame, Read, together
+from raybone.data.ingest.sources import Account, positive
+from raybone.data.ingest.steps import Origin
 from raybone.data.modality import MODALITIES, flag_of
 from raybone.types import Lesion, Scan
 
@@ -63,178 +60,59 @@ LEFT_OUT = (
 )
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a part of a scan of the dataset comes from: a frame (0-based) of an input, of shape
-    (height, width).
-
-    name: the input, below SOURCE. y, x: row and column of the scan at which the frame's first pixel
-    lies.
+class Rejected(NamedTuple):
+    """An input, or a frame of one, that was not taken: its pseudonym, length, the reason, and its
+    name below SOURCE.
     """
 
-    scan_id: str
+    input_id: str
+    bytes: int
+    reason: str
     name: str
-    frame: int
-    height: int
-    width: int
-    y: int
-    x: int
 
 
-class _Known(NamedTuple):
-    name: str
-    frame: int
-    study: str
-    stored: Stored
-    scan: Scan
-    claim: Claim
+class Ledger:
+    """What became of every input, by its name below SOURCE.
 
-
-@dataclass
-class Intake:
-    """What was read so far.
-
-    secret: the key. root: SOURCE. unannotated: flag of a scan that nothing annotates. rejected:
-    (input_id, bytes, reason). remarks: rule -> names of inputs, which ``scan_ids`` turns into ids.
-    From ``settle`` on: unknown, the patient_ids that stand for a study or a file, as the source
-    names no patient; name_of_patient, what the source calls the patient of a pseudonym, for tables
-    that are keyed by it; doubts, as remarks, on who is who; together, pairs of patient_ids that may
-    be one person.
+    Attributes:
+        rejected: inputs that were not taken, in the order in which that was seen.
+        remarks: rule -> names of the inputs that it was applied to, as often as it was.
     """
 
-    secret: bytes
-    root: Path
-    unannotated: str = "unannotated"
-    labels: Labels = field(default_factory=Labels)
-    rejected: list[tuple[str, int, str]] = field(default_factory=list)
-    remarks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    unknown: set[str] = field(default_factory=set)
-    name_of_patient: dict[str, str] = field(default_factory=dict)
-    doubts: dict[str, list[str]] = field(default_factory=dict)
-    together: list[tuple[str, str]] = field(default_factory=list)
-    origins: list[Origin] = field(default_factory=list)
-    _taken: list[_Known] = field(default_factory=list)
-    _marks: list[tuple[str, Read]] = field(default_factory=list)
-    _torn: set[str] = field(default_factory=set)
-    _labelled: set[str] = field(default_factory=set)
-    _id_of: dict[str, str] = field(default_factory=dict)
-    _scans_of: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    def __init__(self) -> None:
+        self.rejected: list[Rejected] = []
+        self.remarks: dict[str, list[str]] = defaultdict(list)
+        self._id_of: dict[str, str] = {}
+        self._scans_of: dict[str, list[str]] = defaultdict(list)
 
-    def take(self, item: Source, read: Read) -> None:
-        """Put an input among the scans or among the rejected."""
-        kind, text = ("content", read.digest) if read.digest else ("path", item.name)
-        self._id_of[item.name] = "i" + pseudonym(self.secret, kind, text, 16)
+    def enter(self, name: str, input_id: str, read: Read) -> None:
+        """Note what reading an input came to."""
+        self._id_of[name] = input_id
         for rule, times in read.remarks.items():
-            self.remarks[rule] += [item.name] * times
-        if read.marks is not None:
-            self._marks.append((item.name, read))
+            self.remarks[rule] += [name] * times
         if read.reason:
-            self.rejected.append((self._id_of[item.name], read.bytes, read.reason))
-        for found in read.scans:
-            self._taken.append(self._scan(item, found))
+            self.reject(name, read.reason, read.bytes)
+        for frame in read.frames:
+            for flag in frame.scan.flags:
+                self.remarks[REMARK_OF_FLAG[flag]].append(name)
 
-    def join(self) -> list[Account]:
-        """Give the scans what segmentation objects say of them; returns an account of each object.
+    def reject(self, name: str, reason: str, size: int = 0) -> None:
+        """Note that an input, or a frame of it, is not taken."""
+        self.rejected.append(Rejected(self._id_of[name], size, reason, name))
 
-        A scan that has another annotation, which differs, is rejected.
-        """
-        places: dict[str, list[int]] = defaultdict(list)
-        for place, known in enumerate(self._taken):
-            places[known.scan.instance].append(place)
-        accounts = []
-        for name, read in self._marks:
-            lost = 0
-            for mark in read.marks or ():
-                own = [
-                    p
-                    for p in places.get(pseudonym(self.secret, "instance", mark.instance), ())
-                    if mark.frame in (None, self._taken[p].frame)
-                ]
-                stored = self._taken[own[0]].stored if len(own) == 1 else None
-                if stored and mark.size == (stored.height, stored.width):
-                    self._mark(own[0], mark.lesions)
-                else:
-                    lost += 1
-            why = (
-                read.reason or "is a segmentation of objects that are not here, or of another size"
-            )
-            accounts.append(
-                Account(
-                    name,
-                    max(1, len(read.marks or ())),
-                    lost or int(not read.marks),
-                    why,
-                    True,
-                    bool(read.reason),
-                )
-            )
-            if not read.reason and lost == len(read.marks or ()):
-                self.rejected.append((self._id_of[name], read.bytes, why))
-        self._taken = [k for k in self._taken if k.name not in self._torn]
-        return accounts
-
-    def _mark(self, place: int, lesions: tuple[Lesion, ...]) -> None:
-        known = self._taken[place]
-        scan = known.scan
-        if self.unannotated in scan.flags:
-            self.remarks[REMARK_OF_FLAG[self.unannotated]].remove(known.name)
-            scan = replace(
-                scan, flags=tuple(f for f in scan.flags if f != self.unannotated), lesions=lesions
-            )
+    def leave_out(self, name: str) -> None:
+        """Note that the steps leave a frame out: a remark where others of its input are in."""
+        if self._scans_of.get(name):
+            self.remarks["frame that " + LEFT_OUT].append(name)
         else:
-            try:
-                scan = replace(scan, lesions=together(scan.lesions, lesions))
-            except NotTaken as reason:
-                if known.name not in self._torn:
-                    self.rejected.append((self._id_of[known.name], 0, str(reason)))
-                self._torn.add(known.name)
-        self._taken[place] = known._replace(scan=scan)
+            self.reject(name, LEFT_OUT)
 
-    def settle(self, raw: DatasetWriter, folder: Path, steps: Sequence[str]) -> DatasetWriter:
-        """The scans in order of input, after the steps; in the folder they were read into, or in
-        another.
-        """
-        self._name_patients()
-        if not steps:
-            for known in self._taken:
-                self._note(raw.add(known.stored, known.scan), known, Part(""))
-            raw.scans.sort(
-                key=lambda s: s.scan_id
-            )  # the order of the source's names says something of them
-            return raw
-        writer, studies, known_of = (
-            DatasetWriter(folder),
-            defaultdict[str, list[Scan]](list),
-            dict[str, _Known](),
-        )
-        for known in self._taken:
-            scan = raw.add(known.stored, known.scan)
-            studies[known.study].append(scan)
-            known_of[scan.scan_id] = known
-        for scans in studies.values():
-            views = apply_steps(
-                [View(raw.counts(s).astype(np.float32), s, (Part(s.scan_id),)) for s in scans],
-                steps,
-            )
-            used = self._stored(writer, views, unit(steps), known_of)
-            for name in (known_of[s.scan_id].name for s in scans if s.scan_id not in used):
-                if self._scans_of.get(name):  # of several frames, some are in
-                    self.remarks["frame that " + LEFT_OUT].append(name)
-                else:
-                    self.rejected.append((self._id_of[name], 0, LEFT_OUT))
-        if (
-            "max_min" in steps or "brightness" in steps
-        ):  # one window for all, or each scan's would undo the step
-            high = (
-                65535.0
-                if "max_min" in steps
-                else float(np.median([s.high for s in writer.scans] or [0]))
-            )
-            writer.scans[:] = [replace(s, high=high) for s in writer.scans]
-        writer.scans.sort(key=lambda s: s.scan_id)
-        return writer
+    def made(self, scan_id: str, origins: Sequence[Origin]) -> None:
+        """Note which frames a scan of the dataset is made of."""
+        for origin in origins:
+            self._scans_of[origin.name].append(scan_id)
 
-    def scan_ids(self, names: Sequence[str]) -> list[str]:
+    def ids_of(self, names: Sequence[str]) -> list[str]:
         """The scans that came of these inputs; the input_id of one that gave none; scan_ids as they
         are.
 
@@ -247,133 +125,162 @@ class Intake:
             ids += self._scans_of.get(name) or own
         return ids
 
-    def unmatched_labels(self) -> int:
-        """Lines of labels.csv that no input or patient answers to."""
-        return len(set(self.labels.by_patient) - self._labelled) + len(
-            set(self.labels.by_file) - set(self._id_of)
-        )
+    def said(self, remarks: Mapping[str, Sequence[str]]) -> list[str]:
+        """A line for each rule: how often it was applied, and the first scan."""
+        lines = []
+        for rule, names in remarks.items():
+            if names:
+                first = self.ids_of(names)[:1]
+                lines.append(f"{len(names)} x {rule}" + (f" (first {first[0]})" if first else ""))
+        return lines
 
-    def sources(self) -> list[tuple[str, str, str]]:
-        """input_id, scan_id (empty when rejected) and path, for the map beside the key."""
+    def inputs(self) -> list[tuple[str, str, str]]:
+        """input_id, scan_id (empty when rejected) and name, for the person who reads the scans."""
         return [
-            (input_id, scan_id, str(self.root / name))
+            (input_id, scan_id, name)
             for name, input_id in self._id_of.items()
             for scan_id in self._scans_of.get(name) or [""]
         ]
 
-    def _name_patients(self) -> None:
-        """Pseudonyms of patients, which only all scans together tell apart."""
-        found = persons_of([known.claim for known in self._taken])
-        for place, (known, identity) in enumerate(zip(self._taken, found.identities)):
-            kind, name = ("patient", identity) if identity else ("study", known.study)
-            patient_id = "p" + pseudonym(self.secret, kind, name)
-            self.name_of_patient[patient_id] = known.claim.id or identity
-            if not identity:
-                self.unknown.add(patient_id)
-            self._taken[place] = known._replace(scan=replace(known.scan, patient_id=patient_id))
-        self.doubts = {
-            rule: [self._taken[n].name for n in places] for rule, places in found.doubts.items()
-        }
-        self.together = [
-            (self._taken[a].scan.patient_id, self._taken[b].scan.patient_id)
-            for a, b in found.together
-        ]
+    def close(
+        self, differing: list[str], accounts: Sequence[Account], labels: Labels, keys: set[str]
+    ) -> None:
+        """Note what only all inputs together show.
 
-    def _scan(self, item: Source, found: Taken) -> _Known:
-        facts, secret = found.facts, self.secret
-        given = (
-            self.labels.by_file.get(item.name, {}).get("patient_id", "").strip()
-        )  # which counts alone
-        claim = (
-            Claim(given)
-            if given
-            else Claim(
-                facts.patient.strip(),
-                facts.issuer,
-                facts.name,
-                facts.birth,
-                facts.study,
-                bool(facts.study or facts.instance or facts.name),
-            )
-        )
-        issued = f"{claim.issuer}:{claim.id}"
-        key = issued if issued in self.labels.by_patient else claim.id
-        self._labelled.add(key)
-        labels = self.labels.of(key, item.name)
-        labels.pop("patient_id", "")
-        alone = f"input:{self._id_of[item.name]}" if nobody(claim.id) else f"patient:{claim.id}"
-        flags = (*facts.flags, *(() if found.lesions is not None else (self.unannotated,)))
-        for flag in flags:
-            self.remarks[REMARK_OF_FLAG[flag]].append(item.name)
-        site = labels.pop("site", "") or _masked(secret, "site", facts.site)
-        scanner = labels.pop("scanner", "") or _masked(secret, facts.make, facts.scanner)
-        instance = pseudonym(secret, "instance", facts.instance) if facts.instance else ""
-        view, pixel_mm = labels.pop("view", ""), labels.pop("pixel_mm", "")
-        view = (
-            (view if view in ("anterior", "posterior") else "")
-            or item.view
-            or facts.view
-            or "unknown"
-        )
-        spacing = positive(pixel_mm) or facts.pixel_mm
-        return _Known(
-            item.name,
-            facts.frame,
-            facts.study or alone,
-            found.stored,
-            Scan(
-                "",
-                "",
-                view,
-                0,
-                0,
-                spacing,
-                0,
-                0.0,
-                site,
-                scanner,
-                instance,
-                flags,
-                tuple({**dict(item.labels), **labels}.items()),
-                found.lesions or (),
-            ),
-            claim,
-        )
-
-    def _note(self, scan: Scan, known: _Known, part: Part) -> None:
-        """Remember what a scan of the dataset comes from."""
-        self._scans_of[known.name].append(scan.scan_id)
-        self.origins.append(
-            Origin(
-                scan.scan_id,
-                known.name,
-                known.frame,
-                known.stored.height,
-                known.stored.width,
-                part.y,
-                part.x,
-            )
-        )
-
-    def _stored(
-        self,
-        writer: DatasetWriter,
-        views: Sequence[View],
-        scale: int,
-        known_of: Mapping[str, _Known],
-    ) -> set[str]:
-        """Store what the steps made; returns the scans that are in it."""
-        used = set[str]()
-        for view in views:
-            counts_HW = np.rint(np.clip(view.values_HW * scale, 0, 65535)).astype(np.uint16)
-            if counts_HW.any():
-                scan = writer.add(store(writer.path, counts_HW), view.scan)
-                for part in view.made_of:
-                    used.add(part.scan_id)
-                    self._note(scan, known_of[part.scan_id], part)
-        return used
+        Args:
+            differing: scans of the same pixels whose annotations differ.
+            accounts: of all annotation files.
+            keys: of ``Labels.key`` of all frames, to find lines of the labels that none answers to.
+        """
+        unmatched = len({*labels.by_patient} - keys) + len({*labels.by_file} - {*self._id_of})
+        if unmatched:
+            rule = "line of labels.csv without its scan or patient: left out"
+            self.remarks[rule] += [""] * unmatched
+        for account in accounts:
+            self.remarks[NO_SCAN] += [account.name] * account.lost
+        self.remarks = {COPIES_DIFFER: differing, **self.remarks}
 
 
-def _masked(secret: bytes, kind: str, text: str) -> str:
-    """A readable kind and six digits of a pseudonym, as of a hospital's name."""
-    return f"{kind}-{pseudonym(secret, kind, text, 6)}" if text else "unknown"
+def claim_of(frame: Frame, labels: Labels) -> Claim:
+    """Whose a frame says it is; a patient in labels.csv of a file counts alone."""
+    facts, named = frame.facts, labels.by_file.get(frame.name, {}).get("patient_id", "").strip()
+    if named:
+        return Claim(named)
+    header = bool(facts.study or facts.instance or facts.name)
+    patient = facts.patient.strip()
+    return Claim(patient, facts.issuer, facts.name, facts.birth, facts.study, header)
+
+
+def named(frame: Frame, input_id: str, secret: bytes, labels: Labels) -> Frame:
+    """A frame with its claim and study, and with what labels.csv and pseudonyms say of its scan."""
+
+    def masked(kind: str, text: str) -> str:
+        """A readable kind and six digits of a pseudonym, as of a hospital's name."""
+        return f"{kind}-{pseudonym(secret, kind, text, 6)}" if text else "unknown"
+
+    facts, scan, claim = frame.facts, frame.scan, claim_of(frame, labels)
+    own = labels.of(labels.key(claim), frame.name)
+    own.pop("patient_id", "")
+    view, spacing = own.pop("view", ""), own.pop("pixel_mm", "")
+    scan = replace(
+        scan,
+        view=view if view in ("anterior", "posterior") else scan.view or "unknown",
+        pixel_mm=positive(spacing) or scan.pixel_mm,
+        site=own.pop("site", "") or masked("site", facts.site),
+        scanner=own.pop("scanner", "") or masked(facts.make, facts.scanner),
+        instance=pseudonym(secret, "instance", facts.instance) if facts.instance else "",
+        labels=tuple({**dict(scan.labels), **own}.items()),
+    )
+    alone = f"input:{input_id}" if nobody(claim.id) else f"patient:{claim.id}"
+    return replace(frame, scan=scan, claim=claim, study=facts.study or alone)
+
+
+@dataclass(frozen=True)
+class Patients:
+    """Who is who among the frames of all inputs.
+
+    Attributes:
+        unknown: patient_ids that stand for a study or a file, as the source names no patient.
+        name_of: what the source calls the patient of a patient_id, for tables that are keyed by it.
+        doubts: rule -> names of the inputs that it was applied to.
+        together: pairs of patient_ids that may be one person.
+    """
+
+    unknown: set[str]
+    name_of: dict[str, str]
+    doubts: dict[str, list[str]]
+    together: list[tuple[str, str]]
+
+
+def tell_apart(frames: Sequence[Frame], secret: bytes) -> tuple[list[Frame], Patients]:
+    """The frames with their patient_ids, which only all scans together tell."""
+    persons = persons_of([frame.claim for frame in frames])
+    unknown, name_of, settled = set[str](), dict[str, str](), list[Frame]()
+    for frame, identity in zip(frames, persons.identities):
+        kind, name = ("patient", identity) if identity else ("study", frame.study)
+        patient_id = "p" + pseudonym(secret, kind, name)
+        name_of[patient_id] = frame.claim.id or identity
+        if not identity:
+            unknown.add(patient_id)
+        settled.append(replace(frame, scan=replace(frame.scan, patient_id=patient_id)))
+    doubts = {rule: [frames[n].name for n in many] for rule, many in persons.doubts.items()}
+    ids = [frame.scan.patient_id for frame in settled]
+    together = [(ids[a], ids[b]) for a, b in persons.together]
+    return settled, Patients(unknown, name_of, doubts, together)
+
+
+def annotate(
+    frames: Sequence[Frame], segments: Sequence[tuple[str, Read]], ledger: Ledger, flag: str
+) -> tuple[list[Frame], list[Account]]:
+    """Give the frames what segmentation objects say of them.
+
+    Args:
+        segments: name and content of each object.
+        flag: of a scan that nothing annotates.
+    Returns:
+        the frames, without those that have another annotation which differs; these are rejected.
+        And an account of each object.
+    """
+    marked, torn, accounts = list(frames), set[str](), []
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for n, frame in enumerate(frames):
+        numbers[frame.facts.instance].append(n)
+    for name, read in segments:
+        lost = 0
+        for mark in read.marks or ():
+            of_object = numbers.get(mark.instance, ()) if mark.instance else ()
+            meant = [n for n in of_object if mark.frame in (None, frames[n].facts.frame)]
+            scan = marked[meant[0]].scan if len(meant) == 1 else None
+            if scan is None or mark.size != (scan.height, scan.width):
+                lost += 1
+                continue
+            frame = marked[meant[0]]
+            try:
+                scan = _annotated(scan, mark.lesions, flag)
+            except NotTaken as reason:
+                if frame.name not in torn:
+                    ledger.reject(frame.name, str(reason))
+                torn.add(frame.name)
+            else:
+                if flag in frame.scan.flags:
+                    ledger.remarks[REMARK_OF_FLAG[flag]].remove(frame.name)
+            marked[meant[0]] = replace(frame, scan=scan)
+        marks = len(read.marks or ())
+        why = read.reason or "is a segmentation of objects that are not here, or of another size"
+        unread = bool(read.reason)
+        accounts.append(Account(name, max(1, marks), lost or int(not marks), why, True, unread))
+        if not unread and lost == marks:
+            ledger.reject(name, why, read.bytes)
+    return [frame for frame in marked if frame.name not in torn], accounts
+
+
+def _annotated(scan: Scan, lesions: tuple[Lesion, ...], flag: str) -> Scan:
+    """A scan with further lesions.
+
+    Raises:
+        NotTaken: it has others, which differ.
+    """
+    if flag not in scan.flags:
+        return replace(scan, lesions=together(scan.lesions, lesions))
+    flags = tuple(f for f in scan.flags if f != flag)
+    return replace(scan, flags=flags, lesions=lesions)

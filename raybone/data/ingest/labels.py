@@ -9,6 +9,7 @@ from pathlib import Path
 
 from raybone.data.dataset import COLUMNS
 from raybone.data.folds import SPECIAL
+from raybone.data.ingest.persons import Claim
 from raybone.data.ingest.sources import positive
 from raybone.errors import WrongInput
 
@@ -22,6 +23,11 @@ class Labels:
 
     by_patient: dict[str, dict[str, str]] = field(default_factory=dict)
     by_file: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def key(self, claim: Claim) -> str:
+        """The patient_id under which the patient of a claim may stand here."""
+        issued = f"{claim.issuer}:{claim.id}"
+        return issued if issued in self.by_patient else claim.id
 
     def of(self, patient: str, name: str) -> dict[str, str]:
         """What is known of a scan: its patient's labels, overridden by its own."""

@@ -36,14 +36,17 @@ NO_IMAGE = "is a mask, and no image has its name"
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
-def sources_of(root: Path, layout: Layout) -> Sources:
-    """Every input of a folder in order of name, by its layout (found out when ``auto``).
+def sources_of(root: Path, layout: Layout | Literal["any"]) -> Sources:
+    """Every input of a folder in order of name.
 
+    Args:
+        layout: found out when ``auto``, or ``any``, by which images are scans even where nothing
+            but DICOM files would be expected.
     Raises:
         WrongInput: the folder is not of that layout.
     """
     files, aside = walk(root)
-    kind = layout if layout != "auto" else _layout_of(root)
+    kind = _layout_of(root, layout) if layout in ("auto", "any") else layout
     readers: dict[str, Callable[[Path, Mapping[str, Path]], Sources]] = {
         "bs80k": _bs80k,
         "bs80k_regions": _regions,
@@ -61,8 +64,8 @@ def sources_of(root: Path, layout: Layout) -> Sources:
     return found
 
 
-def _layout_of(root: Path) -> str:
-    """The layouts that are told by their folders; ``auto`` for all others."""
+def _layout_of(root: Path, other: str) -> str:
+    """The layouts that are told by their folders; ``other`` for all others."""
     folders = {p.name for p in root.iterdir() if p.is_dir()}
     if {"wholeBodyANT", "wholeBodyPOST"} & folders:
         return "bs80k"
@@ -72,7 +75,7 @@ def _layout_of(root: Path) -> str:
         "masks"
         if {"images", "masks"} <= folders
         and any(is_image(p.name) for p in (root / "masks").rglob("*"))
-        else "auto"
+        else other
     )
 
 
@@ -294,5 +297,5 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(errors="replace").splitlines()
     except OSError:
         raise WrongInput(
-            "prepare: a label file of BS-80K cannot be opened; check its permissions"
+            "SOURCE: a label file of BS-80K cannot be opened; check its permissions"
         ) from None

@@ -139,7 +139,7 @@ def _serve() -> None:
     process alone.
     """
     # Processes are forked from it, so that they import once.
-    forkserver.set_forkserver_preload(["raybone.data.ingest.prepare"])
+    forkserver.set_forkserver_preload(["raybone.data.ingest.read"])
     unblocked, own = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP}), os.dup(2)
     try:
         _silence(2)

@@ -13,39 +13,46 @@ from io import BytesIO
 from pathlib import Path
 
 from raybone.data.annotations import NO_SCAN, Annotated, Remarks, fitted
-from raybone.data.dataset import Stored, store
 from raybone.data.ingest.annotations.coco import read_coco_image
 from raybone.data.ingest.annotations.formats import labelme_image, read_labelme, read_voc
 from raybone.data.ingest.annotations.masks import read_mask
 from raybone.data.ingest.annotations.nifti import read_nifti
 from raybone.data.ingest.dicom.frames import Facts, NotTaken, is_dicom, read_frames, shows_text
 from raybone.data.ingest.dicom.segments import Mark, is_segmentation, read_marks
+from raybone.data.ingest.persons import Claim
 from raybone.data.ingest.pictures import counts_of_image
 from raybone.data.ingest.sources import Beside, Source
 from raybone.data.modality import flag_of
 from raybone.data.preprocess import STRIDE
-from raybone.types import Array, Lesion
+from raybone.data.writer import store
+from raybone.types import Array, Lesion, Scan
 
 MOST_BYTES = 1 << 31
 TOLD_APART = "has two annotations that differ; keep the one that is right"
 EQUAL_PX = 1.0  # two tools round the corners of one box differently
-Frames = Sequence[tuple[Array, Facts]]
+Views = Sequence[tuple[Array, Facts]]
 
 
 @dataclass(frozen=True)
-class Taken:
-    """One scan of an input; ``lesions`` is None when nothing annotates it, or nothing of what does
-    could be kept.
+class Frame:
+    """A frame of an input that is a scan, its counts stored.
+
+    name: of the input, below SOURCE. facts: what the input says of it. digest: of its pixels. scan:
+    what the dataset will have of it. claim: whose it says it is, and study: of which it is a view;
+    empty as long as only the input was looked at.
     """
 
+    name: str
     facts: Facts
-    stored: Stored
-    lesions: tuple[Lesion, ...] | None
+    digest: str
+    scan: Scan
+    claim: Claim = Claim()  # noqa: RUF009  a frozen tuple
+    study: str = ""
 
 
 @dataclass(frozen=True)
 class Read:
-    """What an input gave: scans, or the reason for none.
+    """What an input gave: frames, or the reason for none.
 
     digest: of its content, empty if unreadable; only its pseudonym is written. marks: what it says
     of other inputs; None if it is no annotation.
@@ -53,16 +60,27 @@ class Read:
 
     digest: str
     bytes: int
-    scans: tuple[Taken, ...] = ()
+    frames: tuple[Frame, ...] = ()
     reason: str = ""
     remarks: Remarks = field(default_factory=Remarks)
     marks: tuple[Mark, ...] | None = None
 
 
 def read_source(
-    source: Source, folder: Path, modality: str | None, aliases: Mapping[str, str]
+    source: Source,
+    folder: Path,
+    modality: str | None,
+    aliases: Mapping[str, str],
+    unannotated: str,
 ) -> Read:
-    """Read one input and store the counts of its scans in the dataset folder."""
+    """Read one input and store the counts of its frames in the dataset folder.
+
+    Args:
+        modality: for DICOM, the only Modality taken; None takes all.
+        aliases: further names of annotations -> categories of the dataset.
+        unannotated: the flag of a frame that nothing annotates, or nothing of what does could be
+            kept.
+    """
     try:
         if source.path.is_dir():
             return Read("", 0, reason=source.aside)
@@ -71,39 +89,42 @@ def read_source(
         content = source.path.read_bytes()
     except OSError as error:
         return Read("", 0, reason=f"cannot be read ({type(error).__name__})")
-    found = Read(hashlib.sha256(content).hexdigest(), len(content))
+    read = Read(hashlib.sha256(content).hexdigest(), len(content))
     try:
         if source.aside:
             raise NotTaken(source.aside)
         if source.kind != "image" and is_segmentation(content):
             marks, remarks = read_marks(content, aliases)
-            return replace(found, marks=marks, remarks=remarks)
-        frames = _frames(source, labelme_image(content) if source.picture else content, modality)
-        lesions, remarks = _annotations(source, frames, aliases)
+            return replace(read, marks=marks, remarks=remarks)
+        views = _views(source, labelme_image(content) if source.picture else content, modality)
+        annotated, remarks = _annotations(source, views, aliases)
     except (
         ValueError
     ) as reason:  # the readers' own, NotTaken among them, which quote nothing of the file
         unread = 0 if source.picture else len(source.beside) + sum(i.weight for i in source.coco)
         lost = () if is_segmentation(content) else None
-        return replace(found, reason=str(reason), remarks=+Remarks({NO_SCAN: unread}), marks=lost)
+        return replace(read, reason=str(reason), remarks=+Remarks({NO_SCAN: unread}), marks=lost)
     except MemoryError:
-        return replace(found, reason="is too large for the memory")
-    taken = (
-        Taken(facts, store(folder, counts_HW), le)
-        for (counts_HW, facts), le in zip(frames, lesions)
-    )
-    return replace(found, scans=tuple(taken), remarks=remarks)
+        return replace(read, reason="is too large for the memory")
+    frames = []
+    for (counts_HW, facts), lesions in zip(views, annotated):
+        flags = facts.flags if lesions is not None else (*facts.flags, unannotated)
+        view, spacing = source.view or facts.view, facts.pixel_mm
+        scan = Scan("", "", view, 0, 0, spacing, 0, 0.0, flags=flags, labels=source.labels)
+        scan, digest = store(folder, counts_HW, replace(scan, lesions=lesions or ()))
+        frames.append(Frame(source.name, facts, digest, scan))
+    return replace(read, frames=tuple(frames), remarks=remarks)
 
 
-def _frames(source: Source, content: bytes, modality: str | None) -> list[tuple[Array, Facts]]:
+def _views(source: Source, content: bytes, modality: str | None) -> list[tuple[Array, Facts]]:
     dicom = is_dicom(content)
     if content[:4] == b"PK\x03\x04" and zipfile.is_zipfile(BytesIO(content)):
         raise NotTaken("is an archive inside an archive, or without the suffix .zip")
     if source.kind == "dicom" or (dicom and source.kind == "any"):
-        frames = read_frames(content, source.path.name, modality)
+        views = read_frames(content, source.path.name, modality)
     else:
         counts_HW, flags = counts_of_image(content)
-        frames = [
+        views = [
             (
                 counts_HW,
                 Facts(
@@ -114,26 +135,26 @@ def _frames(source: Source, content: bytes, modality: str | None) -> list[tuple[
                 ),
             )
         ]
-    for number, (counts_HW, facts) in enumerate(frames):
+    for number, (counts_HW, facts) in enumerate(views):
         if min(counts_HW.shape) < STRIDE:
             raise NotTaken(
                 f"is {counts_HW.shape[0]}x{counts_HW.shape[1]} pixels, under {STRIDE} a side"
             )
         flags_of = {*facts.flags, *(["burned-in-text"] if shows_text(counts_HW) else [])}
-        frames[number] = (counts_HW, replace(facts, flags=tuple(sorted(flags_of))))
-    return frames
+        views[number] = (counts_HW, replace(facts, flags=tuple(sorted(flags_of))))
+    return views
 
 
 def _annotations(
-    source: Source, frames: Frames, aliases: Mapping[str, str]
+    source: Source, views: Views, aliases: Mapping[str, str]
 ) -> tuple[list[tuple[Lesion, ...] | None], Remarks]:
     """Lesions that all annotations of a scan give each frame, None when there are none, and remarks
     on them.
     """
-    shapes = [counts_HW.shape for counts_HW, _ in frames]
+    shapes = [counts_HW.shape for counts_HW, _ in views]
     first = (shapes[0][0], shapes[0][1])
     parts = [partial(read_coco_image, image, first) for image in source.coco]
-    parts += [partial(_beside, beside, frames, aliases) for beside in source.beside]
+    parts += [partial(_beside, beside, views, aliases) for beside in source.beside]
     join = _added if all(b.category for b in source.beside) and not source.coco else together
     kept: list[tuple[Lesion, ...]] = []
     remarks, lost = Remarks(), 0
@@ -143,7 +164,7 @@ def _annotations(
         remarks += more
         lost += left_out
     if not parts or (lost and not any(kept)):
-        return [None] * len(frames), remarks
+        return [None] * len(views), remarks
     return list(kept), remarks
 
 
@@ -169,7 +190,7 @@ def _fitted(
     return kept, remarks, lost
 
 
-def _beside(beside: Beside, frames: Frames, aliases: Mapping[str, str]) -> Annotated:
+def _beside(beside: Beside, views: Views, aliases: Mapping[str, str]) -> Annotated:
     if beside.kind == "other":
         raise NotTaken(f"has an annotation that {beside.why}")
     try:
@@ -178,13 +199,13 @@ def _beside(beside: Beside, frames: Frames, aliases: Mapping[str, str]) -> Annot
         raise NotTaken(
             f"has an annotation that cannot be opened ({error.strerror}); check its permissions"
         ) from None
-    shape = (frames[0][0].shape[0], frames[0][0].shape[1])
+    shape = (views[0][0].shape[0], views[0][0].shape[1])
     # Numbers that the user has named stand for classes in masks and labels.
     names = dict(beside.names) or {word: (int(word),) for word in aliases if word.isdecimal()}
     if beside.kind == "mask":
         return read_mask(content, beside.category, shape, names)
     if beside.kind == "nifti":
-        return read_nifti(content, shape, getattr(frames[0][1], "axes", None), names)
+        return read_nifti(content, shape, getattr(views[0][1], "axes", None), names)
     reader: Callable[[bytes, tuple[int, int]], Annotated] = {
         "labelme": read_labelme,
         "voc": read_voc,

@@ -118,7 +118,7 @@ class Sources:
         return Sources(self.layout, inputs, self.remarks, accounts)
 
 
-def complaints(accounts: list[Account], show_paths: bool) -> list[str]:
+def complaints(accounts: Sequence[Account], show_paths: bool) -> list[str]:
     """Why a source is refused for its annotations, a line each; none where they are in order.
 
     Refused is a file that fits several scans alike, a file of many scans of which all annotations
@@ -220,9 +220,7 @@ def walk(root: Path) -> tuple[dict[str, Path], dict[str, str]]:
         for name in sorted(names):
             path = Path(folder) / name
             files[path.relative_to(root).as_posix()] = path
-    files = {
-        n: p for n, p in files.items() if n not in NOT_INPUTS and not n.startswith("phantom.key")
-    }
+    files = {n: p for n, p in files.items() if n not in NOT_INPUTS}
     aside |= {n: "is no regular file" for n, p in files.items() if _is_special(p)}
     aside |= {n: LEFT_OVER for n in files if is_left_over(n, files)}
     return {n: p for n, p in files.items() if n not in aside}, aside

@@ -4,7 +4,7 @@ applies them in order.
 Body range, brightness, knee cut and montage are those of the double U-Net study of whole-body scans
 (jobs/wbbs_*, section 3.3 there), for 1024x256 views; rows are scaled with the height of other
 scans. max_min, bladder and tile are those of the multi-attention U-Net study (Quant Imaging Med
-Surg, doi 10.21037/qims-24-1246). Values become real numbers; ``unit`` says how they are stored.
+Surg, doi 10.21037/qims-24-1246). Values become real numbers; ``scale_of`` says how they are stored.
 """
 
 from __future__ import annotations
@@ -24,10 +24,18 @@ MEAN_RANGE = (7.0, 14.0)
 TILE, STRIDE = 256, 128
 
 
-class Part(NamedTuple):
-    """A scan as it was read, and the row and column of a view at which its first pixel lies."""
+class Origin(NamedTuple):
+    """A frame that a scan is made of: number ``frame`` (0-based) of the input ``name``, of shape
+    (height, width).
 
-    scan_id: str
+    name: the input, below SOURCE. y, x: row and column of the scan at which the frame's first pixel
+    lies.
+    """
+
+    name: str
+    frame: int
+    height: int
+    width: int
     y: int = 0
     x: int = 0
 
@@ -35,21 +43,19 @@ class Part(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class View:
     """Values, float32 (H, W), of one image of a study, with its scan (lesions in pixels of these
-    values).
-
-    made_of: the scans as they were read that are in it.
+    values) and the frames that it is made of.
     """
 
     values_HW: Array
     scan: Scan
-    made_of: tuple[Part, ...]
+    origins: tuple[Origin, ...]
 
 
 def apply_steps(views: Sequence[View], names: Sequence[str]) -> list[View]:
     """The views after all steps, in order."""
     done = list(views)
     for name in names:
-        done = STEPS[name](done)
+        done = STEPS[name].change(done)
     return done
 
 
@@ -133,9 +139,35 @@ def tiles(shape: tuple[int, int], size: int = TILE, stride: int = STRIDE) -> lis
     return [(y, x) for y in starts(shape[0]) for x in starts(shape[1])]
 
 
-def unit(names: Sequence[str]) -> int:
-    """Stored value of 1.0: so that steps which leave whole counts keep enough digits."""
-    return 65535 if "max_min" in names else 16 if "brightness" in names else 1
+@dataclass(frozen=True)
+class Scale:
+    """How the values that steps leave are stored and displayed.
+
+    Attributes:
+        unit: the stored value of 1.0, so that steps which leave whole counts keep enough digits.
+        window: the upper edge of the display window, in the words of dataset.json.
+        shared: gives the edge that all scans share from the edges of each, as a window of its own
+            would undo the step for the eye; None where each scan keeps its own.
+    """
+
+    unit: int
+    window: str
+    shared: Callable[[Sequence[float]], float] | None = None
+
+
+COUNTS = Scale(1, "99.9 percentile")
+OCTAVE = Scale(16, "median of the scans' 99.9 percentiles", lambda highs: float(np.median(highs)))
+FULL = Scale(65535, "65535", lambda highs: 65535.0)
+
+
+def rescaling(names: Sequence[str]) -> list[str]:
+    """The steps of these that leave values which are no counts; more than one undo each other."""
+    return list(dict.fromkeys(n for n in names if n in STEPS and STEPS[n].scale is not COUNTS))
+
+
+def scale_of(names: Sequence[str]) -> Scale:
+    """The scale of the values that steps leave."""
+    return next((STEPS[name].scale for name in rescaling(names)), COUNTS)
 
 
 def _body_range(views: list[View]) -> list[View]:
@@ -185,7 +217,7 @@ def _montage(views: list[View]) -> list[View]:
                     flags=tuple(sorted({*left.scan.flags, *right.scan.flags})),
                     labels=tuple(_either(dict(left.scan.labels), dict(right.scan.labels))),
                 ),
-                left.made_of + right.made_of,
+                left.origins + right.origins,
             )
         )
     return merged
@@ -216,15 +248,22 @@ def _each(change: Callable[[Array], Array]) -> Callable[[list[View]], list[View]
     ]
 
 
-STEPS: dict[str, Callable[[list[View]], list[View]]] = {
-    "body_range": _body_range,
-    "brightness": _each(brightness),
-    "knee_cut": _knee_cut,
-    "montage": _montage,
-    "max_min": _each(max_min),
-    "bladder": _each(without_bladder),
-    "body_mask": _each(lambda values_HW: values_HW * body_mask(values_HW)),
-    "tile": _tile,
+class Step(NamedTuple):
+    """A change of the views of one study, and how the values that it leaves are stored."""
+
+    change: Callable[[list[View]], list[View]]
+    scale: Scale = COUNTS
+
+
+STEPS = {
+    "body_range": Step(_body_range),
+    "brightness": Step(_each(brightness), OCTAVE),
+    "knee_cut": Step(_knee_cut),
+    "montage": Step(_montage),
+    "max_min": Step(_each(max_min), FULL),
+    "bladder": Step(_each(without_bladder)),
+    "body_mask": Step(_each(lambda values_HW: values_HW * body_mask(values_HW))),
+    "tile": Step(_tile),
 }
 
 
@@ -235,7 +274,7 @@ def _window(view: View, y: int, x: int, rows: int, columns: int) -> View:
     return View(
         part_of(view.values_HW, y, x, rows, columns),
         replace(view.scan, lesions=tuple(_moved(view.scan.lesions, y, x, rows, columns))),
-        tuple(Part(p.scan_id, p.y - y, p.x - x) for p in view.made_of),
+        tuple(o._replace(y=o.y - y, x=o.x - x) for o in view.origins),
     )
 
 

@@ -8,7 +8,7 @@ import stat
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import cv2
 import numpy as np
@@ -21,7 +21,8 @@ from raybone.cli import main
 from raybone.data.dataset import open_dataset
 from raybone.data.ingest import parallel
 from raybone.data.ingest.dicom.frames import write_scan
-from raybone.data.ingest.layouts import WHOLE_BODY
+from raybone.data.ingest.layouts import WHOLE_BODY, Layout
+from raybone.data.ingest.options import PrepareKeywords, PrepareOptions
 from raybone.data.ingest.prepare import prepare
 from raybone.data.ingest.reading import Read, read_source
 from raybone.data.ingest.sources import Source
@@ -74,7 +75,7 @@ def test_a_file_whose_reading_hangs_is_rejected_by_name_and_the_others_are_taken
 ) -> None:
     source = phantom(tmp_path / "src", 2, height=128)
     (source / "slow.dcm").write_bytes(next(source.rglob("*.dcm")).read_bytes())
-    monkeypatch.setattr("raybone.data.ingest.prepare.read_source", read_slowly)
+    monkeypatch.setattr("raybone.data.ingest.read.read_source", read_slowly)
     monkeypatch.setattr(parallel, "SECONDS", 1.5)
     command = ["prepare", str(source), str(tmp_path / "ds"), "--key", str(tmp_path / "key")]
     assert main([*command, "--folds", "2", "--show-paths"]) == 0
@@ -131,7 +132,7 @@ def test_masks_with_in_between_values_and_of_another_size(tmp_path: Path) -> Non
         Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
         image_HW += 1
     made = prepare(
-        tmp_path, tmp_path.parent / "masks-ds", "masks", folds=2, key=tmp_path.parent / "k"
+        tmp_path, tmp_path.parent / "masks-ds", layout="masks", folds=2, key=tmp_path.parent / "k"
     )
     boxes = [le.box_xyxy for s in open_dataset(made.path).scans for le in s.lesions]
     assert boxes == [(6.0, 5.0, 12.0, 10.0), (30.0, 30.0, 40.0, 34.0)]
@@ -612,7 +613,7 @@ def test_masks_go_with_the_image_of_their_folder_and_patient_0_is_a_patient(tmp_
         tmp_path / "in", tmp_path / "again", folds=2, key=tmp_path / "k", allow_unmatched=True
     )
     assert len(made.rejected) == 1
-    made = prepare(tmp_path / "in", tmp_path / "coco", "coco", folds=2, key=tmp_path / "k")
+    made = prepare(tmp_path / "in", tmp_path / "coco", layout="coco", folds=2, key=tmp_path / "k")
     assert made.meta["counts"]["patients"] == 1
     assert made.meta["patients_known"]
     assert len(made.rejected) == 2
@@ -657,3 +658,32 @@ def test_many_scans_pass_the_steps_with_few_open_files(tmp_path: Path) -> None:
     opened = open_dataset(made.path)
     assert len(opened.scans) == 40
     assert {float(opened.counts(s).max()) for s in opened.scans} == {65535.0}
+
+
+def test_the_keywords_of_prepare_are_the_fields_of_its_record() -> None:
+    fields = get_type_hints(PrepareOptions)
+    keywords = get_type_hints(PrepareKeywords)
+    assert keywords.pop("layout") == Layout  # ``any`` is for reading alone
+    assert keywords == {name: kind for name, kind in fields.items() if name != "layout"}
+
+
+def test_all_rules_that_options_break_are_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(WrongInput) as refused:
+        prepare(
+            tmp_path,
+            tmp_path,
+            layout="folders",  # type: ignore[arg-type]
+            folds="site",
+            holdout=0.5,
+            negatives="training",
+            steps=["max_min", "brightness", "sharpen"],
+        )
+    said = [line.split(":")[0] for line in refused.value.problems]
+    assert sorted(said) == [
+        "--holdout",
+        "--layout",
+        "--negatives",
+        "--steps",
+        "--steps",
+        "prepare",
+    ]

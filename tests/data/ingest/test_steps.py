@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from raybone.data.annotations import mask_of, rle_of
 from raybone.data.ingest.steps import (
-    Part,
+    Origin,
     View,
     apply_steps,
     body_mask,
@@ -39,7 +39,7 @@ def views() -> list[View]:
             View(
                 counts_HW.astype(np.float32),
                 Scan("", "p", side, 1024, 256, 2.26, 0, 1.0, lesions=lesions),
-                (Part(side),),
+                (Origin(side, 0, 1024, 256),),
             )
         )
     return made
@@ -70,7 +70,7 @@ def test_the_papers_chain_gives_640_by_512_with_every_lesion_where_it_was(
 ) -> None:
     (joined,) = apply_steps(views, ["body_range", "brightness", "knee_cut", "montage"])
     assert joined.values_HW.shape == (640, 512)
-    assert [p.scan_id for p in joined.made_of] == ["anterior", "posterior"]
+    assert [o.name for o in joined.origins] == ["anterior", "posterior"]
     assert joined.values_HW.mean() > 7 * 0.8
     cut = apply_steps(views, ["body_range", "knee_cut"])
     assert len(joined.scan.lesions) == sum(len(v.scan.lesions) for v in cut) > 4
@@ -118,7 +118,7 @@ def test_what_is_found_after_the_steps_goes_back_to_where_it_was_before_them(
     views: list[View],
 ) -> None:
     (joined,) = apply_steps(views, ["body_range", "knee_cut", "montage"])
-    for part, before in zip(joined.made_of, views):
+    for part, before in zip(joined.origins, views):
         back_HW = part_of(joined.values_HW, part.y, part.x, *before.values_HW.shape)
         rows = slice(max(-part.y, 0), 640 - part.y)
         np.testing.assert_array_equal(back_HW[rows], before.values_HW[rows])
@@ -144,7 +144,7 @@ def test_steps_move_mask_and_counts_together() -> None:
             1.0,
             lesions=(Lesion((100, 400, 120, 410), "malignant", rle_of(mask_HW)),),
         ),
-        (Part("a"),),
+        (Origin("a", 0, 1024, 256),),
     )
     for names in (["body_range"], ["body_range", "knee_cut"], ["tile"]):
         for made in apply_steps([view], names):

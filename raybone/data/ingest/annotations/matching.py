@@ -28,7 +28,7 @@ NOBODY = "is an annotation that no scan answers to"
 
 def read_files(files: Mapping[str, Path], wanted: str) -> Sources:
     """Layouts ``dicom``, ``coco`` and ``labelme``, which differ in what they take as a scan;
-    ``auto`` finds out.
+    ``auto`` finds out, and ``any`` as well, but takes images where nothing is annotated.
 
     Args:
         files: every file by its name below the root.
@@ -43,8 +43,10 @@ def read_files(files: Mapping[str, Path], wanted: str) -> Sources:
     beside = _beside_of(
         names, files, {n: claims[n] for n in sorted(sure) if claims[n].kind != "coco"}, found
     )
-    if wanted == "auto":
+    if wanted in ("auto", "any"):
         found.layout = _layout(candidates, coco, beside, sure)
+    if wanted == "any" and found.layout == "dicom" and not found.accounts:
+        found.layout = "labelme"
     homes = {posixpath.dirname(n) for n in (*coco, *beside)}
     lone = {a.name: a for a in found.accounts if a.lost and not a.many}
     for name in candidates:

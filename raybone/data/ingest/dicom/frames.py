@@ -40,6 +40,47 @@ from raybone.types import Array
 LEAST_FRACTIONS = 10.0  # below it, rounded fractions are no image any more
 
 
+# What all views of the phantom say alike, and what must be there but is not known (PS3.3 A.5).
+SAME = {
+    "Modality": "NM",
+    "Manufacturer": "raybone",
+    "ManufacturerModelName": "phantom",
+    "ImageType": ["ORIGINAL", "PRIMARY", "WHOLE BODY", "EMISSION"],
+    "SeriesDescription": "WHOLE BODY BONE",
+    "NumberOfFrames": 1,
+    "SamplesPerPixel": 1,
+    "PhotometricInterpretation": "MONOCHROME2",
+    "BitsAllocated": 16,
+    "BitsStored": 16,
+    "HighBit": 15,
+    "PixelRepresentation": 0,
+    "EnergyWindowVector": 1,
+    "NumberOfEnergyWindows": 1,
+    "DetectorVector": 1,
+    "NumberOfDetectors": 1,
+    "FrameIncrementPointer": [0x00540010, 0x00540020],
+    "ActualFrameDuration": 1200000,
+    "ScanVelocity": "1.6",
+    "ScanLength": 1900,
+    "StudyDate": "20200101",
+    "StudyTime": "000000",
+    "StudyID": "1",
+    "SeriesNumber": 1,
+    "InstanceNumber": 1,
+}
+UNKNOWN = (
+    "PatientBirthDate",
+    "PatientSex",
+    "ReferringPhysicianName",
+    "AccessionNumber",
+    "Laterality",
+    "PatientOrientationCodeSequence",
+    "PatientGantryRelationshipCodeSequence",
+    "EnergyWindowInformationSequence",
+    "RadiopharmaceuticalInformationSequence",
+)
+
+
 @dataclass(frozen=True)
 class Facts:
     """What an input says about one of its views.
@@ -191,62 +232,34 @@ def write_scan(
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[uid])
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     scan = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    scan.SOPClassUID, scan.SOPInstanceUID = (
-        meta.MediaStorageSOPClassUID,
-        meta.MediaStorageSOPInstanceUID,
-    )
-    scan.StudyInstanceUID = generate_uid(entropy_srcs=[patient, "study"])
-    scan.SeriesInstanceUID = generate_uid(entropy_srcs=[patient, view])
-    scan.Modality, scan.Manufacturer, scan.ManufacturerModelName = "NM", "raybone", "phantom"
-    scan.PatientID, scan.PatientName = patient, "Phantom^" + patient
-    scan.ImageType = ["ORIGINAL", "PRIMARY", "WHOLE BODY", "EMISSION"]
-    scan.SeriesDescription = "WHOLE BODY BONE"
-    scan.Rows, scan.Columns, scan.NumberOfFrames = *counts_HW.shape, 1
-    scan.SamplesPerPixel, scan.PhotometricInterpretation = 1, "MONOCHROME2"
-    scan.BitsAllocated, scan.BitsStored, scan.HighBit, scan.PixelRepresentation = 16, 16, 15, 0
-    scan.PixelSpacing = [pixel_mm, pixel_mm]
-    (
-        scan.EnergyWindowVector,
-        scan.NumberOfEnergyWindows,
-        scan.DetectorVector,
-        scan.NumberOfDetectors,
-    ) = 1, 1, 1, 1
-    scan.FrameIncrementPointer = [0x00540010, 0x00540020]
-    scan.CountsAccumulated = int(counts_HW.sum())
-    scan.ActualFrameDuration, scan.ScanVelocity, scan.ScanLength = 1200000, "1.6", 1900
-    detector = Dataset()
-    detector.CollimatorType, detector.ImageOrientationPatient, detector.ImagePositionPatient = (
-        "PARA",
-        None,
-        None,
-    )
-    code, meaning = {
-        "anterior": ("399321004", "Anterior projection"),
-        "posterior": ("399001007", "Posterior projection"),
-    }[view]
-    detector.ViewCodeSequence = [Dataset()]
-    detector.ViewCodeSequence[0].CodeValue, detector.ViewCodeSequence[0].CodingSchemeDesignator = (
-        code,
-        "SCT",
-    )
-    detector.ViewCodeSequence[0].CodeMeaning = meaning
-    scan.DetectorInformationSequence = [detector]
-    scan.StudyDate, scan.StudyTime, scan.StudyID = "20200101", "000000", "1"
-    scan.SeriesNumber, scan.InstanceNumber = 1, 1
-    for empty in (
-        "PatientBirthDate",
-        "PatientSex",
-        "ReferringPhysicianName",
-        "AccessionNumber",
-        "Laterality",
-        "PatientOrientationCodeSequence",
-        "PatientGantryRelationshipCodeSequence",
-        "EnergyWindowInformationSequence",
-        "RadiopharmaceuticalInformationSequence",
-    ):
-        setattr(scan, empty, [] if empty.endswith("Sequence") else None)
-    scan.PixelData = counts_HW.astype("<u2").tobytes()
+    rows, columns = counts_HW.shape
+    said = {
+        "SOPClassUID": meta.MediaStorageSOPClassUID,
+        "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
+        "StudyInstanceUID": generate_uid(entropy_srcs=[patient, "study"]),
+        "SeriesInstanceUID": generate_uid(entropy_srcs=[patient, view]),
+        "PatientID": patient,
+        "PatientName": "Phantom^" + patient,
+        "Rows": rows,
+        "Columns": columns,
+        "PixelSpacing": [pixel_mm, pixel_mm],
+        "CountsAccumulated": int(counts_HW.sum()),
+        "DetectorInformationSequence": [_detector(view)],
+        "PixelData": counts_HW.astype("<u2").tobytes(),
+    }
+    for keyword, value in {**SAME, **dict.fromkeys(UNKNOWN), **said}.items():
+        setattr(scan, keyword, [] if keyword in UNKNOWN and "Sequence" in keyword else value)
     scan.save_as(path, enforce_file_format=True)
+
+
+def _detector(view: str) -> Dataset:
+    """A detector that looks from one side, by SNOMED CT."""
+    detector, code = Dataset(), Dataset()
+    detector.CollimatorType, detector.ViewCodeSequence = "PARA", [code]
+    detector.ImageOrientationPatient = detector.ImagePositionPatient = None
+    code.CodeValue = {"anterior": "399321004", "posterior": "399001007"}[view]
+    code.CodingSchemeDesignator, code.CodeMeaning = "SCT", f"{view.capitalize()} projection"
+    return detector
 
 
 def is_dicom(content: bytes) -> bool:

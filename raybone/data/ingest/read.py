@@ -1,0 +1,269 @@
+"""Scans of files, folders and archives, one by one with their counts: ``prepare`` writes a dataset
+of them, ``predict`` feeds a model with them.
+"""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from raybone.data.annotations import nothing_to_learn, spelled
+from raybone.data.ingest.archive import unpacked
+from raybone.data.ingest.intake import Ledger, Patients, annotate, named, tell_apart
+from raybone.data.ingest.labels import Labels, read_labels
+from raybone.data.ingest.layouts import sources_of
+from raybone.data.ingest.options import ReadOptions
+from raybone.data.ingest.parallel import Ended, cores, spread
+from raybone.data.ingest.pseudonyms import pseudonym
+from raybone.data.ingest.reading import Frame, Read, read_source
+from raybone.data.ingest.sources import Account, Source, Sources, complaints
+from raybone.data.ingest.steps import Origin, View, apply_steps, scale_of
+from raybone.data.writer import DatasetWriter, store
+from raybone.errors import WrongInput
+from raybone.private import lock
+from raybone.types import Array, Scan
+
+MOST_LINES = 20  # files that an error names
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Scans that were read, to be iterated as (scan, counts uint16 of shape (H, W)).
+
+    Memory stays that of one scan: counts lie in the folder that they were read into, and are mapped
+    from it.
+
+    Attributes:
+        content: the inputs, and the layout of their folders.
+        store: where the scans and their counts are, in the order of their ids.
+        origins: scan_id -> the frames that the scan is made of, in the order of the inputs.
+        ledger: what became of every input.
+        accounts: the annotation files, and what of them is without a scan.
+        patients: who is who.
+        path_of: gives the path of an input, by its name, as the caller gave it.
+    """
+
+    content: Sources
+    store: DatasetWriter
+    origins: Mapping[str, tuple[Origin, ...]]
+    ledger: Ledger
+    accounts: tuple[Account, ...]
+    patients: Patients
+    path_of: Callable[[str], str]
+
+    def __iter__(self) -> Iterator[tuple[Scan, Array]]:
+        return ((scan, self.store.counts(scan)) for scan in self.store.scans)
+
+    def rejected(self) -> list[tuple[str, str]]:
+        """Path and reason of every input that was not taken."""
+        return [(self.path_of(r.name), r.reason) for r in self.ledger.rejected]
+
+    def sources(self) -> list[tuple[str, str, str]]:
+        """input_id, scan_id (empty when rejected) and path of every input."""
+        return [(i, scan_id, self.path_of(name)) for i, scan_id, name in self.ledger.inputs()]
+
+    def warnings(self, without: Sequence[str] = ()) -> list[str]:
+        """What to know of the scans, a line each: how often a rule was applied, and the first scan.
+
+        Args:
+            without: rules to pass over.
+        """
+        rules = {rule: names for rule, names in self.ledger.remarks.items() if rule not in without}
+        return nothing_to_learn(self.store.scans) + self.ledger.said(rules)
+
+    def nothing(self, verb: str, options: str, show_paths: bool) -> WrongInput:
+        """The error of sources without a scan: the commonest reasons, and whose they are if that is
+        wanted.
+
+        Args:
+            verb: that the line begins with. options: to look at.
+        """
+        common = Counter(r.reason for r in self.ledger.rejected).most_common(3)
+        why = "; ".join(f"{n} x {reason}" for reason, n in common) or "the folder holds none"
+        lines = [f"{verb}: {path}: {reason}" for path, reason in self.rejected()]
+        inputs = len(self.content.inputs)
+        return WrongInput(
+            f"{verb}: no scan was taken from {inputs} inputs ({why}); see {options}",
+            *(lines[:MOST_LINES] if show_paths else []),
+        )
+
+
+def read(
+    sources: Path | Sequence[Path],
+    folder: Path,
+    options: ReadOptions,
+    secret: bytes | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Reading:
+    """Read every scan of some sources, in several processes.
+
+    Args:
+        sources: a folder, with zip archives in it or not, a zip archive or a DICOMDIR; or a list of
+            files, folders and archives. A labels.csv in a folder gives labels, sites and patients.
+        folder: a private one on a disk with room, for counts and what is unpacked.
+        secret: the key of the pseudonyms; without it they hold for this reading alone.
+        progress: called with (inputs done, inputs in all).
+    Raises:
+        WrongInput: no such source, an impossible option, annotations that find no scan.
+    """
+    if problems := options.problems():
+        raise WrongInput(*problems)
+    secret = secret or secrets.token_bytes(32)
+    raw, ledger, frames = DatasetWriter(folder / "raw"), Ledger(), list[Frame]()
+    segments = list[tuple[str, Read]]()
+    root, path_of = _one(sources, folder)
+    with unpacked(root, folder) as (roots, closed):
+        content, labels = _content(roots, closed, options)
+        _refuse(content.accounts, options)
+        ledger.remarks.update({rule: [""] * times for rule, times in content.remarks.items()})
+        for source, result in _results(content.inputs, raw.path, options, progress):
+            kind, text = ("content", result.digest) if result.digest else ("path", source.name)
+            input_id = "i" + pseudonym(secret, kind, text, 16)
+            ledger.enter(source.name, input_id, result)
+            frames += [named(frame, input_id, secret, labels) for frame in result.frames]
+            if result.marks is not None:
+                segments.append((source.name, result))
+    keys = {labels.key(frame.claim) for frame in frames}
+    frames, more = annotate(frames, segments, ledger, options.unannotated_flag)
+    accounts = (*content.accounts, *more)
+    _refuse(accounts, options)
+    frames, patients = tell_apart(frames, secret)
+    made, origins = _made(frames, raw, folder / "steps", options.steps, ledger)
+    ledger.close(made.copies_that_differ(), accounts, labels, keys)
+    return Reading(content, made, origins, ledger, accounts, patients, path_of)
+
+
+def _content(
+    roots: Sequence[tuple[str, Path]], closed: Mapping[str, str], options: ReadOptions
+) -> tuple[Sources, Labels]:
+    """Every input of all folders by its name below SOURCE, with what goes with it, and the labels.
+
+    Args:
+        roots: a prefix of names and a folder each. closed: why an archive is no folder.
+    """
+    layouts, content, labels = list[str](), Sources(""), Labels()
+    opened = {prefix.rstrip("/") for prefix, _ in roots}
+    for prefix, root in roots:
+        found = sources_of(root, options.layout).below(prefix)
+        inputs = [s for s in found.inputs if s.name not in opened]
+        if inputs:
+            layouts.append(found.layout)
+        content.inputs += [replace(s, aside=s.aside or closed.get(s.name, "")) for s in inputs]
+        content.accounts += found.accounts
+        content.remarks += found.remarks
+        if (root / "labels.csv").is_file():
+            table = read_labels(root / "labels.csv")
+            labels.by_patient.update(table.by_patient)
+            labels.by_file.update({prefix + name: row for name, row in table.by_file.items()})
+    content.layout = "+".join(dict.fromkeys(layouts))
+    return content, labels
+
+
+def _one(sources: Path | Sequence[Path], folder: Path) -> tuple[Path, Callable[[str], str]]:
+    """One source that holds all, and what gives the path of an input as the caller gave it."""
+    if not isinstance(sources, Path) and len(sources) == 1 and sources[0].is_dir():
+        sources = sources[0]
+    if isinstance(sources, Path):
+        return sources, lambda name: str(sources / name)
+    root = folder / "sources"
+    for number, source in enumerate(sources):
+        (root / str(number)).mkdir(parents=True)
+        (root / str(number) / source.resolve().name).symlink_to(source.resolve())
+
+    def path_of(name: str) -> str:
+        number, _, *below = PurePath(name).parts
+        return str(sources[int(number)].joinpath(*below))
+
+    return root, path_of
+
+
+def _refuse(accounts: Sequence[Account], options: ReadOptions) -> None:
+    """Refuse sources whose annotations find no scan."""
+    refused = [] if options.allow_unmatched else complaints(accounts, options.show_paths)
+    if refused:
+        raise WrongInput(*refused)
+
+
+def _results(
+    inputs: Sequence[Source], folder: Path, options: ReadOptions, progress: Progress
+) -> Iterator[tuple[Source, Read]]:
+    """What each input gives, in order; read in other processes."""
+    work = partial(
+        read_source,
+        folder=folder,
+        modality=options.modality,
+        aliases={spelled(name): category for name, category in options.categories.items()},
+        unannotated=options.unannotated_flag,
+    )
+    processes = min(1 if _lockless(folder) else cores(), len(inputs))
+    with closing(spread(work, inputs, processes)) as results:
+        for number, (source, result) in enumerate(zip(inputs, results), 1):
+            if isinstance(result, Ended):
+                result = Read("", 0, reason=result.reason)
+            yield source, result
+            progress(number, len(inputs))
+
+
+def _lockless(folder: Path) -> bool:
+    """Whether the file system has no locks, so that only one process may write into an array."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return not lock(file.fileno())
+
+
+def _made(
+    frames: Sequence[Frame], raw: DatasetWriter, folder: Path, steps: Sequence[str], ledger: Ledger
+) -> tuple[DatasetWriter, dict[str, tuple[Origin, ...]]]:
+    """The scans after the steps, in the order of their ids, and the frames that each is made of.
+
+    Without steps they stay where they were read into; else they are put into another folder.
+    """
+    origins: dict[str, tuple[Origin, ...]] = {}
+
+    def add(writer: DatasetWriter, scan: Scan, digest: str, of: tuple[Origin, ...]) -> None:
+        scan = writer.add(scan, digest)
+        origins[scan.scan_id] = of
+        ledger.made(scan.scan_id, of)
+
+    made = DatasetWriter(folder) if steps else raw
+    if not steps:
+        for frame in frames:
+            add(made, frame.scan, frame.digest, (_origin(frame),))
+    studies: dict[str, list[Frame]] = {}
+    for frame in frames if steps else ():
+        studies.setdefault(frame.study, []).append(frame)
+    scale = scale_of(steps)
+    for study in studies.values():
+        used = set[Origin]()
+        for view in apply_steps([_view(frame, raw) for frame in study], steps):
+            values_HW = np.clip(view.values_HW * scale.unit, 0, 65535)
+            counts_HW = np.rint(values_HW).astype(np.uint16)
+            if counts_HW.any():
+                add(made, *store(made.path, counts_HW, view.scan), view.origins)
+                used |= {origin._replace(y=0, x=0) for origin in view.origins}
+        for frame in study:
+            if _origin(frame) not in used:
+                ledger.leave_out(frame.name)
+    if scale.shared:
+        high = scale.shared([s.high for s in made.scans] or [0])
+        made.scans[:] = [replace(s, high=high) for s in made.scans]
+    # The order of the source's names says something of them.
+    made.scans.sort(key=lambda s: s.scan_id)
+    return made, origins
+
+
+def _origin(frame: Frame) -> Origin:
+    return Origin(frame.name, frame.facts.frame, frame.scan.height, frame.scan.width)
+
+
+def _view(frame: Frame, raw: DatasetWriter) -> View:
+    counts_HW = raw.counts(frame.scan).astype(np.float32)
+    return View(counts_HW, frame.scan, (_origin(frame),))
