@@ -46,14 +46,14 @@ def _quiet() -> None:
 
 _quiet()
 
-_open = Image.open
 from ultralytics import __version__ as version  # noqa: E402
 from ultralytics.cfg import get_cfg  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel  # noqa: E402
 from ultralytics.utils import LOGGER, ROOT, SETTINGS  # noqa: E402
 from ultralytics.utils.nms import non_max_suppression  # noqa: E402
+from ultralytics.utils.patches import _image_open  # noqa: E402
 
-Image.open = _open  # theirs installs a package when an image cannot be read
+Image.open = _image_open  # Pillow's own: theirs installs a package when an image cannot be read
 
 LOGGER.setLevel(logging.WARNING)
 # dict.update: Ultralytics' own setter writes the settings file.
