@@ -33,7 +33,7 @@ from raybone.data.cache import STEPS, Intensities
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.ingest.dicom.frames import write_scan
 from raybone.data.ingest.prepare import prepare
-from raybone.data.loader import EpochSampler, Sampling, ScanSamples
+from raybone.data.loader import Change, EpochSampler, Look, ScanSamples
 from raybone.data.preprocess import resize, to_intensity
 from raybone.types import Array, Scan
 
@@ -208,7 +208,7 @@ def _samples(
         return np.rint(image_HW * np.float32(STEPS)).astype(np.uint16) if hyper else image_HW
 
     images = from_file if read else Intensities(dataset, 1024)
-    return ScanSamples(images, scans, Sampling(["malignant"], 1024, hyper=hyper))
+    return ScanSamples(images, scans, Look(["malignant"], 1024), hyper and Change(hyper))
 
 
 def _epochs(samples: ScanSamples, workers: int) -> Iterator[int]:

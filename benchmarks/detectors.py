@@ -41,15 +41,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from raybone.data.cache import Intensities
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.ingest.prepare import prepare
-from raybone.data.loader import Batch, Sampling, ScanSamples, training_loader
+from raybone.data.loader import Batch, Change, Look, ScanSamples, training_loader
 from raybone.data.preprocess import to_intensity
 from raybone.metrics.boxes import box_metrics
 from raybone.models import MENU, load
 from raybone.phantom.phantom import phantom
 from raybone.run.checks import smallest_anchor
 from raybone.storage import Folder
-from raybone.train.evaluate import score
+from raybone.tasks import task_named
+from raybone.tasks.base import Outcome
 from raybone.train.fit import fit
+from raybone.train.samples import FoldJob
 from raybone.types import Prediction, Scan
 
 GPU = torch.cuda.is_available()
@@ -189,9 +191,8 @@ def torchvision_net(name: str) -> nn.Module:
 def batches(name: str, dataset: Dataset) -> Iterator[Batch]:
     """The training batches of fold 0 for ever, with the model's default augmentation."""
     config = load(name).Config(imgsz=FULL, batch=BATCH)
-    samples = ScanSamples(
-        Intensities(dataset, FULL), dataset.training(0), Sampling(["malignant"], FULL, hyper=config)
-    )
+    look, images = Look(["malignant"], FULL), Intensities(dataset, FULL)
+    samples = ScanSamples(images, dataset.training(0), look, Change(config))
     loader, sampler = training_loader(samples, BATCH, 0, 1, 8 if GPU else 0)
     while True:
         yield from loader
@@ -357,14 +358,10 @@ def accuracy(place: Path) -> dict[str, Any]:
         config = model.Config.model_validate({**TRAINED, **own})
         done = list(
             fit(
-                dataset,
-                model,
-                config,
-                0,
+                FoldJob(dataset, model, config, 0, EPOCHS),
                 Folder(place / key),
-                metric="AP",
-                epochs=EPOCHS,
-                stop=EPOCHS,
+                "AP",
+                EPOCHS,
                 gpu=GPU,
             )
         )
@@ -523,7 +520,7 @@ def judged(dataset: Dataset, weights: Path, place: Path) -> dict[str, float]:
                 "labels": [int(v) for v in _listed(found.cls)],
             }
         )
-    return score(findings, dataset.validation(0), ["malignant"], "detection")
+    return task_named("detection").score(Outcome(findings, dataset.validation(0), ["malignant"]))
 
 
 def _listed(values: Tensor) -> Any:

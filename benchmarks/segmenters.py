@@ -44,6 +44,7 @@ from raybone.search.state import State
 from raybone.storage import Folder
 from raybone.study.spec import parse_study
 from raybone.train.fit import _Run
+from raybone.train.samples import FoldJob
 
 FOLDS, EPOCHS = 5, 16
 FIXED = {
@@ -232,7 +233,8 @@ def ours(name: str, path: str) -> tuple[list[float], int]:
     """Seconds of training epochs of raybone's loop, and images in each."""
     dataset, model = open_dataset(path), load(name)
     with tempfile.TemporaryDirectory() as place:
-        run = _Run(dataset, model, model.Config(**SPEED), 0, Folder(place), "dice", 4, 0, False)
+        job = FoldJob(dataset, model, model.Config(**SPEED), 0, 4)
+        run = _Run(job, Folder(place), "dice", torch.device("cpu"))
         seconds = []
         for number in range(1, 5):
             began = time.perf_counter()

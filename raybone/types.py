@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Finding = dict[str, Any]  # one of predictions.json
 RUN = ("=", "+", "-", "@", "\t", "\r")  # what begins a formula
-Task = Literal["detection", "segmentation", "classification"]
 
 
 def safe_cell(value: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from raybone.data.cache import Intensities
-from raybone.data.loader import Sampling, ScanSamples, training_loader
+from raybone.data.loader import Change, Look, ScanSamples, training_loader
 
 STILL = {"mosaic": 0.0, "fliplr": 0.0, "translate": 0.0, "scale": 0.0}
 
@@ -33,7 +33,8 @@ def stock_trainer(model: Any, config: Any, opened: Any, epochs: int) -> Any:
     samples = ScanSamples(
         Intensities(opened, config.imgsz),
         opened.training(0),
-        Sampling(["malignant"], config.imgsz, hyper=config, seed=mixed(0, 0, 1)),
+        Look(["malignant"], config.imgsz),
+        Change(config, mixed(0, 0, 1)),
     )
 
     class Loader:

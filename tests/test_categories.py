@@ -21,19 +21,21 @@ from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_sco
 
 from raybone.cli import main
 from raybone.data.annotations import lesion_of_mask, mask_of, rle_of
+from raybone.data.cache import Intensities
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.folds import assign_folds
 from raybone.data.ingest.prepare import prepare
 from raybone.data.inspect import inspect
-from raybone.data.tiles_and_targets import targets
 from raybone.deploy.calibrate import calibrate
 from raybone.errors import WrongInput
 from raybone.models import load
 from raybone.run.checks import resolve
 from raybone.study.spec import parse_study
-from raybone.train.evaluate import Finding, false_positives, resampled_score, score, scored
-from raybone.train.samples import predicted_samples, scored_samples, training_samples
-from raybone.types import Array, Lesion, Prediction, Scan
+from raybone.tasks import task_named
+from raybone.tasks.base import Outcome
+from raybone.tasks.classification import targets
+from raybone.train.samples import FoldJob, scored_samples, training_samples
+from raybone.types import Array, Finding, Lesion, Prediction, Scan
 
 BOTH = ["malignant", "bone"]
 SIDE = 64
@@ -110,7 +112,7 @@ def test_a_lesion_inside_a_bone_stays_a_target_of_both(opened: Dataset, names: l
     config = model.Config(
         categories=names, imgsz=SIDE, width=4, depth=2, fliplr=0, translate=0, scale=0, batch=1
     )
-    samples = training_samples(opened, model, config, 0, 0, 1)
+    samples = training_samples(FoldJob(opened, model, config, 0, 1), 0)
     places = [
         n
         for n, s in enumerate(samples.scans)
@@ -163,7 +165,7 @@ def test_scores_of_several_categories_are_the_means_of_what_scikit_learn_says_of
         for s in opened.scans
     }
     findings = [masks(name, *found, disc(9, 9, 4)) for name, found in said.items()]
-    ours = score(findings, opened.scans, names, "segmentation")
+    ours = task_named("segmentation").score(Outcome(findings, opened.scans, names))
     ways = {
         "dice": f1_score,
         "iou": jaccard_score,
@@ -198,7 +200,7 @@ def test_scores_of_several_categories_are_the_means_of_what_scikit_learn_says_of
         ours["dice[bone]"] - ours["dice[malignant]"] > 0.1
     )  # a mean over pixels would be the bone's
     draws = np.array([[1] * 6, [0, 2, 1, 1, 1, 1]])
-    drawn = resampled_score(findings, opened.scans, names, "segmentation", draws)
+    drawn = task_named("segmentation").resampled(Outcome(findings, opened.scans, names), draws)
     assert {k: v[0] for k, v in drawn.items()} == pytest.approx({k: ours[k] for k in drawn})
     repeated = [
         replace(s, scan_id=f"{s.scan_id}-{n}")
@@ -211,13 +213,13 @@ def test_scores_of_several_categories_are_the_means_of_what_scikit_learn_says_of
         for f in findings
         if s.scan_id.startswith(f["scan_id"])
     ]
-    copied = score(again, repeated, names, "segmentation")
+    copied = task_named("segmentation").score(Outcome(again, repeated, names))
     assert {k: v[1] for k, v in drawn.items()} == pytest.approx({k: copied[k] for k in drawn})
 
 
 def test_one_category_alone_has_no_figures_in_brackets(opened: Dataset) -> None:
     findings = [masks(s.scan_id, pixels(s, "malignant")) for s in opened.scans]
-    ours = score(findings, opened.scans, ["malignant"], "segmentation")
+    ours = task_named("segmentation").score(Outcome(findings, opened.scans, ["malignant"]))
     assert ours["dice"] == 1
     assert not any("[" in name for name in ours)
 
@@ -227,12 +229,8 @@ def test_a_bone_is_scored_as_a_mask_and_is_no_lesion(opened: Dataset) -> None:
     them.
     """
     empty = disc(0, 0, 0)
-    found = score(
-        [masks(s.scan_id, empty, pixels(s, "bone")) for s in opened.scans],
-        opened.scans,
-        BOTH,
-        "segmentation",
-    )
+    said = [masks(s.scan_id, empty, pixels(s, "bone")) for s in opened.scans]
+    found = task_named("segmentation").score(Outcome(said, opened.scans, BOTH))
     assert (found["dice[bone]"], found["dice[malignant]"], found["dice"]) == (1, 0, 0.5)
     assert (
         found["lesion_sensitivity"],
@@ -243,22 +241,18 @@ def test_a_bone_is_scored_as_a_mask_and_is_no_lesion(opened: Dataset) -> None:
         boxes(s.scan_id, *((*le.box_xyxy, 0.9, 1) for le in s.lesions if le.category == "bone"))
         for s in opened.scans
     ]
-    found = score(known, opened.scans, BOTH, "detection")
+    found = task_named("detection").score(Outcome(known, opened.scans, BOTH))
     assert (found["AP"], found["FROC"], found["sensitivity"], found["patient_sensitivity"]) == (
         0.5,
         0,
         0,
         0,
     )
-    assert false_positives(known, opened.scans, BOTH, "detection") == 0
-    scores, hits, count = scored(known, opened.scans, BOTH, "detection")
+    assert task_named("detection").false_positives(Outcome(known, opened.scans, BOTH)) == 0
+    scores, hits, count = task_named("detection").scored(Outcome(known, opened.scans, BOTH))
     assert (len(scores), len(hits), count) == (0, 0, 5)
-    alone = score(
-        [boxes(f["scan_id"], *((*b, 0.9, 0) for b in f["boxes"])) for f in known],
-        opened.scans,
-        ["bone"],
-        "detection",
-    )
+    bones = [boxes(f["scan_id"], *((*b, 0.9, 0) for b in f["boxes"])) for f in known]
+    alone = task_named("detection").score(Outcome(bones, opened.scans, ["bone"]))
     assert alone["AP"] == 1
     assert all(
         math.isnan(alone[k]) for k in ("FROC", "sensitivity", "precision", "patient_precision")
@@ -379,7 +373,7 @@ def test_pixels_of_a_crowd_count_in_no_loss(opened: Dataset) -> None:
         config = model.Config(
             imgsz=SIDE, width=4, depth=2, fliplr=0, translate=0, scale=0, focal_tversky=1.0, nm=nm
         )
-        samples = training_samples(crowded, model, config, 0, 0, 1)
+        samples = training_samples(FoldJob(crowded, model, config, 0, 1), 0)
         sample = samples[1, 0][1]
         assert len(sample.boxes_N4) == 1
         inside = disc(24, 40, 9) & ~disc(20, 20, 5)
@@ -407,19 +401,23 @@ def test_masks_in_a_crowd_count_neither_for_nor_against() -> None:
     )
     scans = [scan("a", spot, region), scan("b", patient="a")]
     quiet = [masks("a", disc(20, 20, 6)), masks("b", disc(0, 0, 0))]
-    plain = score(quiet, scans, ["malignant"], "segmentation")
+    plain = task_named("segmentation").score(Outcome(quiet, scans, ["malignant"]))
     assert (plain["dice"], plain["lesion_precision"], plain["hd95_mm"]) == (1, 1, 0)
     # One finding inside the crowd, one that juts out of it by less than half, one that is mostly
     # outside.
     for extra, precision in ((disc(40, 40, 8), 1), (disc(48, 48, 4), 1), (disc(54, 54, 5), 0.5)):
         loud = [masks("a", disc(20, 20, 6) | extra), quiet[1]]
-        found = score(loud, scans, ["malignant"], "segmentation")
+        found = task_named("segmentation").score(Outcome(loud, scans, ["malignant"]))
         outside = int((extra & ~disc(40, 40, 12)).sum())
         assert found["lesion_precision"] == precision
         assert found["precision"] == pytest.approx(113 / (113 + outside), abs=0.01)
-        drawn = resampled_score(loud, scans, ["malignant"], "segmentation", np.array([[1, 1]]))
+        drawn = task_named("segmentation").resampled(
+            Outcome(loud, scans, ["malignant"]), np.array([[1, 1]])
+        )
         assert {k: v[0] for k, v in drawn.items()} == {k: found[k] for k in drawn}
-    assert math.isnan(false_positives(quiet, scans[:1], ["malignant"], "segmentation"))
+    assert math.isnan(
+        task_named("segmentation").false_positives(Outcome(quiet, scans[:1], ["malignant"]))
+    )
 
 
 def test_boxes_in_a_crowd_call_nobody_sick() -> None:
@@ -430,22 +428,22 @@ def test_boxes_in_a_crowd_call_nobody_sick() -> None:
     scans = [scan("a", region), scan("b", Lesion((50, 50, 60, 60), "malignant"), region), scan("c")]
     inside = (12, 12, 20, 20, 0.9, 0)
     findings = [boxes("a", inside), boxes("b", inside), boxes("c")]
-    found = score(findings, scans, ["malignant"], "detection")
+    found = task_named("detection").score(Outcome(findings, scans, ["malignant"]))
     assert (found["patient_sensitivity"], found["patient_precision"], found["precision"]) == (
         0,
         0,
         0,
     )
-    assert false_positives(findings, scans, ["malignant"], "detection") == 0
+    assert task_named("detection").false_positives(Outcome(findings, scans, ["malignant"])) == 0
     findings[1] = boxes("b", inside, (50, 50, 60, 60, 0.8, 0))
-    found = score(findings, scans, ["malignant"], "detection")
+    found = task_named("detection").score(Outcome(findings, scans, ["malignant"]))
     assert (
         found["AP"],
         found["patient_sensitivity"],
         found["patient_precision"],
         found["precision"],
     ) == (1, 1, 1, 1)
-    assert scored(findings, scans, ["malignant"], "detection")[2] == 1
+    assert task_named("detection").scored(Outcome(findings, scans, ["malignant"]))[2] == 1
 
 
 class Bright(torch.nn.Module):
@@ -473,9 +471,10 @@ def test_scans_that_nobody_annotated_are_neither_trained_on_nor_scored(
     unknown = {partly.scans[n].scan_id for n in (1, 4)}
     config = model.Config(imgsz=SIDE)
     for fold in range(2):
-        trained = training_samples(partly, model, config, fold, 0, 1)
+        trained = training_samples(FoldJob(partly, model, config, fold, 1), 0)
         judged = scored_samples(partly, partly.validation(fold), model, config)
-        every = predicted_samples(partly.validation(fold), partly.counts, config)
+        images = Intensities(partly, SIDE)
+        every = task_named(model.task).predicted(images, partly.validation(fold), config)
         assert {s.scan_id for s in trained.scans} == {
             s.scan_id for s in partly.training(fold)
         } - unknown
@@ -510,12 +509,12 @@ def test_scores_are_those_of_the_annotated_scans_alone(opened: Dataset, task: An
         for s in known
     ]
     draws = np.array([[1, 5, 1, 0, 7, 2]])
-    for way in (score, scored, false_positives):
-        if way is not scored or task == "detection":
-            a, b = (way(findings, scans, ["malignant"], task) for scans in (partly.scans, known))
-            np.testing.assert_equal(a, b)
-    a = resampled_score(findings, partly.scans, ["malignant"], task, draws)
-    b = resampled_score(findings, known, ["malignant"], task, draws[:, [0, 2, 3, 5]])
+    ours = task_named(task)
+    for way in (ours.score, ours.scored, ours.false_positives):
+        a, b = (way(Outcome(findings, scans, ["malignant"])) for scans in (partly.scans, known))
+        np.testing.assert_equal(a, b)
+    a = ours.resampled(Outcome(findings, partly.scans, ["malignant"]), draws)
+    b = ours.resampled(Outcome(findings, known, ["malignant"]), draws[:, [0, 2, 3, 5]])
     np.testing.assert_equal(a, b)
 
 
@@ -559,9 +558,9 @@ def test_calibration_counts_pixels_of_no_crowd_and_each_category_by_its_own_mask
     model = replace(load("unet"), build=lambda config: Bright())
     told = [
         calibrate(
-            replace(opened, scans=some),
-            model,
-            model.Config(categories=BOTH, imgsz=SIDE),
+            FoldJob(
+                replace(opened, scans=some), model, model.Config(categories=BOTH, imgsz=SIDE), 0, 1
+            ),
             (),
             ({}, {}),
             torch.device("cpu"),

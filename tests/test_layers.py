@@ -21,6 +21,7 @@ FLOORS = [
     {"data"},
     {"search"},
     {"models", "phantom"},
+    {"tasks"},
     {"train"},
     {"results"},
     {"run"},

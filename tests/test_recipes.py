@@ -26,7 +26,7 @@ from raybone.run.checks import resolve
 from raybone.storage import Folder
 from raybone.study.spec import read_study
 from raybone.train.fit import evaluate_weights, mined_masks
-from raybone.train.samples import scored_samples, training_samples
+from raybone.train.samples import FoldJob, scored_samples, training_samples
 from raybone.types import Scan
 
 
@@ -423,12 +423,14 @@ def test_tiles_are_trained_and_whole_scans_are_scored(place: Path) -> None:
     dataset, model = open_dataset(place / "ds"), load("unet")
     every, sick = (
         training_samples(
-            dataset,
-            model,
-            model.Config(imgsz=128, tile=32, tiles=tiles, fliplr=0, scale=0, translate=0),
+            FoldJob(
+                dataset,
+                model,
+                model.Config(imgsz=128, tile=32, tiles=tiles, fliplr=0, scale=0, translate=0),
+                0,
+                2,
+            ),
             0,
-            0,
-            2,
         )
         for tiles in ("all", "lesions")
     )
@@ -480,9 +482,8 @@ def test_a_lesion_of_few_pixels_stays_in_its_mask_however_small_the_scan_is_seen
 
 def test_a_lesion_that_augmentation_moves_out_of_sight_keeps_its_class(place: Path) -> None:
     dataset, model = open_dataset(place / "ds"), load("lesion_resnet50")
-    samples = training_samples(
-        dataset, model, model.Config(imgsz=64, translate=1.0, degrees=90), 0, 0, 2
-    )
+    config = model.Config(imgsz=64, translate=1.0, degrees=90)
+    samples = training_samples(FoldJob(dataset, model, config, 0, 2), 0)
     for index in range(len(samples)):
         _, sample = samples[1, index]
         assert sample.labels_N.tolist() == [samples.items[index][2]]

@@ -66,22 +66,17 @@ def augment(
     hyper: Augmentation,
     rng: np.random.Generator,
     canvas: tuple[int, int],
-    partner: Callable[[int], Sample],
-    partners: int,
-    closed: bool,
+    mates: Callable[[np.random.Generator], list[Sample]] | None = None,
 ) -> Sample:
     """One augmented sample on the canvas (H, W).
 
     Args:
-        partner: gives the sample of an index below ``partners``, for the mosaic.
-        closed: the mosaic is over (last epochs).
+        mates: draws three other samples for a mosaic; None where there are no mosaics.
     """
     height, width = canvas
-    if not closed and rng.random() < hyper.mosaic:
-        others = [partner(int(i)) for i in rng.integers(0, partners, 3)]
-        sample, shift = _mosaic([sample, *others], rng, canvas), (width / 2, height / 2)
-    else:
-        shift = (0.0, 0.0)
+    shift = (0.0, 0.0)
+    if mates is not None and rng.random() < hyper.mosaic:
+        sample, shift = _mosaic([sample, *mates(rng)], rng, canvas), (width / 2, height / 2)
     sample = _affine(sample, hyper, rng, canvas, shift)
     if rng.random() < hyper.fliplr:
         sample = _flip(sample, width)

@@ -22,7 +22,7 @@ from raybone.data.augment import Augmentation, Sample, augment
 from raybone.data.cache import as_float
 from raybone.data.preprocess import canvas_of, pad
 from raybone.errors import MachineFault
-from raybone.types import Array, Prediction, Scan
+from raybone.types import Array, Scan
 
 SHARED = Path("/dev/shm")
 SILENT = 600.0  # seconds after which a loader process that gives no batch hangs
@@ -59,22 +59,15 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """What a network is shown of scans.
+class Look:
+    """How scans become samples.
 
-    Attributes:
-        categories: the names that count; the place of a name is its label (boxes) or its channel
-            (masks). There are no boxes of crowds: detectors learn that what lies there is
-            background.
-        size: pixels of the long side; the aspect is the scan's own.
-        masks: whether samples have masks.
-        montage: both views of a patient side by side, wherever both exist.
-        non_metastasis: gives the boolean mask, of a scan's own size, of the class after the last
-            category. Classes exclude each other then, as a softmax has them: lesions of the
-            categories are cut out of it, and where categories overlap a pixel is of the first of
-            them. Scores keep the overlap.
-        hyper: augmentation, None for none. seed: its own. close_at: the epoch after which mosaics
-            end.
+    categories: the names that count; the index of a name is its label (boxes) or its channel
+    (masks). size: pixels of the long side; the aspect is the scan's own. masks: whether there are
+    any. montage: both views of a patient side by side, wherever both exist. non_metastasis: gives
+    the boolean mask, of a scan's own size, of the class after the last category. Classes exclude
+    each other then, as a softmax has them: lesions of the categories are cut out of it, and where
+    categories overlap a pixel is of the first of them. Scores keep the overlap.
     """
 
     categories: list[str]
@@ -82,34 +75,50 @@ class Sampling:
     masks: bool = False
     montage: bool = False
     non_metastasis: Callable[[Scan], Array] | None = None
-    hyper: Augmentation | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """Augmentation of samples to train on; close_at: the last epoch with mosaics, None for all."""
+
+    hyper: Augmentation
     seed: int = 0
     close_at: int | None = None
 
 
 class ScanSamples(TorchDataset[tuple[int, Sample]]):
-    """Samples of some scans; indexed by (epoch, place), where a negative epoch means no
-    augmentation.
+    """Samples of some scans; indexed by (epoch, index), where a negative epoch means no
+    augmentation, as none is where ``change`` is None.
+
+    There are no boxes of crowds: detectors learn that what lies there is background.
 
     Args:
-        intensities: gives the image of a scan, (H, W), with a long side of ``sampling.size``.
+        intensities: gives the image of a scan, (H, W), with a long side of ``look.size``.
     Attributes:
-        canvas: (H, W) that every sample is padded to; groups: the places of the scans on it, from
-            left to right;
+        canvas: (H, W) that every sample is padded to; groups: the indices of the scans on it, from
+            left to right; view: (H, W) of each of them;
         stacked: whether the masks are a second channel of the images.
     """
 
     stacked = False
 
     def __init__(
-        self, intensities: Callable[[Scan], Array], scans: list[Scan], sampling: Sampling
+        self,
+        intensities: Callable[[Scan], Array],
+        scans: list[Scan],
+        look: Look,
+        change: Change | None = None,
     ) -> None:
-        self.intensities, self.scans, self.sampling = intensities, scans, sampling
-        self.categories, self.size, self.seed = sampling.categories, sampling.size, sampling.seed
-        canvases = [canvas_of(s.height, s.width, self.size) for s in scans]
+        self.intensities, self.scans, self.look, self.change = intensities, scans, look, change
+        canvases = [canvas_of(s.height, s.width, look.size) for s in scans]
         self.view = (max(c[0] for c in canvases), max(c[1] for c in canvases))
-        self.groups = _pairs(scans) if sampling.montage else [(i,) for i in range(len(scans))]
-        self.canvas = (self.view[0], self.view[1] * (2 if sampling.montage else 1))
+        self.groups = _pairs(scans) if look.montage else [(i,) for i in range(len(scans))]
+        self.canvas = (self.view[0], self.view[1] * (2 if look.montage else 1))
+
+    @property
+    def size(self) -> int:
+        """Pixels of the long side of a scan."""
+        return self.look.size
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -127,31 +136,17 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, Sample]:
         epoch, index = key
-        hyper, close_at = self.sampling.hyper, self.sampling.close_at
-        if hyper is None or epoch < 0:
+        change = self.change
+        if change is None or epoch < 0:
             return index, self._plain(index)
-        rng = np.random.default_rng([self.seed, epoch, index])
-        closed = close_at is not None and epoch > close_at
-        return index, augment(
-            self._plain(index), hyper, rng, self.canvas, self._plain, len(self), closed
-        )
+        rng = np.random.default_rng([change.seed, epoch, index])
+        closed = change.close_at is not None and epoch > change.close_at
+        mates = None if closed else self._mates
+        return index, augment(self._plain(index), change.hyper, rng, self.canvas, mates)
 
-    def parts(self, index: int, prediction: Prediction) -> Iterator[tuple[int, Prediction]]:
-        """What a prediction on a sample says of each of its scans, by the scan's place; boxes go
-        with their centre.
-        """
-        width = self.view[1]
-        for part, place in enumerate(self.groups[index]):
-            left, p = part * width, prediction
-            if p.mask_CHW is not None:
-                yield place, Prediction(mask_CHW=p.mask_CHW[:, :, left : left + width])
-                continue
-            inside_N = (p.boxes_N4[:, [0, 2]].mean(1) // width).clip(
-                0, self.canvas[1] // width - 1
-            ) == part
-            boxes_N4 = p.boxes_N4[inside_N] - np.array([left, 0, left, 0], np.float32)
-            boxes_N4[:, [0, 2]] = boxes_N4[:, [0, 2]].clip(0, width)
-            yield place, Prediction(boxes_N4, p.scores_N[inside_N], p.labels_N[inside_N])
+    def _mates(self, rng: np.random.Generator) -> list[Sample]:
+        """Three samples to make a mosaic with."""
+        return [self._plain(int(i)) for i in rng.integers(0, len(self), 3)]
 
     def _plain(self, index: int) -> Sample:
         views = [self._view(place) for place in self.groups[index]]
@@ -173,19 +168,19 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
         scan = self.scans[place]
         image_HW = self.intensities(scan)
         scale = self.size / max(scan.height, scan.width)
-        known = [le for le in scan.lesions if le.category in self.categories and not le.crowd]
+        known = [le for le in scan.lesions if le.category in self.look.categories and not le.crowd]
         boxes_N4 = np.array([le.box_xyxy for le in known], np.float32).reshape(-1, 4) * np.float32(
             scale
         )
-        labels_N = np.array([self.categories.index(le.category) for le in known], np.int64)
-        mask_CHW = pad(self._mask(scan, image_HW.shape), self.view) if self.sampling.masks else None
+        labels_N = np.array([self.look.categories.index(le.category) for le in known], np.int64)
+        mask_CHW = pad(self._mask(scan, image_HW.shape), self.view) if self.look.masks else None
         return Sample(pad(image_HW, self.view), boxes_N4, labels_N, mask_CHW)
 
     def _mask(self, scan: Scan, shape: tuple[int, ...]) -> Array:
         """``masks_of`` at the network's size, and non-metastasis in a last channel."""
-        full_CHW = masks_of(scan, self.categories)
-        if self.sampling.non_metastasis is not None:
-            full_CHW = _exclusive(full_CHW, self.sampling.non_metastasis(scan))
+        full_CHW = masks_of(scan, self.look.categories)
+        if self.look.non_metastasis is not None:
+            full_CHW = _exclusive(full_CHW, self.look.non_metastasis(scan))
         return np.stack(
             [
                 cv2.resize(m_HW, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)
@@ -244,7 +239,7 @@ class Loader:
             * samples.canvas[0]
             * samples.canvas[1]
             * 4
-            * (1 + len(samples.categories))
+            * (1 + len(samples.look.categories))
         )
         if processes and SHARED.is_dir() and (free := shutil.disk_usage(SHARED).free) < need:
             raise MachineFault(
@@ -290,7 +285,8 @@ def training_loader(
     samples: ScanSamples, batch: int, rank: int, world: int, processes: int
 ) -> tuple[Loader, EpochSampler]:
     """Loader of this rank's share of each batch, and the sampler that is told the epoch."""
-    sampler = EpochSampler(len(samples), samples.seed, rank, world)
+    seed = samples.change.seed if samples.change else 0
+    sampler = EpochSampler(len(samples), seed, rank, world)
     return Loader(samples, max(1, batch // world), sampler, processes, pinned=True), sampler
 
 

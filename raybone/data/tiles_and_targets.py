@@ -10,11 +10,11 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from raybone.data.annotations import NOT_LESIONS, is_focus, lesion_mask, mask_of
+from raybone.data.annotations import NOT_LESIONS, lesion_mask, mask_of
 from raybone.data.augment import Sample
 from raybone.data.dataset import Dataset
 from raybone.data.ingest.steps import body_mask, tiles
-from raybone.data.loader import Sampling, ScanSamples
+from raybone.data.loader import Change, Look, ScanSamples
 from raybone.data.preprocess import pad
 from raybone.types import Array, Scan
 
@@ -24,7 +24,7 @@ class TileSamples(ScanSamples):
     whole.
 
     Args:
-        intensities, scans, sampling: as ScanSamples has them.
+        intensities, scans, look, change: as ScanSamples has them.
         tile: pixels of the side, on the canvas of the network.
         lesions_only: leave out tiles without a lesion (bones are none, unless nothing else is
             looked for).
@@ -34,11 +34,13 @@ class TileSamples(ScanSamples):
         self,
         intensities: Callable[[Scan], Array],
         scans: list[Scan],
-        sampling: Sampling,
+        look: Look,
+        change: Change,
         tile: int,
         lesions_only: bool,
     ) -> None:
-        super().__init__(intensities, scans, sampling)
+        super().__init__(intensities, scans, look, change)
+        categories = look.categories
         self.tile, self.canvas, self.whole = tile, (tile, tile), self.canvas
         whole = (max(self.whole[0], tile), max(self.whole[1], tile))
         self.places = [
@@ -46,9 +48,8 @@ class TileSamples(ScanSamples):
         ]
         if lesions_only:
             masks = [pad(self._mask(s, self.intensities(s).shape), whole) for s in scans]
-            names = self.categories
-            kinds = [k for k, name in enumerate(names) if name not in NOT_LESIONS]
-            kinds = kinds or [*range(len(names))]
+            kinds = [k for k, name in enumerate(categories) if name not in NOT_LESIONS]
+            kinds = kinds or [*range(len(categories))]
             self.places = [
                 (n, y, x)
                 for n, y, x in self.places
@@ -85,14 +86,10 @@ class TargetSamples(ScanSamples):
     is the scan).
 
     Args:
-        intensities, scans: as ScanSamples has them.
-        sampling: its categories are those of positive lesions; every other lesion is negative.
-            Bones and crowds are no lesions.
-        target: empty for lesions; else the label of the scans whose value 1 is positive and 0
-            negative; scans with another value or none are left out.
-        unlabelled: take them as well, to predict on.
-    Attributes:
-        items: (place of the scan, place of the lesion in it or -1, whether it is positive) of each
+        intensities, scans, change: as ScanSamples has them, but there are no mosaics.
+        look: its categories are those of positive lesions; every other lesion is negative. Bones
+            and crowds are no lesions.
+        items: (index of the scan, index of the lesion in it or -1, whether it is positive) of each
             sample.
     """
 
@@ -102,17 +99,12 @@ class TargetSamples(ScanSamples):
         self,
         intensities: Callable[[Scan], Array],
         scans: list[Scan],
-        sampling: Sampling,
-        target: str,
-        unlabelled: bool = False,
+        look: Look,
+        items: list[tuple[int, int, bool]],
+        change: Change | None = None,
     ) -> None:
-        super().__init__(intensities, scans, sampling)
-        unknown = [(-1, False)] if unlabelled and target else []
-        self.items = [
-            (place, *item)
-            for place, scan in enumerate(scans)
-            for item in targets(scan, self.categories, target) or unknown
-        ]
+        super().__init__(intensities, scans, look, change and replace(change, close_at=None))
+        self.items = items
 
     def __len__(self) -> int:
         return len(self.items)
@@ -149,20 +141,6 @@ class TargetSamples(ScanSamples):
             np.array([positive], np.int64),
             pad(mask_HW[None], self.view),
         )
-
-
-def targets(scan: Scan, categories: list[str], target: str) -> list[tuple[int, bool]]:
-    """(place of the lesion or -1, whether it is positive) of all that is to be classified in a
-    scan.
-    """
-    if not target:
-        return [
-            (place, le.category in categories)
-            for place, le in enumerate(scan.lesions)
-            if is_focus(le)
-        ]
-    value = dict(scan.labels).get(target)
-    return [(-1, value == "1")] if value in ("0", "1") else []
 
 
 class Otsu:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from raybone.errors import DamagedFile, WrongInput
 from raybone.models import load
 from raybone.models._model import Model, TrainingConfig
 from raybone.private import put, workplace
+from raybone.tasks import task_named
 from raybone.train.checkpoint import fill, finite
 
 FORMAT = 1
@@ -144,9 +146,15 @@ def open_bundle(path: Path | str) -> Bundle:
             or len({len(row) for row in content.likeness.mean}) > 1
         ):
             raise KeyError("likeness")
+        module, colon, _ = content.model.partition(":")
+        if colon and module not in sys.modules:  # nothing in a bundle is run
+            raise WrongInput(
+                f"bundle {path}: {content.model} is code outside raybone, which no bundle brings "
+                f"in; import {module} first, or install a package that offers the model"
+            )
         model = load(meta["model"])
         config = model.Config.model_validate(meta["config"])
-        if content.categories not in (list(config.categories), [getattr(config, "target", "")]):
+        if content.categories != task_named(model.task).names(config):
             raise KeyError("categories")
         return Bundle(path, meta, model, config)
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:

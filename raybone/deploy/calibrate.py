@@ -5,6 +5,7 @@ seen.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,13 @@ import torch
 from scipy.special import expit, logit
 from torch import Tensor
 
-from raybone.data.dataset import Dataset
-from raybone.data.loader import masks_of, validation_loader
+from raybone.data.loader import validation_loader
 from raybone.deploy.ensemble import outputs
 from raybone.metrics.calibration import EDGE, calibrated, calibration_error, platt
-from raybone.models._model import Model, TrainingConfig
+from raybone.tasks.base import Outcome
 from raybone.train.checkpoint import fill
-from raybone.train.evaluate import scored
-from raybone.train.findings import Finding
-from raybone.train.samples import scored_samples
-from raybone.types import Array
+from raybone.train.samples import FoldJob, scored_samples
+from raybone.types import Array, Finding
 
 # Pixels are too many to keep: their logits are counted in steps of 1/20.
 STEPS, FAR = 20, 14
@@ -29,9 +27,7 @@ Scored = tuple[Array, Array, Array]  # scores, share of them that is true, weigh
 
 
 def calibrate(
-    dataset: Dataset,
-    model: Model,
-    config: TrainingConfig,
+    job: FoldJob,
     findings: Sequence[Sequence[Finding]],
     states: Sequence[Mapping[str, Tensor]],
     device: torch.device,
@@ -42,32 +38,22 @@ def calibrate(
     The error with them is cross-fitted: each fold is judged by what the others give.
 
     Args:
-        findings: of each fold's predictions.json; not needed for segmenters, whose masks are cut
-            there.
-        states: weights of each fold, which segmenters are run with once more; none where they are
-            gone.
+        job: the configuration, whichever its fold.
+        findings: of each fold's predictions.json; not needed of masks, which are cut there.
+        states: weights of each fold, whose masks are predicted once more; none where they are gone.
     Returns:
         of (what is scored), count, slope, intercept, error, error_calibrated; or the reason why
         there is none.
     """
-    names = list(config.categories)
-    if not (states if model.task == "segmentation" else findings):
+    if not (states if job.task.rescored else findings):
         return {"reason": "weights or predictions of folds are gone"}
-    if model.task == "segmentation":
+    if job.task.rescored:
         folds = [
-            _pixels(dataset, model, config, k, state, device, progress)
-            for k, state in enumerate(states)
+            _pixels(replace(job, fold=k), state, device, progress) for k, state in enumerate(states)
         ]
     else:
-        judged = [
-            scored(found, dataset.validation(k), names, model.task)
-            for k, found in enumerate(findings)
-        ]
-        folds = [
-            (score_N, truth_N.astype(float), np.ones(len(score_N)))
-            for score_N, truth_N, _ in judged
-        ]
-    score_N, truth_N, weight_N = (np.concatenate(p) for p in zip(*folds))
+        folds = [_scored(replace(job, fold=k), own) for k, own in enumerate(findings)]
+    score_N, truth_N, weight_N = _together(folds)
     if not 0 < (weight_N * truth_N).sum() < weight_N.sum():
         return {
             "reason": "there are no out-of-fold scores of both kinds, true and false, to learn from"
@@ -77,22 +63,12 @@ def calibrate(
         return {"reason": "out-of-fold scores do not tell true from false"}
     crossed_N = np.concatenate(
         [
-            calibrated(
-                folds[k][0],
-                *platt(
-                    *(
-                        np.concatenate([f[i] for j, f in enumerate(folds) if j != k])
-                        for i in range(3)
-                    )
-                ),
-            )
-            for k in range(len(folds))
+            calibrated(fold[0], *platt(*_together([f for f in folds if f is not fold])))
+            for fold in folds
         ]
     )
     return {
-        "of": {"segmentation": "pixels", "detection": "boxes", "classification": "samples"}[
-            model.task
-        ],
+        "of": job.task.counted,
         "count": int(weight_N.sum()),
         "slope": round(slope, 6),
         "intercept": round(intercept, 6),
@@ -101,11 +77,20 @@ def calibrate(
     }
 
 
+def _scored(job: FoldJob, findings: Sequence[Finding]) -> Scored:
+    """Scores of a fold's findings, and whether each is right."""
+    scans, names = job.dataset.validation(job.fold), list(job.config.categories)
+    score_N, truth_N, _ = job.task.scored(Outcome(findings, scans, names))
+    return score_N, truth_N.astype(float), np.ones(len(score_N))
+
+
+def _together(folds: Sequence[Scored]) -> Scored:
+    score_N, truth_N, weight_N = (np.concatenate(part) for part in zip(*folds))
+    return score_N, truth_N, weight_N
+
+
 def _pixels(
-    dataset: Dataset,
-    model: Model,
-    config: TrainingConfig,
-    fold: int,
+    job: FoldJob,
     state: Mapping[str, Tensor],
     device: torch.device,
     progress: Callable[[int, int], None],
@@ -113,31 +98,25 @@ def _pixels(
     """Probabilities of all pixels of a fold's validation scans by its own model, counted by their
     logit.
     """
-    module = model.build(config)
-    fill(module, state, f"last.pt of fold {fold}")
-    samples = scored_samples(dataset, dataset.validation(fold), model, config)
+    config, names = job.config, list(job.config.categories)
+    module = job.model.build(config)
+    fill(module, state, f"last.pt of fold {job.fold}")
+    samples = scored_samples(job.dataset, job.dataset.validation(job.fold), job.model, config)
     loader = validation_loader(samples, config.batch, 0, 1, config.loader_workers)
-    levels = 2 * FAR * STEPS + 1
-    counts_2L = np.zeros((2, levels))
-    for number, (place, (prediction,)) in enumerate(
-        outputs([module.to(device).eval()], samples, loader, device), 1
-    ):
-        truth_CHW = masks_of(samples.scans[place], config.categories)
-        for truth_HW, p_HW in zip(
-            truth_CHW, prediction.mask_CHW if prediction.mask_CHW is not None else ()
-        ):
-            level_HW = np.rint(
-                (logit(p_HW.clip(EDGE, 1 - EDGE)).clip(-FAR, FAR) + FAR) * STEPS
-            ).astype(int)
-            for true in (0, 1):
-                counts_2L[true] += np.bincount(
-                    level_HW[truth_HW == true], minlength=levels
-                )  # no pixel of a crowd
+    counts_2L = np.zeros((2, 2 * FAR * STEPS + 1))
+    predicted = outputs(job.task, [module.to(device).eval()], samples, loader, device)
+    for number, (row, (prediction,)) in enumerate(predicted, 1):
+        for p_HW, truth_HW in job.task.levels(samples.scans[row], prediction, names):
+            logit_HW = logit(p_HW.clip(EDGE, 1 - EDGE)).clip(-FAR, FAR)
+            level_HW = np.rint((logit_HW + FAR) * STEPS).astype(int)
+            for true in (0, 1):  # no pixel of a crowd
+                levels = level_HW[truth_HW == true]
+                counts_2L[true] += np.bincount(levels, minlength=counts_2L.shape[1])
         progress(number, len(samples.scans))
     total_L = counts_2L.sum(0)
     seen_L = total_L > 0
     return (
-        expit(np.arange(levels) / STEPS - FAR)[seen_L],
+        expit(np.arange(len(total_L)) / STEPS - FAR)[seen_L],
         (counts_2L[1] / np.maximum(total_L, 1))[seen_L],
         total_L[seen_L],
     )

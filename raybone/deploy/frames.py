@@ -11,9 +11,9 @@ import numpy as np
 from raybone.data.annotations import lesions_of_mask, mask_of, rle_of
 from raybone.data.ingest.steps import Origin, part_of
 from raybone.deploy.bundle import Bundle
-from raybone.deploy.ensemble import apart
 from raybone.metrics.calibration import calibrated
 from raybone.metrics.lesions import THRESHOLD
+from raybone.tasks.detection import apart
 from raybone.types import Array, Prediction
 
 
@@ -72,13 +72,31 @@ class Canvas:
             (frame.height, frame.width),
             parts,
         )
+        self.finished = False
         self.sums_2CHW: Array | None = None
         self.times_HW: Array | None = None
         self.boxes: list[tuple[Array, float, float, int]] = []
 
-    def add_masks(self, origin: Origin, mask_CHW: Array, sd_CHW: Array) -> None:
-        """Take in the probabilities on one scan, and their spread; after the last one the frame has
-        its findings.
+    def add(self, origin: Origin, prediction: Prediction, sd: Array) -> None:
+        """Take in what is predicted of one scan, or of a lesion of it.
+
+        Args:
+            prediction: masks, or boxes, in pixels of the scan; a score without a box is of the scan
+                as a whole.
+            sd: standard deviation of each pixel's or box's score over the members.
+        """
+        if prediction.mask_CHW is not None:
+            self._add_masks(origin, prediction.mask_CHW, sd)
+        elif len(prediction.boxes_N4):
+            self._add_boxes(origin, prediction, sd)
+        else:
+            whole_4 = np.array([0, 0, self.shape[1], self.shape[0]], np.float32)
+            for score, spread in zip(prediction.scores_N, sd):
+                self.boxes.append((whole_4, float(score), float(spread), 0))
+
+    def _add_masks(self, origin: Origin, mask_CHW: Array, sd_CHW: Array) -> None:
+        """After the last of its scans the frame has its findings: sums of many would not fit into
+        memory.
         """
         parts_2CHW = np.stack(
             [
@@ -93,8 +111,8 @@ class Canvas:
         if not self.parts:
             self.finish()
 
-    def add_boxes(self, origin: Origin, prediction: Prediction, sd_N: Array) -> None:
-        """Take in the boxes on one scan whose centre is on this frame."""
+    def _add_boxes(self, origin: Origin, prediction: Prediction, sd_N: Array) -> None:
+        """Those whose centre is on this frame."""
         shift_4 = np.array([origin.x, origin.y] * 2, np.float32)
         limit_4 = np.array([self.shape[1], self.shape[0]] * 2, np.float32)
         for box_4, score, spread, label in zip(
@@ -106,14 +124,11 @@ class Canvas:
                     (np.clip(box_4, 0, limit_4), float(score), float(spread), int(label))
                 )
 
-    def add_whole(self, score: float, sd: float) -> None:
-        """Take in what a classifier says of the scan as a whole."""
-        self.boxes.append(
-            (np.array([0, 0, self.shape[1], self.shape[0]], np.float32), score, sd, 0)
-        )
-
     def finish(self) -> None:
-        """Give the frame its findings, best first."""
+        """Give the frame its findings, best first, once."""
+        if self.finished:
+            return
+        self.finished = True
         names, found = self.bundle.meta["categories"], list[Found]()
         if self.sums_2CHW is not None and self.times_HW is not None:
             mean_2CHW = self.sums_2CHW / np.maximum(self.times_HW, 1)

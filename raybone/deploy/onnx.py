@@ -9,15 +9,13 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from raybone.errors import RunFailed, WrongInput
-from raybone.models._classifier import CHANNELS
-from raybone.models._model import Model
-from raybone.models._segmenter import Segmenter, probabilities
+from raybone.models._model import Graph, Model
 
 TOLERANCE = 1e-3  # of probabilities, and of pixels of a YOLO's boxes
 NAMED = ("onnx", "onnxscript", "onnxruntime")
@@ -30,7 +28,7 @@ def refuse_onnx(model: Model) -> None:
     missing = [name for name in NAMED if importlib.util.find_spec(name) is None]
     if missing:
         raise WrongInput(f"--onnx: needs {', '.join(missing)}; pip install 'raybone[onnx]'")
-    if model.task == "detection" and not model.name.startswith("yolo"):
+    if model.graph is None:
         raise WrongInput(
             f"--onnx: {model.name} chooses its boxes by rules that ONNX does not hold; segmenters, "
             "classifiers and yolo11 can be exported"
@@ -40,10 +38,7 @@ def refuse_onnx(model: Model) -> None:
 def export_onnx(module: nn.Module, model: Model, canvas: tuple[int, int], path: Path) -> float:
     """Write a network whose input is image_NCHW in [0, 1], of any N, with the canvas's H and W.
 
-    Its output is the probabilities of each pixel (N, C, H, W) of a segmenter, which is exported for
-    one tile where it works on tiles; the probability (N, 1) of a classifier; and what a YOLO says
-    before non-maximum suppression, (1, 4 + C, boxes) as cx, cy, w, h in pixels and scores, for N =
-    1.
+    Its output is that of the model's ``graph``, for N = 1 where that takes one image.
 
     Returns:
         The largest difference from torch on a random image.
@@ -55,14 +50,10 @@ def export_onnx(module: nn.Module, model: Model, canvas: tuple[int, int], path: 
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when it is imported
     import onnxruntime
 
-    net = _Graph(module, model).cpu().eval()
-    images = 1 if model.task == "detection" else 2
-    image_NCHW = torch.rand(
-        images,
-        CHANNELS if model.task == "classification" else 1,
-        *canvas,
-        generator=torch.Generator().manual_seed(0),
-    )
+    graph = cast(Graph, model.graph)
+    net = _Net(module, graph).cpu().eval()
+    images, generator = 1 + graph.any_batch, torch.Generator().manual_seed(0)
+    image_NCHW = torch.rand(images, graph.channels, *canvas, generator=generator)
     shapes: Any = None if images == 1 else ({0: torch.export.Dim("batch")},)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -90,22 +81,12 @@ def export_onnx(module: nn.Module, model: Model, canvas: tuple[int, int], path: 
     return gap
 
 
-class _Graph(nn.Module):
+class _Net(nn.Module):
     """What is exported of a module."""
 
-    def __init__(self, module: nn.Module, model: Model) -> None:
+    def __init__(self, module: nn.Module, graph: Graph) -> None:
         super().__init__()
-        self.module, self.task = module, model.task
+        self.module, self.graph = module, graph
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
-        net: Any = self.module.net
-        if isinstance(self.module, Segmenter):
-            output = net(image_NCHW)
-            return probabilities(
-                output[-1] if isinstance(output, list | tuple) else output, self.module.config
-            )
-        output = net(image_NCHW)
-        if self.task == "classification":
-            return torch.sigmoid(output)
-        raw: Tensor = output[0] if isinstance(output, tuple) else output
-        return raw
+        return self.graph.forward(self.module, image_NCHW)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from raybone.data.annotations import mask_of
+from raybone.data.cache import intensities_of
 from raybone.data.ingest.dicom.frames import is_dicom
 from raybone.data.ingest.intake import UNANNOTATED
 from raybone.data.ingest.options import ReadOptions
@@ -24,16 +25,15 @@ from raybone.data.ingest.read import Reading, read
 from raybone.data.ingest.steps import Origin, part_of
 from raybone.data.loader import validation_loader
 from raybone.data.overlay import overlay
-from raybone.data.tiles_and_targets import TargetSamples
 from raybone.deploy.bundle import Bundle, open_bundle
 from raybone.deploy.dicom_seg import MadeBy, write_segmentation
-from raybone.deploy.ensemble import agreed, outputs
+from raybone.deploy.ensemble import outputs
 from raybone.deploy.frames import Canvas, Frame
 from raybone.deploy.out_of_distribution import oddities
 from raybone.errors import WrongInput
 from raybone.private import put, workplace
-from raybone.train.samples import predicted_samples
-from raybone.types import Array, Prediction, Scan, safe_cell
+from raybone.tasks import task_named
+from raybone.types import Array, Scan, safe_cell
 
 COLUMNS = (
     "number",
@@ -166,7 +166,12 @@ def _fill(
 ) -> None:
     """Give each frame its findings."""
     bundle, counts = job.bundle, job.reading.store.counts
-    samples = predicted_samples(list(job.scans.values()), counts, bundle.config)
+    config, task = bundle.config, task_named(bundle.model.task)
+
+    def images(scan: Scan) -> Array:
+        return intensities_of(counts(scan), scan.high, config.imgsz)
+
+    samples = task.predicted(images, list(job.scans.values()), config)
     if not len(samples):
         raise WrongInput(
             "predict: this bundle says of lesions what they are, but no scan has annotated ones; "
@@ -184,40 +189,15 @@ def _fill(
         for _, canvas in on[scan.scan_id]:
             canvas.frame.oddities = list(dict.fromkeys([*canvas.frame.oddities, *odd]))
     loader = validation_loader(samples, 4, 0, 1, 0)
-    for number, (place, predictions) in enumerate(outputs(members, samples, loader, device), 1):
-        prediction, sd = agreed(predictions)
-        lesion = None
-        if isinstance(samples, TargetSamples):
-            place, lesion, _ = samples.items[place]
-        scan = samples.scans[place]
-        if lesion is None and prediction.mask_CHW is None:
-            prediction, sd = _above(job.least, prediction, sd)
-        for origin, canvas in on[scan.scan_id]:
-            if prediction.mask_CHW is not None:
-                canvas.add_masks(origin, prediction.mask_CHW, sd)
-            elif lesion == -1:
-                canvas.add_whole(float(prediction.scores_N[0]), float(sd[0]))
-            else:
-                canvas.add_boxes(origin, _placed(prediction, scan, lesion), sd)
+    predicted = outputs(task, members, samples, loader, device)
+    for number, (index, predictions) in enumerate(predicted, 1):
+        prediction, sd = task.shown(*task.agreed(predictions), job.least)
+        row, prediction = task.placed(samples, index, prediction)
+        for origin, canvas in on[samples.scans[row].scan_id]:
+            canvas.add(origin, prediction, sd)
         progress(number, len(samples))
-    if bundle.model.task != "segmentation":
-        for canvas in canvases:
-            canvas.finish()
-
-
-def _above(least: float, prediction: Prediction, sd_N: Array) -> tuple[Prediction, Array]:
-    """The boxes of a score of ``least`` or more, and their spread."""
-    keep_N = prediction.scores_N >= least
-    values = (prediction.boxes_N4, prediction.scores_N, prediction.labels_N)
-    return Prediction(*(v[keep_N] for v in values)), sd_N[keep_N]
-
-
-def _placed(prediction: Prediction, scan: Scan, lesion: int | None) -> Prediction:
-    """What a classifier says of a lesion, as the lesion's box; boxes of a detector as they are."""
-    if lesion is None:
-        return prediction
-    box_N4 = np.array([scan.lesions[lesion].box_xyxy], np.float32)
-    return replace(prediction, boxes_N4=box_N4, labels_N=np.zeros(1, np.int64))
+    for canvas in canvases:
+        canvas.finish()
 
 
 def _draw(out: Path, job: _Job, frame: Frame) -> bool:
@@ -240,7 +220,7 @@ def _draw(out: Path, job: _Job, frame: Frame) -> bool:
     drawn = overlay(seen_HW, high, finding, (), names, job.least, frame.flags, True)
     picture.write_bytes(drawn)
     frame.files.append(picture.name)
-    return job.bundle.model.task != "segmentation" or _segment(out, frame, job.bundle)
+    return not frame.masks or _segment(out, frame, job.bundle)
 
 
 def _segment(out: Path, frame: Frame, bundle: Bundle) -> bool:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jinja2 import StrictUndefined, Template
@@ -25,16 +25,16 @@ from raybone.deploy.onnx import export_onnx, refuse_onnx
 from raybone.deploy.out_of_distribution import likeness_of
 from raybone.errors import FitFailed, RunFailed, WrongInput
 from raybone.models import load
-from raybone.models._classifier import ClassifierConfig
-from raybone.models._model import TrainingConfig
-from raybone.results.lineage import trained_before
+from raybone.models._model import TrainingConfig, names_study
+from raybone.results.lineage import built_on, trained_before
 from raybone.results.study_folder import EVERYONE, ConfigurationFolder, StudyFolder
 from raybone.run.checks import configure, dataset_of
 from raybone.run.everyone import epochs_of_everyone
 from raybone.run.local import refuse_here
 from raybone.storage import Folder, fold_name
 from raybone.study.spec import ResolvedStudy, Study
-from raybone.train.checkpoint import OTSU
+from raybone.tasks import task_named
+from raybone.train.samples import FoldJob
 from raybone.types import Epoch
 from raybone.version import version
 
@@ -103,7 +103,8 @@ def refit(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     states = [] if gone else [*known.values()]
     findings = chosen.predictions(dataset) or []
-    calibration = calibrate(dataset, model, config, findings, states, device, progress)
+    job = FoldJob(dataset, model, config, 0, study.epochs)
+    calibration = calibrate(job, findings, states, device, progress)
     meta = {
         "kind": "one model of all patients" if train else "fold ensemble",
         "calibration": calibration,
@@ -150,16 +151,15 @@ def _meta(
 ) -> dict[str, Any]:
     """What bundle.json says of the model, its data and its score."""
     study = chosen.folder.study
-    by_label = isinstance(config, ClassifierConfig) and config.target
-    scans = _seen(dataset, config)
-    before = trained_before([config.init_from, getattr(config, "nm", "")])
+    model, scans = load(study.model), _seen(dataset, config)
+    before = trained_before(built_on(config).values())
     return {
         "name": study.name,
         "model": study.model,
-        "task": load(study.model).task,
+        "task": model.task,
         "parameters": chosen.record.parameters,
         "config": _portable(config.model_dump(mode="json")),
-        "categories": [by_label] if by_label else list(config.categories),
+        "categories": task_named(model.task).names(config),
         "preprocessing": _preprocessing(dataset),
         "score": _score(study, row),
         "study": {
@@ -185,12 +185,8 @@ def _meta(
 
 def _portable(params: Mapping[str, Any]) -> dict[str, Any]:
     """Hyper-parameters without places of the machine that they were trained on."""
-    changed = {
-        "weights": "",
-        "init_from": "",
-        "nm": params.get("nm") if params.get("nm") in ("", OTSU) else "mined",
-    }
-    return {k: changed.get(k, v) for k, v in params.items()}
+    there = {"weights": "", "init_from": "", "nm": "mined"}
+    return {k: there[k] if k == "weights" or names_study(k, v) else v for k, v in params.items()}
 
 
 def _seen(dataset: Dataset, config: TrainingConfig) -> list[Any]:
@@ -243,10 +239,9 @@ def _further(half: Path, bundle: Bundle, dataset: Dataset, onnx: bool) -> dict[s
     )
     for entry, module in zip(bundle.meta["members"], bundle.members(torch.device("cpu"))):
         name = Path(entry["file"]).stem
-        if bundle.model.name.startswith("yolo"):
-            from raybone.models.yolo import Yolo, export
-
-            export(cast(Yolo, module), half / f"{name}.pt")
+        if bundle.model.native:
+            suffix, write = bundle.model.native
+            write(module, half / f"{name}{suffix}")
         if onnx:
             gap = export_onnx(module, bundle.model, canvas, half / f"{name}.onnx")
             told.setdefault("onnx", []).append(

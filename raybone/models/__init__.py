@@ -6,12 +6,14 @@ import csv
 import difflib
 import os
 import pwd
+from dataclasses import replace
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 from raybone.errors import WrongInput
-from raybone.types import Task
+from raybone.study.spec import MODELS
 
 if TYPE_CHECKING:
     from raybone.models._model import Model
@@ -45,19 +47,19 @@ def _name_user() -> None:
 _name_user()
 
 
-def menu() -> list[tuple[str, Task, int, str]]:
+def menu() -> list[tuple[str, str, int, str]]:
     """Name, task, trained parameters with the default configuration, and source of every model.
 
     They stand in menu.csv, as counting them would import torch and build every network.
     """
     with Path(__file__).with_name("menu.csv").open(newline="", encoding="utf-8") as file:
         return [
-            (row["name"], cast(Task, row["task"]), int(row["parameters"]), row["source"])
+            (row["name"], row["task"], int(row["parameters"]), row["source"])
             for row in csv.DictReader(file)
         ]
 
 
-def task_of(name: str) -> Task:
+def task_of(name: str) -> str:
     """What the model of that name does; nothing of it is imported.
 
     Raises:
@@ -66,24 +68,59 @@ def task_of(name: str) -> Task:
     for known, task, *_ in menu():
         if known == name:
             return task
-    raise _unknown(name)
+    return load(name).task  # of another package, so that it is imported
 
 
 def load(name: str) -> Model:
-    """The model of that name.
+    """The model of that name: of the menu, of another package's entry point ``raybone.models``, or
+    MODULE:ATTRIBUTE, which is imported.
 
     Raises:
         WrongInput: no such model; the message lists the menu.
     """
     if name not in MENU:  # a job's code comes without menu.csv
-        raise _unknown(name)
+        return _from_outside(name)
     module = import_module(f"raybone.models.{MENU[name]}")
     return next(m for m in getattr(module, "MODELS", None) or [module.MODEL] if m.name == name)
 
 
+def check(model: Model, steps: int = 45, lr: float = 3e-3, **config: Any) -> list[str]:
+    """What a model breaks of the contract of this folder, one line each; none where it keeps it.
+
+    Args:
+        steps: in which the model must learn two images by heart, with AdamW at ``lr``.
+        config: hyper-parameters that make it small.
+    """
+    from raybone.models._check import problems
+
+    return problems(model, steps, lr, config)
+
+
+def _from_outside(name: str) -> Model:
+    """A model of another package, by the name that it was asked for."""
+    from raybone.models._model import Model
+
+    module, colon, attribute = name.partition(":")
+    offered = entry_points(group=MODELS, name=name)
+    if not (colon or offered):
+        raise _unknown(name)
+    try:
+        found = getattr(import_module(module), attribute) if colon else offered[name].load()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise WrongInput(
+            f"model: {name} must be a model of a package that Python finds here, but {error}; "
+            "install that package"
+        ) from None
+    if not isinstance(found, Model):
+        raise WrongInput(
+            f"model: {name} must be a raybone Model, got {type(found).__name__}; name another one"
+        )
+    return replace(found, name=name)
+
+
 def _unknown(name: str) -> WrongInput:
     """The error of a name that is not in the menu: near ones, and which models find what."""
-    names: dict[Task, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for known, task, *_ in menu():
         names.setdefault(task, []).append(known)
     near = difflib.get_close_matches(

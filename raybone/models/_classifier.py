@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raybone.data.loader import Batch
-from raybone.models._model import TrainingConfig
+from raybone.models._model import Graph, TrainingConfig
 from raybone.study.spec import Param
 from raybone.types import Prediction
 
@@ -63,6 +63,12 @@ def builder(make: Callable[[], nn.Module]) -> Callable[[TrainingConfig], nn.Modu
     return lambda _: Classifier(make())
 
 
+def _graph(module: Classifier, image_NCHW: Tensor) -> Tensor:
+    """The probability (N, 1)."""
+    return torch.sigmoid(module.net(image_NCHW))
+
+
+GRAPH = Graph(_graph, CHANNELS)
 SPACE = {
     "lr0": Param(log_uniform=(1e-5, 1e-2)),
     "imgsz": Param(choice=(256, 512)),

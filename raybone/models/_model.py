@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -17,7 +18,14 @@ from torch.utils._pytree import tree_map
 
 from raybone.data.augment import Augmentation
 from raybone.study.spec import Param
-from raybone.types import Task
+
+# Hyper-parameters that may name an earlier study, and the values of each that name none.
+EARLIER: dict[str, tuple[str, ...]] = {"init_from": ("",), "nm": ("", "otsu")}
+
+
+def names_study(key: str, value: object) -> bool:
+    """Whether this value of a hyper-parameter is the folder of an earlier study."""
+    return key in EARLIER and isinstance(value, str) and value not in EARLIER[key]
 
 
 class TrainingConfig(Augmentation):
@@ -88,6 +96,16 @@ class TrainingConfig(Augmentation):
     )
     loader_workers: int = Field(0, ge=0, le=64, description="loader processes of each worker")
 
+    @property
+    def mined_from(self) -> str:
+        """Folder of the earlier configuration whose findings masks are made of; empty for none."""
+        return ""
+
+    @property
+    def otsu(self) -> bool:
+        """Whether Otsu's threshold says what is non-metastasis."""
+        return False
+
 
 def in_full_precision(*modules: nn.Module) -> None:
     """Let these modules give float32 under autocast: in bfloat16 pixels beyond 512 are 4 apart, and
@@ -104,19 +122,32 @@ def _full(_: nn.Module, __: Any, output: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class Graph:
+    """What an ONNX file computes of image_NCHW; any_batch: for every N, not for 1 alone."""
+
+    forward: Callable[[Any, Tensor], Tensor]
+    channels: int = 1
+    any_batch: bool = True
+
+
+@dataclass(frozen=True)
 class Model:
     """One entry of the menu.
 
     reduction: whether the losses are means over the batch (torchvision) or sums over it
     (Ultralytics). SPACE: a sensible search space; SOURCE: where the architecture comes from.
     weights: published weights by the name that `weights:` may give, with the address of their file.
+    graph: None where the network has rules that ONNX does not hold. native: a suffix, and what
+    writes a trained network as a file of its own library.
     """
 
     name: str
-    task: Task
+    task: str
     Config: type[TrainingConfig]
     build: Callable[[TrainingConfig], nn.Module]
     SPACE: dict[str, Param]
     SOURCE: str
     reduction: Literal["mean", "sum"] = "mean"
     weights: Mapping[str, str] = field(default_factory=dict)
+    graph: Graph | None = None
+    native: tuple[str, Callable[[Any, Path], None]] | None = None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raybone.data.loader import CROWD, Batch
-from raybone.models._model import TrainingConfig
+from raybone.models._model import Graph, TrainingConfig, names_study
 from raybone.study.spec import Param
 from raybone.types import Prediction
 
@@ -61,6 +61,16 @@ class SegmenterConfig(TrainingConfig):
     def channels(self) -> int:
         """Outputs of the network: one a category, and one of non-metastasis."""
         return len(self.categories) + bool(self.nm)
+
+    @property
+    def mined_from(self) -> str:
+        """Folder of the earlier configuration whose findings are non-metastasis."""
+        return self.nm if names_study("nm", self.nm) else ""
+
+    @property
+    def otsu(self) -> bool:
+        """Whether Otsu's threshold says what is non-metastasis."""
+        return bool(self.nm) and not self.mined_from
 
 
 class Segmenter(nn.Module):
@@ -152,6 +162,14 @@ def probabilities(logits_NCHW: Tensor, config: SegmenterConfig) -> Tensor:
     background.
     """
     return _with_background(logits_NCHW).softmax(1)[:, 1:] if config.nm else logits_NCHW.sigmoid()
+
+
+def _graph(module: Segmenter, image_NCHW: Tensor) -> Tensor:
+    """Probabilities of each pixel (N, C, H, W); of one tile where the network works on tiles."""
+    return probabilities(_listed(module.net(image_NCHW))[-1], module.config)
+
+
+GRAPH = Graph(_graph)
 
 
 def rare(head: nn.Module) -> None:

@@ -19,9 +19,9 @@ from torch.nn import functional
 from torchvision.models import VGG19_BN_Weights, VGG19_Weights
 from torchvision.models.vgg import make_layers
 
-from raybone.models._blocks import DoubleConv
 from raybone.models._model import Model
-from raybone.models._segmenter import SPACE, SegmenterConfig, builder, probabilities, rare
+from raybone.models._segmenter import GRAPH, SPACE, SegmenterConfig, builder, probabilities, rare
+from raybone.models.unet import DoubleConv
 
 STAGES = (1, 2, 4, 8, 8)  # channels of VGG-19's stages, times the width
 CONVOLUTIONS = (2, 2, 4, 4, 4)  # in each of them
@@ -156,4 +156,5 @@ MODEL = Model(
         "imagenet": VGG19_BN_Weights.IMAGENET1K_V1.url,
         "imagenet_without_norm": VGG19_Weights.IMAGENET1K_V1.url,
     },
+    graph=GRAPH,
 )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import models
 
-from raybone.models._classifier import CHANNELS, SPACE, ClassifierConfig, builder
+from raybone.models._classifier import CHANNELS, GRAPH, SPACE, ClassifierConfig, builder
 from raybone.models._model import Model
 
 SOURCE = "Liu et al. 2021, doi 10.1186/s12880-021-00662-9; "
@@ -80,6 +80,7 @@ def _model(name: str, make: Callable[[], nn.Module], weights: Any, origin: str) 
         SPACE,
         SOURCE + origin,
         weights={"imagenet": weights.IMAGENET1K_V1.url},
+        graph=GRAPH,
     )
 
 

@@ -21,9 +21,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raybone.models._blocks import DoubleConv
 from raybone.models._model import Model
-from raybone.models._segmenter import SPACE, SegmenterConfig, builder, rare
+from raybone.models._segmenter import GRAPH, SPACE, SegmenterConfig, builder, rare
+from raybone.models.unet import DoubleConv
 from raybone.study.spec import Param
 
 LEVELS, GRID, POOLS = 4, 16, (1, 2, 4, 8)
@@ -204,4 +204,5 @@ MODEL = Model(
     builder(MsmaUnet),
     {**SPACE, "multi_scale": Param(choice=(False, True))},
     "Xie et al. 2024, doi 10.21037/qims-24-1246",
+    graph=GRAPH,
 )

@@ -11,9 +11,23 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raybone.models._blocks import DoubleConv
 from raybone.models._model import Model
-from raybone.models._segmenter import SPACE, SegmenterConfig, builder, rare
+from raybone.models._segmenter import GRAPH, SPACE, SegmenterConfig, builder, rare
+
+
+class DoubleConv(nn.Sequential):
+    """Two 3x3 convolutions with batch norm and ReLU; (N, C, H, W) to (N, D, H, W)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(*_conv(inputs, outputs), *_conv(outputs, outputs))
+
+
+def _conv(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    return (
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
 
 
 class Config(SegmenterConfig):
@@ -58,4 +72,5 @@ MODEL = Model(
     builder(Unet),
     SPACE,
     "Ronneberger et al. 2015, arXiv:1505.04597",
+    graph=GRAPH,
 )

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from raybone.models._model import Model
-from raybone.models._segmenter import SPACE, SegmenterConfig, builder, rare
+from raybone.models._segmenter import GRAPH, SPACE, SegmenterConfig, builder, rare
 
 LEVELS = 5
 
@@ -67,6 +67,7 @@ MODELS = [
         builder(_plus_plus),
         SPACE,
         "Zhou et al. 2018, arXiv:1807.10165; MONAI",
+        graph=GRAPH,
     ),
     Model(
         "attention_unet",
@@ -75,6 +76,7 @@ MODELS = [
         builder(_attention),
         SPACE,
         "Oktay et al. 2018, arXiv:1804.03999; MONAI",
+        graph=GRAPH,
     ),
     Model(
         "res_unet",
@@ -83,5 +85,6 @@ MODELS = [
         builder(_residual),
         SPACE,
         "Zhang et al. 2018, arXiv:1711.10684; MONAI",
+        graph=GRAPH,
     ),
 ]

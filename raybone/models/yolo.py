@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raybone.data.loader import Batch
-from raybone.models._model import Model, TrainingConfig, in_full_precision
+from raybone.models._model import Graph, Model, TrainingConfig, in_full_precision
 from raybone.study.spec import Param
 from raybone.types import Prediction
 
@@ -216,6 +216,12 @@ SPACE = {
 SOURCE = "Ultralytics YOLO11 (Jocher & Qiu 2024), AGPL-3.0; one channel"
 
 
+def _graph(module: Yolo, image_NCHW: Tensor) -> Tensor:
+    """Before non-maximum suppression, (1, 4 + C, boxes): cx, cy, w, h in pixels, and scores."""
+    output = module.net(image_NCHW)
+    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+
+
 def _build(config: TrainingConfig, size: str) -> nn.Module:
     return Yolo(cast(Config, config), size)
 
@@ -231,6 +237,8 @@ MODELS = [
         SOURCE,
         reduction="sum",
         weights={"coco": ADDRESS.format(s)},
+        graph=Graph(_graph, any_batch=False),
+        native=(".pt", export),
     )
     for s in "nsmlx"
 ]

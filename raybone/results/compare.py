@@ -18,7 +18,7 @@ from raybone.models import load
 from raybone.results.study_folder import ConfigurationFolder, StudyFolder
 from raybone.search.state import Configuration
 from raybone.study.spec import DIRECTIONS, ResolvedStudy
-from raybone.train.findings import Finding
+from raybone.types import Finding
 
 # What papers call metrics -> what they are called here.
 CALLED = {"F1": "dice", "DSC": "dice", "recall": "sensitivity"}

@@ -175,7 +175,7 @@ def _row(study: ResolvedStudy, configuration: Configuration, ended: bool) -> dic
     lengths = [len(configuration.epochs.get(k, ())) for k in range(folds)]
     final = {
         m: [_final(configuration, k, m) for k in range(folds)]
-        for m in (*DIRECTIONS, *_seen([configuration])[1])
+        for m in (metric, *DIRECTIONS, *_seen([configuration])[1])
     }
     started = [v for v, n in zip(final[metric], lengths) if n]
     # A fold without a finite score makes the mean NaN: it is not left out.

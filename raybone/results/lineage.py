@@ -10,11 +10,11 @@ from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.folds import TEST
 from raybone.errors import WrongInput
 from raybone.models import load
+from raybone.models._model import EARLIER, TrainingConfig, names_study
 from raybone.results.study_folder import StudyFolder, study_at
 from raybone.study.spec import ResolvedStudy, Study
-from raybone.train.checkpoint import OTSU, earlier_fold
-
-KEYS = ("init_from", "nm")  # hyper-parameters that name an earlier study
+from raybone.tasks import task_named
+from raybone.train.checkpoint import earlier_fold
 
 
 def winner_of(given: str, study: Study, dataset: Dataset, key: str) -> tuple[str, str]:
@@ -27,7 +27,7 @@ def winner_of(given: str, study: Study, dataset: Dataset, key: str) -> tuple[str
 
     Args:
         given: a study folder, or one complete configuration of it as STUDY/runs/ID.
-        key: the hyper-parameter that asks, one of KEYS.
+        key: the hyper-parameter that asks, one of EARLIER.
     Raises:
         WrongInput: there is no winner with its weights, it is of another kind, or a patient may
             leak.
@@ -45,7 +45,7 @@ def winner_of(given: str, study: Study, dataset: Dataset, key: str) -> tuple[str
             f"{key}: study {given} must be of {study.model}, but is of {earlier.model}; give "
             "another one"
         )
-    if key == "nm" and load(earlier.model).task != "segmentation":
+    if key == "nm" and not task_named(load(earlier.model).task).masks:
         raise WrongInput(
             f"{key}: study {given} must be of a segmenter, but is of {earlier.model}; give another "
             "one"
@@ -58,17 +58,17 @@ def winner_of(given: str, study: Study, dataset: Dataset, key: str) -> tuple[str
     return best.url, f"{key}: built on {best.id} of study {earlier.name}, trained on {whom}"
 
 
-def trained_before(places: Iterable[object]) -> set[str]:
+def trained_before(studies: Iterable[str]) -> set[str]:
     """Patients that earlier studies were trained on, and the ones before them: what their weights
     have seen.
 
     Args:
-        places: values of the hyper-parameters KEYS; what names no study is passed over.
+        studies: their folders, or those of their configurations.
     Raises:
         WrongInput: a study or its dataset is gone.
     """
     seen = set[str]()
-    for place in _named(places):
+    for place in studies:
         study = _opened(place, "refit")[0].study
         dataset = open_dataset(study.dataset)
         if dataset.hash != study.resolved.dataset_hash:
@@ -82,15 +82,18 @@ def trained_before(places: Iterable[object]) -> set[str]:
 
 
 def places_of(study: Study) -> set[str]:
-    """The earlier studies that a study's hyper-parameters KEYS may name."""
-    values: list[object] = [study.fixed.get(name) for name in KEYS]
-    for name in study.space.keys() & set(KEYS):
-        values += study.space[name].choice or ()
-    return _named(values)
+    """The earlier studies that a study may build on."""
+    found = set[str]()
+    for key in EARLIER:
+        choice = study.space[key].choice if key in study.space else None
+        found |= {str(v) for v in (study.fixed.get(key), *(choice or ())) if names_study(key, v)}
+    return found
 
 
-def _named(values: Iterable[object]) -> set[str]:
-    return {v for v in values if isinstance(v, str) and v not in ("", OTSU)}
+def built_on(config: TrainingConfig) -> dict[str, str]:
+    """The earlier configurations that this one builds on, by the hyper-parameter that says so."""
+    values = {key: getattr(config, key, "") for key in EARLIER}
+    return {key: value for key, value in values.items() if names_study(key, value)}
 
 
 def _opened(given: str, key: str) -> tuple[StudyFolder, str]:

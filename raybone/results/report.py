@@ -39,10 +39,9 @@ from raybone.search.lease import EXPIRES, Lease
 from raybone.search.state import Configuration, State
 from raybone.storage import Folder, patiently
 from raybone.study.spec import ResolvedStudy, Study
-from raybone.train.evaluate import resampled_score, scored
-from raybone.train.findings import Finding
-from raybone.train.samples import usable
-from raybone.types import Array, Scan, Task, safe_cell
+from raybone.tasks import task_named
+from raybone.tasks.base import Outcome
+from raybone.types import Array, Finding, Scan, safe_cell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,14 +77,18 @@ Shown = dict[str, list[Chart]]
 class _Winner:
     """The best complete configuration's findings, out of fold."""
 
-    task: Task
+    task: str
     categories: list[str]
     findings: list[Finding]
     dataset: Dataset
 
     def of(self, *folds: int) -> tuple[list[Finding], list[Scan]]:
         """Findings and scans of some folds; only those scans that are scored."""
-        kept = {s.scan_id: s for k in folds for s in usable(self.dataset.validation(k), self.task)}
+        kept = {
+            s.scan_id: s
+            for k in folds
+            for s in task_named(self.task).usable(self.dataset.validation(k))
+        }
         return [f for f in self.findings if f["scan_id"] in kept], list(kept.values())
 
     def sick(self) -> list[Scan]:
@@ -102,9 +105,8 @@ class _Winner:
 
     def alone(self, scans: Sequence[Scan], metric: str) -> tuple[str, Array]:
         """The metric of each scan by itself, or another that one scan has, and its name."""
-        found = resampled_score(
-            self.findings, scans, self.categories, self.task, np.eye(len(scans), dtype=int)
-        )
+        outcome = Outcome(self.findings, scans, self.categories)
+        found = task_named(self.task).resampled(outcome, np.eye(len(scans), dtype=int))
         name = metric if metric in found else "AP50" if self.task == "detection" else "dice"
         return name, found[name]
 
@@ -327,7 +329,9 @@ def _winner_charts(winner: _Winner | None) -> list[Chart]:
     pr, free = {}, {}
     for name, folds in {"all folds": [*every], **{f"fold {k}": [k] for k in every}}.items():
         findings, scans = winner.of(*folds)
-        score_D, hit_D, positives = scored(findings, scans, winner.categories, winner.task)
+        score_D, hit_D, positives = task_named(winner.task).scored(
+            Outcome(findings, scans, winner.categories)
+        )
         _, true_T, false_T = operating_points(score_D, hit_D)
         if positives and len(true_T) and (detector or false_T[-1]):
             pr[name] = (true_T / positives, true_T / (true_T + false_T))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raybone.data.dataset import Dataset
-    from raybone.train.findings import Finding
+    from raybone.types import Finding
 
 STUDY = "study.yaml"
 LEADERBOARD = "leaderboard.csv"

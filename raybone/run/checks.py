@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +12,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from raybone.data.annotations import foci
-from raybone.data.augment import LEAST_SIDE, lost_at
 from raybone.data.dataset import Dataset, open_dataset
-from raybone.data.folds import TEST
-from raybone.data.tiles_and_targets import targets
 from raybone.errors import InvalidConfig, WrongInput
 from raybone.models import load
-from raybone.models._classifier import ClassifierConfig
-from raybone.models._model import Model, TrainingConfig
+from raybone.models._model import Model, TrainingConfig, names_study
 from raybone.models._weights import copy_into, start_from, weights_file
 from raybone.results.lineage import winner_of
-from raybone.run.defaults import METRICS
 from raybone.search.fold_race import ladder
 from raybone.search.sampler import propose
 from raybone.search.state import State
@@ -32,8 +25,8 @@ from raybone.storage import Folder
 from raybone.study.relocate import looked_up
 from raybone.study.space import left_by_rules
 from raybone.study.spec import Resolved, ResolvedStudy, Study, problems_of
-from raybone.train.checkpoint import OTSU, earlier_fold
-from raybone.train.samples import usable
+from raybone.tasks import task_named
+from raybone.train.checkpoint import earlier_fold
 from raybone.version import version
 
 # Proposals that a model may refuse before a study of fixed values that it does not take is refused
@@ -60,11 +53,13 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[ResolvedStudy, Dat
     if dataset:
         problems += _check_folds(study, dataset)
         if model and config:
-            problems += _check_lesions(dataset, model, config)
+            problems += task_named(model.task).problems(dataset, model.name, config)
     if problems or not dataset or not model or not config:
         raise WrongInput(*problems)
     steps = _steps(study, dataset, model, config)
+    task = task_named(model.task)
     resolved = Resolved(
+        direction=task.metrics.get(study.metric),
         dataset_hash=dataset.hash,
         code_version=version(),
         folds=dataset.folds,
@@ -73,7 +68,7 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[ResolvedStudy, Dat
         warnings=(
             *dataset.meta.get("fold_warnings", ()),
             *started,
-            *_lost(study, dataset, model, config),
+            *task.warnings(dataset, config, _sizes(study, config)),
         ),
     )
     if out is not None and out.local:
@@ -110,10 +105,11 @@ def _alone(study: Study, problems: list[str]) -> tuple[Model | None, TrainingCon
     model = _collect(problems, lambda: load(study.model))
     if not model:
         return None, None
-    if study.metric not in METRICS[model.task]:
+    ranked = task_named(model.task).ranked
+    if study.metric not in ranked:
         problems.append(
             f"metric: {study.model} is a {model.task} model and is ranked by one of "
-            f"{', '.join(METRICS[model.task])}; got {study.metric}"
+            f"{', '.join(ranked)}; got {study.metric}"
         )
     config = _check_space(study, model, problems)
     if config:
@@ -225,12 +221,7 @@ def _with_places(
         return str(file or given)
 
     def winner(key: str, given: Any) -> Any:
-        if (
-            given == ""
-            or (given, key) == (OTSU, "nm")
-            or not isinstance(given, str)
-            or dataset is None
-        ):
+        if dataset is None or not names_study(key, given):
             return given
         found = _collect(problems, lambda: winner_of(given, study, dataset, key))
         module = _built(model, config)
@@ -332,98 +323,11 @@ def _check_folds(study: Study, dataset: Dataset) -> list[str]:
     return []
 
 
-def _check_lesions(dataset: Dataset, model: Model, config: TrainingConfig) -> list[str]:
-    by_label = isinstance(config, ClassifierConfig) and config.target
-    missing = [c for c in config.categories if c not in dataset.categories]
-    if missing and not by_label:
-        return [
-            f"categories: the dataset has {', '.join(dataset.categories) or 'none'}, not "
-            f"{', '.join(missing)}; "
-            "set fixed: {categories: [...]}"
-        ]
-    problems = []
-    counted = [
-        (dataset.fold_of[s.patient_id], le)
-        for s in usable(dataset.scans, model.task)
-        for le in s.lesions
-        if le.category in config.categories and not le.crowd
-    ]
-    if model.task == "segmentation" and counted:
-        boxes = sum(le.rle is None for _, le in counted)
-        if boxes:
-            problems.append(
-                f"model: {model.name} needs lesion masks, but {boxes} of {len(counted)} lesions "
-                "have a box alone; use a detector or annotate masks"
-            )
-    if isinstance(config, ClassifierConfig):
-        return problems + _check_targets(dataset, config)
-    for fold in [*range(dataset.folds), *([TEST] if dataset.test else [])]:
-        if not any(f == fold for f, _ in counted):
-            which, how = (
-                ("the test group", "another --holdout or --split")
-                if fold == TEST
-                else (f"fold {fold}", "fewer --folds")
-            )
-            problems.append(
-                f"dataset {dataset.path}: every fold and the test group need a lesion to be scored "
-                f"by, {which} has none of {', '.join(config.categories)}; prepare it with {how}"
-            )
-    return problems
-
-
-def _check_targets(dataset: Dataset, config: ClassifierConfig) -> list[str]:
-    """Every fold needs positives and negatives to be scored by."""
-    what = (
-        f"label {config.target} 0 and 1"
-        if config.target
-        else f"lesions of {', '.join(config.categories)} and others"
-    )
-    counts = [
-        Counter(
-            positive
-            for s in dataset.validation(fold)
-            for _, positive in targets(s, list(config.categories), config.target)
-        )
-        for fold in [*range(dataset.folds), *([TEST] if dataset.test else [])]
-    ]
-    return [
-        f"dataset {dataset.path}: every fold and the test group need {what} to be scored by, "
-        f"{f'fold {fold}' if fold < dataset.folds else 'the test group'} has {count[True]} "
-        f"positive and {count[False]} negative; prepare it with another split, or classify "
-        "something else"
-        for fold, count in enumerate(counts)
-        if not (count[True] and count[False])
-    ]
-
-
-def too_small(dataset: Dataset, model: Model, config: TrainingConfig, size: int) -> tuple[int, int]:
-    """Lesions whose boxes get under ``LEAST_SIDE`` pixels a side at an image size, and all there
-    are, outside the test group: detectors are not trained on them, but scored.
-    """
-    scans = [s for s in usable(dataset.scans, model.task) if dataset.fold_of[s.patient_id] != TEST]
-    wanted = [
-        replace(s, lesions=tuple(le for le in foci(s) if le.category in config.categories))
-        for s in scans
-    ]
-    return lost_at(wanted, size), sum(len(s.lesions) for s in wanted)
-
-
-def _lost(study: Study, dataset: Dataset, model: Model, config: TrainingConfig) -> list[str]:
-    """A warning for each image size of the study at which a detector loses lesions."""
+def _sizes(study: Study, config: TrainingConfig) -> list[int]:
+    """The image sizes of the study, as far as they are named."""
     param = study.space.get("imgsz")
     values = (param.choice or param.bounds or ()) if param else (config.imgsz,)
-    sizes = sorted(v for v in values if isinstance(v, int))
-    found = (
-        {size: too_small(dataset, model, config, size) for size in sizes}
-        if model.task == "detection"
-        else {}
-    )
-    return [
-        f"imgsz {size}: {lost} of {total} lesions are under {LEAST_SIDE} pixels a side; they are "
-        "not trained on, but scored"
-        for size, (lost, total) in found.items()
-        if lost
-    ]
+    return sorted(v for v in values if isinstance(v, int))
 
 
 def _steps(study: Study, dataset: Dataset, model: Model, config: TrainingConfig) -> int:
@@ -445,18 +349,11 @@ def _steps(study: Study, dataset: Dataset, model: Model, config: TrainingConfig)
         or ("montage" in study.space and True in (study.space["montage"].choice or ()))
         else 1
     )
-    return min(
-        math.ceil(_samples(dataset, model, config, f) / pairs / largest)
-        for f in range(dataset.folds)
-    )
-
-
-def _samples(dataset: Dataset, model: Model, config: TrainingConfig, fold: int) -> int:
-    """Samples of a fold's training part; tiles are counted as if their scans went in whole."""
-    scans = usable(dataset.training(fold, config.negatives), model.task)
-    if isinstance(config, ClassifierConfig):
-        return sum(len(targets(s, list(config.categories), config.target)) for s in scans)
-    return len(scans)
+    task = task_named(model.task)
+    trained = [
+        task.usable(dataset.training(fold, config.negatives)) for fold in range(dataset.folds)
+    ]
+    return min(math.ceil(task.count(scans, config) / pairs / largest) for scans in trained)
 
 
 def _ladder(study: Study, folds: int, steps: int) -> tuple[tuple[int, int], ...]:

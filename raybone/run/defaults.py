@@ -6,14 +6,9 @@ import re
 from typing import Any
 
 from raybone.models import load, task_of
+from raybone.study.spec import from_outside
+from raybone.tasks import task_named
 
-# What a study may be ranked by: the metrics that the bootstrap over patients knows, and the loss;
-# the usual one first.
-METRICS = {
-    "detection": ("AP", "AP50", "AP75", "val_loss"),
-    "segmentation": ("dice", "iou", "precision", "sensitivity", "val_loss"),
-    "classification": ("AUC", "accuracy", "sensitivity", "specificity", "PPV", "NPV", "val_loss"),
-}
 EPOCHS = 100  # Ultralytics' default
 
 
@@ -28,13 +23,13 @@ def complete(content: dict[str, Any], stem: str = "") -> dict[str, Any]:
     """
     model, fixed = content.get("model"), content.get("fixed") or {}
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:60]
+    if isinstance(model, str) and from_outside(model):
+        load(model)  # makes the metrics of its task known
     found: dict[str, Any] = {"name": name or model, "epochs": EPOCHS}
     if not isinstance(model, str):
-        found["metric"] = METRICS["detection"][
-            0
-        ]  # any will do: the missing model is what must be told
+        found["metric"] = "val_loss"  # any will do: the missing model is what must be told
     elif "metric" not in content:
-        found["metric"] = METRICS[task_of(model)][0]
+        found["metric"] = task_named(task_of(model)).ranked[0]
     if isinstance(model, str) and isinstance(fixed, dict) and "space" not in content:
         found["space"] = {
             key: param for key, param in load(model).SPACE.items() if key not in fixed

@@ -12,6 +12,7 @@ from raybone.run.checks import configure, dataset_of
 from raybone.storage import Folder
 from raybone.study.spec import ResolvedStudy
 from raybone.train.fit import fit
+from raybone.train.samples import FoldJob
 from raybone.types import Epoch
 
 
@@ -26,15 +27,6 @@ def epochs_of_everyone(
     model = load(study.model)
     dataset = replace(dataset_of(study), test_fold=False)
     fold_of = {p: f if f in (TEST, TRAINING) else 1 for p, f in dataset.fold_of.items()}
-    yield from fit(
-        replace(dataset, fold_of=fold_of),
-        model,
-        configure(study, model, params),
-        0,
-        folder,
-        metric=study.metric,
-        epochs=study.epochs,
-        stop=study.epochs,
-        seed=study.search.seed,
-        gpu=study.resources.gpus > 0,
-    )
+    everyone, config = replace(dataset, fold_of=fold_of), configure(study, model, params)
+    job = FoldJob(everyone, model, config, 0, study.epochs, study.search.seed)
+    yield from fit(job, folder, study.metric, study.epochs, gpu=study.resources.gpus > 0)

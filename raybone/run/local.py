@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,10 +34,10 @@ from raybone.search.brain import Brain, Work
 from raybone.search.lease import EXPIRES, Lease
 from raybone.search.warm_start import warm_start
 from raybone.study.spec import FALSE_POSITIVES, ResolvedStudy, Study
-from raybone.train.evaluate import false_positives, resampled_score, score
-from raybone.train.findings import Finding
+from raybone.tasks import task_named
+from raybone.tasks.base import Outcome, Task
 from raybone.train.fit import evaluate_weights, fit
-from raybone.train.samples import usable
+from raybone.train.samples import FoldJob
 from raybone.types import Epoch, Pooled, Segment
 
 # Keys that a resumed study may change: they do not alter what is already trained.
@@ -211,19 +211,15 @@ def train(
     folder: StudyFolder, dataset: Dataset, model: Model, work: Work, segment: Segment
 ) -> Iterator[Epoch]:
     """The epochs of one segment of a work, through ``fit``."""
-    study = folder.study
+    study, fold = folder.study, segment.fold
+    config = configure(study, model, work.params)
     return fit(
-        dataset,
-        model,
-        configure(study, model, work.params),
-        segment.fold,
-        folder.configuration(work.config_id).fold(segment.fold),
-        metric=study.metric,
-        epochs=study.epochs,
-        stop=segment.stop,
-        seed=study.search.seed,
-        known=segment.start,
-        gpu=study.resources.gpus > 0,
+        FoldJob(dataset, model, config, fold, study.epochs, study.search.seed),
+        folder.configuration(work.config_id).fold(fold),
+        study.metric,
+        segment.stop,
+        segment.start,
+        study.resources.gpus > 0,
     )
 
 
@@ -237,9 +233,9 @@ def pool(folder: StudyFolder, dataset: Dataset, model: Model, work: Work) -> Poo
     findings = [finding for fold in folds for finding in fold]
     scans = [s for fold in range(dataset.folds) for s in dataset.validation(fold)]
     categories = list(configure(study, model, work.params).categories)
-    metrics = score(findings, scans, categories, model.task)
-    metrics[FALSE_POSITIVES] = false_positives(findings, scans, categories, model.task)
-    return Pooled(metrics, *_bootstrap(study, dataset, model, findings, categories))
+    outcome, task = Outcome(findings, scans, categories), task_named(model.task)
+    metrics = {**task.score(outcome), FALSE_POSITIVES: task.false_positives(outcome)}
+    return Pooled(metrics, *_bootstrap(study, dataset, task, outcome))
 
 
 def examine(tested: ConfigurationFolder, dataset: Dataset, model: Model) -> dict[str, float]:
@@ -349,11 +345,7 @@ def _work(opened: OpenStudy, work: Work, tell: Callable[[Brain], None]) -> None:
 
 
 def _bootstrap(
-    study: ResolvedStudy,
-    dataset: Dataset,
-    model: Model,
-    findings: list[Finding],
-    categories: list[str],
+    study: ResolvedStudy, dataset: Dataset, task: Task, outcome: Outcome
 ) -> tuple[tuple[float, ...], float]:
     """Replicates of the mean over folds, and their degrees of freedom; patients are drawn alike in
     every configuration.
@@ -364,34 +356,23 @@ def _bootstrap(
     person: dict[str, tuple[str, int]] = {
         p: (dataset.group_of[p], f) for p, f in dataset.fold_of.items()
     }
-    scans_of = [usable(dataset.validation(fold), model.task) for fold in range(dataset.folds)]
+    scans_of = [task.usable(dataset.validation(fold)) for fold in range(dataset.folds)]
     patients = list(dict.fromkeys(person[s.patient_id] for scans in scans_of for s in scans))
     fold_P = np.array([fold for _, fold in patients])
     patients_K = np.bincount(fold_P)
     if study.metric == "val_loss" or patients_K.min() < 2:
         return (), math.nan
-    positive = {f["scan_id"] for f in findings if f.get("positive")}
-    sick = {
-        person[s.patient_id]
-        for scans in scans_of
-        for s in scans
-        if s.scan_id in positive
-        or (
-            model.task != "classification"
-            and any(le.category in categories and not le.crowd for le in s.lesions)
-        )
-    }
+    every = [s for scans in scans_of for s in scans]
+    positive = task.positive(replace(outcome, scans=every))
+    sick = {person[s.patient_id] for s in every if s.scan_id in positive}
     draws_BP = patient_draws(
         fold_P, np.array([p in sick for p in patients]), [int(dataset.hash, 16), study.search.seed]
     )
     places = {patient: place for place, patient in enumerate(patients)}
     scores_KB = np.array(
         [
-            resampled_score(
-                findings,
-                scans,
-                categories,
-                model.task,
+            task.resampled(
+                replace(outcome, scans=scans),
                 draws_BP[:, [places[person[s.patient_id]] for s in scans]],
             )[study.metric]
             for scans in scans_of

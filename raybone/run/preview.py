@@ -15,15 +15,15 @@ from raybone.data.dataset import Dataset
 from raybone.data.loader import Batch, Loader, training_loader
 from raybone.data.tiles_and_targets import Mined
 from raybone.errors import FitFailed, WrongInput
-from raybone.models._classifier import ClassifierConfig
 from raybone.models._model import Model, TrainingConfig
 from raybone.results.study_folder import StudyFolder
 from raybone.run.checks import first_taken, resolve
 from raybone.search.fold_race import START_UP, expected, name_of
 from raybone.search.state import gpu_hours
 from raybone.study.spec import ResolvedStudy, Study
+from raybone.tasks import task_named
 from raybone.train.memory import refuse_too_large
-from raybone.train.samples import training_samples
+from raybone.train.samples import FoldJob, training_samples
 
 STEPS = 3  # timed training steps, after one that warms up
 
@@ -129,7 +129,8 @@ def _loader(study: ResolvedStudy, dataset: Dataset, model: Model, config: Traini
     nothing = Mined(
         {s.scan_id: [] for s in dataset.scans}
     )  # stands for what an earlier study found
-    samples = training_samples(dataset, model, config, 0, study.search.seed, study.epochs, nothing)
+    job = FoldJob(dataset, model, config, 0, study.epochs)
+    samples = training_samples(job, study.search.seed, nothing)
     return training_loader(samples, config.batch, 0, 1, 0)[0]
 
 
@@ -138,16 +139,13 @@ def _draw(study: ResolvedStudy, dataset: Dataset, model: Model, png: str) -> Non
     config = first_taken(study, model)
     loader = _loader(study, dataset, model, config)
     batch, samples = next(iter(loader)), loader.dataset
-    names, words = [*config.categories, "non-metastasis"], list[str]()
-    if isinstance(config, ClassifierConfig):
-        of = config.target or " or ".join(config.categories)
-        words = [f"{of}: {'yes' if y.sum() else 'no'}" for y in batch.labels]
+    names = [*config.categories, "non-metastasis"]
     batch_sheet(
         batch,
         names[: batch.mask_NCHW.shape[1] if len(batch.mask_NCHW) else len(config.categories)],
         [scan.flags for scan in map(samples.scan_of, batch.index_N.tolist())],
         png,
-        words,
+        task_named(model.task).words(batch, config),
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from raybone.models import MENU, load, menu
-from raybone.run.defaults import METRICS
 from raybone.study.spec import DIRECTIONS, Limits, Param, Resources, Search, Study
+from raybone.tasks import task_named
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 LEAST = ("dataset", "model")  # the keys that a study cannot do without
@@ -131,7 +131,9 @@ def schema() -> dict[str, Any]:
     found["allOf"] = [
         {
             "if": {"properties": {"model": {"enum": many}}, "required": ["model"]},
-            "then": {"properties": {"metric": {"enum": METRICS[task]}, **_of_model(config)}},
+            "then": {
+                "properties": {"metric": {"enum": task_named(task).ranked}, **_of_model(config)}
+            },
         }
         for (task, config), many in names.items()
     ]

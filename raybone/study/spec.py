@@ -8,11 +8,20 @@ import difflib
 import math
 import reprlib
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from raybone.errors import WrongInput
 from raybone.study.constraints import holds, problem_of
@@ -52,6 +61,7 @@ DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
 FALSE_POSITIVES = (
     "false_positives_per_lesion_free_scan"  # of a complete configuration; not one to rank by
 )
+MODELS = "raybone.models"  # group of the entry points by which packages offer models
 # Of anything that is counted: more is a slip, and overflows what torch and Ray count in
 MOST = 1_000_000
 # Aliases let a few lines of YAML stand for more than any memory holds.
@@ -262,6 +272,9 @@ class Resolved(Strict):
     steps: int | None = Field(None, ge=1, description="optimiser steps an epoch, at the least")
     warnings: tuple[str, ...] = ()
     prior: Prior | None = None
+    direction: Literal["maximize", "minimize"] | None = Field(
+        None, description="of a metric that the model's task brought"
+    )
 
 
 class Study(Strict):
@@ -297,10 +310,12 @@ class Study(Strict):
 
     @field_validator("metric")
     @classmethod
-    def _known_metric(cls, value: str) -> str:
+    def _known_metric(cls, value: str, info: ValidationInfo) -> str:
         for name in DIRECTIONS:
             if name.lower() == value.lower():
                 return name
+        if from_outside(info.data.get("model", "")):
+            return value  # its task may have metrics of its own, as is seen when it is loaded
         raise ValueError(f"must be one of {', '.join(DIRECTIONS)}, got {value!r}")
 
     @model_validator(mode="after")
@@ -372,12 +387,27 @@ class Study(Strict):
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
-        """Which end of the metric is good."""
-        return DIRECTIONS[self.metric]
+        """Which end of the metric is good.
+
+        Raises:
+            WrongInput: it is a metric of a model that was never loaded.
+        """
+        known = DIRECTIONS.get(self.metric) or (self.resolved and self.resolved.direction)
+        if not known:
+            raise WrongInput(
+                f"metric: {self.metric} is one that {self.model} must bring, but its study was "
+                "never begun; search it first"
+            )
+        return known
 
     def resolved_as(self, resolved: Resolved) -> ResolvedStudy:
         """This study with what was looked up for it."""
         return ResolvedStudy.model_validate({**dict(self), "resolved": resolved})
+
+
+def from_outside(model: str) -> bool:
+    """Whether this name is one of another package: MODULE:ATTRIBUTE or an entry point."""
+    return ":" in model or model in entry_points(group=MODELS).names
 
 
 class ResolvedStudy(Study):

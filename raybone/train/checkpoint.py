@@ -14,7 +14,6 @@ from raybone.storage import Folder, fold_name
 
 LAST = "last.pt"  # what a fold resumes from
 BEST = "best.pt"  # the average of the epoch with the best score, for other programs
-OTSU = "otsu"  # the value of hyper-parameter nm that names no earlier study
 
 
 def read_checkpoint(folder: Folder, device: torch.device | str = "cpu") -> dict[str, Any] | None:

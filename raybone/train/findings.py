@@ -13,9 +13,8 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt
 from raybone.data.annotations import is_rle
 from raybone.errors import DamagedFile
 from raybone.storage import Folder
-from raybone.types import Scan
+from raybone.types import Finding, Scan
 
-Finding = dict[str, Any]
 NAME = "predictions.json"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from raybone.data.dataset import Dataset
-from raybone.data.loader import Batch, training_loader, validation_loader
+from raybone.data.loader import Batch, ScanSamples, training_loader, validation_loader
 from raybone.data.tiles_and_targets import Mined
 from raybone.errors import DamagedFile, FitFailed
 from raybone.models import load
@@ -22,6 +22,7 @@ from raybone.models._model import Model, TrainingConfig
 from raybone.models._weights import copy_into, start_from, weights_file
 from raybone.storage import Folder
 from raybone.study.spec import DIRECTIONS
+from raybone.tasks.base import Masks
 from raybone.train.checkpoint import (
     BEST,
     LAST,
@@ -32,25 +33,14 @@ from raybone.train.checkpoint import (
     write_checkpoint,
 )
 from raybone.train.evaluate import evaluate
-from raybone.train.findings import Finding, write_findings
+from raybone.train.findings import write_findings
 from raybone.train.memory import refuse_too_large
-from raybone.train.samples import Masks, scored_samples, training_samples, wants_mining
-from raybone.types import Epoch, Scan
+from raybone.train.samples import FoldJob, scored_samples, training_samples
+from raybone.types import Epoch, Finding, Scan
 
 
 def fit(
-    dataset: Dataset,
-    model: Model,
-    config: TrainingConfig,
-    fold: int,
-    folder: Folder,
-    *,
-    metric: str,
-    epochs: int,
-    stop: int,
-    seed: int = 0,
-    known: int = 0,
-    gpu: bool = False,
+    job: FoldJob, folder: Folder, metric: str, stop: int, known: int = 0, gpu: bool = False
 ) -> Iterator[Epoch]:
     """Train a fold up to epoch ``stop``, from where ``last.pt`` in the folder ends.
 
@@ -62,14 +52,13 @@ def fit(
     Args:
         folder: where ``last.pt``, ``best.pt`` and ``predictions.json`` of this fold live.
         metric: by which ``best.pt`` is chosen.
-        epochs: length of the full run, which the learning rate schedule is made for.
         known: epochs that the caller has already; those after it that ``last.pt`` holds are yielded
             again first.
         gpu: train on this process's current CUDA device.
     Raises:
         FitFailed: the gradient is not finite, or a step needs more memory than there is.
     """
-    run = _Run(dataset, model, config, fold, folder, metric, epochs, seed, gpu)
+    run = _Run(job, folder, metric, _device(gpu))
     yield from run.history[known:stop]
     while len(run.history) < stop:
         yield run.epoch(last=len(run.history) + 1 == stop)
@@ -89,7 +78,11 @@ def evaluate_weights(
         folder: where the fold's ``last.pt`` lives.
     """
     state = read_checkpoint(folder)
-    return _applied(dataset, model, config, state, scans, _device(gpu))[0] if state else None
+    if state is None:
+        return None
+    mined = Mined({s.scan_id: [] for s in scans})  # for the loss, which nobody reads then
+    samples = scored_samples(dataset, scans, model, config, mined)
+    return _applied(model, config, state, samples, _device(gpu))[0]
 
 
 def mined_masks(
@@ -106,25 +99,22 @@ def mined_masks(
     state = earlier_fold(place, fold)
     model = load(state["model"])
     config = model.Config.model_validate(state["config"])
-    findings = _applied(dataset, model, config, state, scans, device)[1]
+    mined = Mined({s.scan_id: [] for s in scans})  # that model may have been mined itself
+    samples = scored_samples(dataset, scans, model, config, mined)
+    findings = _applied(model, config, state, samples, device)[1]
     return Mined({f["scan_id"]: f["masks"] for f in findings})
 
 
 def _applied(
-    dataset: Dataset,
     model: Model,
     config: TrainingConfig,
     state: dict[str, Any],
-    scans: list[Scan],
+    samples: ScanSamples,
     device: torch.device,
-    mined: Masks | None = None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Metrics and findings of a fold's averaged weights on scans, over all ranks."""
+    """Metrics and findings of a fold's averaged weights on samples, over all ranks."""
     module = model.build(config)
     fill(module, state["average"], LAST)
-    if mined is None and wants_mining(config):
-        mined = Mined({s.scan_id: [] for s in scans})  # for the loss, which nobody reads then
-    samples = scored_samples(dataset, scans, model, config, mined)
     rank, world = _rank()
     loader = validation_loader(samples, 4 * config.batch, rank, world, config.loader_workers)
     return evaluate(module.to(device).requires_grad_(False), samples, loader, model, device)
@@ -141,41 +131,20 @@ def _rank() -> tuple[int, int]:
 class _Run:
     """A fold in training: network, average, optimiser, loaders and history."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        model: Model,
-        config: TrainingConfig,
-        fold: int,
-        folder: Folder,
-        metric: str,
-        epochs: int,
-        seed: int,
-        gpu: bool,
-    ) -> None:
-        self.model, self.config, self.fold, self.folder, self.metric = (
-            model,
-            config,
-            fold,
-            folder,
-            metric,
-        )
-        self.epochs, self.seed, self.dataset = epochs, seed, dataset
+    def __init__(self, job: FoldJob, folder: Folder, metric: str, device: torch.device) -> None:
+        config, self.config = job.config, job.config
+        self.job, self.folder, self.metric, self.device = job, folder, metric, device
         self.rank, self.world = _rank()
-        self.device = _device(gpu)
         self.memory = torch.channels_last if config.channels_last else torch.contiguous_format
-        torch.manual_seed(_mix(seed, fold, 0))
-        self.net = model.build(config)
+        torch.manual_seed(_mix(job.seed, job.fold, 0))
+        self.net = job.model.build(config)
         state = read_checkpoint(folder, self.device)
         if state is None:
             if config.weights:
-                start_from(self.net, weights_file(config.weights, model))
-            if config.init_from:
-                copy_into(
-                    self.net,
-                    earlier_fold(config.init_from, fold)["average"],
-                    f"init_from {config.init_from}",
-                )
+                start_from(self.net, weights_file(config.weights, job.model))
+            if start := config.init_from:
+                earlier = earlier_fold(start, job.fold)
+                copy_into(self.net, earlier["average"], f"init_from {start}")
         self.net.to(self.device).to(memory_format=self.memory)
         self.average = copy.deepcopy(self.net).requires_grad_(False)
         self.wrapped = (
@@ -199,27 +168,16 @@ class _Run:
             self._resume(state)
 
     def _load_data(self) -> None:
-        config, dataset = self.config, self.dataset
+        job, config, dataset, fold = self.job, self.config, self.job.dataset, self.job.fold
         self.mined: Masks | None = None
-        if place := wants_mining(config):
-            known = [
-                *dataset.training(self.fold),
-                *dataset.validation(self.fold),
-                *dataset.reported(self.fold),
-            ]
-            self.mined = mined_masks(dataset, place, self.fold, known, self.device)
-        training = training_samples(
-            dataset,
-            self.model,
-            config,
-            self.fold,
-            _mix(self.seed, self.fold, 1),
-            self.epochs,
-            self.mined,
-        )
+        scored, reported = dataset.validation(fold), dataset.reported(fold)
+        if config.mined_from:
+            known = [*dataset.training(fold), *scored, *reported]
+            self.mined = mined_masks(dataset, config.mined_from, fold, known, self.device)
+        training = training_samples(job, _mix(job.seed, fold, 1), self.mined)
         self.validation = None
-        if scored := dataset.validation(self.fold):  # a refit on everyone has nobody to validate on
-            self.validation = scored_samples(dataset, scored, self.model, config, self.mined)
+        if scored:  # a refit on everyone has nobody to validate on
+            self.validation = scored_samples(dataset, scored, job.model, config, self.mined)
             # Without gradients four times the images fit.
             self.valid_loader = validation_loader(
                 self.validation, 4 * config.batch, self.rank, self.world, config.loader_workers
@@ -254,27 +212,20 @@ class _Run:
         started, number = time.monotonic(), len(self.history) + 1
         train_loss = self._train(number)
         if not finite(self.average.state_dict()):  # such as the running variance of a norm
-            raise FitFailed(f"fold {self.fold} epoch {number}: weights must be finite; lower lr0")
+            where = f"fold {self.job.fold} epoch {number}"
+            raise FitFailed(f"{where}: weights must be finite; lower lr0")
         if self.world > 1:
             for buffer in self.average.buffers():
                 dist.broadcast(buffer, 0)
         metrics, findings = dict[str, float](), list[dict[str, Any]]()
         if self.validation is not None:
             metrics, findings = evaluate(
-                self.average, self.validation, self.valid_loader, self.model, self.device
+                self.average, self.validation, self.valid_loader, self.job.model, self.device
             )
-        if len(self.history) + 1 == self.epochs and (reported := self.dataset.reported(self.fold)):
-            state = {"average": self.average.state_dict()}
-            tested = _applied(
-                self.dataset, self.model, self.config, state, reported, self.device, self.mined
-            )[0]
-            metrics |= {f"test_{name}": value for name, value in tested.items()}
-        record = Epoch(
-            self.fold,
-            number,
-            {**metrics, "train_loss": train_loss},
-            round(time.monotonic() - started, 3),
-        )
+        if number == self.job.epochs:
+            metrics |= self._tested()
+        metrics["train_loss"] = train_loss
+        record = Epoch(self.job.fold, number, metrics, round(time.monotonic() - started, 3))
         self.history.append(record)
         if self.rank == 0:
             self._save(findings if last and self.validation is not None else None)
@@ -282,12 +233,22 @@ class _Run:
             dist.barrier()
         return record
 
+    def _tested(self) -> dict[str, float]:
+        """Metrics on the fold that neither trains nor validates, where there is one."""
+        job = self.job
+        if not (scans := job.dataset.reported(job.fold)):
+            return {}
+        samples = scored_samples(job.dataset, scans, job.model, job.config, self.mined)
+        state = {"average": self.average.state_dict()}
+        metrics, _ = _applied(job.model, job.config, state, samples, self.device)
+        return {f"test_{name}": value for name, value in metrics.items()}
+
     def _train(self, number: int) -> float:
         self.sampler.epoch = number
         batches = iter(
             self.loader
         )  # draws a number of its own, unless its processes are there already
-        torch.manual_seed(_mix(self.seed, self.fold, number + 1))
+        torch.manual_seed(_mix(self.job.seed, self.job.fold, number + 1))
         self.wrapped.train()
         self.optimizer.zero_grad()
         total, waiting = torch.zeros((), device=self.device), 0
@@ -298,9 +259,10 @@ class _Run:
                 refuse_too_large(self.net, batch)
             accumulate = self._schedule(number, step)
             loss = self._loss(batch.to(self.device, self.memory))
-            scale = self.world if self.model.reduction == "sum" else 1 / accumulate
+            summed = self.job.model.reduction == "sum"
+            scale = self.world if summed else 1 / accumulate
             (loss * scale).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach() / (len(batch.index_N) if self.model.reduction == "sum" else 1)
+            total += loss.detach() / (len(batch.index_N) if summed else 1)
             waiting += 1
             if waiting >= accumulate or step + 1 == self.steps:
                 self._step(number, step)
@@ -319,8 +281,8 @@ class _Run:
         if not torch.isfinite(norm):
             # The norm is the same on every rank, so that all of them leave together.
             raise FitFailed(
-                f"fold {self.fold} epoch {number} step {step + 1}: the gradient must be finite, "
-                f"got norm {float(norm)}; lower lr0"
+                f"fold {self.job.fold} epoch {number} step {step + 1}: the gradient must be "
+                f"finite, got norm {float(norm)}; lower lr0"
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -335,9 +297,10 @@ class _Run:
         """Set learning rate and momentum for a step (Ultralytics' warm-up and decay); returns the
         accumulation.
         """
-        config, share = self.config, (number - 1) / self.epochs
+        config, epochs = self.config, self.job.epochs
+        share = (number - 1) / epochs
         peak = config.lr0 * _decay(config, share)
-        warm = round(min(config.warmup_epochs, self.epochs - 1) * self.steps)
+        warm = round(min(config.warmup_epochs, epochs - 1) * self.steps)
         done = step + self.steps * (number - 1)
         for group in self.optimizer.param_groups:
             start = config.warmup_bias_lr if group["kind"] == "bias" else 0.0
@@ -362,7 +325,7 @@ class _Run:
             best = {"average": self.average.state_dict(), "epoch": len(self.history)}
             write_checkpoint(self.folder, best, BEST)
         if findings is not None:
-            write_findings(self.folder, self.fold, len(self.history), findings)
+            write_findings(self.folder, self.job.fold, len(self.history), findings)
         write_checkpoint(
             self.folder,
             {
@@ -370,7 +333,7 @@ class _Run:
                 "average": self.average.state_dict(),
                 "updates": self.updates,
                 "optimizer": self.optimizer.state_dict()
-                if len(self.history) < self.epochs
+                if len(self.history) < self.job.epochs
                 else None,
                 "history": [vars(e) for e in self.history],
                 **self._own(),
@@ -379,13 +342,14 @@ class _Run:
 
     def _own(self) -> dict[str, Any]:
         """What makes weights those of this fold of this configuration, and no other's."""
+        job = self.job
         return {
-            "model": self.model.name,
-            "config": self.config.model_dump(mode="json"),
-            "fold": self.fold,
-            "seed": self.seed,
-            "epochs": self.epochs,
-            "dataset": self.dataset.hash,
+            "model": job.model.name,
+            "config": job.config.model_dump(mode="json"),
+            "fold": job.fold,
+            "seed": job.seed,
+            "epochs": job.epochs,
+            "dataset": job.dataset.hash,
         }
 
 

@@ -12,6 +12,7 @@ from raybone.data.dataset import open_dataset
 from raybone.models import load
 from raybone.storage import Folder
 from raybone.train.fit import evaluate_weights, fit
+from raybone.train.samples import FoldJob
 
 EPOCHS = 40
 
@@ -27,7 +28,7 @@ def test_after_240_steps_both_have_the_same_ap(
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
     opened, ours = open_dataset(dataset), Folder(tmp_path / "ours")
-    epochs = list(fit(opened, model, config, 0, ours, metric="AP", epochs=EPOCHS, stop=EPOCHS))
+    epochs = list(fit(FoldJob(opened, model, config, 0, EPOCHS), ours, "AP", EPOCHS))
     stock = stock_trainer(model, config, opened, EPOCHS)
     stock.train()
     torch.set_num_threads(1)

@@ -23,9 +23,11 @@ def sample() -> Sample:
 
 
 def run(hyper: Augmentation, seed: int, closed: bool = False) -> Sample:
-    return augment(
-        sample(), hyper, np.random.default_rng(seed), CANVAS, lambda i: sample(), 5, closed
-    )
+    def mates(rng: np.random.Generator) -> list[Sample]:
+        return [sample() for _ in rng.integers(0, 5, 3)]
+
+    rng = np.random.default_rng(seed)
+    return augment(sample(), hyper, rng, CANVAS, None if closed else mates)
 
 
 def test_everything_off_changes_nothing() -> None:
@@ -92,9 +94,7 @@ def test_intensity_changes_stay_in_range_and_poisson_keeps_the_mean() -> None:
             OFF.model_copy(update={"poisson": 0.5}),
             np.random.default_rng(seed),
             CANVAS,
-            lambda i: bright,
-            1,
-            False,
+            lambda rng: [bright] * 3,
         )
         assert 0 <= done.image_HW.min() <= done.image_HW.max() <= 1
         assert abs(float(np.mean(done.image_HW**2)) - 0.49) < 0.02
@@ -114,9 +114,7 @@ def test_count_scaling_multiplies_the_counts_within_its_factor_and_gamma_keeps_b
                     OFF.model_copy(update={"count_scale": 1.0}),
                     np.random.default_rng(seed),
                     CANVAS,
-                    lambda i: dim,
-                    1,
-                    False,
+                    lambda rng: [dim] * 3,
                 ).image_HW
                 ** 2
             )

@@ -16,13 +16,15 @@ from raybone.data.augment import Augmentation
 from raybone.data.cache import Intensities, as_float
 from raybone.data.dataset import open_dataset
 from raybone.data.loader import (
+    Change,
     EpochSampler,
-    Sampling,
+    Look,
     ScanSamples,
     training_loader,
     validation_loader,
 )
 from raybone.data.preprocess import resize, to_intensity
+from raybone.tasks import task_named
 from raybone.types import Prediction
 
 
@@ -30,11 +32,8 @@ from raybone.types import Prediction
 def samples(dataset: Path) -> ScanSamples:
     opened = open_dataset(dataset)
     hyper = Augmentation(mosaic=0.5, gamma=0.3)
-    return ScanSamples(
-        Intensities(opened, 128),
-        opened.training(0),
-        Sampling(["malignant"], 128, True, hyper=hyper, seed=1),
-    )
+    look, images = Look(["malignant"], 128, True), Intensities(opened, 128)
+    return ScanSamples(images, opened.training(0), look, Change(hyper, 1))
 
 
 def test_the_scan_keeps_its_aspect(samples: ScanSamples) -> None:
@@ -111,8 +110,8 @@ def test_a_montage_puts_both_views_of_a_patient_side_by_side_and_takes_them_apar
     opened = open_dataset(dataset)
     scans = opened.training(0)[:-1]  # one view stays alone
     images = Intensities(opened, 128)
-    single = ScanSamples(images, scans, Sampling(["malignant"], 128, True))
-    pairs = ScanSamples(images, scans, Sampling(["malignant"], 128, True, montage=True))
+    single = ScanSamples(images, scans, Look(["malignant"], 128, True))
+    pairs = ScanSamples(images, scans, Look(["malignant"], 128, True, montage=True))
     assert pairs.canvas == (128, 64)
     assert sorted(i for group in pairs.groups for i in group) == list(range(len(scans)))
     assert sorted(len(group) for group in pairs.groups) == [1, 2, 2, 2, 2, 2]
@@ -128,9 +127,9 @@ def test_a_montage_puts_both_views_of_a_patient_side_by_side_and_takes_them_apar
             sample.boxes_N4, np.ones(len(sample.boxes_N4), np.float32), sample.labels_N
         )
         as_mask = Prediction(mask_CHW=sample.mask_CHW.astype(np.float32))
-        for (place, boxes), (_, mask) in zip(
-            pairs.parts(index, as_found), pairs.parts(index, as_mask)
-        ):
+        for part, place in enumerate(group):
+            boxes = task_named("detection").crop(as_found, part, pairs)
+            mask = task_named("segmentation").crop(as_mask, part, pairs)
             alone = single[(-1, place)][1]
             np.testing.assert_allclose(boxes.boxes_N4, alone.boxes_N4, atol=1e-4)
             np.testing.assert_array_equal(mask.mask_CHW, alone.mask_CHW)
@@ -140,15 +139,14 @@ def test_a_box_across_the_middle_of_a_montage_goes_with_its_centre_and_stays_ins
     dataset: Path,
 ) -> None:
     opened = open_dataset(dataset)
-    pairs = ScanSamples(
-        Intensities(opened, 128), opened.training(0), Sampling(["malignant"], 128, montage=True)
-    )
+    look = Look(["malignant"], 128, montage=True)
+    pairs = ScanSamples(Intensities(opened, 128), opened.training(0), look)
     across = Prediction(
         np.array([[28, 5, 38, 15], [26, 5, 36, 15]], np.float32),
         np.array([0.9, 0.8], np.float32),
         np.zeros(2, np.int64),
     )
-    left, right = (part for _, part in pairs.parts(0, across))
+    left, right = (task_named("detection").crop(across, part, pairs) for part in (0, 1))
     np.testing.assert_array_equal(left.boxes_N4, [[26, 5, 32, 15]])
     np.testing.assert_array_equal(right.boxes_N4, [[0, 5, 6, 15]])
 
@@ -158,7 +156,8 @@ def test_a_montage_is_augmented_as_one_image_and_a_mosaic_is_of_four(dataset: Pa
     pairs = ScanSamples(
         Intensities(opened, 128),
         opened.training(0),
-        Sampling(["malignant"], 128, montage=True, hyper=Augmentation(mosaic=1.0), seed=1),
+        Look(["malignant"], 128, montage=True),
+        Change(Augmentation(mosaic=1.0), 1),
     )
     sample = pairs[(1, 0)][1]
     assert sample.image_HW.shape == (128, 64)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raybone.deploy.ensemble import agreed
+from raybone.tasks import task_named
 from raybone.types import Prediction
+
+agreed = task_named("detection").agreed
 
 
 def boxes(*items: tuple[float, float, float, float, float, int]) -> Prediction:
@@ -55,8 +57,9 @@ def test_nobody_finds_anything() -> None:
 
 def test_masks_and_classes_are_means() -> None:
     masks = [Prediction(mask_CHW=np.full((1, 2, 2), v, np.float32)) for v in (0.2, 0.6)]
-    found, sd = agreed(masks)
+    found, sd = task_named("segmentation").agreed(masks)
     np.testing.assert_allclose(found.mask_CHW, 0.4)
     np.testing.assert_allclose(sd, 0.2)
-    found, sd = agreed([Prediction(scores_N=np.array([v], np.float32)) for v in (0.1, 0.5)])
+    scores = [Prediction(scores_N=np.array([v], np.float32)) for v in (0.1, 0.5)]
+    found, sd = task_named("classification").agreed(scores)
     assert (found.scores_N[0], sd[0]) == (pytest.approx(0.3), pytest.approx(0.2))

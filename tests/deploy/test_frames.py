@@ -37,7 +37,7 @@ def test_a_lesion_on_two_tiles_is_one_finding_where_it_is() -> None:
                 np.array([0.5 + y / 1000], np.float32),
                 np.zeros(1, np.int64),
             )
-            canvas.add_boxes(origin(-y, -x, (512, 256)), found, np.array([0.1]))
+            canvas.add(origin(-y, -x, (512, 256)), found, np.array([0.1]))
     canvas.finish()
     (finding,) = canvas.frame.findings
     assert finding.box == (100, 200, 120, 225)
@@ -52,7 +52,11 @@ def test_masks_of_tiles_are_their_mean_and_the_frame_is_done_with_the_last() -> 
     for number, (y, x) in enumerate(places):
         assert canvas.frame.findings == []
         mask_CHW = truth_HW[None, y : y + 32, x : x + 32] + np.float32(0.1 * (number % 2))
-        canvas.add_masks(origin(-y, -x, (64, 32)), mask_CHW, np.full_like(mask_CHW, 0.2))
+        canvas.add(
+            origin(-y, -x, (64, 32)),
+            Prediction(mask_CHW=mask_CHW),
+            np.full_like(mask_CHW, 0.2),
+        )
     (finding,) = canvas.frame.findings
     assert finding.box == (8, 20, 12, 30)
     assert (finding.area_px, finding.area_mm2) == (40, 160.0)
@@ -63,7 +67,8 @@ def test_masks_of_tiles_are_their_mean_and_the_frame_is_done_with_the_last() -> 
 def test_both_views_of_one_image_get_what_is_said_of_the_whole() -> None:
     canvases = [canvas_of(64, 32, 1) for _ in range(2)]
     for canvas in canvases:
-        canvas.add_whole(0.7, 0.05)
+        said = Prediction(scores_N=np.array([0.7]))
+        canvas.add(origin(0, 0, (64, 32)), said, np.array([0.05]))
         canvas.finish()
     assert [[(f.box, f.score) for f in c.frame.findings] for c in canvases] == [
         [((0, 0, 32, 64), 0.7)]
@@ -73,7 +78,7 @@ def test_both_views_of_one_image_get_what_is_said_of_the_whole() -> None:
 def test_boxes_beside_the_frame_belong_to_another_one() -> None:
     canvas = canvas_of(64, 32, 1)
     boxes_N4 = np.array([[2, 2, 8, 8], [40, 2, 48, 8]], np.float32)
-    canvas.add_boxes(
+    canvas.add(
         origin(0, 32, (64, 32)),
         Prediction(boxes_N4, np.array([0.9, 0.8], np.float32), np.zeros(2, np.int64)),
         np.zeros(2),

@@ -161,17 +161,18 @@ def test_the_members_mean_is_what_is_predicted(
     place: Path, held_out: Path, cohort: Path, tmp_path: Path
 ) -> None:
     from raybone.data.loader import validation_loader
-    from raybone.deploy.ensemble import agreed, outputs
+    from raybone.deploy.ensemble import outputs
+    from raybone.tasks import task_named
     from raybone.train.samples import scored_samples
 
     bundle, dataset = open_bundle(place / "bundle"), open_dataset(held_out)
     samples = scored_samples(dataset, list(dataset.scans), bundle.model, bundle.config)
-    device = torch.device("cpu")
+    device, task = torch.device("cpu"), task_named("segmentation")
     expected = {}
     for n, members in outputs(
-        bundle.members(device), samples, validation_loader(samples, 4, 0, 1, 0), device
+        task, bundle.members(device), samples, validation_loader(samples, 4, 0, 1, 0), device
     ):
-        prediction, _ = agreed(members)
+        prediction, _ = task.agreed(members)
         np.testing.assert_allclose(
             prediction.mask_CHW, np.mean([m.mask_CHW for m in members], 0), atol=1e-6
         )

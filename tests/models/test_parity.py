@@ -21,6 +21,7 @@ from raybone.data.dataset import open_dataset
 from raybone.models import load
 from raybone.storage import Folder
 from raybone.train.fit import fit
+from raybone.train.samples import FoldJob
 
 EPOCHS = 3
 
@@ -47,7 +48,7 @@ def test_yolo_trains_as_in_ultralytics_own_trainer(
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)  # Ultralytics sets what it likes
     opened, folder = open_dataset(dataset), Folder(tmp_path / "ours")
-    ours = list(fit(opened, model, config, 0, folder, metric="AP", epochs=EPOCHS, stop=EPOCHS))
+    ours = list(fit(FoldJob(opened, model, config, 0, EPOCHS), folder, "AP", EPOCHS))
     stock = stock_trainer(model, config, opened, EPOCHS)
     stock.train()
     torch.set_num_threads(1)

@@ -234,7 +234,8 @@ def test_a_study_that_has_hardly_begun_has_a_page(
 def test_a_detector_has_the_curves_that_its_metrics_are_read_from(
     dataset: Path, tmp_path: Path
 ) -> None:
-    from raybone.train.evaluate import score
+    from raybone.tasks import task_named
+    from raybone.tasks.base import Outcome
 
     pretend(tmp_path / "st", dataset, "AP50")
     page, opened = page_of(tmp_path / "st"), open_dataset(dataset)
@@ -246,7 +247,7 @@ def test_a_detector_has_the_curves_that_its_metrics_are_read_from(
             (tmp_path / "st" / f"runs/{best}/fold{k}/predictions.json").read_text()
         )["findings"]
     ]
-    metrics = score(findings, opened.scans, ["malignant"], "detection")
+    metrics = task_named("detection").score(Outcome(findings, opened.scans, ["malignant"]))
     pr, free = (payload(page)["charts"][f"winner-{n}"]["data"]["rows"] for n in (0, 1))
     whole = [r for r in pr if r["f"] == "all folds"]
     best_after = np.maximum.accumulate([r["y"] for r in whole[::-1]])[::-1]

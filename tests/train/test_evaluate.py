@@ -16,10 +16,11 @@ from torch import distributed as dist
 from raybone.data.annotations import lesion_of_mask, rle_of
 from raybone.data.cache import Intensities
 from raybone.data.dataset import open_dataset
-from raybone.data.loader import Batch, Sampling, ScanSamples, validation_loader
+from raybone.data.loader import Batch, Look, ScanSamples, validation_loader
 from raybone.models._model import Model, TrainingConfig
-from raybone.run.defaults import METRICS
-from raybone.train.evaluate import evaluate, false_positives, resampled_score, score
+from raybone.tasks import task_named
+from raybone.tasks.base import Outcome
+from raybone.train.evaluate import evaluate
 from raybone.types import Lesion, Prediction, Scan
 
 MASK = np.zeros((8, 8), bool)
@@ -47,8 +48,10 @@ def test_false_positives_are_boxes_from_one_half_on_scans_without_lesions_of_the
         }
         for name, scores in (("c", [0.9]), ("a", [0.9, 0.5, 0.49]), ("b", []))
     ]
-    assert false_positives(findings, scans, ["malignant"], "detection") == 1.0
-    assert math.isnan(false_positives(findings, scans[2:], ["malignant"], "detection"))
+    assert task_named("detection").false_positives(Outcome(findings, scans, ["malignant"])) == 1.0
+    assert math.isnan(
+        task_named("detection").false_positives(Outcome(findings, scans[2:], ["malignant"]))
+    )
 
 
 def test_false_positives_of_a_segmenter_are_connected_parts() -> None:
@@ -56,7 +59,12 @@ def test_false_positives_of_a_segmenter_are_connected_parts() -> None:
         {"scan_id": "a", "masks": [rle_of(MASK)]},
         {"scan_id": "b", "masks": [rle_of(MASK & False)]},
     ]
-    assert false_positives(findings, [scan("a"), scan("b")], ["malignant"], "segmentation") == 1.0
+    assert (
+        task_named("segmentation").false_positives(
+            Outcome(findings, [scan("a"), scan("b")], ["malignant"])
+        )
+        == 1.0
+    )
 
 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
@@ -72,9 +80,11 @@ def test_a_sample_of_every_scan_once_has_the_score_itself(task: str) -> None:
         }
         for n, m in (("b", MASK), ("a", np.roll(MASK, 1, 0)))
     ]
-    plain = score(findings, scans, ["malignant"], task)  # type: ignore[arg-type]
-    drawn = resampled_score(findings, scans, ["malignant"], task, np.array([[1, 1], [0, 3]]))  # type: ignore[arg-type]
-    assert set(METRICS[task]) - {"val_loss"} <= set(drawn)
+    plain = task_named(task).score(Outcome(findings, scans, ["malignant"]))
+    drawn = task_named(task).resampled(
+        Outcome(findings, scans, ["malignant"]), np.array([[1, 1], [0, 3]])
+    )
+    assert set(task_named(task).ranked) - {"val_loss"} <= set(drawn)
     assert {m: v[0] for m, v in drawn.items()} == pytest.approx({m: plain[m] for m in drawn})
     assert all(math.isnan(v[1]) for v in drawn.values())
 
@@ -94,7 +104,7 @@ def test_a_patient_is_called_sick_by_one_finding_on_either_view() -> None:
         }
         for n, p in (("a1", 0.2), ("a2", 0.9), ("b1", 0.4), ("c1", 0.6), ("d1", 0))
     ]
-    scores = score(findings, scans, ["malignant"], "detection")
+    scores = task_named("detection").score(Outcome(findings, scans, ["malignant"]))
     assert (scores["patient_sensitivity"], scores["patient_precision"], scores["sensitivity"]) == (
         0.5,
         0.5,
@@ -128,7 +138,7 @@ def shared(rank: int, world: int, place: str) -> None:
     dataset = open_dataset(f"{place}/ds")
     model = Model("bright", "detection", TrainingConfig, lambda config: Bright(), {}, "here")
     samples = ScanSamples(
-        Intensities(dataset, 256), dataset.training(0)[:7], Sampling(["malignant"], 256)
+        Intensities(dataset, 256), dataset.training(0)[:7], Look(["malignant"], 256)
     )
     metrics, findings = evaluate(
         Bright(), samples, validation_loader(samples, 2, rank, world, 0), model, torch.device("cpu")

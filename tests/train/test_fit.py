@@ -18,6 +18,7 @@ from raybone.errors import FitFailed
 from raybone.models import load
 from raybone.storage import Folder
 from raybone.train.fit import fit
+from raybone.train.samples import FoldJob
 from raybone.types import Epoch
 
 SMALL = {"unet": {"width": 4, "depth": 2}, "yolo11n": {}}
@@ -46,16 +47,11 @@ def run(
     )
     return list(
         fit(
-            open_dataset(dataset),
-            model,
-            config,
-            0,
+            FoldJob(open_dataset(dataset), model, config, 0, 4, seed),
             Folder(folder),
-            metric="val_loss",
-            epochs=4,
-            stop=stop,
-            seed=seed,
-            known=known,
+            "val_loss",
+            stop,
+            known,
         )
     )
 
