@@ -30,7 +30,7 @@ lowest:
 	$(PYTHON) -m venv .lowest
 	.lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.lowest/bin/uv pip install --quiet --python .lowest --resolution lowest-direct --editable '.[dev]'
-	.lowest/bin/python -m pytest tests/data tests/search tests/metrics tests/study/test_spec.py tests/results/test_report.py
+	.lowest/bin/python -m pytest tests/data tests/hpo tests/metrics tests/study/test_spec.py tests/results/test_report.py
 
 # Long: kills drivers and workers of running studies, as root cuts a network between two hosts, and trains a YOLO until
 # it finds lesions, by our loop and by Ultralytics' trainer.

@@ -32,11 +32,11 @@ from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
 from raybone.data.ingest.prepare import prepare
+from raybone.hpo.brain import Brain
+from raybone.hpo.journal import Journal
 from raybone.phantom.phantom import phantom
 from raybone.results.terminal import progress
 from raybone.run.ray.tuner import search
-from raybone.search.brain import Brain
-from raybone.search.journal import Journal
 from raybone.storage import Folder
 from raybone.study.spec import parse_study
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from machine import keep
 
-from raybone.search.sampler import propose
-from raybone.search.state import State
+from raybone.hpo.sampler import propose
+from raybone.hpo.state import State
 from raybone.study.spec import Resolved, Study
 
 SEEDS, NOISE, LOOKS = 12, 0.02, (8, 12, 16, 24)

@@ -19,9 +19,9 @@ from unittest import mock
 import machine
 import numpy as np
 
-from raybone.search.brain import Brain
-from raybone.search.fold_race import ladder
-from raybone.search.journal import Journal
+from raybone.hpo.brain import Brain
+from raybone.hpo.fold_race import ladder
+from raybone.hpo.journal import Journal
 from raybone.storage import Folder
 from raybone.study.spec import Resolved, Study, write_study
 from raybone.types import Epoch
@@ -112,7 +112,7 @@ def timed(function: Any, seconds: list[float]) -> Any:
 JOBS = {
     "nothing": "",
     "leaderboard": "folder.write_table()",
-    "resume": "from raybone.search.brain import Brain\n"
+    "resume": "from raybone.hpo.brain import Brain\n"
     "brain = Brain(folder.study, folder.journal(), lambda params: 1, 8)\nbrain.peek()",
     "status": "from raybone.results.watch import status_lines, status_of\n"
     "status_lines(status_of(folder.study, folder.state))",
@@ -122,7 +122,7 @@ JOBS = {
 def apart(folder: Path, job: str) -> tuple[float, float]:
     """Seconds and peak MB of a job on a study, without the start of Python."""
     code = (
-        "import re, time\nimport raybone.results.leaderboard, raybone.search.brain, "
+        "import re, time\nimport raybone.results.leaderboard, raybone.hpo.brain, "
         "raybone.results.watch\n"
         "from raybone.results.study_folder import StudyFolder\n"
         f"folder = StudyFolder({str(folder)!r})\nbegan = time.perf_counter()\n{JOBS[job]}\n"

@@ -18,9 +18,8 @@ from typing import Any
 import machine
 import numpy as np
 
-from raybone.metrics.intervals import corrected_winner
-from raybone.search.fold_race import Rule, ladder
-from raybone.search.simulate import (
+from raybone.hpo.fold_race import Rule, ladder
+from raybone.hpo.simulate import (
     FULL,
     LOCKSTEPS,
     RACES,
@@ -32,6 +31,7 @@ from raybone.search.simulate import (
     replay,
     summary,
 )
+from raybone.metrics.intervals import corrected_winner
 
 REPEATS, TUNING_REPEATS, WORKERS = 200, 60, 8
 CURVES = Path(__file__).parent / "curves"

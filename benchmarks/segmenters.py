@@ -34,13 +34,13 @@ from raybone.data.dataset import open_dataset
 from raybone.data.ingest.prepare import prepare
 from raybone.data.loader import masks_of
 from raybone.data.preprocess import to_intensity
+from raybone.hpo.journal import Journal
+from raybone.hpo.state import State
 from raybone.metrics.intervals import corrected_interval
 from raybone.models import load
 from raybone.phantom.phantom import phantom
 from raybone.results.compare import figures
 from raybone.run.local import search
-from raybone.search.journal import Journal
-from raybone.search.state import State
 from raybone.storage import Folder
 from raybone.study.spec import parse_study
 from raybone.train.fit import _Run

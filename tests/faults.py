@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from raybone.search.journal import Journal
+from raybone.hpo.journal import Journal
 from raybone.storage import Folder
 
 TRIAL, WORKER = ("ray::run_trial", "ray::ImplicitFunc"), ("ray::RayTrainWorker",)

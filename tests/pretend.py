@@ -14,9 +14,9 @@ from faults import unseal
 
 from raybone.data.annotations import mask_of, rle_of
 from raybone.data.dataset import Dataset, open_dataset
+from raybone.hpo.brain import Brain
+from raybone.hpo.fold_race import ladder
 from raybone.results.study_folder import StudyFolder
-from raybone.search.brain import Brain
-from raybone.search.fold_race import ladder
 from raybone.study.spec import Resolved, ResolvedStudy, parse_study
 from raybone.train.findings import write_findings
 from raybone.types import Epoch, Pooled, Scan

@@ -11,18 +11,18 @@ from statistics import median
 ROOT = Path(__file__).resolve().parents[1] / "raybone"
 # A ratchet: it goes down with what is deleted, and up only for what an issue asks for, in a commit
 # that says so.
-NODES = 187_461
+NODES = 188_858
 FILES = {str(p.relative_to(ROOT)): p.read_text() for p in ROOT.rglob("*.py")}
 
 
 # What stood over a wall when the lines were first formatted. A name goes when its code is mended,
 # and none is added: the tests ask for equality.
 LONG_FILES = {
+    "hpo/simulate.py",
     "results/charts.py",
     "results/report.py",
     "run/local.py",
     "run/ray/tuner.py",
-    "search/simulate.py",
     "study/spec.py",
 }
 LONG_FUNCTIONS = {
@@ -37,11 +37,11 @@ LONG_FUNCTIONS = {
 MANY_PARAMETERS = {
     "data/overlay.py:overlay",
     "deploy/refit.py:refit",
+    "hpo/simulate.py:__init__",
+    "hpo/simulate.py:measure",
+    "hpo/simulate.py:replay",
+    "hpo/simulate.py:simulate",
     "run/ray/trial.py:trainer",
-    "search/simulate.py:__init__",
-    "search/simulate.py:measure",
-    "search/simulate.py:replay",
-    "search/simulate.py:simulate",
 }
 FULL_ROOMS: set[str] = set()
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from raybone.cli import VERBS, main, parser
-from raybone.search.journal import Journal
+from raybone.hpo.journal import Journal
 from raybone.storage import Folder
 
 

@@ -26,11 +26,11 @@ from raybone.data.cache import Intensities
 from raybone.data.dataset import open_dataset
 from raybone.data.loader import ScanSamples, validation_loader
 from raybone.errors import DamagedFile, MachineFault, WrongInput
+from raybone.hpo.brain import Brain
 from raybone.run.checks import dataset_of
 from raybone.run.kubernetes import manifests
 from raybone.run.local import search
 from raybone.run.ray.jobs import pack
-from raybone.search.brain import Brain
 from raybone.study.relocate import relocated
 from raybone.study.spec import parse_study, read_study
 from raybone.types import plain_cell, safe_cell

@@ -23,7 +23,7 @@ from raybone.cli import main
 from raybone.data.dataset import open_dataset
 from raybone.deploy.bundle import open_bundle
 from raybone.errors import WrongInput
-from raybone.search.journal import Journal
+from raybone.hpo.journal import Journal
 from raybone.storage import Folder
 
 

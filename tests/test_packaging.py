@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -18,6 +19,7 @@ import pytest
 import yaml
 
 from raybone.cli import main
+from raybone.phantom.phantom import phantom
 from raybone.study.examples import examples
 from raybone.version import RELEASE, version
 
@@ -26,6 +28,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BUILT_OF = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "raybone", "jobs")
 IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
 COMMIT = re.escape(RELEASE) + r"\+g[0-9a-f]{12}"
+# What makes the README's study one of seconds.
+SMALL = {
+    "epochs=60,": 'epochs=1, search={"trials": 2, "scheduler": "full", "sampler": "random"},',
+    "rb.choice(512, 1024)": "rb.choice(64, 96)",
+    "folds=5)": 'folds=2, key="key")',
+}
 
 
 def git(folder: Path, *words: str) -> str:
@@ -72,11 +80,17 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(checkout: Path) -> Path:
-    """A wheel of it, unpacked as pip would."""
+def wheel_file(checkout: Path) -> Path:
+    """A wheel of it."""
     file = build(checkout, "wheel")
     shutil.rmtree(checkout / "build")
-    with zipfile.ZipFile(file) as archive:
+    return file
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file: Path, checkout: Path) -> Path:
+    """The wheel, unpacked as pip would."""
+    with zipfile.ZipFile(wheel_file) as archive:
         archive.extractall(checkout.parent / "site")
     return checkout.parent / "site"
 
@@ -204,3 +218,70 @@ def test_an_import_that_is_not_declared_is_seen() -> None:
         "pyyaml",
         "vl-convert-python",
     }
+
+
+@pytest.fixture(scope="module")
+def installed(wheel_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The python of a second environment that raybone's wheel is installed into; what it needs is
+    taken from this one.
+    """
+    place = tmp_path_factory.mktemp("second") / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
+    python = place / "bin" / "python"
+    (site,) = place.glob("lib/python*/site-packages")
+    (site / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    install = ["-m", "pip", "--python", str(python), "install", "--no-index", "--no-deps"]
+    subprocess.run([sys.executable, *install, "--quiet", str(wheel_file)], check=True)
+    return python
+
+
+def test_the_readme_opens_with_lines_that_run_from_a_wheel(installed: Path, tmp_path: Path) -> None:
+    first = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[0]
+    language, code = first
+    assert language == "python"
+    for long, short in SMALL.items():
+        assert long in code
+        code = code.replace(long, short)
+    phantom(tmp_path / "scans", 4, height=128)
+    phantom(tmp_path / "new_scans", 1, seed=1, height=128)
+    code += "print(rb.__file__)\nprint(results.reason, *results.leaderboard()['rank'])\n"
+    (tmp_path / "ours.py").write_text(code)
+    run = subprocess.run(
+        [str(installed), "ours.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    *_, file, last = run.stdout.splitlines()
+    assert Path(file).is_relative_to(installed.parents[1])
+    assert last == "complete 1 2"
+    assert run.stdout.count("new_scans/") == 2
+    assert (tmp_path / "ours.html").is_file()
+
+
+CLIENT = """
+from pathlib import Path
+
+import raybone as rb
+
+dataset = rb.prepare(Path("scans"), "ds", folds=3, steps=["body_range"])
+study: rb.Study = rb.Study(dataset=dataset, model="unet", space={"lr0": rb.uniform(0, 1)})
+results: rb.Results = rb.search(study, Path("out"), backend="local")
+ranks: list[float] = results.leaderboard()["rank"].tolist()
+bundle: rb.Bundle = results.refit("bundle")
+boxes: list[tuple[float, ...]] = [f.box for _, found in bundle.predict("new") for f in found]
+version: str = rb.__version__
+problems: list[str] = rb.models.check(rb.models.load("unet"), steps=9)
+"""
+
+
+def test_type_checkers_read_the_api_of_the_wheel(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "client.py").write_text(CLIENT)
+    wrong = 'import raybone as rb\nrb.prepare("a", "b", fold=3)\nrb.serach\n'
+    (tmp_path / "wrong.py").write_text(wrong)
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(installed)]
+    mypy += ["--config-file", "", "--cache-dir", str(tmp_path / "cache")]
+    run = subprocess.run(
+        [*mypy, "client.py", "wrong.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "client.py" not in run.stdout, run.stdout
+    assert 'wrong.py:2: error: Unexpected keyword argument "fold" for "prepare"' in run.stdout
+    assert 'wrong.py:3: error: Module has no attribute "serach"' in run.stdout

@@ -28,8 +28,8 @@ from raybone.data.dataset import open_dataset
 from raybone.data.ingest.annotations import formats, nifti
 from raybone.data.ingest.prepare import prepare
 from raybone.errors import DamagedFile, WrongInput
+from raybone.hpo.journal import Journal
 from raybone.models import load
-from raybone.search.journal import Journal
 from raybone.storage import Folder
 from raybone.train.fit import evaluate_weights
 

@@ -138,9 +138,10 @@ def predict(
         modality: DICOM Modality to take, or 'any' (default %(default)s)
         least SCORE: lowest score of a detector's boxes (default %(default)s)
     """
+    from raybone.deploy.bundle import open_bundle
     from raybone.deploy.predict import predict
 
-    done = predict(bundle, scans, out, modality_of(modality), least, bar("predict"))
+    done = predict(open_bundle(bundle), scans, out, modality_of(modality), least, bar("predict"))
     findings = sum(len(frame.findings) for frame in done.frames)
     rate = len(done.frames) / max(done.predicting, 1e-9)
     say(

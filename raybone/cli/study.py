@@ -17,7 +17,7 @@ from raybone.errors import WrongInput
 from raybone.results.terminal import bar, progress, say, show, tell_end
 
 if TYPE_CHECKING:
-    from raybone.search.brain import Brain
+    from raybone.hpo.brain import Brain
     from raybone.study.spec import Study
 
 
@@ -275,7 +275,7 @@ def simulate(*, replay: Replay, plot: str | None = None, json: bool = False) -> 
         plot FILE.png: draw regret against cost
         json: one JSON document on stdout
     """
-    from raybone.search import simulate as simulator
+    from raybone.hpo import simulate as simulator
 
     if plot and Path(plot).suffix.lower() not in (".png", ".pdf", ".svg"):
         raise WrongInput(f"--plot {plot}: must end in .png, .pdf or .svg; choose one")

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,6 +26,9 @@ from raybone.models._model import Model, TrainingConfig
 from raybone.private import put, workplace
 from raybone.tasks import task_named
 from raybone.train.checkpoint import fill, finite
+
+if TYPE_CHECKING:
+    from raybone.deploy.predict import Predicted
 
 FORMAT = 1
 
@@ -97,6 +101,32 @@ class Bundle:
             self._member(entry).to(device).eval().requires_grad_(False)
             for entry in self.meta["members"]
         ]
+
+    def predict(
+        self,
+        scans: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        out: str | os.PathLike[str] | None = None,
+        *,
+        modality: str | None = "NM",
+        least: float = 0.1,
+    ) -> Predicted:
+        """Findings on new scans, which are read as the training scans were.
+
+        Args:
+            scans: a file, folder or archive, or several.
+            out: folder to write JSON, CSV, overlays and DICOM Segmentation to; None writes nothing.
+            modality: for DICOM, the only Modality taken; None takes all.
+            least: lowest score of a detector's boxes.
+        Returns:
+            What was found, to go through as ``for scan, findings in ...``, and what was not taken.
+        Raises:
+            WrongInput: no scans that could be read, weights that are changed, or ``out`` exists.
+        """
+        from raybone.deploy.predict import predict
+
+        several = [scans] if isinstance(scans, str | os.PathLike) else scans
+        paths = [os.fspath(scan) for scan in several]
+        return predict(self, paths, None if out is None else Path(out), modality, least)
 
     def _member(self, entry: Mapping[str, str]) -> nn.Module:
         file = self.path / entry["file"]

@@ -4,10 +4,12 @@ source frames.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,10 +27,10 @@ from raybone.data.ingest.read import Reading, read
 from raybone.data.ingest.steps import Origin, part_of
 from raybone.data.loader import validation_loader
 from raybone.data.overlay import overlay
-from raybone.deploy.bundle import Bundle, open_bundle
+from raybone.deploy.bundle import Bundle
 from raybone.deploy.dicom_seg import MadeBy, write_segmentation
 from raybone.deploy.ensemble import outputs
-from raybone.deploy.frames import Canvas, Frame
+from raybone.deploy.frames import Canvas, Found, Frame
 from raybone.deploy.out_of_distribution import oddities
 from raybone.errors import WrongInput
 from raybone.private import put, workplace
@@ -71,66 +73,92 @@ class Predicted:
     predicting: float
     drawing: float
 
+    def __iter__(self) -> Iterator[tuple[Frame, list[Found]]]:
+        """Each frame with its findings, best first."""
+        return ((frame, frame.findings) for frame in self.frames)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
 
 def predict(
-    bundle: Path | str,
+    bundle: Bundle,
     scans: Sequence[str],
-    out: Path | str,
+    out: Path | str | None = None,
     modality: str | None = "NM",
     least: float = 0.1,
     progress: Progress = lambda done, total: None,
 ) -> Predicted:
-    """Write predictions.json, predictions.csv, and of each frame an overlay NNNN.png and, where the
-    source is DICOM and the model a segmenter, NNNN.seg.dcm; all of it, or nothing.
+    """Find what the bundle finds; write predictions.json, predictions.csv, and of each frame an
+    overlay NNNN.png and, where the source is DICOM and the model a segmenter, NNNN.seg.dcm; all of
+    it, or nothing.
 
     The files name the sources, and a Segmentation object its patient: they are to be kept as the
-    scans are. Counts of the scans lie beside ``out`` while it is made, and are removed.
+    scans are. Counts of the scans lie beside ``out`` while it is made, or with other temporary
+    files, and are removed.
 
     Args:
         scans: files, folders, zip archives. A classifier of lesions needs their annotations beside
             them, in a folder.
+        out: folder to make; None writes nothing.
         modality: for DICOM, the only Modality taken; None takes all.
         least: lowest score of a detector's boxes.
     Raises:
-        WrongInput: no bundle, no scans that could be read, or ``out`` exists.
+        WrongInput: no scans that could be read, weights that are changed, or ``out`` exists.
     """
-    if "://" in str(out) or not 0 <= least <= 1:
-        raise WrongInput(
-            "predict: --out must be a folder of this machine and --least a score from 0 to 1, got "
-            f"{out} and {least:g}; change that"
-        )
-    opened, out = open_bundle(bundle), Path(out)
-    if out.exists():
-        raise WrongInput(f"--out {out}: must not exist yet; choose another name or remove it")
+    _check(scans, out, least)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    members = opened.members(device)
-    if missing := [s for s in scans if not Path(s).exists()]:
-        rule = "must be a file or folder of scans, but is not there; check the path"
-        raise WrongInput(*(f"predict {s}: {rule}" for s in missing))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    members = bundle.members(device)
     times = [time.monotonic()]
-    with workplace(out) as half:
-        steps = opened.meta["preprocessing"]["steps"]
+    with _workplace(out) as half:
+        steps = bundle.meta["preprocessing"]["steps"]
         options = ReadOptions("any", modality, steps=steps, allow_unmatched=True)
         reading = read([Path(s) for s in scans], half, options, progress=progress)
         if not reading.store.scans:
             raise reading.nothing("predict", "--modality", show_paths=False)
-        job = _Job(opened, reading, least)
+        job = _Job(bundle, reading, least)
         times.append(time.monotonic())
         _fill(job, members, device, progress)
         times.append(time.monotonic())
         (half / "new").mkdir()
         without = 0
-        for number, frame in enumerate(job.frames, 1):
+        for number, frame in enumerate(job.frames if out else (), 1):
             without += not _draw(half / "new", job, frame)
             progress(number, len(job.frames))
         times.append(time.monotonic())
         rejected, remarks = reading.rejected(), reading.warnings(without=(UNANNOTATED,))
         seconds = [after - before for before, after in pairwise(times)]
         found = Predicted(tuple(job.frames), tuple(rejected), tuple(remarks), without, *seconds)
-        _write(half / "new", opened, found)
-        put(half / "new", out)
+        if out:
+            _write(half / "new", bundle, found)
+            put(half / "new", Path(out))
     return found
+
+
+def _check(scans: Sequence[str], out: Path | str | None, least: float) -> None:
+    """Refuse what cannot be."""
+    if "://" in str(out) or not 0 <= least <= 1:
+        raise WrongInput(
+            "predict: --out must be a folder of this machine and --least a score from 0 to 1, got "
+            f"{out} and {least:g}; change that"
+        )
+    if out is not None and Path(out).exists():
+        raise WrongInput(f"--out {out}: must not exist yet; choose another name or remove it")
+    if missing := [s for s in scans if not Path(s).exists()]:
+        rule = "must be a file or folder of scans, but is not there; check the path"
+        raise WrongInput(*(f"predict {s}: {rule}" for s in missing))
+
+
+@contextlib.contextmanager
+def _workplace(out: Path | str | None) -> Iterator[Path]:
+    """A private folder, beside the one that is made, which goes at the end."""
+    if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        with workplace(Path(out)) as half:
+            yield half
+    else:
+        with tempfile.TemporaryDirectory(prefix="raybone-") as folder:
+            yield Path(folder)
 
 
 class _Job:

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import optuna
 
+from raybone.hpo.sampler import STARTUP, distributions
+from raybone.hpo.state import State
 from raybone.metrics.lesions import RATES
-from raybone.search.sampler import STARTUP, distributions
-from raybone.search.state import State
 from raybone.study.spec import Study
 from raybone.types import Array
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.errors import WrongInput
+from raybone.hpo.state import Configuration
 from raybone.metrics.intervals import corrected_interval
 from raybone.metrics.subgroups import confusion, group_of_count, roc, subgroup_table
 from raybone.models import load
 from raybone.results.study_folder import ConfigurationFolder, StudyFolder
-from raybone.search.state import Configuration
 from raybone.study.spec import DIRECTIONS, ResolvedStudy
 from raybone.types import Finding
 

@@ -27,10 +27,10 @@ from raybone.data.ingest.pseudonyms import (
 )
 from raybone.data.writer import DatasetWriter, store
 from raybone.errors import WrongInput
+from raybone.hpo.lease import EXPIRES, Lease
 from raybone.private import exchange, put, workplace
 from raybone.results.lineage import places_of
 from raybone.results.study_folder import STUDY, StudyFolder
-from raybone.search.lease import EXPIRES, Lease
 from raybone.storage import Folder
 from raybone.types import Scan
 

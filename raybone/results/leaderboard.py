@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raybone.errors import WrongInput
+from raybone.hpo.state import Configuration, State, gpu_hours
 from raybone.metrics.intervals import (
     bootstrap_interval,
     bootstrap_p,
@@ -18,7 +19,6 @@ from raybone.metrics.intervals import (
     corrected_p,
     corrected_winner,
 )
-from raybone.search.state import Configuration, State, gpu_hours
 from raybone.study.spec import DIRECTIONS, FALSE_POSITIVES, ResolvedStudy
 from raybone.types import Array
 

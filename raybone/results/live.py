@@ -30,7 +30,7 @@ from raybone.results.watch import (
 from raybone.types import printable
 
 if TYPE_CHECKING:
-    from raybone.search.brain import Brain
+    from raybone.hpo.brain import Brain
 
 # Of HOW, each with a shape of its own, as not everybody sees colours.
 SHAPES = dict(

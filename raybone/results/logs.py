@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import Any
 
 from raybone.errors import WrongInput
+from raybone.hpo.events import Event
+from raybone.hpo.fold_race import Ladder, name_of
+from raybone.hpo.lease import Lease
 from raybone.results.study_folder import StudyFolder
-from raybone.search.events import Event
-from raybone.search.fold_race import Ladder, name_of
-from raybone.search.lease import Lease
 
 WORDS = {
     "start": "a driver starts, with {slots} run(s) at once",

@@ -27,6 +27,8 @@ from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.inspect import inspect
 from raybone.data.overlay import overlay
 from raybone.errors import WrongInput
+from raybone.hpo.lease import EXPIRES, Lease
+from raybone.hpo.state import Configuration, State
 from raybone.metrics.lesions import THRESHOLD, operating_points
 from raybone.models import load
 from raybone.private import write_private
@@ -35,8 +37,6 @@ from raybone.results.charts import Chart
 from raybone.results.compare import OTHER, beside, classified, figures, findings_of, unfetched
 from raybone.results.leaderboard import leaderboard
 from raybone.results.study_folder import StudyFolder
-from raybone.search.lease import EXPIRES, Lease
-from raybone.search.state import Configuration, State
 from raybone.storage import Folder, patiently
 from raybone.study.spec import ResolvedStudy, Study
 from raybone.tasks import task_named

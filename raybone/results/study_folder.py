@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from raybone.errors import WrongInput
-from raybone.search.journal import Journal
-from raybone.search.state import Configuration, State
+from raybone.hpo.journal import Journal
+from raybone.hpo.state import Configuration, State
 from raybone.storage import Folder, fold_name
 from raybone.study.spec import ResolvedStudy, parse_study, parse_yaml, write_study
 from raybone.types import plain_cell, safe_cell
@@ -155,7 +155,7 @@ class StudyFolder:
 
     def to_optuna(self) -> optuna.Study:
         """The study as one of optuna's, in memory: see ``as_optuna``."""
-        from raybone.search.sampler import as_optuna
+        from raybone.hpo.sampler import as_optuna
 
         return as_optuna(self.study, self.state)
 
@@ -167,7 +167,7 @@ class StudyFolder:
         Raises:
             WrongInput: no study here, or fewer than two configurations ran in full.
         """
-        from raybone.search.curves import curves_of
+        from raybone.hpo.curves import curves_of
 
         content, taken = curves_of(self.url, self.study, self.state)
         self.files.write(CURVES, content)

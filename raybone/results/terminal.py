@@ -15,7 +15,7 @@ from raybone.types import printable
 if TYPE_CHECKING:
     import pandas as pd
 
-    from raybone.search.brain import Brain
+    from raybone.hpo.brain import Brain
     from raybone.types import Epoch
 
 

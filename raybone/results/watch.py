@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from raybone.hpo.fold_race import START_UP, expected, name_of
+from raybone.hpo.lease import EXPIRES, Lease
+from raybone.hpo.state import Configuration, State, gpu_hours
 from raybone.results.leaderboard import interval
 from raybone.results.logs import in_words
 from raybone.results.study_folder import StudyFolder
-from raybone.search.fold_race import START_UP, expected, name_of
-from raybone.search.lease import EXPIRES, Lease
-from raybone.search.state import Configuration, State, gpu_hours
 from raybone.study.spec import ResolvedStudy
 from raybone.types import printable
 

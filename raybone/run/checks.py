@@ -14,13 +14,13 @@ from pydantic import ValidationError
 from raybone.data.annotations import foci
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.errors import InvalidConfig, WrongInput
+from raybone.hpo.fold_race import ladder
+from raybone.hpo.sampler import propose
+from raybone.hpo.state import State
 from raybone.models import load
 from raybone.models._model import Model, TrainingConfig, names_study
 from raybone.models._weights import copy_into, start_from, weights_file
 from raybone.results.lineage import winner_of
-from raybone.search.fold_race import ladder
-from raybone.search.sampler import propose
-from raybone.search.state import State
 from raybone.storage import Folder
 from raybone.study.relocate import looked_up
 from raybone.study.space import left_by_rules

@@ -20,6 +20,9 @@ import torch
 
 from raybone.data.dataset import Dataset
 from raybone.errors import RunFailed, WrongInput
+from raybone.hpo.brain import Brain, Work
+from raybone.hpo.lease import EXPIRES, Lease
+from raybone.hpo.warm_start import warm_start
 from raybone.metrics.intervals import freedom, patient_draws
 from raybone.models._model import Model
 from raybone.results.study_folder import (
@@ -30,9 +33,6 @@ from raybone.results.study_folder import (
     earlier_rows,
 )
 from raybone.run.checks import checker, configure, resolve
-from raybone.search.brain import Brain, Work
-from raybone.search.lease import EXPIRES, Lease
-from raybone.search.warm_start import warm_start
 from raybone.study.spec import FALSE_POSITIVES, ResolvedStudy, Study
 from raybone.tasks import task_named
 from raybone.tasks.base import Outcome, Task

@@ -23,8 +23,8 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
     FakeMultiNodeProvider,
 )
 
-from raybone.search.journal import Journal
-from raybone.search.state import State
+from raybone.hpo.journal import Journal
+from raybone.hpo.state import State
 from raybone.storage import Folder
 
 TIMING = ["train_seconds", "gpu_hours"]

@@ -29,7 +29,7 @@ from pretend import pretend
 from raybone.cli import main
 from raybone.data.annotations import lesion_mask
 from raybone.data.dataset import Dataset, open_dataset
-from raybone.search.journal import Journal
+from raybone.hpo.journal import Journal
 from raybone.storage import Folder
 
 MEMORY = 3 << 29  # bytes beyond what the imports took, of any process

@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 
-from raybone.search.journal import Journal
+from raybone.hpo.journal import Journal
 from raybone.storage import Folder
 
 NETWORK, HEAD, FAR = "10.77.0", "10.77.0.1", "10.77.0.2"

@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 from heads import ended, running_head, wait_for
 
-from raybone.search.journal import Journal
+from raybone.hpo.journal import Journal
 from raybone.storage import Folder
 
 

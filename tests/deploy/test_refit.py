@@ -859,7 +859,7 @@ def test_studies_and_bundles_built_on_a_patients_study_are_named_as_well(
 def test_a_dataset_that_a_search_is_at_work_on_keeps_its_patients(
     place: Path, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from raybone.search.lease import Lease
+    from raybone.hpo.lease import Lease
     from raybone.storage import Folder
 
     shutil.copytree(held_out, tmp_path / "ds")

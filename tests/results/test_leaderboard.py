@@ -16,11 +16,11 @@ import pytest
 from faults import unseal
 
 from raybone.errors import WrongInput
+from raybone.hpo.journal import Journal
+from raybone.hpo.state import State
 from raybone.metrics.intervals import bootstrap_interval, corrected_interval
 from raybone.results.leaderboard import leaderboard, merged_leaderboard
 from raybone.run.local import search
-from raybone.search.journal import Journal
-from raybone.search.state import State
 from raybone.storage import Folder
 from raybone.study.spec import Resolved, ResolvedStudy, parse_study
 

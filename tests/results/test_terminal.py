@@ -15,7 +15,7 @@ import yaml
 
 from raybone.cli import main
 from raybone.data.dataset import open_dataset
-from raybone.search.journal import Journal
+from raybone.hpo.journal import Journal
 from raybone.storage import Folder
 
 ESCAPE = "\x1b]0;owned\x07\x9b2J\u202e"

@@ -18,14 +18,14 @@ import yaml
 from rich.console import Console
 
 from raybone.cli import main
+from raybone.hpo.journal import Journal
+from raybone.hpo.lease import Lease
+from raybone.hpo.state import State
 from raybone.results.leaderboard import leaderboard
 from raybone.results.live import Picture
 from raybone.results.study_folder import StudyFolder
 from raybone.results.watch import Status, status_lines, status_of, watch
 from raybone.run.checks import resolve
-from raybone.search.journal import Journal
-from raybone.search.lease import Lease
-from raybone.search.state import State
 from raybone.storage import Folder
 from raybone.study.spec import ResolvedStudy, parse_study
 

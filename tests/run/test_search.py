@@ -17,10 +17,10 @@ import yaml
 from faults import unseal
 
 from raybone.errors import RunFailed, WrongInput
+from raybone.hpo.journal import Journal
 from raybone.phantom.demo import STUDY, prepare_demo
 from raybone.results.study_folder import StudyFolder
 from raybone.run.local import search
-from raybone.search.journal import Journal
 from raybone.storage import Folder
 from raybone.study.spec import parse_study
 

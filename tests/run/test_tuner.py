@@ -18,11 +18,11 @@ import yaml
 from faults import TRIAL, WORKER, Killer, epochs_of
 
 from raybone.errors import WrongInput
+from raybone.hpo.brain import Brain
+from raybone.hpo.journal import Journal
 from raybone.run.local import search as search_locally
 from raybone.run.ray.resources import slots
 from raybone.run.ray.tuner import search
-from raybone.search.brain import Brain
-from raybone.search.journal import Journal
 from raybone.storage import Folder
 from raybone.study.spec import parse_study
 

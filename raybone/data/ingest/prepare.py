@@ -42,6 +42,9 @@ class Prepared:
     sources: tuple[tuple[str, str, str], ...]
     accounts: tuple[Account, ...] = ()
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
 
 @dataclass(frozen=True)
 class _Dealt:

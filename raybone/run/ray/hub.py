@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from raybone.search.brain import Work
+from raybone.hpo.brain import Work
 from raybone.types import Segment
 
 NAMESPACE = "raybone"

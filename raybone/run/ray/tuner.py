@@ -23,6 +23,8 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raybone.errors import RunFailed, WrongInput
+from raybone.hpo.brain import Brain, Work
+from raybone.hpo.fold_race import score
 from raybone.results.study_folder import ConfigurationFolder
 from raybone.run.local import HALTED, OpenStudy, conclude, open_study
 from raybone.run.ray.connection import connection
@@ -30,8 +32,6 @@ from raybone.run.ray.hub import NAMESPACE, Hub
 from raybone.run.ray.resources import ROOM_SECONDS, no_room, per_worker, room, slots
 from raybone.run.ray.trial import run_trial, storage
 from raybone.run.ray.worker import examine_remotely
-from raybone.search.brain import Brain, Work
-from raybone.search.fold_race import score
 from raybone.study.spec import ResolvedStudy, Study
 from raybone.types import Epoch
 

@@ -19,12 +19,12 @@ import ray.util
 import torch
 
 from raybone.errors import FitFailed
+from raybone.hpo.brain import Work
 from raybone.models import load
 from raybone.results.study_folder import StudyFolder
 from raybone.run.checks import dataset_of
 from raybone.run.local import examine, pool, train
 from raybone.run.ray.hub import find
-from raybone.search.brain import Work
 from raybone.study.spec import ResolvedStudy
 from raybone.types import Epoch, Segment
 

@@ -12,10 +12,10 @@ from pretend import pretend
 
 from raybone.cli import main
 from raybone.errors import WrongInput
+from raybone.hpo.sampler import observations, propose
+from raybone.hpo.state import State
+from raybone.hpo.warm_start import warm_start as warm_start_from
 from raybone.results.study_folder import StudyFolder, earlier_rows
-from raybone.search.sampler import observations, propose
-from raybone.search.state import State
-from raybone.search.warm_start import warm_start as warm_start_from
 from raybone.study.spec import Prior, Resolved, Study, parse_study, write_study
 
 SPACE = {

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import optuna
 
-from raybone.search.fold_race import score, scores
-from raybone.search.state import Configuration, State
+from raybone.hpo.fold_race import score, scores
+from raybone.hpo.state import Configuration, State
 from raybone.study.space import LONGEST, active, complete, draw, from_unit, grid, identity, rejected
 from raybone.study.spec import Param, Prior, ResolvedStudy
 

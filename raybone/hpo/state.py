@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raybone.errors import WrongInput
-from raybone.search.events import Event
+from raybone.hpo.events import Event
 from raybone.study.space import identity
 from raybone.study.spec import Study
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from raybone.errors import WrongInput
-from raybone.search.lease import Lease
+from raybone.hpo.lease import Lease
 from raybone.storage import Folder
 
 
 def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from raybone.storage import Folder; from raybone.search.lease import "
+        "import sys, time; from raybone.storage import Folder; from raybone.hpo.lease import "
         "Lease;Lease(Folder(sys.argv[1])).take(); print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen(

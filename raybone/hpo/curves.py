@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from raybone.errors import WrongInput
-from raybone.search.state import Configuration, State
+from raybone.hpo.state import Configuration, State
 from raybone.study.spec import ResolvedStudy
 from raybone.types import Array
 

@@ -13,10 +13,10 @@ import pytest
 
 from raybone.cli import main
 from raybone.errors import WrongInput
-from raybone.search.brain import Brain
-from raybone.search.fold_race import ladder
-from raybone.search.journal import Journal
-from raybone.search.simulate import (
+from raybone.hpo.brain import Brain
+from raybone.hpo.fold_race import ladder
+from raybone.hpo.journal import Journal
+from raybone.hpo.simulate import (
     FULL,
     LOCKSTEPS,
     RACES,

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from raybone.errors import InvalidConfig
-from raybone.search.brain import Brain
-from raybone.search.fold_race import Race, ladder
-from raybone.search.journal import Journal
-from raybone.search.state import State
+from raybone.hpo.brain import Brain
+from raybone.hpo.fold_race import Race, ladder
+from raybone.hpo.journal import Journal
+from raybone.hpo.state import State
 from raybone.storage import Folder
 from raybone.study.spec import Limits, Resolved, ResolvedStudy, Study
 from raybone.types import Epoch

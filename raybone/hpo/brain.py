@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from raybone.errors import InvalidConfig
-from raybone.search import fold_race as race
-from raybone.search import stopping as goal
-from raybone.search.events import Event
-from raybone.search.journal import Journal
-from raybone.search.sampler import ATTEMPTS, propose
-from raybone.search.state import Configuration, State, gpu_hours
+from raybone.hpo import fold_race as race
+from raybone.hpo import stopping as goal
+from raybone.hpo.events import Event
+from raybone.hpo.journal import Journal
+from raybone.hpo.sampler import ATTEMPTS, propose
+from raybone.hpo.state import Configuration, State, gpu_hours
 from raybone.study.spec import ResolvedStudy
 from raybone.types import Decision, Epoch, Pooled, Segment
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from raybone.errors import InvalidConfig
-from raybone.search.brain import Brain
-from raybone.search.journal import Journal
-from raybone.search.sampler import observations, propose
-from raybone.search.state import State
+from raybone.hpo.brain import Brain
+from raybone.hpo.journal import Journal
+from raybone.hpo.sampler import observations, propose
+from raybone.hpo.state import State
 from raybone.storage import Folder
 from raybone.study.space import grid, left_by_rules
 from raybone.study.spec import Param, Resolved, ResolvedStudy, Study, parse_study
@@ -218,7 +218,7 @@ def test_a_model_proposes_the_same_in_another_process_with_other_string_hashes(
     sampler: str,
 ) -> None:
     code = (
-        "import sys; sys.path.insert(0, 'tests/search'); from test_sampler import race; "
+        "import sys; sys.path.insert(0, 'tests/hpo'); from test_sampler import race; "
         f"print([c.params for c in race({sampler!r}, 0, 14).configurations.values()])"
     )
     said = subprocess.run(

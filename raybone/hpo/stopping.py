@@ -10,8 +10,8 @@ import warnings
 import optuna
 import optuna.terminator
 
-from raybone.search.sampler import as_optuna
-from raybone.search.state import State
+from raybone.hpo.sampler import as_optuna
+from raybone.hpo.state import State
 from raybone.study.spec import ResolvedStudy
 
 LEAST = (

@@ -14,8 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from raybone.search.rungs import Rung
-from raybone.search.state import Configuration
+from raybone.hpo.rungs import Rung
+from raybone.hpo.state import Configuration
 from raybone.study.spec import ResolvedStudy
 from raybone.types import Decision
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from raybone.search.fold_race import Race, Rule
+from raybone.hpo.fold_race import Race, Rule
 
 CASES = json.loads((Path(__file__).parent / "referee" / "syne_tune.json").read_text())
 LADDER = ((1, 1), (1, 3), (1, 9), (1, 27))

@@ -1,7 +1,7 @@
 """Writes syne_tune.json: what Syne Tune's rung systems decide on streams of scores.
 
     pip install syne-tune==0.13.0 --no-deps && pip install dill sortedcontainers
-    python tests/search/referee/record.py
+    python tests/hpo/referee/record.py
 
 Run in an environment of its own: Syne Tune pins a numpy that raybone cannot use. Factors are powers
 of two: a third is no binary number, so that Syne Tune sometimes turns down a score that is the

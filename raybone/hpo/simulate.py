@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from raybone.errors import WrongInput
-from raybone.search.fold_race import SMOOTH, Ladder, Race, Rule, ladder
+from raybone.hpo.fold_race import SMOOTH, Ladder, Race, Rule, ladder
 from raybone.types import Array
 
 TOP = 0.05  # share of the configurations that counts as a good pick

@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from raybone.errors import RunFailed, WrongInput
-from raybone.search.events import Event, check_event
+from raybone.hpo.events import Event, check_event
 from raybone.storage import Folder, patiently
 
 SEAL = ',"crc":"'  # what comes before the checksum of a line

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.search.test_race import good, make_study, play, start
 
 from raybone.errors import RunFailed, WrongInput
-from raybone.search.brain import Brain
-from raybone.search.journal import Journal
-from raybone.search.state import State
+from raybone.hpo.brain import Brain
+from raybone.hpo.journal import Journal
+from raybone.hpo.state import State
 from raybone.storage import Folder
 from raybone.types import Epoch
-from tests.search.test_race import good, make_study, play, start
 
 
 def picture(brain: Brain) -> dict[str, Any]:

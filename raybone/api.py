@@ -1,0 +1,271 @@
+"""The Python API: what the command line does, with objects in, objects and pandas out.
+
+What takes over two seconds shows its progress as the command line does; ``progress=False`` keeps
+it quiet.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from raybone.data.dataset import open_dataset
+from raybone.data.ingest import prepare as ingest
+from raybone.data.ingest.options import PrepareKeywords
+from raybone.data.ingest.prepare import Prepared
+from raybone.deploy.bundle import Bundle, open_bundle
+from raybone.errors import RunFailed, WrongInput
+from raybone.results.study_folder import ConfigurationFolder, StudyFolder
+from raybone.results.terminal import bar, epoch_line
+from raybone.results.terminal import progress as lines
+from raybone.run.defaults import complete
+from raybone.study import spec
+from raybone.study.spec import Param, Value, parse_study, read_study
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas as pd
+
+    from raybone.hpo.brain import Brain
+
+__all__ = [
+    "Bundle",
+    "Results",
+    "RunFailed",
+    "Study",
+    "WrongInput",
+    "choice",
+    "int_uniform",
+    "log_uniform",
+    "open_bundle",
+    "open_dataset",
+    "open_study",
+    "prepare",
+    "search",
+    "uniform",
+]
+Where = str | os.PathLike[str]
+When = Mapping[str, Value]
+
+
+def choice(*values: Value, when: When | None = None) -> Param:
+    """One of these values.
+
+    Args:
+        when: other searched hyper-parameters, and the values at which this one exists.
+    """
+    return Param(choice=values, when=dict(when) if when else None)
+
+
+def uniform(low: float, high: float, when: When | None = None) -> Param:
+    """A number between these, as for ``choice``."""
+    return Param(uniform=(low, high), when=dict(when) if when else None)
+
+
+def log_uniform(low: float, high: float, when: When | None = None) -> Param:
+    """A number between these, whose logarithm is uniform, as for ``choice``; ``low`` is above 0."""
+    return Param(log_uniform=(low, high), when=dict(when) if when else None)
+
+
+def int_uniform(low: int, high: int, when: When | None = None) -> Param:
+    """A whole number between these, both included, as for ``choice``."""
+    return Param(int_uniform=(low, high), when=dict(when) if when else None)
+
+
+class Study(spec.Study):
+    """A model, a dataset, a space of hyper-parameters, and the means to search it.
+
+    Args:
+        dataset: folder that ``prepare`` made, or its fsspec URL.
+        model: a name of the menu, or ``package.module:MODEL``.
+        keys: the other keys of a study's YAML, see docs/study.md: name, metric, epochs, fixed,
+            space, search, resources, limits, keep. What is left out has the same defaults.
+    Raises:
+        WrongInput: a rule is broken, one line each.
+    """
+
+    def __init__(self, *, dataset: Where, model: str, **keys: Any) -> None:
+        content = {"dataset": os.fspath(dataset), "model": model, **keys}
+        checked = parse_study(complete(content, str(keys.get("name", ""))))
+        super().__init__(**{name: getattr(checked, name) for name in type(checked).model_fields})
+
+    @classmethod
+    def from_yaml(cls, path: Where, *overrides: str) -> Study:
+        """The study of a YAML file.
+
+        Args:
+            overrides: ``key=value`` on dotted keys, such as ``search.trials=8``.
+        Raises:
+            WrongInput: a rule is broken, one line each.
+        """
+        checked = read_study(Path(path), list(overrides), complete)
+        given = {name: getattr(checked, name) for name in checked.model_fields_set}
+        return cls(**given)
+
+
+def prepare(
+    source: Where, dataset: Where, *, progress: bool = True, **options: Unpack[PrepareKeywords]
+) -> Prepared:
+    """Read raw scans and annotations, and write a dataset folder, whole or not at all.
+
+    Args:
+        source: folder or archive of scans and annotations, see docs/data.md.
+        dataset: folder to make.
+        options: see ``raybone.data.ingest.options.PrepareOptions``.
+    Returns:
+        What was made; ``Study`` takes it as a dataset.
+    Raises:
+        WrongInput: nothing to take, an impossible option, or the dataset exists.
+    """
+    tell = bar("prepare") if progress else _silent
+    return ingest.prepare(Path(source), Path(dataset), tell, **options)
+
+
+def search(
+    study: spec.Study,
+    out: Where,
+    *,
+    backend: str = "ray",
+    wait: float = 0,
+    warm_start: Sequence[Where] = (),
+    progress: bool = True,
+) -> Results:
+    """Run a study, or resume it: the same call.
+
+    Args:
+        out: study folder, or an fsspec URL.
+        backend: ``local`` is this process. ``ray`` is the Ray cluster that RAY_ADDRESS names or
+            this process is connected to, else one of its own on this machine; any other word is the
+            address of one.
+        wait: minutes to wait for nodes that an autoscaler adds.
+        warm_start: leaderboards or study folders whose rows steer what is proposed.
+    Raises:
+        WrongInput: before anything is trained.
+        RunFailed: machines or storage failed for too long, or too many configurations did.
+    """
+    tell = lines() if progress else _unheard
+    folder, warm = os.fspath(out), [os.fspath(source) for source in warm_start]
+    if backend == "local":
+        from raybone.run.local import search as here
+
+        reason = here(study, folder, tell, warm)
+    else:
+        from raybone.run.ray.tuner import search as on_ray
+
+        reason = on_ray(study, folder, _address(backend), tell, warm, wait)
+    return Results(StudyFolder(folder), reason)
+
+
+def open_study(url: Where, dataset: Where = "") -> Results:
+    """The results of a study that was begun, here or elsewhere, as they are now.
+
+    Args:
+        url: study folder, or an fsspec URL.
+        dataset: where its dataset is now, if it was moved.
+    Raises:
+        WrongInput: no study is there.
+    """
+    folder = StudyFolder(url, os.fspath(dataset))
+    folder.study  # noqa: B018  # that it is none is said at once
+    return Results(folder)
+
+
+class Results:
+    """What a study gave, or gave so far.
+
+    Attributes:
+        folder: the study's. reason: why the search ended; empty for a study that was opened.
+    """
+
+    def __init__(self, folder: StudyFolder, reason: str = "") -> None:
+        self.folder, self.reason = folder, reason
+
+    @property
+    def study(self) -> spec.ResolvedStudy:
+        """The study as it ran."""
+        return self.folder.study
+
+    @property
+    def winner(self) -> ConfigurationFolder | None:
+        """The best complete configuration, None while there is none."""
+        return self.folder.winner()
+
+    def leaderboard(self) -> pd.DataFrame:
+        """One row a configuration, best first; docs/reviewer.md says what the columns are."""
+        return self.folder.table()
+
+    def configuration(self, config_id: str) -> ConfigurationFolder:
+        """One configuration by its ``config_id`` in the leaderboard."""
+        return self.folder.configuration(config_id)
+
+    def to_optuna(self) -> optuna.Study:
+        """The study as one of optuna's, in memory, for its plots and importances."""
+        return self.folder.to_optuna()
+
+    def report(self, html: Where | None = None, *, scans: bool = True) -> str:
+        """Write one self-contained HTML file; returns its path.
+
+        Args:
+            html: the file; STUDY/report.html by default.
+            scans: whether it shows scans of patients.
+        Raises:
+            WrongInput: the file cannot be one.
+        """
+        from raybone.results.report import report
+
+        name = None if html is None else os.fspath(html)
+        return report(self.folder.url, name, scans, moved=self.study.dataset)[0]
+
+    def refit(
+        self,
+        out: Where,
+        *,
+        rank: int = 1,
+        all_patients: str = "",
+        onnx: bool = False,
+    ) -> Bundle:
+        """Write the winner, or another rank, as a model bundle.
+
+        Args:
+            out: folder to make.
+            all_patients: the backend, as for ``search``, on which one model of all patients but the
+                test group is trained; empty takes the fold models together.
+            onnx: write ONNX files as well.
+        Raises:
+            WrongInput: no such rank, its weights or the study's dataset are gone, or ``out``
+                exists.
+        """
+        from raybone.deploy.refit import refit, train_here
+
+        train = None
+        if all_patients == "local":
+            train = partial(train_here, tell=epoch_line)
+        elif all_patients:
+            from raybone.run.ray.refit import train_on_ray
+
+            train = partial(train_on_ray, address=_address(all_patients), tell=epoch_line)
+        return refit(
+            self.folder.url, Path(out), rank, train, onnx, bar("refit"), self.study.dataset
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from raybone.results.leaderboard import brief_of
+
+        table = self.leaderboard()
+        return table[brief_of(table)].to_html(index=False, na_rep="", float_format="{:.3f}".format)
+
+
+def _address(backend: str) -> str | None:
+    return None if backend == "ray" else backend
+
+
+def _silent(done: int, total: int) -> None:
+    """No bar."""
+
+
+def _unheard(brain: Brain) -> None:
+    """No lines."""
