@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from torchvision.ops import batched_nms
 
 from raybone.data.annotations import lesions_of_mask, mask_of, rle_of
 from raybone.data.ingest.steps import Origin, part_of
 from raybone.deploy.bundle import Bundle
 from raybone.metrics.calibration import calibrated
 from raybone.metrics.lesions import THRESHOLD
-from raybone.tasks.detection import apart
+from raybone.tasks.detection import MERGE
 from raybone.types import Array, Prediction
+
+Box = tuple[Array, float, float, int]  # xyxy, score, standard deviation of it, label
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Canvas:
         self.finished = False
         self.sums_2CHW: Array | None = None
         self.times_HW: Array | None = None
-        self.boxes: list[tuple[Array, float, float, int]] = []
+        self.boxes: list[Box] = []
 
     def add(self, origin: Origin, prediction: Prediction, sd: Array) -> None:
         """Take in what is predicted of one scan, or of a lesion of it.
@@ -135,13 +139,8 @@ class Canvas:
             for name, p_HW, sd_HW in zip(names, *mean_2CHW):
                 self.frame.masks[name] = rle_of(p_HW >= THRESHOLD)
                 found += list(self._lesions(name, p_HW, sd_HW))
-        self.boxes.sort(key=lambda b: -b[1])
-        kept = (
-            apart([b[0] for b in self.boxes], [b[3] for b in self.boxes])
-            if self.parts > 1
-            else range(len(self.boxes))
-        )
-        for box_4, score, sd, label in (self.boxes[n] for n in kept):
+        boxes = sorted(self.boxes, key=lambda b: -b[1])
+        for box_4, score, sd, label in _apart(boxes) if self.parts > 1 else boxes:
             found.append(
                 Found(
                     names[label],
@@ -178,3 +177,12 @@ class Canvas:
 
     def _sd(self, spread: float) -> float | None:
         return round(spread, 5) if len(self.bundle.meta["members"]) > 1 else None
+
+
+def _apart(boxes: Sequence[Box]) -> list[Box]:
+    """The boxes, best first, that no better one of their category overlaps by MERGE."""
+    if not boxes:
+        return []
+    boxes_N4 = torch.from_numpy(np.stack([box_4 for box_4, *_ in boxes])).float()
+    scores_N, labels_N = (torch.tensor([b[k] for b in boxes]) for k in (1, 3))
+    return [boxes[n] for n in batched_nms(boxes_N4, scores_N, labels_N, MERGE).tolist()]

@@ -140,16 +140,6 @@ class Detection(Task):
         return counts
 
 
-def apart(boxes: Sequence[Array], labels: Sequence[int]) -> list[int]:
-    """Indices of the boxes, best first, that no better one of their category overlaps by MERGE."""
-    kept: list[int] = []
-    for row, box_4 in enumerate(boxes):
-        rivals = [boxes[k] for k in kept if labels[k] == labels[row]]
-        if not rivals or float(_iou(np.stack(rivals), box_4).max()) < MERGE:
-            kept.append(row)
-    return kept
-
-
 def _iou(boxes_N4: Array, box_4: Array) -> Array:
     low_N2, high_N2 = np.maximum(boxes_N4[:, :2], box_4[:2]), np.minimum(boxes_N4[:, 2:], box_4[2:])
     common_N = np.prod(np.clip(high_N2 - low_N2, 0, None), axis=1)
