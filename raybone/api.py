@@ -251,6 +251,10 @@ class Results:
             self.folder.url, Path(out), rank, train, onnx, bar("refit"), self.study.dataset
         )
 
+    def __repr__(self) -> str:
+        rows = len(self.folder.state.configurations)
+        return f"<Results of {self.study.name}: {rows} configurations, in {self.folder.url}>"
+
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         from raybone.results.leaderboard import brief_of

@@ -159,6 +159,7 @@ def test_prepare_writes_the_same_dataset(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(cohorts(layout), "ph")
+    shutil.copy(cohorts(layout).with_suffix(".key"), "ph.key")
     capsys.readouterr()
     run("prepare", "ph", "ds", "--folds", 2, "--key", "ph.key", *options)
     said = capsys.readouterr().out.splitlines()
@@ -297,7 +298,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             small = [dataclasses.replace(model, build=build) for model in models.MODELS]
             patch.setattr(models, "MODELS", small)
         run("phantom", "ph", "--patients", 5, "--height", 128, "--seed", 2)
-        run("prepare", "ph", "ds", "--folds", 2, "--holdout", 1, "--key", "ph/phantom.key")
+        run("prepare", "ph", "ds", "--folds", 2, "--holdout", 1, "--key", "ph.key")
         torch.save(hot_pixels().state_dict(), "hot.pt")
         usual = {"batch": 1, "nbs": 1, "imgsz": 128, "warmup_epochs": 0, "ema": 0.0}
         usual |= {"optimizer": "SGD", "fliplr": 0.5}
