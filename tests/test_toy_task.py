@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from raybone.data.loader import Batch
 from raybone.errors import WrongInput
 from raybone.models import check
 from raybone.models._model import Model, TrainingConfig
+from raybone.study.metric import Metric
 from raybone.study.spec import Param
 from raybone.tasks import register, task_named
 from raybone.tasks.base import Outcome, Task
@@ -29,7 +31,8 @@ from raybone.types import Prediction
 class Counting(Task):
     name = "counting"
     ranked = ("MAE", "val_loss")
-    metrics: ClassVar = {"MAE": "minimize"}
+    alone = "MAE"
+    metrics: ClassVar = {"MAE": Metric("minimize", high=math.inf)}
 
     def finding(self, prediction: Prediction) -> dict[str, Any]:
         return {"count": round(float(prediction.scores_N[0]), 5)}

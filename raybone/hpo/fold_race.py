@@ -99,7 +99,7 @@ def scores(
     early AP is exactly 0 for everybody.
     """
     folds, epochs = study.resolved.ladder[rung]
-    sign = 1 if study.direction == "maximize" else -1
+    sign = study.sign
     values = [
         sign * configuration.fold_score(k, epochs, study.metric, SMOOTH) for k in range(folds)
     ]
@@ -119,7 +119,7 @@ def race_of(study: ResolvedStudy) -> Race:
     """
     race = study.search.scheduler == "fold_race"
     rule = Rule(races=race, promotion=not race or study.search.type == "promotion")
-    return Race(study.resolved.ladder, rule, 1 if study.direction == "maximize" else -1)
+    return Race(study.resolved.ladder, rule, study.sign)
 
 
 def expected(study: ResolvedStudy) -> list[tuple[int, float, float]]:

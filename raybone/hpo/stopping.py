@@ -26,7 +26,7 @@ def reached(study: ResolvedStudy, state: State) -> str:
     Scores are those of the leaderboard: the mean over the folds of the final epoch. Costs a second
     or so once there are ``LEAST`` complete configurations, so ask when one completes.
     """
-    sign = 1 if study.direction == "maximize" else -1
+    sign = study.sign
     means = {
         c.id: c.mean(study.resolved.folds, study.epochs, study.metric)
         for c in state.configurations.values()

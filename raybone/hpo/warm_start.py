@@ -77,7 +77,7 @@ def _standings(study: Study, source: str, table: Sequence[Row]) -> list[Row]:
             f"--warm-start {source}: must have rows that are complete or stopped, but has none; "
             "give another leaderboard"
         )
-    sign = 1 if study.direction == "maximize" else -1
+    sign = study.sign
 
     def standing(row: Row) -> tuple[float, ...]:
         done = _number(row["folds_done"]), _number(row["epochs_done"])

@@ -21,7 +21,6 @@ RECALL_R = np.linspace(0, 1, 101)  # COCO's recall thresholds
 # scan, as areas.
 SIZES = {"AP_small": (0.0, 12.0**2), "AP_medium": (12.0**2, 24.0**2), "AP_large": (24.0**2, 1e10)}
 IOUS_T = np.linspace(0.5, 0.95, 10)
-NAMES = ("AP", "AP50", "AP75", *SIZES, "AR", "FROC", "sensitivity", "precision")
 
 Truth = Sequence[tuple[Array, Array]]
 

@@ -17,11 +17,11 @@ from raybone.metrics.intervals import corrected_interval
 from raybone.metrics.subgroups import confusion, group_of_count, roc, subgroup_table
 from raybone.models import load
 from raybone.results.study_folder import ConfigurationFolder, StudyFolder
-from raybone.study.spec import DIRECTIONS, ResolvedStudy
+from raybone.study.metric import METRICS, named
+from raybone.study.spec import ResolvedStudy
+from raybone.tasks import task_named
 from raybone.types import Finding
 
-# What papers call metrics -> what they are called here.
-CALLED = {"F1": "dice", "DSC": "dice", "recall": "sensitivity"}
 OTHER = (
     "published figures are of other patients, scanners and readers: they say what to expect, not "
     "who is better"
@@ -49,7 +49,7 @@ def compare(place: str, dataset: str = "") -> dict[str, Any]:
             f"compare {place}: needs a complete configuration, but has none; let the search end"
         )
     cases: dict[str, Any] = {}
-    if load(study.model).task == "classification":
+    if task_named(load(study.model).task).judged:
         if why := unfetched(study, dataset):
             cases = {"not_shown": f"no subgroups: {why}"}
         else:
@@ -93,7 +93,7 @@ def beside(
     published = figures(study.name)
     measured = [
         m
-        for m in DIRECTIONS
+        for m in METRICS
         if any(m in run.metrics for run in best.epochs.values()) and m != "val_loss"
     ]
     groups = {
@@ -131,7 +131,7 @@ def figures(study: str) -> list[dict[str, Any]]:
     return [
         {
             **row,
-            "metric": CALLED.get(row["metric"], row["metric"]),
+            "metric": named(row["metric"]),
             "value": float(row["value"]),
             "subgroup": row["variant"].removesuffix(" lesions")
             if row["dataset"].endswith("subgroup")
@@ -233,10 +233,10 @@ def _measured(best: Configuration, folds: int, metric: str) -> dict[str, float]:
         np.array([best.epochs[k].last(name) for k in range(folds)])
         for name in (metric, f"test_{metric}")
     )
-    low, high = corrected_interval(values_K)
+    low, high = map(METRICS[metric].within, corrected_interval(values_K))
     return {
         "mean": float(values_K.mean()),
-        "low": max(low, 0.0),
-        "high": min(high, 1.0),
+        "low": low,
+        "high": high,
         "test": float(tests_K.mean()),
     }

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from raybone.metrics.intervals import (
     corrected_p,
     corrected_winner,
 )
-from raybone.study.spec import DIRECTIONS, FALSE_POSITIVES, ResolvedStudy
-from raybone.types import Array
+from raybone.study.metric import FALSE_POSITIVES, METRICS
+from raybone.study.spec import ResolvedStudy
+from raybone.types import Array, safe_cell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,20 +91,19 @@ def _traits(study: ResolvedStudy) -> dict[str, object]:
 
 
 def _ranked(entries: Mapping[str, Entry], studies: Sequence[ResolvedStudy]) -> pd.DataFrame:
+    study, more = studies[0], _more(studies, [c for _, c, _ in entries.values()])
     rows = [
-        {**_row(study, c, ended), "config_id": name} for name, (study, c, ended) in entries.items()
+        {**_row(own, c, ended, more), "config_id": name}
+        for name, (own, c, ended) in entries.items()
     ]
-    study = studies[0]
     mean = f"{study.metric}_mean"
-    worst = -math.inf if study.direction == "maximize" else math.inf
-    sign = -1 if study.direction == "maximize" else 1
     # A complete row is as good as its score, however long its study trains; the others stand in
     # order of progress.
     rows.sort(
         key=lambda r: (
             r["state"] != "complete",
             *_progress(r),
-            sign * (r[mean] if math.isfinite(r[mean]) else worst),
+            -study.sign * r[mean] if math.isfinite(r[mean]) else math.inf,
             r["config_id"],
         )
     )
@@ -113,23 +114,25 @@ def _ranked(entries: Mapping[str, Entry], studies: Sequence[ResolvedStudy]) -> p
         row |= _against(row, complete[0], entries) if rank > 1 else {"verdict": "best"}
     if complete:
         folds_CK = np.array([_folds(study, row) for row in complete])
-        complete[0][f"{study.metric}_corrected"] = -sign * corrected_winner(-sign * folds_CK)
-    looks = [name for name, (_, c, _) in entries.items() if c.test]
-    for row in rows if len(looks) > 1 else ():
-        row["warnings"] = "; ".join(
-            filter(
-                None,
-                [
-                    row["warnings"],
-                    f"the test group was looked at {len(looks)} times ({', '.join(looks)})",
-                ],
-            )
+        complete[0][f"{study.metric}_corrected"] = study.sign * corrected_winner(
+            study.sign * folds_CK
         )
+    looks = [name for name, (_, c, _) in entries.items() if c.test]
+    if len(looks) > 1:
+        remark = f"the test group was looked at {len(looks)} times ({', '.join(looks)})"
+        for row in rows:
+            row["warnings"] = "; ".join(filter(None, [row["warnings"], remark]))
     import pandas as pd  # training processes import this file, and have no table to make
 
-    table = pd.DataFrame(rows, columns=_columns(studies, [c for _, c, _ in entries.values()]))
+    columns = [*_row(study, Configuration("", {}), False, more)]  # of no rows as well
+    table = pd.DataFrame(rows, columns=columns)
     table["rank"] = table["rank"].astype("Int64")
     return table
+
+
+def csv_of(table: pd.DataFrame) -> bytes:
+    """The table as CSV, with no cell that a spreadsheet runs."""
+    return table.map(safe_cell).to_csv(index=False).encode()
 
 
 def brief_of(table: pd.DataFrame) -> list[str]:
@@ -156,75 +159,95 @@ def interval(
     """``ci`` of the mean of these fold scores: of the patient bootstrap where there is one, else
     Nadeau & Bengio's.
     """
+    metric, replicates_B = study.measure, np.array(configuration.replicates)
     low, high = (
-        bootstrap_interval(
-            float(folds_K.mean()), np.array(configuration.replicates), configuration.freedom
-        )
-        if configuration.replicates
+        bootstrap_interval(float(folds_K.mean()), replicates_B, configuration.freedom)
+        if len(replicates_B)
         else corrected_interval(folds_K)
     )
-    return _within(study, low), _within(study, high)
+    return metric.within(low), metric.within(high)
 
 
 def _progress(row: dict[str, Any]) -> tuple[int, int]:
     return (0, 0) if row["state"] == "complete" else (-row["folds_done"], -row["epochs_done"])
 
 
-def _row(study: ResolvedStudy, configuration: Configuration, ended: bool) -> dict[str, Any]:
-    folds, metric = study.resolved.folds, study.metric
-    lengths = [len(configuration.epochs.get(k, ())) for k in range(folds)]
-    final = {
-        m: [_final(configuration, k, m) for k in range(folds)]
-        for m in (metric, *DIRECTIONS, *_seen([configuration])[1])
-    }
-    started = [v for v, n in zip(final[metric], lengths) if n]
+@dataclass(frozen=True)
+class _More:
+    """What the columns of a table depend on: other metrics than the study's, hyper-parameters, and
+    metrics of one category, such as ``dice[bone]``.
+    """
+
+    metrics: list[str]
+    params: list[str]
+    parts: list[str]
+
+
+def _more(studies: Sequence[ResolvedStudy], configurations: Sequence[Configuration]) -> _More:
+    seen = {k for c in configurations for run in c.epochs.values() for k in run.metrics}
+    return _More(
+        [m for m in METRICS if m in seen and m != studies[0].metric],
+        [*dict.fromkeys(name for s in studies for name in [*s.fixed, *s.space])],
+        sorted(k for k in seen if k.endswith("]") and not k.startswith("test_")),
+    )
+
+
+def _row(
+    study: ResolvedStudy, configuration: Configuration, ended: bool, more: _More
+) -> dict[str, Any]:
+    """The cells of a configuration, in the order of the columns; what ranking gives is NaN yet."""
+    folds, m, c = study.resolved.folds, study.metric, configuration
+    lengths = [len(c.epochs.get(k, ())) for k in range(folds)]
+    final = [_final(c, k, m) for k in range(folds)]
     # A fold without a finite score makes the mean NaN: it is not left out.
-    values = np.array(started, float)
-    mean = float(values.mean()) if len(values) else math.nan
-    nb_low, nb_high = corrected_interval(values)
-    low, high = interval(study, configuration, values)
+    values = np.array([v for v, n in zip(final, lengths) if n], float)
+    nb_low, nb_high = map(study.measure.within, corrected_interval(values))
+    low, high = interval(study, c, values)
+    params = {**study.fixed, **c.params}
+    test_folds = float(np.mean([_final(c, k, f"test_{m}") for k in range(folds)]))
     return {
         "rank": None,
-        "config_id": configuration.id,
+        "config_id": c.id,
         "model": study.model,
-        "state": _state(configuration, ended),
+        "state": _state(c, ended),
         "folds_done": sum(n == study.epochs for n in lengths),
         "epochs_done": sum(lengths),
-        f"{metric}_mean": mean,
-        f"{metric}_sd": float(values.std(ddof=1)) if len(values) > 1 else math.nan,
-        f"{metric}_ci_low": low,
-        f"{metric}_ci_high": high,
-        f"{metric}_pooled": configuration.pooled.get(metric, math.nan),
-        **{f"{metric}_fold{k}": v for k, v in enumerate(final[metric])},
-        **{
-            f"{m}_mean": float(np.mean(v))
-            for m, v in final.items()
-            if m != metric and np.isfinite(v).all()
-        },
-        "train_seconds": round(configuration.train_seconds, 1),
-        "gpu_hours": round(gpu_hours(study, configuration.train_seconds), 4),
-        "parameters": configuration.parameters,
-        **{f"cfg.{k}": v for k, v in {**study.fixed, **configuration.params}.items()},
+        f"{m}_mean": float(values.mean()) if len(values) else math.nan,
+        f"{m}_sd": float(values.std(ddof=1)) if len(values) > 1 else math.nan,
+        f"{m}_ci_low": low,
+        f"{m}_ci_high": high,
+        f"{m}_pooled": c.pooled.get(m, math.nan),
+        **{f"{m}_fold{k}": v for k, v in enumerate(final)},
+        **{f"{other}_mean": _mean(c, folds, other) for other in more.metrics},
+        "delta_to_best": math.nan,
+        "p_to_best": math.nan,
+        "train_seconds": round(c.train_seconds, 1),
+        "gpu_hours": round(gpu_hours(study, c.train_seconds), 4),
+        "parameters": c.parameters,
+        **{f"cfg.{k}": params.get(k, math.nan) for k in more.params},
         "seed": study.search.seed,
         "dataset_hash": study.resolved.dataset_hash,
         "code_version": study.resolved.code_version,
-        "reason": configuration.reason if configuration.status == "failed" else "",
-        "warnings": "; ".join(filter(None, [*study.resolved.warnings, configuration.untested])),
-        f"{metric}_nb_low": _within(study, nb_low),
-        f"{metric}_nb_high": _within(study, nb_high),
-        f"{metric}_test": configuration.test.get(metric, math.nan),
-        f"{metric}_test_folds": float(
-            np.mean([_final(configuration, k, f"test_{metric}") for k in range(folds)])
-        ),
-        FALSE_POSITIVES: configuration.pooled.get(FALSE_POSITIVES, math.nan),
+        "reason": c.reason if c.status == "failed" else "",
+        "warnings": "; ".join(filter(None, [*study.resolved.warnings, c.untested])),
+        f"{m}_nb_low": nb_low,
+        f"{m}_nb_high": nb_high,
+        "delta_ci_low": math.nan,
+        "delta_ci_high": math.nan,
+        "p_to_best_bootstrap": math.nan,
+        f"{m}_corrected": math.nan,
+        f"{m}_test": c.test.get(m, math.nan),
+        FALSE_POSITIVES: c.pooled.get(FALSE_POSITIVES, math.nan),
+        **({f"{m}_test_folds": test_folds} if study.search.test_fold else {}),
+        "verdict": math.nan,
+        **{f"{part}_mean": _mean(c, folds, part) for part in more.parts},
     }
 
 
-def _within(study: ResolvedStudy, limit: float) -> float:
-    """A limit of an interval, no further than the metric goes: all but the loss are between 0 and
-    1.
-    """
-    return limit if study.direction == "minimize" else float(np.clip(limit, 0.0, 1.0))
+def _mean(configuration: Configuration, folds: int, metric: str) -> float:
+    """Of the folds' last epochs; NaN unless each is finite."""
+    values = [_final(configuration, k, metric) for k in range(folds)]
+    return float(np.mean(values)) if np.isfinite(values).all() else math.nan
 
 
 def _against(
@@ -279,55 +302,3 @@ def _state(configuration: Configuration, ended: bool) -> str:
 
 def _folds(study: ResolvedStudy, row: dict[str, Any]) -> Any:
     return np.array([row[f"{study.metric}_fold{k}"] for k in range(study.resolved.folds)])
-
-
-def _columns(
-    studies: Sequence[ResolvedStudy], configurations: Sequence[Configuration]
-) -> list[str]:
-    study = studies[0]
-    m = study.metric
-    seen, parts = _seen(configurations)
-    params = list(dict.fromkeys(name for s in studies for name in [*s.fixed, *s.space]))
-    return [
-        "rank",
-        "config_id",
-        "model",
-        "state",
-        "folds_done",
-        "epochs_done",
-        f"{m}_mean",
-        f"{m}_sd",
-        f"{m}_ci_low",
-        f"{m}_ci_high",
-        f"{m}_pooled",
-        *(f"{m}_fold{k}" for k in range(study.resolved.folds)),
-        *(f"{o}_mean" for o in DIRECTIONS if o != m and o in seen),
-        "delta_to_best",
-        "p_to_best",
-        "train_seconds",
-        "gpu_hours",
-        "parameters",
-        *(f"cfg.{p}" for p in params),
-        "seed",
-        "dataset_hash",
-        "code_version",
-        "reason",
-        "warnings",
-        f"{m}_nb_low",
-        f"{m}_nb_high",
-        "delta_ci_low",
-        "delta_ci_high",
-        "p_to_best_bootstrap",
-        f"{m}_corrected",
-        f"{m}_test",
-        FALSE_POSITIVES,
-        *([f"{m}_test_folds"] if study.search.test_fold else []),
-        "verdict",
-        *(f"{part}_mean" for part in parts),
-    ]
-
-
-def _seen(configurations: Sequence[Configuration]) -> tuple[set[str], list[str]]:
-    """The metrics that there are, and those of one category, such as ``dice[bone]``."""
-    seen = {k for c in configurations for run in c.epochs.values() for k in run.metrics}
-    return seen, sorted(k for k in seen if k.endswith("]") and not k.startswith("test_"))

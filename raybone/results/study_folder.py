@@ -20,7 +20,7 @@ from raybone.hpo.journal import Journal
 from raybone.hpo.state import Configuration, State
 from raybone.storage import Folder, fold_name
 from raybone.study.spec import ResolvedStudy, parse_study, parse_yaml, write_study
-from raybone.types import plain_cell, safe_cell
+from raybone.types import plain_cell
 
 if TYPE_CHECKING:
     import optuna
@@ -120,8 +120,10 @@ class StudyFolder:
 
     def write_table(self) -> pd.DataFrame:
         """Write leaderboard.csv; returns its table."""
+        from raybone.results.leaderboard import csv_of
+
         table = self.table()
-        self.files.write(LEADERBOARD, table.map(safe_cell).to_csv(index=False).encode())
+        self.files.write(LEADERBOARD, csv_of(table))
         return table
 
     def refuse_loss(self) -> None:

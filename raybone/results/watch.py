@@ -297,7 +297,7 @@ def _rungs(study: ResolvedStudy, state: State) -> tuple[Rung, ...]:
 
 
 def _leaders(study: ResolvedStudy, state: State) -> tuple[Best, ...]:
-    sign = 1 if study.direction == "maximize" else -1
+    sign = study.sign
     ladder, found = study.resolved.ladder, []
     for configuration in state.configurations.values():
         folds, epochs = ladder[configuration.rung]

@@ -33,7 +33,8 @@ from raybone.results.study_folder import (
     earlier_rows,
 )
 from raybone.run.checks import checker, configure, resolve
-from raybone.study.spec import FALSE_POSITIVES, ResolvedStudy, Study
+from raybone.study.metric import FALSE_POSITIVES
+from raybone.study.spec import ResolvedStudy, Study
 from raybone.tasks import task_named
 from raybone.tasks.base import Outcome, Task
 from raybone.train.fit import evaluate_weights, fit

@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from raybone.models import MENU, load, menu
-from raybone.study.spec import DIRECTIONS, Limits, Param, Resources, Search, Study
+from raybone.study.metric import METRICS
+from raybone.study.spec import Limits, Param, Resources, Search, Study
 from raybone.tasks import task_named
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -120,7 +121,7 @@ def schema() -> dict[str, Any]:
     found, names = _study(), dict[Any, list[str]]()
     found["properties"]["model"]["enum"], found["properties"]["metric"]["enum"] = (
         list(MENU),
-        list(DIRECTIONS),
+        list(METRICS),
     )
     found["$defs"]["Param"]["oneOf"] = [
         {"required": [name]} for name in Param.model_fields if name != "when"

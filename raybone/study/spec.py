@@ -25,42 +25,9 @@ from pydantic import (
 
 from raybone.errors import WrongInput
 from raybone.study.constraints import holds, problem_of
+from raybone.study.metric import METRICS, Direction, Metric
 from raybone.study.yaml12 import NO_YAML, Dumper, load_yaml
 
-# The metrics there are, and whether more is better; which of them a study may be ranked by depends
-# on its model.
-DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
-    "AP": "maximize",
-    "AP50": "maximize",
-    "AP75": "maximize",
-    "AP_small": "maximize",
-    "AP_medium": "maximize",
-    "AP_large": "maximize",
-    "AR": "maximize",
-    "FROC": "maximize",
-    "dice": "maximize",
-    "iou": "maximize",
-    "scan_dice": "maximize",
-    "scan_iou": "maximize",
-    "scan_precision": "maximize",
-    "scan_sensitivity": "maximize",
-    "lesion_precision": "maximize",
-    "lesion_sensitivity": "maximize",
-    "hd95_mm": "minimize",
-    "AUC": "maximize",
-    "accuracy": "maximize",
-    "specificity": "maximize",
-    "PPV": "maximize",
-    "NPV": "maximize",
-    "precision": "maximize",
-    "sensitivity": "maximize",
-    "patient_precision": "maximize",
-    "patient_sensitivity": "maximize",
-    "val_loss": "minimize",
-}
-FALSE_POSITIVES = (
-    "false_positives_per_lesion_free_scan"  # of a complete configuration; not one to rank by
-)
 MODELS = "raybone.models"  # group of the entry points by which packages offer models
 # Of anything that is counted: more is a slip, and overflows what torch and Ray count in
 MOST = 1_000_000
@@ -272,7 +239,7 @@ class Resolved(Strict):
     steps: int | None = Field(None, ge=1, description="optimiser steps an epoch, at the least")
     warnings: tuple[str, ...] = ()
     prior: Prior | None = None
-    direction: Literal["maximize", "minimize"] | None = Field(
+    direction: Direction | None = Field(
         None, description="of a metric that the model's task brought"
     )
 
@@ -311,12 +278,12 @@ class Study(Strict):
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, value: str, info: ValidationInfo) -> str:
-        for name in DIRECTIONS:
+        for name in METRICS:
             if name.lower() == value.lower():
                 return name
         if from_outside(info.data.get("model", "")):
             return value  # its task may have metrics of its own, as is seen when it is loaded
-        raise ValueError(f"must be one of {', '.join(DIRECTIONS)}, got {value!r}")
+        raise ValueError(f"must be one of {', '.join(METRICS)}, got {value!r}")
 
     @model_validator(mode="after")
     def _space_is_sound(self) -> Study:
@@ -386,19 +353,30 @@ class Study(Strict):
         return problems
 
     @property
-    def direction(self) -> Literal["maximize", "minimize"]:
-        """Which end of the metric is good.
+    def measure(self) -> Metric:
+        """What is known of its metric.
 
         Raises:
             WrongInput: it is a metric of a model that was never loaded.
         """
-        known = DIRECTIONS.get(self.metric) or (self.resolved and self.resolved.direction)
-        if not known:
-            raise WrongInput(
-                f"metric: {self.metric} is one that {self.model} must bring, but its study was "
-                "never begun; search it first"
-            )
-        return known
+        if self.metric in METRICS:
+            return METRICS[self.metric]
+        if self.resolved and self.resolved.direction:
+            return Metric(self.resolved.direction, -math.inf, math.inf)
+        raise WrongInput(
+            f"metric: {self.metric} is one that {self.model} must bring, but its study was never "
+            "begun; search it first"
+        )
+
+    @property
+    def direction(self) -> Direction:
+        """Which end of the metric is good, as ``measure`` has it."""
+        return self.measure.direction
+
+    @property
+    def sign(self) -> int:
+        """1 where more of the metric is better, -1 where less is."""
+        return self.measure.sign
 
     def resolved_as(self, resolved: Resolved) -> ResolvedStudy:
         """This study with what was looked up for it."""

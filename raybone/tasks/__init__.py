@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from raybone.errors import WrongInput
-from raybone.study.spec import DIRECTIONS
+from raybone.study.metric import METRICS
 from raybone.tasks.base import Task
 
 BUILT_IN = ("detection", "segmentation", "classification")
@@ -20,7 +20,7 @@ def register(task: Task) -> None:
     """
     if type(_TASKS.setdefault(task.name, task)) is not type(task):
         raise ValueError(f"task {task.name}: is known already; give yours another name")
-    DIRECTIONS.update(task.metrics)
+    METRICS.update(task.metrics)
 
 
 def task_named(name: str) -> Task:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from raybone.data.annotations import NOT_LESIONS, is_focus
 from raybone.data.dataset import Dataset
 from raybone.data.folds import TEST
 from raybone.metrics.lesions import patient_metrics
+from raybone.study.metric import Metric
 from raybone.types import Array, Finding, Lesion, Prediction, Scan
 
 if TYPE_CHECKING:
@@ -52,17 +53,22 @@ class Task:
     """A kind of prediction. What a method says here holds for a task that does not say otherwise.
 
     name: as a Model names it. ranked: the metrics that a study may be ranked by, the usual one
-    first; ``resampled`` gives all of them but val_loss. metrics: directions of metrics that raybone
-    does not know. masks: whether its findings are masks, and its samples have some. rescored:
-    whether its findings hold no scores, so that calibration runs the networks once more. counted:
-    what is scored, in words.
+    first; ``resampled`` gives all of them but val_loss. metrics: those that raybone does not know.
+    alone: the metric of one scan by itself. masks: whether its findings are masks, and its samples
+    have some. rescored: whether its findings hold no scores, so that calibration runs the networks
+    once more. judged: whether a finding is of one sample, with a ``score`` and whether that is
+    ``positive`` in truth. free_response: whether what is rightly not found cannot be counted.
+    counted: what is scored, in words.
     """
 
     name: ClassVar[str]
     ranked: ClassVar[tuple[str, ...]]
-    metrics: ClassVar[Mapping[str, Literal["maximize", "minimize"]]] = {}
+    alone: ClassVar[str]
+    metrics: ClassVar[Mapping[str, Metric]] = {}
     masks: ClassVar[bool] = False
     rescored: ClassVar[bool] = False
+    judged: ClassVar[bool] = False
+    free_response: ClassVar[bool] = False
     counted: ClassVar[str] = "samples"
 
     # Samples

@@ -28,6 +28,8 @@ class Classification(Task):
 
     name = "classification"
     ranked = ("AUC", "accuracy", "sensitivity", "specificity", "PPV", "NPV", "val_loss")
+    alone = "accuracy"
+    judged = True
 
     def usable(self, scans: Sequence[Scan]) -> list[Scan]:
         """All of them: by their label, or for no lesion at all."""

@@ -30,6 +30,8 @@ class Detection(Task):
 
     name = "detection"
     ranked = ("AP", "AP50", "AP75", "val_loss")
+    alone = "AP50"
+    free_response = True
     counted = "boxes"
 
     def warnings(self, dataset: Dataset, config: TrainingConfig, sizes: Sequence[int]) -> list[str]:

@@ -34,6 +34,7 @@ class Segmentation(Task):
 
     name = "segmentation"
     ranked = ("dice", "iou", "precision", "sensitivity", "val_loss")
+    alone = "dice"
     masks = True
     rescored = True
     counted = "pixels"

@@ -21,7 +21,7 @@ from raybone.models import load
 from raybone.models._model import Model, TrainingConfig
 from raybone.models._weights import copy_into, start_from, weights_file
 from raybone.storage import Folder
-from raybone.study.spec import DIRECTIONS
+from raybone.study.metric import METRICS
 from raybone.tasks.base import Masks
 from raybone.train.checkpoint import (
     BEST,
@@ -319,7 +319,7 @@ class _Run:
         return self.accumulate
 
     def _save(self, findings: list[Finding] | None) -> None:
-        sign = 1 if DIRECTIONS[self.metric] == "maximize" else -1
+        sign = METRICS[self.metric].sign
         worth = [sign * e.metrics[self.metric] for e in self.history if self.metric in e.metrics]
         if worth and worth[-1] >= max((w for w in worth if not math.isnan(w)), default=-math.inf):
             best = {"average": self.average.state_dict(), "epoch": len(self.history)}

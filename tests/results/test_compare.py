@@ -12,7 +12,8 @@ import pytest
 from pretend import pretend
 
 from raybone.cli import main
-from raybone.results.compare import compare
+from raybone.hpo.state import Configuration, Run
+from raybone.results.compare import beside, compare
 
 # Liu et al. 2021, Table 3: sensitivity, specificity, accuracy, PPV, NPV in per cent.
 TABLE_3 = {
@@ -74,3 +75,20 @@ def test_a_papers_subgroups_stand_beside_ours_and_its_missing_auc_beside_nothing
         assert [p["value"] for p in row["published"]] == [TEXT[name]]
         assert re.search(rf"^AUC +{mine}, {name} +{TEXT[name]:.4f} ResNet50", told, re.MULTILINE)
     assert told.count("ResNet50, scan") == len(shared)
+
+
+def test_the_interval_of_a_metric_ends_where_the_metric_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = {"metric": "hd95_mm", "subgroup": "", "system": "", "variant": "", "table": ""}
+    monkeypatch.setattr("raybone.results.compare.figures", lambda study: [{**figure, "value": 9.0}])
+    study, best = pretend(tmp_path / "st"), Configuration("c000", {})
+    for fold, (dice, millimetres) in enumerate([(0.9, 12.0), (0.95, 30.0), (1.0, 14.0)]):
+        best.epochs[fold] = Run()
+        best.epochs[fold].append({"dice": dice, "hd95_mm": millimetres}, 1.0)
+    dice_row, distance_row = beside(study, best, {})
+    assert (dice_row["metric"], dice_row["high"]) == ("dice", 1.0)
+    assert distance_row["metric"] == "hd95_mm"
+    assert distance_row["mean"] == pytest.approx(56 / 3)
+    assert distance_row["low"] == 0.0
+    assert distance_row["high"] > 30

@@ -1,0 +1,217 @@
+"""The best complete configuration of a study: what it finds out of fold, as curves and pictures."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raybone.data.annotations import foci
+from raybone.data.dataset import Dataset
+from raybone.data.overlay import overlay
+from raybone.errors import WrongInput
+from raybone.hpo.state import Configuration
+from raybone.metrics.lesions import THRESHOLD, operating_points
+from raybone.models import load
+from raybone.results.charts.curves import ALL, curve, histogram
+from raybone.results.charts.vega import Chart
+from raybone.results.compare import findings_of
+from raybone.results.study_folder import StudyFolder
+from raybone.tasks import task_named
+from raybone.tasks.base import Outcome, Task
+from raybone.types import Array, Finding, Scan
+
+# What reading files raises that somebody has changed.
+BROKEN = (WrongInput, ValueError, KeyError, TypeError, AttributeError, OSError)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A finding with its value in words; the smaller its loss, the better it is."""
+
+    loss: float
+    finding: Finding
+    words: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A scan as PNG in base64, with words below it and words instead of it."""
+
+    words: str
+    png: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The best complete configuration's findings, out of fold."""
+
+    task: Task
+    categories: list[str]
+    findings: list[Finding]
+    dataset: Dataset
+
+    def of(self, folds: Sequence[int]) -> tuple[list[Finding], list[Scan]]:
+        """Findings and scans of some folds; only those scans that are scored."""
+        kept = {s.scan_id: s for k in folds for s in self.task.usable(self.dataset.validation(k))}
+        return [f for f in self.findings if f["scan_id"] in kept], list(kept.values())
+
+    @property
+    def scans(self) -> list[Scan]:
+        """The scans of all folds that are scored."""
+        return self.of(range(self.dataset.folds))[1]
+
+    def alone(self, scans: Sequence[Scan], metric: str) -> tuple[str, Array]:
+        """The metric of each scan by itself, or another that one scan has, and its name."""
+        each_NN = np.eye(len(scans), dtype=int)
+        outcome = Outcome(self.findings, scans, self.categories)
+        values = self.task.resampled(outcome, each_NN)
+        name = metric if metric in values else self.task.alone
+        return name, values[name]
+
+
+def winner_of(
+    folder: StudyFolder, best: Configuration | None, dataset: Dataset | None
+) -> tuple[Winner | None, str]:
+    """The winner's findings, or why there are none."""
+    if best is None:
+        return None, "there is no complete configuration yet"
+    if dataset is None:
+        return None, "the dataset is gone or has changed"
+    study = folder.study
+    try:
+        categories = list({**study.fixed, **best.params}.get("categories") or ["malignant"])
+        findings = findings_of(folder.configuration(best.id), dataset)
+        winner = Winner(task_named(load(study.model).task), categories, findings, dataset)
+        own, scans = winner.of(range(dataset.folds))
+        each = winner.task.judged or len(own) == len(scans)
+        if len(own) != len(findings) or not each:
+            raise ValueError("its predictions are not of the scans of the folds")
+    except BROKEN as error:
+        return None, str(error)
+    return winner, ""
+
+
+def winner_charts(winner: Winner) -> list[Chart]:
+    """PR and FROC of a detector, PR and ROC of a classifier, Dice by scan of a segmenter."""
+    return _dice(winner) if winner.task.masks else _curves(winner)
+
+
+def _dice(winner: Winner) -> list[Chart]:
+    sick = _sick(winner, winner.scans)
+    if not sick:
+        return []
+    dice_N = winner.alone(sick, "dice")[1]
+    says = (
+        f"{len(sick)} scans with lesions, out of fold; the median is {np.median(dice_N):.3f}. "
+        f"Masks are stored as cut at {THRESHOLD:g}: a segmenter has no PR, FROC or ROC curve here."
+    )
+    return [histogram("Dice by scan", says, "Dice of one scan", dice_N)]
+
+
+def _curves(winner: Winner) -> list[Chart]:
+    every, detector = range(winner.dataset.folds), winner.task.free_response
+    precision: dict[str, tuple[Array, Array]] = {}
+    alarms: dict[str, tuple[Array, Array]] = {}
+    for name, folds in {ALL: [*every], **{f"fold {k}": [k] for k in every}}.items():
+        findings, scans = winner.of(folds)
+        score_D, hit_D, positives = winner.task.scored(Outcome(findings, scans, winner.categories))
+        _, true_T, false_T = operating_points(score_D, hit_D)
+        if positives and len(true_T) and (detector or false_T[-1]):
+            unit = len(scans) if detector else false_T[-1]
+            precision[name] = (true_T / positives, true_T / (true_T + false_T))
+            alarms[name] = (np.append(0, false_T / unit), np.append(0, true_T / positives))
+    if ALL not in precision:
+        return []
+    says = (
+        "Out of fold: each scan by the model that has not seen its patient. Thin lines are single "
+        "folds."
+    )
+    if detector:
+        says += " A lesion is found with an IoU of at least 0.5; all categories together."
+        title, x = "Free-response ROC", "false positives a scan"
+    else:
+        title, x = "ROC", "1 - specificity"
+    return [
+        curve("Precision and recall", says, ("recall", "precision"), precision),
+        curve(title, says, (x, "sensitivity"), alarms, rates=detector),
+    ]
+
+
+def pictures(winner: Winner, metric: str) -> list[Picture]:
+    """The best, median and worst scans with lesions."""
+    scans = {s.scan_id: s for s in winner.scans if "burned-in-text" not in s.flags}
+    every = _judged(winner) if winner.task.judged else _scored(winner, scans, metric)
+    cases = sorted((c for c in every if c.finding["scan_id"] in scans), key=lambda c: c.loss)
+    last, middle = len(cases) - 1, len(cases) // 2
+    # Where there are few cases, a later line counts.
+    kinds = {
+        **{last: "Worst", last - 1: "Worst"},
+        **{middle: "Median", middle - 1: "Median"},
+        **{1: "Best", 0: "Best"},
+    }
+    return [
+        _picture(winner, scans[cases[n].finding["scan_id"]], cases[n], kinds[n])
+        for n in sorted(kinds)
+        if 0 <= n <= last
+    ]
+
+
+def _judged(winner: Winner) -> Iterator[Case]:
+    """What was classified, by the distance of its probability from the truth."""
+    for finding in winner.findings:
+        score, truth = finding["score"], "positive" if finding["positive"] else "negative"
+        words = f"probability {score:.3f}, in truth {truth}"
+        yield Case(abs(score - finding["positive"]), finding, words)
+
+
+def _scored(winner: Winner, scans: Mapping[str, Scan], metric: str) -> Iterator[Case]:
+    """Scans with something to find, by their metric."""
+    sick = _sick(winner, [*scans.values()])
+    if not sick:
+        return
+    by_id = {f["scan_id"]: f for f in winner.findings}
+    name, values_N = winner.alone(sick, metric)
+    for scan, value in zip(sick, values_N.tolist()):
+        if math.isfinite(value):
+            yield Case(-value, by_id[scan.scan_id], f"{name} {value:.3f}")
+
+
+def _picture(winner: Winner, scan: Scan, case: Case, kind: str) -> Picture:
+    count = sum(le.category in winner.categories for le in foci(scan))
+    scores = case.finding.get("scores", ())
+    words = (
+        f"{kind}: {case.words}. Scan {scan.scan_id}, {scan.view}, fold "
+        f"{winner.dataset.fold_of[scan.patient_id]}, {count} lesion{'s' * (count != 1)}."
+    )
+    if scores:
+        words += (
+            f" Of {len(scores)} boxes, the {sum(s >= THRESHOLD for s in scores)} that score at "
+            f"least {THRESHOLD:g} are drawn."
+        )
+    png = overlay(
+        winner.dataset.counts(scan),
+        scan.high,
+        case.finding,
+        scan.lesions,
+        winner.categories,
+        flags=scan.flags,
+    )
+    return Picture(
+        words,
+        base64.b64encode(png).decode(),
+        f"Scan with outlines of truth (solid) and prediction (dashed). {words}",
+    )
+
+
+def _sick(winner: Winner, scans: Sequence[Scan]) -> list[Scan]:
+    """Scans with something to find: lesions, or bones where they are looked for."""
+    return [
+        s
+        for s in scans
+        if any(le.category in winner.categories and not le.crowd for le in s.lesions)
+    ]
