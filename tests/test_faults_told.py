@@ -24,7 +24,7 @@ from PIL import Image
 from raybone.cli import main
 from raybone.data.cache import Intensities
 from raybone.data.dataset import open_dataset
-from raybone.data.loader import ScanSamples, validation_loader
+from raybone.data.loader import Look, ScanSamples, validation_loader
 from raybone.errors import DamagedFile, MachineFault, WrongInput
 from raybone.hpo.brain import Brain
 from raybone.run.checks import dataset_of
@@ -403,9 +403,8 @@ def test_a_loader_process_that_is_silent_is_a_fault_of_the_machine(
 ) -> None:
     monkeypatch.setattr("raybone.data.loader.SILENT", 1.0)
     dataset = open_dataset(place / "ds")
-    loader = validation_loader(
-        Silent(dataset, list(dataset.scans), ["malignant"], 64, False), 2, 0, 1, 1
-    )
+    samples = Silent(Intensities(dataset, 64), list(dataset.scans), Look(["malignant"], 64))
+    loader = validation_loader(samples, 2, 0, 1, 1)
     with pytest.raises(MachineFault, match="1 loader_workers failed: DataLoader timed out"):
         next(iter(loader))
 

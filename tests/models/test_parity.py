@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from stock import STILL, stock_trainer
-from test_contract import SMALLER, batch_of, train
+from test_contract import SMALLER
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from raybone.data.dataset import open_dataset
 from raybone.models import load
+from raybone.models._check import batch_of, trained
 from raybone.storage import Folder
 from raybone.train.fit import fit
 from raybone.train.samples import FoldJob
@@ -77,7 +78,7 @@ def test_an_exported_yolo_opens_in_ultralytics_and_finds_the_same(tmp_path: Path
     from raybone.models.yolo import export
 
     module = load("yolo11n").build(load("yolo11n").Config(conf=0.01))
-    train(module, batch_of(), 20)
+    trained(module, batch_of(), 20, 3e-3)
     export(module, tmp_path / "best.pt")
     image_HW = (batch_of(1).image_NCHW[0, 0].numpy() * 255).astype(np.uint8)
     with torch.no_grad():
