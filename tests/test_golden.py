@@ -10,6 +10,7 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
+import html
 import json
 import math
 import os
@@ -26,6 +27,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pretend import pretend
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -319,15 +321,20 @@ def cell(text: str) -> Any:
     return text
 
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_a_study_ends_in_the_same_leaderboard(name: str, studies: Path) -> None:
-    with (studies / name / "leaderboard.csv").open(newline="", encoding="utf-8") as file:
+def table(study: Path) -> list[dict[str, Any]]:
+    """The rows of leaderboard.csv, without what differs from run to run."""
+    with (study / "leaderboard.csv").open(newline="", encoding="utf-8") as file:
         rows = [{k: cell(v) for k, v in row.items()} for row in csv.DictReader(file)]
     for row in rows:
         assert row["train_seconds"] >= 0
         row |= dict.fromkeys(("train_seconds", "gpu_hours", "code_version"), "differs")
-        row |= {k: v.replace(f"{studies}/", "") for k, v in row.items() if isinstance(v, str)}
-    agree_about(f"leaderboard_{name}.json", rows)
+        row |= {k: v.replace(f"{study.parent}/", "") for k, v in row.items() if isinstance(v, str)}
+    return rows
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_ends_in_the_same_leaderboard(name: str, studies: Path) -> None:
+    agree_about(f"leaderboard_{name}.json", table(studies / name))
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -344,3 +351,89 @@ def test_a_bundle_predicts_the_same(name: str, studies: Path, tmp_path: Path) ->
             "predictions.json": json.loads((tmp_path / "out/predictions.json").read_text()),
         },
     )
+
+
+# Studies of made-up scores, which no processor rounds otherwise, by what their pages are called.
+PAGES: dict[str, dict[str, Any]] = {
+    "boxes": {"metric": "AP50", "failing": 1, "search": {"scheduler": "fold_race"}},
+    "masks": {"metric": "dice", "search": {"trials": 2}},
+    "classes": {"metric": "AUC", "name": "lesion-resnet50", "search": {"trials": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def pages(studies: Path) -> Path:
+    """The folder of studies, with a study folder of each of PAGES."""
+    with contextlib.chdir(studies):
+        for name, keys in PAGES.items():
+            pretend(f"page-{name}", Path("ds"), **keys)
+    return studies
+
+
+def few(rows: Any) -> Any:
+    """Rows of a chart, or of a long one every n-th, with the sums of all."""
+    for row in rows:
+        if row.get("p") == "hours of the search":
+            row["x"] = "differs"
+    if len(rows) <= 12:
+        return rows
+    numbers = {k for k, v in rows[0].items() if isinstance(v, int | float)}
+    sums = {k: sum(float(row[k] or 0) for row in rows) for k in sorted(numbers)}
+    return {"count": len(rows), "sums": sums, "some": rows[:: len(rows) // 5]}
+
+
+def words(page: str) -> list[str]:
+    """What a page says, line by line, without dates, durations and versions."""
+    text = re.sub(r"(?s)<(style|script).*?</\1>", "", page.partition("Installed where")[0])
+    text = re.sub(r"</t[dh]>", " | ", text)
+    lines = [html.unescape(re.sub("<[^>]+>", " ", line)) for line in text.splitlines()]
+    times = r"\d{4}-\d\d-\d\d \d\d:\d\d|\d+\.\d\d hours|in \d+ minutes"
+    return [" ".join(re.sub(times, "TIME", line).split()) for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_report_holds_the_same(name: str, pages: Path) -> None:
+    with contextlib.chdir(pages):
+        scans = () if name == "boxes" else ("--no-scans",)
+        run("report", f"page-{name}", "--html", f"{name}.html", *scans)
+    page = (pages / f"{name}.html").read_text(encoding="utf-8")
+    payload = json.loads(re.search(r'(?s)id="page">(.*?)</script>', page)[1])
+    charts = {}
+    for chart, content in payload["charts"].items():
+        assert content["spec"].pop("description")
+        charts[chart] = {"data": {k: few(rows) for k, rows in content["data"].items()}}
+        if name == "boxes" or chart.startswith("winner"):  # else the same again
+            charts[chart]["spec"] = content["spec"]
+    pictures = len(re.findall('src="data:image/png;base64,', page))
+    rows = payload["data"]["configurations"]
+    agree_about(
+        f"report_{name}.json",
+        {
+            "words": words(page),
+            "pictures": pictures,
+            "config": payload["config"],
+            "configurations": rows,
+            "charts": charts,
+        },
+    )
+
+
+def test_stopped_and_failed_configurations_have_the_same_rows(pages: Path) -> None:
+    with contextlib.chdir(pages):
+        run("leaderboard", "page-boxes")
+    rows = {row["state"]: row for row in reversed(table(pages / "page-boxes"))}
+    assert {"complete", "failed", "stopped@2x4", "stopped@1x1"} <= set(rows)
+    agree_about("leaderboard_race.json", [rows[s] for s in ("complete", "stopped@2x4", "failed")])
+
+
+def test_compare_says_the_same_of_two_studies(
+    pages: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.chdir(pages):
+        capsys.readouterr()
+        run("compare", "page-boxes", "page-classes")
+        lines = capsys.readouterr().out.splitlines()
+        run("compare", "page-boxes", "page-classes", "--json")
+        compared = json.loads(capsys.readouterr().out)
+    compared[1]["roc"] = few([{"x": x, "y": y} for x, y in compared[1]["roc"]])
+    agree_about("compare.json", {"lines": lines, "json": compared})
