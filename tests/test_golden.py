@@ -295,21 +295,27 @@ def hot_pixels() -> nn.Module:
 def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a phantom, its dataset, and a study of each of STUDIES with its bundle."""
     folder = tmp_path_factory.mktemp("studies")
-    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
+    with pytest.MonkeyPatch.context() as patch:
         for models, build in ((retinanet, Peaks), (lesion_models, Brightness)):
             small = [dataclasses.replace(model, build=build) for model in models.MODELS]
             patch.setattr(models, "MODELS", small)
-        run("phantom", "ph", "--patients", 5, "--height", 128, "--seed", 2)
-        run("prepare", "ph", "ds", "--folds", 2, "--holdout", 1, "--key", "ph.key")
-        torch.save(hot_pixels().state_dict(), "hot.pt")
-        usual = {"batch": 1, "nbs": 1, "imgsz": 128, "warmup_epochs": 0, "ema": 0.0}
-        usual |= {"optimizer": "SGD", "fliplr": 0.5}
-        for name, study in STUDIES.items():
-            content = {"name": name, "dataset": "ds", **study, "fixed": {**usual, **study["fixed"]}}
-            content["search"] = {"trials": 6, "sampler": "grid", "scheduler": "full"}
-            Path(f"{name}.yaml").write_text(yaml.safe_dump(content))
-            run("search", f"{name}.yaml", "--out", name, "--local")
-            run("refit", name, "--out", f"{name}-bundle")
+        with contextlib.chdir(folder):
+            run("phantom", "ph", "--patients", 5, "--height", 128, "--seed", 2)
+            run("prepare", "ph", "ds", "--folds", 2, "--holdout", 1, "--key", "ph.key")
+            torch.save(hot_pixels().state_dict(), "hot.pt")
+            usual = {"batch": 1, "nbs": 1, "imgsz": 128, "warmup_epochs": 0, "ema": 0.0}
+            usual |= {"optimizer": "SGD", "fliplr": 0.5}
+            for name, study in STUDIES.items():
+                content = {
+                    "name": name,
+                    "dataset": "ds",
+                    **study,
+                    "fixed": {**usual, **study["fixed"]},
+                }
+                content["search"] = {"trials": 6, "sampler": "grid", "scheduler": "full"}
+                Path(f"{name}.yaml").write_text(yaml.safe_dump(content))
+                run("search", f"{name}.yaml", "--out", name, "--local")
+                run("refit", name, "--out", f"{name}-bundle")
         yield folder
 
 
