@@ -124,7 +124,7 @@ def run(place: Path, scheduler: str, size: dict[str, int]) -> dict[str, Any]:
     finally:
         cluster.shutdown()
         shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
-    return {"ended": reason, **shares(place / scheduler, placed)}
+    return {"ended": str(reason), **shares(place / scheduler, placed)}
 
 
 if __name__ == "__main__":

@@ -18,19 +18,10 @@ from typing import Any
 import machine
 import numpy as np
 
+from raybone.hpo.curves import Curves, read_curves
 from raybone.hpo.fold_race import Rule, ladder
-from raybone.hpo.simulate import (
-    FULL,
-    LOCKSTEPS,
-    RACES,
-    Clock,
-    Curves,
-    Scheduler,
-    measure,
-    read_curves,
-    replay,
-    summary,
-)
+from raybone.hpo.replay import FULL, LOCKSTEPS, RACES, Draw, Scheduler, replay
+from raybone.hpo.simulate import Plan, measure, summary
 from raybone.metrics.intervals import corrected_winner
 
 REPEATS, TUNING_REPEATS, WORKERS = 200, 60, 8
@@ -47,11 +38,7 @@ def part(curves: Curves, first: int) -> Curves:
 
 def race(factor: float, slack: float) -> Scheduler:
     """fold_race with other constants."""
-    return Scheduler(
-        f"factor {factor:g} slack {slack:g}",
-        lambda folds, epochs, steps: ladder(epochs, folds, steps),
-        Rule(factor=factor, slack=slack),
-    )
+    return Scheduler(f"factor {factor:g} slack {slack:g}", ladder, Rule(factor=factor, slack=slack))
 
 
 def table(
@@ -63,9 +50,8 @@ def table(
     workers: int = WORKERS,
 ) -> dict[str, dict[str, float]]:
     """Rows by scheduler, pooled over the tables and printed."""
-    rows = summary(
-        [measure(c, schedulers, folds, repeats, workers=workers, startup=startup) for c in curves]
-    )
+    plan = Plan(folds, repeats, workers=workers, startup=startup)
+    rows = summary([measure(c, schedulers, plan) for c in curves])
     for name, row in rows.items():
         print(
             f"  {name:<22} {row['fold_epochs']:8.0f} fold epochs, x {row['speedup_vs_full']:5.1f} "
@@ -132,9 +118,8 @@ def survival(curves: Sequence[Curves], repeats: int = 20) -> dict[str, dict[str,
         for c, repeat in itertools.product(curves, range(repeats)):
             noise = np.random.default_rng(repeat)
             order = noise.permutation(len(c.T_CSKE))[:trials].tolist()
-            clock = Clock(c, RACES[0], order, range(folds), 0, WORKERS, 0.0)
-            clock.run()
-            race, counts = clock.race, [len(r.ranked) for r in clock.race.rungs]
+            race = replay(c, RACES[0], Draw(order, range(folds)), WORKERS).race
+            counts = [len(r.ranked) for r in race.rungs]
             haste += [
                 (after - before / race.rule.factor) / before**0.5
                 for before, after in itertools.pairwise(counts[: race.full + 1])
@@ -167,9 +152,8 @@ def curse(repeats: int = 60) -> list[dict[str, float]]:
                 + noise.normal(0, 0.02, (200, folds))
             )
             T_CSKE = (folds_CK[:, :, None] * (1 - np.exp(-np.arange(1, 28) / 4)))[:, None]
-            out = replay(
-                Curves("made-up", T_CSKE, np.ones(200)), scheduler, range(200), range(folds)
-            )
+            curves = Curves("made-up", T_CSKE, np.ones(200))
+            out = replay(curves, scheduler, Draw(range(200), range(folds)))
             complete = sorted(out.scores)
             # Effects of folds are known here; what is left above the quality is luck.
             level, final_CK = T_CSKE[:, 0, :, -1].mean(0) - 0.7, T_CSKE[complete, 0, :, -1]
@@ -207,7 +191,7 @@ def trained() -> dict[str, Any]:
         found[path.stem] = {
             "shape": c.T_CSKE.shape,
             "steps": c.steps,
-            "rungs": RACES[0].rungs(c.T_CSKE.shape[2], c.T_CSKE.shape[3], c.steps),
+            "rungs": RACES[0].rungs(c.T_CSKE.shape[3], c.T_CSKE.shape[2], c.steps),
             "rows": table([c], [FULL, *RACES, *LOCKSTEPS], c.T_CSKE.shape[2], REPEATS, workers=2),
         }
     return found

@@ -156,7 +156,7 @@ def search(
         from raybone.run.ray.tuner import search as on_ray
 
         reason = on_ray(study, folder, _address(backend), tell, warm, wait)
-    return Results(StudyFolder(folder), reason)
+    return Results(StudyFolder(folder), str(reason))
 
 
 def open_study(url: Where, dataset: Where = "") -> Results:

@@ -2,6 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
+EndKind = Literal[
+    "complete",  # nothing is left to do
+    "limits.target",  # these bear the name of a study's key
+    "limits.converged",
+    "limits.hours",
+    "limits.gpu_hours",
+    "limits.failed_trials",
+    "stopped",  # by a person
+    "taken over",  # by another driver
+    "halted",  # machines or storage failed
+    "driver",  # this process cannot record what happens
+]
+_WORDS: dict[EndKind, str] = {
+    "stopped": "stopped by `raybone stop`",
+    "taken over": "another driver has taken this study over",
+}
+
+
+@dataclass(frozen=True)
+class EndReason:
+    """Why a search ended: code asks for the kind, people read the text.
+
+    >>> str(EndReason("limits.hours", "2.01 h are over 2"))
+    'limits.hours: 2.01 h are over 2'
+    """
+
+    kind: EndKind
+    detail: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the search has what it was after, so that its winner meets the test group."""
+        return self.kind in ("complete", "limits.target", "limits.converged")
+
+    def __str__(self) -> str:
+        words = _WORDS.get(self.kind, self.kind)
+        return f"{words}: {self.detail}" if self.detail else words
+
 
 class WrongInput(ValueError):
     """What the user gave breaks a rule: one line a problem, exit code 2, nothing was trained."""

@@ -11,16 +11,13 @@ from statistics import median
 ROOT = Path(__file__).resolve().parents[1] / "raybone"
 # A ratchet: it goes down with what is deleted, and up only for what an issue asks for, in a commit
 # that says so.
-NODES = 189_810
+NODES = 190_356
 FILES = {str(p.relative_to(ROOT)): p.read_text() for p in ROOT.rglob("*.py")}
 
 
 # What stood over a wall when the lines were first formatted. A name goes when its code is mended,
 # and none is added: the tests ask for equality.
 LONG_FILES = {
-    "hpo/simulate.py",
-    "run/local.py",
-    "run/ray/tuner.py",
     "study/spec.py",
 }
 LONG_FUNCTIONS = {
@@ -28,15 +25,10 @@ LONG_FUNCTIONS = {
     "deploy/refit.py:refit",
     "phantom/phantom.py:phantom",
     "results/forget.py:forget",
-    "run/ray/connection.py:connection",
 }
 MANY_PARAMETERS = {
     "data/overlay.py:overlay",
     "deploy/refit.py:refit",
-    "hpo/simulate.py:__init__",
-    "hpo/simulate.py:measure",
-    "hpo/simulate.py:replay",
-    "hpo/simulate.py:simulate",
     "run/ray/trial.py:trainer",
 }
 FULL_ROOMS: set[str] = set()

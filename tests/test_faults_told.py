@@ -107,7 +107,7 @@ def test_a_dataset_that_is_replaced_under_a_search_ends_it(
     assert "put the old one back, say where it is now (--dataset)" in capsys.readouterr().err
     shutil.rmtree(place / "ds")
     (place / "old").rename(place / "ds")
-    assert search(study, str(place / "st")) == "complete"
+    assert search(study, str(place / "st")).kind == "complete"
     assert list(board(place / "st")["state"]) == ["complete", "complete"]
 
 

@@ -279,16 +279,10 @@ def simulate(*, replay: Replay, plot: str | None = None, json: bool = False) -> 
 
     if plot and Path(plot).suffix.lower() not in (".png", ".pdf", ".svg"):
         raise WrongInput(f"--plot {plot}: must end in .png, .pdf or .svg; choose one")
-    rows = simulator.simulate(
-        replay.curves,
-        replay.folds,
-        replay.repeats,
-        replay.trials,
-        replay.workers,
-        replay.startup,
-        replay.schedulers,
-        bar("simulate"),
+    plan = simulator.Plan(
+        replay.folds, replay.repeats, replay.trials, replay.workers, replay.startup
     )
+    rows = simulator.simulate(replay.curves, plan, replay.schedulers, bar("simulate"))
     if plot:
         simulator.plot(rows, plot)
     if json:

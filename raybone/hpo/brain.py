@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raybone.errors import InvalidConfig
+from raybone.errors import EndReason, InvalidConfig
 from raybone.hpo import fold_race as race
 from raybone.hpo import stopping as goal
 from raybone.hpo.events import Event
@@ -52,7 +52,7 @@ class Brain:
     ) -> None:
         self.study, self.journal, self.check, self.slots = study, journal, check, slots
         self.state, self.race = State(), race.race_of(study)
-        self.stopping = ""
+        self.stopping: EndReason | None = None
         self.version = 0
         self.lock = threading.RLock()
         self._busy: dict[str, int] = {}
@@ -205,9 +205,9 @@ class Brain:
             self._record("failed", config_id=config_id, reason=" ".join(reason.split())[:500])
             failed = self.state.counts["failed"]
             if failed > self.study.limits.failed_trials:
-                self.stopping = (
-                    f"limits.failed_trials: {failed} configurations failed, more than "
-                    f"{self.study.limits.failed_trials}"
+                self.stopping = EndReason(
+                    "limits.failed_trials",
+                    f"{failed} configurations failed, more than {self.study.limits.failed_trials}",
                 )
 
     def again(self, config_id: str, reason: str) -> None:
@@ -215,13 +215,15 @@ class Brain:
         with self.lock:
             self._record("again", config_id=config_id, reason=" ".join(reason.split())[:500])
 
-    def interrupt(self, config_id: str, halt: str = "") -> None:
-        """A configuration's run ended early because the study is stopping, or stops it: what failed
-        is not its own.
-        """
+    def interrupt(self, config_id: str) -> None:
+        """A configuration's run ended early, and what ended it is not its own."""
         with self.lock:
             self._busy.pop(config_id, None)
-            self.stopping = self.stopping or halt
+
+    def stop_for(self, reason: EndReason) -> None:
+        """Hand out no more work; the first reason counts."""
+        with self.lock:
+            self.stopping = self.stopping or reason
 
     def resize(self, slots: int) -> None:
         """Machines have come or gone: so many training runs fit at once now."""
@@ -253,26 +255,26 @@ class Brain:
     def done(self) -> bool:
         """Nothing is at work and nothing is left to do."""
         with self.lock:
-            return not self._busy and (bool(self.over_limit()) or self._due() is None)
+            return not self._busy and (self.over_limit() is not None or self._due() is None)
 
-    def over_limit(self) -> str:
-        """Why no new work is handed out, or nothing."""
+    def over_limit(self) -> EndReason | None:
+        """Why no new work is handed out, or None."""
         if self.stopping:
             return self.stopping
         limits = self.study.limits
         hours = (self._spent_before + time.monotonic() - self._began) / 3600
         if hours > limits.hours:
-            return f"limits.hours: {hours:.2f} h are over {limits.hours:g}"
+            return EndReason("limits.hours", f"{hours:.2f} h are over {limits.hours:g}")
         spent = gpu_hours(self.study, self.state.train_seconds)
         if spent > limits.gpu_hours:
-            return f"limits.gpu_hours: {spent:.2f} are over {limits.gpu_hours:g}"
+            return EndReason("limits.gpu_hours", f"{spent:.2f} are over {limits.gpu_hours:g}")
         return self._reached
 
-    def finish(self) -> str:
+    def finish(self) -> EndReason:
         """Close the search: what waits is stopped. Returns why it ended."""
         with self.lock:
-            reason = self.over_limit() or "complete"
-            if reason == "complete":
+            reason = self.over_limit() or EndReason("complete")
+            if reason.kind == "complete":
                 for configuration in self.state.configurations.values():
                     if configuration.status == "paused":
                         why, evidence = self.race.why_out(configuration.id, configuration.rung)
@@ -281,7 +283,7 @@ class Brain:
                                 configuration.id, "stop", configuration.rung, why, dict(evidence)
                             )
                         )
-            self._record("end", reason=reason)
+            self._record("end", reason=str(reason))
             self.journal.close()
             return reason
 

@@ -1,9 +1,15 @@
-"""A study as a table of learning curves, on which schedulers can be replayed."""
+"""A study as a table of learning curves, on which schedulers can be replayed.
+
+Axes: C configurations, S seeds, K folds, E epochs.
+"""
 
 from __future__ import annotations
 
 import io
 import math
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +17,52 @@ from raybone.errors import WrongInput
 from raybone.hpo.state import Configuration, State
 from raybone.study.spec import ResolvedStudy
 from raybone.types import Array
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Recorded scores of every configuration, more is better.
+
+    T_CSKE: scores; seconds_C: of one fold epoch; steps: optimiser steps an epoch, inf when not
+    known.
+    """
+
+    name: str
+    T_CSKE: Array
+    seconds_C: Array
+    steps: float = math.inf
+
+
+def read_curves(path: Path | str) -> Curves:
+    """Read recorded curves: an npz with T (configurations, seeds, folds, epochs) and cost.
+
+    Raises:
+        WrongInput: not such a file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {k: np.asarray(content[k]) for k in content.files}
+    except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise WrongInput(
+            f"--curves {path}: must be an npz of recorded curves, but: "
+            f"{' '.join(str(error).split())}; `raybone search --record` writes one"
+        ) from None
+    T_CSKE, seconds_C = arrays.get("T", np.zeros(())), arrays.get("cost", np.zeros(()))
+    if T_CSKE.ndim != 4 or T_CSKE.size == 0 or seconds_C.shape != T_CSKE.shape[:1]:
+        raise WrongInput(
+            f"--curves {path}: must hold T (configurations, seeds, folds, epochs) and cost, got "
+            f"{ ({k: v.shape for k, v in arrays.items()}) }; `raybone search --record` writes such "
+            "a file"
+        )
+    for name, array in (("T", T_CSKE), ("cost", seconds_C)):
+        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise WrongInput(
+                f"--curves {path}: {name} must be finite numbers, but is not; put the worst score "
+                "in the place of a missing one"
+            )
+    sign = -1 if str(arrays.get("direction")) == "minimize" else 1
+    steps = float(arrays.get("steps", math.inf))
+    return Curves(Path(path).stem, sign * T_CSKE.astype(float), seconds_C.astype(float), steps)
 
 
 def curves_of(url: str, study: ResolvedStudy, state: State) -> tuple[bytes, int]:
@@ -56,5 +108,5 @@ def _curves(study: ResolvedStudy, configuration: Configuration) -> Array | None:
     if any(len(c) != study.epochs for c in columns):
         return None
     T_KE = np.array(columns, float)
-    worst = np.nanmin(T_KE) if study.direction == "maximize" else np.nanmax(T_KE)
+    worst = study.sign * np.nanmin(study.sign * T_KE)
     return np.where(np.isfinite(T_KE), T_KE, worst)

@@ -99,9 +99,8 @@ def scores(
     early AP is exactly 0 for everybody.
     """
     folds, epochs = study.resolved.ladder[rung]
-    sign = study.sign
     values = [
-        sign * configuration.fold_score(k, epochs, study.metric, SMOOTH) for k in range(folds)
+        study.sign * configuration.fold_score(k, epochs, study.metric, SMOOTH) for k in range(folds)
     ]
     return values, -configuration.mean(folds, epochs, "val_loss", SMOOTH)
 

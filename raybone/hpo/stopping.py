@@ -10,6 +10,7 @@ import warnings
 import optuna
 import optuna.terminator
 
+from raybone.errors import EndReason
 from raybone.hpo.sampler import as_optuna
 from raybone.hpo.state import State
 from raybone.study.spec import ResolvedStudy
@@ -19,14 +20,13 @@ LEAST = (
 )
 
 
-def reached(study: ResolvedStudy, state: State) -> str:
-    """Why ``limits.target`` or ``limits.converged`` end the search now, with the evidence; empty
+def reached(study: ResolvedStudy, state: State) -> EndReason | None:
+    """Why ``limits.target`` or ``limits.converged`` end the search now, with the evidence; None
     when they do not.
 
     Scores are those of the leaderboard: the mean over the folds of the final epoch. Costs a second
     or so once there are ``LEAST`` complete configurations, so ask when one completes.
     """
-    sign = study.sign
     means = {
         c.id: c.mean(study.resolved.folds, study.epochs, study.metric)
         for c in state.configurations.values()
@@ -34,20 +34,23 @@ def reached(study: ResolvedStudy, state: State) -> str:
     }
     scored = {name: mean for name, mean in means.items() if math.isfinite(mean)}
     if not scored:
-        return ""
-    best = max(scored, key=lambda name: sign * scored[name])
+        return None
+    best = max(scored, key=lambda name: study.sign * scored[name])
     value, target = scored[best], study.limits.target
-    if target is not None and sign * (value - target) >= 0:
-        return f"limits.target: {best} reached {study.metric} {value:.4f}, the target is {target:g}"
+    if target is not None and study.sign * (value - target) >= 0:
+        return EndReason(
+            "limits.target", f"{best} reached {study.metric} {value:.4f}, the target is {target:g}"
+        )
     if not study.limits.converged or len(scored) < LEAST:
-        return ""
+        return None
     regret, error = _regret_and_error(study, state)
     if regret >= error:
-        return ""
-    return (
-        f"limits.converged: after {len(scored)} complete configurations at most {regret:.4f} "
+        return None
+    return EndReason(
+        "limits.converged",
+        f"after {len(scored)} complete configurations at most {regret:.4f} "
         f"{study.metric} above the {value:.4f} of {best} are left to gain, under the {error:.4f} "
-        "that its folds can tell"
+        "that its folds can tell",
     )
 
 

@@ -77,11 +77,10 @@ def _standings(study: Study, source: str, table: Sequence[Row]) -> list[Row]:
             f"--warm-start {source}: must have rows that are complete or stopped, but has none; "
             "give another leaderboard"
         )
-    sign = study.sign
 
     def standing(row: Row) -> tuple[float, ...]:
         done = _number(row["folds_done"]), _number(row["epochs_done"])
-        score = sign * _number(row[f"{study.metric}_mean"])
+        score = study.sign * _number(row[f"{study.metric}_mean"])
         return row["state"] == "complete", *done, -math.inf if math.isnan(score) else score
 
     return sorted(rows, key=standing)

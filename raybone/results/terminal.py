@@ -15,6 +15,7 @@ from raybone.types import printable
 if TYPE_CHECKING:
     import pandas as pd
 
+    from raybone.errors import EndReason
     from raybone.hpo.brain import Brain
     from raybone.types import Epoch
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 EVERY = 10.0  # seconds between two lines on the running folds
 
 
-def tell_end(reason: str, out: str) -> None:
+def tell_end(reason: EndReason, out: str) -> None:
     """The end of a search on the terminal."""
     from raybone.results.study_folder import StudyFolder
 
@@ -30,13 +31,13 @@ def tell_end(reason: str, out: str) -> None:
     table = folder.table()
     show_table(table)
     tried, trials = len(table), folder.study.search.trials
-    if reason == "complete" and tried < trials:
+    if reason.kind == "complete" and tried < trials:
         say(
             f"the space is used up: {tried} of search.trials {trials}; search.reject or the model "
             "refused the rest, if there is one"
         )
     say(
-        f"{'done' if reason == 'complete' else reason}: {out.rstrip('/')}/leaderboard.csv; "
+        f"{'done' if reason.kind == 'complete' else reason}: {out.rstrip('/')}/leaderboard.csv; "
         f"`raybone report {shlex.quote(out)}` makes a page of it"
     )
 

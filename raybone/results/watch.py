@@ -297,7 +297,6 @@ def _rungs(study: ResolvedStudy, state: State) -> tuple[Rung, ...]:
 
 
 def _leaders(study: ResolvedStudy, state: State) -> tuple[Best, ...]:
-    sign = study.sign
     ladder, found = study.resolved.ladder, []
     for configuration in state.configurations.values():
         folds, epochs = ladder[configuration.rung]
@@ -305,10 +304,14 @@ def _leaders(study: ResolvedStudy, state: State) -> tuple[Best, ...]:
             [configuration.fold_score(k, epochs, study.metric) for k in range(folds)]
         )
         if configuration.rung >= 0 and np.isfinite(folds_K).all():
-            found.append((configuration.rung, sign * float(folds_K.mean()), configuration, folds_K))
+            found.append(
+                (configuration.rung, study.sign * float(folds_K.mean()), configuration, folds_K)
+            )
     found.sort(key=lambda one: one[:2], reverse=True)
     return tuple(
-        Best(c.id, name_of(ladder, rung), sign * value, *interval(study, c, folds_K), c.params)
+        Best(
+            c.id, name_of(ladder, rung), study.sign * value, *interval(study, c, folds_K), c.params
+        )
         for rung, value, c, folds_K in found[:LEADERS]
     )
 

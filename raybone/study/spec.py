@@ -375,7 +375,9 @@ class Study(Strict):
 
     @property
     def sign(self) -> int:
-        """1 where more of the metric is better, -1 where less is."""
+        """What its scores are multiplied by where they are compared, so that more is better: 1, or
+        -1.
+        """
         return self.measure.sign
 
     def resolved_as(self, resolved: Resolved) -> ResolvedStudy:

@@ -29,7 +29,7 @@ def test_what_is_killed_again_and_again_is_started_again_and_no_fold_is_lost(
     }
     search_locally(parse_study(study), str(tmp_path / "whole"))
     killer = Killer(tmp_path / "st", *((epochs, WORKER) for epochs in (3, 7, 11, 15)))
-    assert search(parse_study(study), str(tmp_path / "st")) == "complete"
+    assert search(parse_study(study), str(tmp_path / "st")).kind == "complete"
     assert killer.all_killed()
     boards = [
         pd.read_csv(tmp_path / n / "leaderboard.csv").drop(columns=["train_seconds", "gpu_hours"])

@@ -466,6 +466,24 @@ def test_a_segmentation_says_the_spacing_and_the_name_that_the_scan_does(
     assert not frames["detector"]["notes"]
 
 
+def test_findings_that_cannot_be_written_as_dicom_are_counted_and_scans_that_never_could_are_not(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan = next((place / "new").rglob("anterior.dcm"))
+    (tmp_path / "in").mkdir()
+    header = pydicom.dcmread(scan)
+    counts_HW = header.pixel_array.astype(np.uint8)
+    Image.fromarray(counts_HW).save(tmp_path / "in" / "Error.png")
+    del header.SOPInstanceUID
+    header.save_as(tmp_path / "in" / "odd.dcm")
+    out = str(tmp_path / "out")
+    assert main(["predict", str(place / "bundle"), str(tmp_path / "in"), "--out", out]) == 0
+    assert "warning: 1 scans have no DICOM Segmentation, for" in capsys.readouterr().out
+    notes = [frame["notes"] for frame in predicted(tmp_path / "out")]
+    assert len(notes) == 2
+    assert all(note.startswith("no DICOM Segmentation: ") for [note] in notes)
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_one_model_of_all_patients_on_ray_is_the_one_of_this_process(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

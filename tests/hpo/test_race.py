@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from raybone.errors import InvalidConfig
+from raybone.errors import EndReason, InvalidConfig
 from raybone.hpo.brain import Brain
 from raybone.hpo.fold_race import Race, ladder
 from raybone.hpo.journal import Journal
@@ -296,7 +296,9 @@ def test_failures_are_counted_and_end_the_study(tmp_path: Path) -> None:
         brain.fail(work.config_id, "ValueError: line one\nline two")
     assert brain.peek() is None
     assert brain.done
-    assert "limits.failed_trials: 3" in brain.finish()
+    reason = brain.finish()
+    assert reason == EndReason("limits.failed_trials", "3 configurations failed, more than 2")
+    assert State(Journal(Folder(tmp_path)).events()).end == str(reason)
     assert brain.state.configurations["c000"].reason == "ValueError: line one line two"
 
 
@@ -356,7 +358,7 @@ def test_a_target_ends_the_search_when_a_complete_configuration_is_as_good(
     qualities = [c.params["quality"] for c in brain.state.configurations.values()]
     assert qualities[-1] >= 0.7 > max(qualities[:-1])
     assert (
-        reason == f"limits.target: c{len(qualities) - 1:03d} reached {metric} "
+        str(reason) == f"limits.target: c{len(qualities) - 1:03d} reached {metric} "
         f"{qualities[-1] if metric == 'AP' else 1 - qualities[-1]:.4f}, the target is {target:g}"
     )
     brain.journal.close()
@@ -367,7 +369,7 @@ def test_a_target_ends_the_search_when_a_complete_configuration_is_as_good(
     )
     play(higher, curve)
     assert len(higher.state.configurations) == 50
-    assert higher.finish() == "complete"
+    assert higher.finish().kind == "complete"
 
 
 def test_a_converged_search_ends_with_its_evidence_and_a_sharp_one_goes_on(tmp_path: Path) -> None:
@@ -375,15 +377,15 @@ def test_a_converged_search_ends_with_its_evidence_and_a_sharp_one_goes_on(tmp_p
     play(blurred, noisy(0.1))
     done = len(blurred.state.configurations)
     assert 20 <= done < 60
-    assert blurred.finish().startswith(
-        f"limits.converged: after {done} complete configurations at most "
-    )
+    reason = blurred.finish()
+    assert reason.kind == "limits.converged"
+    assert reason.detail.startswith(f"after {done} complete configurations at most ")
     sharp = start(budget(24, converged=True), tmp_path / "sharp")
     play(sharp, noisy(0.0))
-    assert sharp.finish() == "complete"
+    assert sharp.finish().kind == "complete"
     without = start(budget(24), tmp_path / "without")
     play(without, noisy(0.1))
-    assert without.finish() == "complete"
+    assert without.finish().kind == "complete"
 
 
 def test_a_rival_that_is_not_finite_drops_nobody() -> None:

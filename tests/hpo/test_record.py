@@ -13,8 +13,8 @@ import yaml
 
 from raybone.cli import main
 from raybone.errors import WrongInput
+from raybone.hpo.curves import read_curves
 from raybone.hpo.journal import Journal
-from raybone.hpo.simulate import read_curves
 from raybone.results.study_folder import StudyFolder
 from raybone.storage import Folder
 from raybone.study.spec import parse_study, write_study

@@ -14,19 +14,11 @@ import pytest
 from raybone.cli import main
 from raybone.errors import WrongInput
 from raybone.hpo.brain import Brain
+from raybone.hpo.curves import Curves, read_curves
 from raybone.hpo.fold_race import ladder
 from raybone.hpo.journal import Journal
-from raybone.hpo.simulate import (
-    FULL,
-    LOCKSTEPS,
-    RACES,
-    Curves,
-    Scheduler,
-    read_curves,
-    replay,
-    simulate,
-    summary,
-)
+from raybone.hpo.replay import FULL, LOCKSTEPS, RACES, Draw, Scheduler, replay
+from raybone.hpo.simulate import Plan, simulate, summary
 from raybone.storage import Folder
 from raybone.study.spec import Resolved, Study
 from raybone.types import Epoch
@@ -54,7 +46,7 @@ def save(path: Path, curves: Curves, **more: Any) -> Path:
 
 def test_exhaustive_search_costs_every_fold_epoch_and_finds_the_best() -> None:
     curves = made_up()
-    out = replay(curves, FULL, range(40), range(5))
+    out = replay(curves, FULL, Draw(range(40), range(5)))
     assert out.fold_epochs == 40 * 5 * 27
     assert len(out.scores) == 40
     assert out.pick == int(np.argmax(curves.T_CSKE[:, 0, :, -1].mean(1)))
@@ -62,24 +54,24 @@ def test_exhaustive_search_costs_every_fold_epoch_and_finds_the_best() -> None:
 
 def test_wall_clock_is_work_over_workers_and_each_start_costs() -> None:
     curves = made_up(8)
-    alone = replay(curves, FULL, range(8), range(5), workers=1)
+    alone = replay(curves, FULL, Draw(range(8), range(5)), workers=1)
     assert alone.seconds == pytest.approx(float(curves.seconds_C.sum()) * 5 * 27)
-    slow = replay(curves, FULL, range(8), range(5), workers=1, startup=100.0)
+    slow = replay(curves, FULL, Draw(range(8), range(5)), workers=1, startup=100.0)
     assert slow.seconds == pytest.approx(alone.seconds + 8 * 100)
-    many = replay(curves, FULL, range(8), range(5), workers=1000)
+    many = replay(curves, FULL, Draw(range(8), range(5)), workers=1000)
     assert many.seconds == pytest.approx(float(curves.seconds_C.max()) * 27)
     assert {o.fold_epochs for o in (alone, slow, many)} == {8 * 5 * 27}
 
 
 def test_the_race_finds_the_best_for_a_fraction_and_beats_lockstep() -> None:
     curves = made_up()
-    best = replay(curves, FULL, range(40), range(5)).pick
+    best = replay(curves, FULL, Draw(range(40), range(5))).pick
     for scheduler in RACES:
-        out = replay(curves, scheduler, range(40), range(5))
+        out = replay(curves, scheduler, Draw(range(40), range(5)))
         assert out.pick == best
         assert out.fold_epochs < 40 * 5 * 27 / 4
-    lockstep = replay(curves, LOCKSTEPS[4], range(40), range(5))
-    assert replay(curves, RACES[0], range(40), range(5)).fold_epochs < lockstep.fold_epochs
+    lockstep = replay(curves, LOCKSTEPS[4], Draw(range(40), range(5)))
+    assert replay(curves, RACES[0], Draw(range(40), range(5))).fold_epochs < lockstep.fold_epochs
 
 
 @pytest.mark.parametrize("kind", ["promotion", "stopping"])
@@ -112,7 +104,7 @@ def test_simulate_decides_what_the_brain_decides(kind: str, tmp_path: Path) -> N
                 spent += 1
         brain.rung_done(work.config_id, work.rung)
     brain.finish()
-    out = replay(curves, RACES[kind == "stopping"], range(30), range(5), workers=1)
+    out = replay(curves, RACES[kind == "stopping"], Draw(range(30), range(5)), workers=1)
     complete = {
         c.params["place"] for c in brain.state.configurations.values() if c.status == "complete"
     }
@@ -222,19 +214,19 @@ def test_what_is_no_table_is_one_clear_line(content: Any, says: str, tmp_path: P
     elif content is not None:
         np.savez(path, **content)
     with pytest.raises(WrongInput, match=says):
-        simulate([path], repeats=1)
+        simulate([path], Plan(repeats=1))
 
 
 def test_numbers_and_names_out_of_range_are_told_together(tmp_path: Path) -> None:
     path = save(tmp_path / "c.npz", made_up(5))
     with pytest.raises(WrongInput) as error:
-        simulate([path], folds=9, repeats=0, schedulers=["hyperband"])
+        simulate([path], Plan(folds=9, repeats=0), ["hyperband"])
     assert len(error.value.problems) == 3
     with pytest.raises(WrongInput, match="--startup nan"):
-        simulate([path], startup=float("nan"))
+        simulate([path], Plan(startup=float("nan")))
     assert main(["simulate", "--curves", str(path), "--plot", str(tmp_path / "p.xyz")]) == 2
 
 
 def test_another_scheduler_can_be_replayed() -> None:
-    halving = Scheduler("two rungs", lambda folds, epochs, steps: ((1, 3), (folds, epochs)))
-    assert 0 < replay(made_up(), halving, range(40), range(5)).fold_epochs < 40 * 5 * 27
+    halving = Scheduler("two rungs", lambda epochs, folds, steps: ((1, 3), (folds, epochs)))
+    assert 0 < replay(made_up(), halving, Draw(range(40), range(5))).fold_epochs < 40 * 5 * 27

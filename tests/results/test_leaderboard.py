@@ -220,7 +220,7 @@ def test_weights_that_are_gone_are_a_warning_in_words(
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(line for line in lines if json.loads(line)["event"] != "test"))
     (out / "runs" / "c000" / "fold1" / "last.pt").unlink()
-    assert search(parse_study(small), str(out)) == "complete"
+    assert search(parse_study(small), str(out)).kind == "complete"
     assert pd.read_csv(out / "leaderboard.csv")["warnings"][0].endswith(
         "test group: c000 was not scored, as weights of its folds are gone"
     )

@@ -16,11 +16,13 @@ import pytest
 import yaml
 from faults import unseal
 
-from raybone.errors import RunFailed, WrongInput
+from raybone.errors import EndReason, RunFailed, WrongInput
 from raybone.hpo.journal import Journal
 from raybone.phantom.demo import STUDY, prepare_demo
 from raybone.results.study_folder import StudyFolder
+from raybone.run.ending import conclude
 from raybone.run.local import search
+from raybone.run.session import open_study
 from raybone.storage import Folder
 from raybone.study.spec import parse_study
 
@@ -33,7 +35,7 @@ def board(out: Path) -> pd.DataFrame:
 
 
 def test_a_full_study_has_a_whole_leaderboard(study: Mapping, tmp_path: Path) -> None:
-    assert search(parse_study(study), str(tmp_path / "st")) == "complete"
+    assert search(parse_study(study), str(tmp_path / "st")).kind == "complete"
     table = board(tmp_path / "st")
     assert list(table["rank"]) == [1, 2]
     assert list(table["state"]) == ["complete"] * 2
@@ -263,7 +265,8 @@ def test_a_limit_that_ended_a_study_can_be_raised_and_the_search_goes_on(
     out, short = str(tmp_path / "st"), {**study, "epochs": 1}
 
     def states(reason: str, **limits: float) -> list[str]:
-        assert search(parse_study({**short, "limits": limits}), out).startswith(reason)
+        ended = search(parse_study({**short, "limits": limits}), out)
+        assert str(ended).startswith(reason)
         return list(board(tmp_path / "st")["state"])
 
     assert states("limits.hours: 0.00 h are over", hours=1e-9) == []
@@ -273,6 +276,20 @@ def test_a_limit_that_ended_a_study_can_be_raised_and_the_search_goes_on(
     assert states("complete", hours=5.0, target=2.0) == ["complete"] * 2
     short["search"] = {**study["search"], "trials": 3}
     assert states("complete") == ["complete"] * 3
+
+
+def test_a_search_that_machines_halted_has_failed_and_one_that_a_person_stopped_has_not(
+    study: Mapping, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "st")
+    with open_study(parse_study(study), out) as opened:
+        opened.brain.stop_for(EndReason("halted", "limits.target: is what the disk says"))
+        opened.brain.stop_for(EndReason("stopped"))
+        with pytest.raises(RunFailed, match=r"halted: limits\.target: is .*; mend that and start"):
+            conclude(opened)
+    with open_study(parse_study(study), out) as opened:
+        opened.brain.stop_for(EndReason("stopped"))
+        assert str(conclude(opened)) == "stopped by `raybone stop`"
 
 
 def test_after_too_many_failures_a_higher_limit_lets_the_search_go_on(
@@ -300,10 +317,8 @@ def test_after_too_many_failures_a_higher_limit_lets_the_search_go_on(
             RunFailed, match=f"limits.failed_trials: {limit + 1} configurations failed"
         ):
             search(parse_study({**wild, "limits": {"failed_trials": limit}}), str(tmp_path / "st"))
-    assert (
-        search(parse_study({**wild, "limits": {"failed_trials": 2}}), str(tmp_path / "st"))
-        == "complete"
-    )
+    higher = parse_study({**wild, "limits": {"failed_trials": 2}})
+    assert search(higher, str(tmp_path / "st")).kind == "complete"
     assert sorted(board(tmp_path / "st")["state"]) == ["complete", "failed", "failed"]
 
 
@@ -342,5 +357,5 @@ def test_the_demonstration_has_its_data_in_its_study_folder(
     )
     for _ in range(2):  # the second time it goes on
         demo = prepare_demo(tmp_path / "demo", lambda *_: None, lambda *_: None)
-        assert search(demo, str(tmp_path / "demo")) == "complete"
+        assert search(demo, str(tmp_path / "demo")).kind == "complete"
     assert len(board(tmp_path / "demo")) == 1

@@ -72,7 +72,7 @@ def test_a_study_on_ray_under_three_faults_equals_the_undisturbed_one_without_ra
     assert driver.wait() == -9
     known = epochs_of(out)
     killer = Killer(out, (len(known) + 2, WORKER), (len(known) + 5, TRIAL))
-    assert search(parse_study(study), str(out)) == "complete"
+    assert search(parse_study(study), str(out)).kind == "complete"
     assert killer.all_killed()
     on_ray, local = (board(tmp_path / n).drop(columns=TIMING) for n in ("ray", "local"))
     pd.testing.assert_frame_equal(on_ray, local)
@@ -102,7 +102,7 @@ def test_two_workers_train_one_fold_together_and_no_process_listens_to_the_netwo
         "epochs": 2,
         "search": {**study["search"], "trials": 1},
     }
-    assert search(parse_study(two), str(tmp_path / "two"), tell=listen) == "complete"
+    assert search(parse_study(two), str(tmp_path / "two"), tell=listen).kind == "complete"
     assert heard["raylet"] == {"127.0.0.1"}
     assert {ip for ips in heard.values() for ip in ips} == {"127.0.0.1"}, heard
     table = board(tmp_path / "two")
@@ -133,7 +133,7 @@ def test_a_race_pauses_promotes_and_stops_and_a_crash_in_a_worker_fails_its_conf
         "space": {"lr0": {"choice": [0.01, 10.0, 1e-7, 0.02]}},
         "search": {"trials": 4, "sampler": "grid", "scheduler": "fold_race"},
     }
-    assert search(parse_study(wild), str(tmp_path / "race")) == "complete"
+    assert search(parse_study(wild), str(tmp_path / "race")).kind == "complete"
     table = board(tmp_path / "race").set_index("cfg.lr0")
     assert table["state"].to_dict() == {
         0.01: "complete",

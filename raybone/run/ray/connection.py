@@ -11,6 +11,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 from ray._private import ray_constants
@@ -49,60 +50,79 @@ def connection(address: str | None) -> Iterator[None]:
             "here give HOST:6379 of the cluster, or unset RAY_ADDRESS for a Ray of this machine"
         )
     on_term = signal.getsignal(signal.SIGTERM)
-    quiet = {
+    with contextlib.ExitStack() as stack:
+        folder = "" if address else stack.enter_context(_alone())
+        stack.callback(ray.shutdown)
+        if address:
+            _join(address, asked)
+        else:
+            _start(f"{folder}/r")
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_term)  # Ray's own prints a stack and aborts
+        yield
+
+
+def _join(address: str, asked: str) -> None:
+    """Connect to the cluster at an address that was given by an option or a variable."""
+    try:
+        check(address)
+        ray.init(address=address, **_quiet())
+    except WrongInput:
+        raise
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise WrongInput(
+            f"{asked} {address}: a Ray cluster must answer there, but: "
+            f"{' '.join(str(error).split())[:200]}; check the address"
+        ) from None
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[str]:
+    """What a Ray that nobody else reaches needs while it runs: a closed folder, in which it opens
+    its own to everybody, and its switch.
+    """
+    folder = _folder()
+    try:
+        # For a Ray that no other host joins: else it takes 127.0.0.1 for this host's address in the
+        # network, and listens on every interface.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        yield folder
+    finally:
+        os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
+        ray_constants.ENABLE_RAY_CLUSTER = True
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: str) -> None:
+    """Start a Ray of this machine's own, with its files in a folder."""
+    # With no mode set, Ray turns token authentication on, and takes this token instead of writing
+    # one to HOME.
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray.init(
+        address="local",
+        num_cpus=cores(),
+        include_dashboard=False,
+        _temp_dir=folder,
+        object_store_memory=200 * 2**20,
+        _node_ip_address="127.0.0.1",
+        _system_config={"enable_metrics_collection": False},
+        **_quiet(),
+    )
+
+
+def _quiet() -> dict[str, Any]:
+    """What every ``ray.init`` is called with."""
+    return {
         "logging_level": logging.ERROR,
         "log_to_driver": False,
         "namespace": NAMESPACE,
         "runtime_env": {"env_vars": _environment()},
     }
-    place = None
-    try:
-        if address:
-            try:
-                check(address)
-                ray.init(address=address, **quiet)
-            except WrongInput:
-                raise
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise WrongInput(
-                    f"{asked} {address}: a Ray cluster must answer there, but: "
-                    f"{' '.join(str(error).split())[:200]}; check the address"
-                ) from None
-        else:
-            # With no mode set, Ray turns token authentication on, and takes this token instead of
-            # writing one to HOME.
-            if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            place = _place()
-            # Ray's own switch for a Ray that no other host joins: else it takes 127.0.0.1 for this
-            # host's address in the network, and listens on every interface.
-            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"], ray_constants.ENABLE_RAY_CLUSTER = (
-                "0",
-                False,
-            )
-            # Ray opens its folder to everybody: it lies in one that is closed.
-            ray.init(
-                address="local",
-                num_cpus=cores(),
-                include_dashboard=False,
-                _temp_dir=f"{place}/r",
-                object_store_memory=200 * 2**20,
-                _node_ip_address="127.0.0.1",
-                _system_config={"enable_metrics_collection": False},
-                **quiet,
-            )
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_term)  # Ray's own prints a stack and aborts
-        yield
-    finally:
-        ray.shutdown()
-        if place:
-            os.environ.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)
-            ray_constants.ENABLE_RAY_CLUSTER = True
-            shutil.rmtree(place, ignore_errors=True)
 
 
-def _place() -> str:
+def _folder() -> str:
     """A new folder for Ray that only this user can enter, in the temporary one or, if its name is
     long, in another.
     """

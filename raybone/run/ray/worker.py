@@ -23,7 +23,7 @@ from raybone.hpo.brain import Work
 from raybone.models import load
 from raybone.results.study_folder import StudyFolder
 from raybone.run.checks import dataset_of
-from raybone.run.local import examine, pool, train
+from raybone.run.configuration import examine, pool, train
 from raybone.run.ray.hub import find
 from raybone.study.spec import ResolvedStudy
 from raybone.types import Epoch, Segment
@@ -85,7 +85,7 @@ def settle(study: ResolvedStudy) -> None:
 
 
 def examine_remotely(url: str, config_id: str) -> dict[str, float]:
-    """``search.examine`` of a study folder as a Ray task with the resources of a training
+    """``examine`` of a study folder as a Ray task with the resources of a training
     worker.
     """
     folder = StudyFolder(url)
