@@ -238,7 +238,7 @@ class Results:
             WrongInput: no such rank, its weights or the study's dataset are gone, or ``out``
                 exists.
         """
-        from raybone.deploy.refit import refit, train_here
+        from raybone.deploy.refit import Options, refit, train_here
 
         train = None
         if all_patients == "local":
@@ -247,9 +247,7 @@ class Results:
             from raybone.run.ray.refit import train_on_ray
 
             train = partial(train_on_ray, address=_address(all_patients), tell=epoch_line)
-        return refit(
-            self.folder.url, Path(out), rank, train, onnx, bar("refit"), self.study.dataset
-        )
+        return refit(self.folder, Path(out), Options(rank, train, onnx), bar("refit"))
 
     def __repr__(self) -> str:
         rows = len(self.folder.state.configurations)

@@ -21,14 +21,14 @@ from raybone.data.contact_sheet import contact_sheet
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.ingest.prepare import prepare
 from raybone.data.inspect import inspect
-from raybone.data.overlay import overlay
+from raybone.data.overlay import Picture, overlay
 from raybone.phantom.phantom import phantom
 
 
-def drawn(dataset: Dataset, **more: Any) -> np.ndarray:
+def drawn(dataset: Dataset) -> np.ndarray:
     """The first scan's picture without a finding, RGB."""
     scan = dataset.scans[0]
-    png = overlay(dataset.counts(scan), scan.high, {"masks": []}, flags=scan.flags, **more)
+    png = overlay(Picture(dataset.counts(scan), scan.high, scan.flags), {"masks": []})
     return np.array(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
@@ -64,7 +64,7 @@ def test_a_picture_without_a_header_is_of_the_modality_that_is_asked_for(tmp_pat
 @pytest.mark.parametrize(("size", "times"), [((256, 64), 2), ((1024, 256), 1), ((40, 300), 1)])
 def test_a_native_picture_has_whole_pixels_of_the_scan(size: tuple[int, int], times: int) -> None:
     counts_HW = np.random.default_rng(0).integers(0, 100, size, dtype=np.uint16)
-    png = overlay(counts_HW, 100.0, {"boxes": [], "scores": []}, native=True)
+    png = overlay(Picture(counts_HW, 100.0, native=True), {"boxes": [], "scores": []})
     grey_HW = np.array(Image.open(io.BytesIO(png)).convert("L")).astype(int)
     want_HW = 255 * (1 - np.sqrt(counts_HW / 100.0)).repeat(times, 0).repeat(times, 1)
     height, width = want_HW.shape
@@ -78,10 +78,8 @@ def test_every_finding_has_its_score_beside_it(box: tuple[int, ...]) -> None:
     mask_HW[box[1] : box[3], box[0] : box[2]] = True
     pictures = [
         overlay(
-            counts_HW,
-            1.0,
+            Picture(counts_HW, 1.0, native=True),
             {"masks": [rle_of(mask_HW)], "boxes": [box], "scores": scores},
-            native=True,
         )
         for scores in ([], [0.87])
     ]

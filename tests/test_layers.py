@@ -50,7 +50,7 @@ HOME_OF = {
     "torchvision": {"models/", "deploy/frames.py"},
     "monai": {"models/"},
     "safetensors": {"deploy/bundle.py"},
-    "optuna": {"hpo/", "results/charts/", "results/study_folder.py", "api.py"},
+    "optuna": {"hpo/", "results/study_folder.py", "api.py"},
     "altair": {"results/charts/"},
     "jinja2": {"results/page.py", "deploy/refit.py"},
     "rich": {"results/live.py"},

@@ -105,7 +105,8 @@ def refit(
         rank N: of the leaderboard (default %(default)s)
         onnx: write ONNX files as well, checked against torch
     """
-    from raybone.deploy.refit import refit, train_here
+    from raybone.deploy.refit import Options, refit, train_here
+    from raybone.results.study_folder import StudyFolder
 
     train = None
     if everyone.all_patients and everyone.local:
@@ -119,7 +120,7 @@ def refit(
             "refit: --address and --local say where to train, but fold models are trained already; "
             "leave them out, or add --all-patients"
         )
-    made = refit(study, out, rank, train, onnx, bar("refit"), dataset)
+    made = refit(StudyFolder(study, dataset), out, Options(rank, train, onnx), bar("refit"))
     source = made.meta["study"]
     say(
         f"{out}: {made.meta['kind']} of {made.model.name}, {source['config_id']} of study "

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -27,49 +28,63 @@ TRUTH: dict[str, Any] = {"color": "#0072B2", "linestyle": "-", "linewidth": 1.6}
 FOUND: dict[str, Any] = {"color": "#D55E00", "linestyle": (0, (3, 2)), "linewidth": 1.2}
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A scan as it is drawn.
+
+    counts_HW: counts, shape (H, W). high: upper edge of its window, in counts. flags: of the scan;
+    its modality says which way round it is drawn. native: each pixel of the scan is one of the
+    picture, or a square of them where the scan is small; else the picture has at most about 600
+    pixels a side.
+    """
+
+    counts_HW: Array
+    high: float
+    flags: Sequence[str] = ()
+    native: bool = False
+
+    def figure(self) -> Figure:
+        """The scan above room for a legend."""
+        height, width = self.counts_HW.shape
+        scale = TALL / max(height, width)
+        if self.native:
+            scale = max(1, int(scale * DOTS)) / DOTS
+        figure = Figure((max(width * scale, NARROW), height * scale + LEGEND), dpi=DOTS)
+        axes = figure.add_axes(
+            (0, LEGEND / (height * scale + LEGEND), 1, height * scale / (height * scale + LEGEND))
+        )
+        axes.imshow(
+            to_intensity(self.counts_HW, self.high),
+            cmap=shades(self.flags),
+            vmin=0,
+            vmax=1,
+            interpolation="nearest" if self.native else "bilinear",
+        )
+        axes.set_axis_off()
+        return figure
+
+
 def overlay(
-    counts_HW: Array,
-    high: float,
+    picture: Picture,
     finding: Mapping[str, Any],
     lesions: Sequence[Lesion] = (),
     categories: Sequence[str] = ("malignant",),
     least: float = THRESHOLD,
-    flags: Sequence[str] = (),
-    native: bool = False,
 ) -> bytes:
     """A PNG; lesions in solid blue, findings in dashed orange with their scores beside them, with a
     legend.
 
     Args:
-        counts_HW: counts of the scan, shape (H, W); high: upper edge of its window, in counts.
         finding: one scan's part of predictions.json: boxes with scores and labels, masks as run
             lengths (whose boxes only place their scores), or the score of one lesion (or of the
             scan, where ``lesion`` is -1).
         lesions: the truth; those of other categories than ``categories`` are left out.
         least: boxes with a lower score are left out.
-        flags: of the scan; its modality says which way round it is drawn.
-        native: draw each pixel of the scan as one of the picture, or as a square of them where the
-            scan is small; else the picture has at most about 600 pixels a side.
     """
-    height, width = counts_HW.shape
-    scale = TALL / max(height, width)
-    if native:
-        scale = max(1, int(scale * DOTS)) / DOTS
-    figure = Figure((max(width * scale, NARROW), height * scale + LEGEND), dpi=DOTS)
-    axes = figure.add_axes(
-        (0, LEGEND / (height * scale + LEGEND), 1, height * scale / (height * scale + LEGEND))
-    )
-    axes.imshow(
-        to_intensity(counts_HW, high),
-        cmap=shades(flags),
-        vmin=0,
-        vmax=1,
-        interpolation="nearest" if native else "bilinear",
-    )
-    axes.set_axis_off()
-    judged = finding.get("lesion", -1)
-    for place, lesion in enumerate(lesions):
-        if place == judged or ("score" not in finding and lesion.category in categories):
+    figure, width = picture.figure(), picture.counts_HW.shape[1]
+    axes, judged = figure.axes[0], finding.get("lesion", -1)
+    for number, lesion in enumerate(lesions):
+        if number == judged or ("score" not in finding and lesion.category in categories):
             _outline(axes, None if "boxes" in finding else lesion.rle, lesion.box_xyxy, TRUTH)
     for rle in finding.get("masks", ()):
         _outline(axes, rle, None, FOUND)
@@ -79,11 +94,12 @@ def overlay(
         elif score >= least:
             _outline(axes, None, box_4, FOUND)
             _score(axes, box_4, score, width)
-    words = [(TRUTH, "judged" if "score" in finding else "truth")] if lesions else []
-    words += [] if "score" in finding else [(FOUND, "found")]
+    words = {"judged" if "score" in finding else "truth": TRUTH} if lesions else {}
+    if "score" not in finding:
+        words["found"] = FOUND
     figure.legend(
-        [Line2D([], [], **style) for style, _ in words],
-        [word for _, word in words],
+        [Line2D([], [], **style) for style in words.values()],
+        [*words],
         loc="lower center",
         ncols=2,
         fontsize=8,

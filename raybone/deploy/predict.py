@@ -26,7 +26,7 @@ from raybone.data.ingest.options import ReadOptions
 from raybone.data.ingest.read import Reading, read
 from raybone.data.ingest.steps import Origin, part_of
 from raybone.data.loader import validation_loader
-from raybone.data.overlay import overlay
+from raybone.data.overlay import Picture, overlay
 from raybone.deploy.bundle import Bundle
 from raybone.deploy.dicom_seg import MadeBy, write_segmentation
 from raybone.deploy.ensemble import outputs
@@ -245,8 +245,8 @@ def _draw(out: Path, job: _Job, frame: Frame) -> bool:
     if frame.masks:
         finding["masks"] = [frame.masks[n] for n in names]
     picture = out / f"{frame.number:04d}.png"
-    drawn = overlay(seen_HW, high, finding, (), names, job.least, frame.flags, True)
-    picture.write_bytes(drawn)
+    shown = Picture(seen_HW, high, frame.flags, native=True)
+    picture.write_bytes(overlay(shown, finding, (), names, job.least))
     frame.files.append(picture.name)
     return not frame.masks or _segment(out, frame, job.bundle)
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import StrictUndefined, Template
+from torch import Tensor
 
 from raybone.data.dataset import Dataset
 from raybone.data.folds import TEST, TRAINING
@@ -44,24 +47,30 @@ Progress = Callable[[int, int], None]
 Train = Callable[[ResolvedStudy, Folder, dict[str, Any]], None]
 
 
+@dataclass(frozen=True)
+class Options:
+    """What becomes of a study: the rank that is taken, how its models come to be, and what is
+    written.
+
+    train: trains one model on all patients but the test group; None takes the fold models as an
+    ensemble. onnx: write the networks as ONNX files as well.
+    """
+
+    rank: int = 1
+    train: Train | None = None
+    onnx: bool = False
+
+
 def refit(
-    place: str,
+    folder: StudyFolder,
     out: Path | str,
-    rank: int = 1,
-    train: Train | None = None,
-    onnx: bool = False,
+    options: Options = Options(),
     progress: Progress = lambda done, total: None,
-    moved: str = "",
 ) -> Bundle:
-    """Write a bundle of the configuration of this rank.
+    """Write a bundle of a configuration.
 
     Args:
-        place: study folder or URL.
         out: folder to make.
-        train: trains one model on all patients but the test group; None takes the fold models as an
-            ensemble.
-        onnx: write the networks as ONNX files as well. moved: where the study's dataset is now, if
-            not at its place.
     Raises:
         WrongInput: no such rank, its weights or the study's dataset are gone, or ``out`` exists.
     """
@@ -69,33 +78,25 @@ def refit(
         raise WrongInput(
             f"--out {out}: must be a folder of this machine; copy the bundle from there"
         )
-    folder, out = StudyFolder(place, moved), Path(out)
-    study = folder.study
+    study, out = folder.study, Path(out)
     model = load(study.model)
     if os.path.lexists(out):
         raise WrongInput(f"--out {out}: must not exist yet; choose another name or remove it")
-    if onnx:
+    if options.onnx:
         refuse_onnx(model)
-    row = _row(folder, place, rank)
+    row = _row(folder, options.rank)
     dataset = dataset_of(study)
     chosen = folder.configuration(row["config_id"])
     weights = {fold_name(k): chosen.weights(k) for k in range(dataset.folds)}
     known = {name: tensors for name, tensors in weights.items() if tensors}
     gone = len(weights) - len(known)
-    if train:
-        there = chosen.fold(None)
-        train(study, Folder(there.absolute), chosen.params)
-        if (made := chosen.weights(None)) is None:
-            raise RunFailed(
-                f"refit {place}: {there.url} must hold last.pt after the training, but does not; "
-                "does every node reach that folder?"
-            )
-        members = {EVERYONE: made}
+    if options.train:
+        members = {EVERYONE: _of_everyone(chosen, options.train)}
     elif gone:
         raise WrongInput(
-            f"refit {place}: the weights of {chosen.id}, rank {rank}, must be there for every "
-            f"fold, but {gone} of {len(weights)} are gone, as keep is {study.keep}; take a better "
-            "rank, or train it again with --all-patients"
+            f"refit {folder.url}: the weights of {chosen.id}, rank {options.rank}, must be there "
+            f"for every fold, but {gone} of {len(weights)} are gone, as keep is {study.keep}; "
+            "take a better rank, or train it again with --all-patients"
         )
     else:
         members = known
@@ -104,19 +105,25 @@ def refit(
     states = [] if gone else [*known.values()]
     findings = chosen.predictions(dataset) or []
     job = FoldJob(dataset, model, config, 0, study.epochs)
-    calibration = calibrate(job, findings, states, device, progress)
     meta = {
-        "kind": "one model of all patients" if train else "fold ensemble",
-        "calibration": calibration,
+        "kind": "one model of all patients" if options.train else "fold ensemble",
+        "calibration": calibrate(job, findings, states, device, progress),
         **_meta(chosen, dataset, config, row),
     }
-    return write_bundle(
-        out,
-        meta,
-        members,
-        _card(meta),
-        lambda half, made: _further(half, made, dataset, onnx),
-    )
+    further = partial(_further, dataset=dataset, onnx=options.onnx)
+    return write_bundle(out, meta, members, _card(meta), further)
+
+
+def _of_everyone(chosen: ConfigurationFolder, train: Train) -> dict[str, Tensor]:
+    """The weights of a model that is trained on all patients."""
+    folder = chosen.fold(None)
+    train(chosen.folder.study, Folder(folder.absolute), chosen.params)
+    if (made := chosen.weights(None)) is None:
+        raise RunFailed(
+            f"refit {chosen.folder.url}: {folder.url} must hold last.pt after the training, but "
+            "does not; does every node reach that folder?"
+        )
+    return made
 
 
 def train_here(
@@ -132,12 +139,12 @@ def train_here(
         raise RunFailed(f"refit: {error}") from None
 
 
-def _row(folder: StudyFolder, place: str, rank: int) -> dict[str, Any]:
+def _row(folder: StudyFolder, rank: int) -> dict[str, Any]:
     table = folder.table()
     complete: list[dict[str, Any]] = table[table["state"] == "complete"].to_dict("records")  # type: ignore[assignment]
     if not 1 <= rank <= len(complete):
         raise WrongInput(
-            f"--rank {rank}: study {place} has {len(complete)} complete configurations; "
+            f"--rank {rank}: study {folder.url} has {len(complete)} complete configurations; "
             + ("choose one of them" if complete else "let the search end")
         )
     return complete[rank - 1]

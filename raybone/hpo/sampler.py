@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -13,13 +12,11 @@ import numpy as np
 import optuna
 
 from raybone.hpo.fold_race import score, scores
+from raybone.hpo.optuna_study import as_optuna, distributions
 from raybone.hpo.state import Configuration, State
 from raybone.study.space import LONGEST, active, complete, draw, from_unit, grid, identity, rejected
-from raybone.study.spec import Param, Prior, ResolvedStudy
+from raybone.study.spec import Prior, ResolvedStudy
 
-optuna.logging.set_verbosity(
-    optuna.logging.ERROR
-)  # it warns of a library that would make gp faster
 ATTEMPTS = 100  # configurations that a model may refuse in a row, and ways to fill up a point
 REDRAWS = 10_000  # random points, taken or rejected, after which a space counts as used up
 ASKS = 20  # proposals of a model that may be taken or rejected before chance decides
@@ -82,23 +79,16 @@ def _modelled(study: ResolvedStudy, state: State, index: int) -> Iterator[dict[s
         ),
         "gp": partial(optuna.samplers.GPSampler, warn_independent_sampling=False),
     }[study.search.sampler]
+    trials = [{"params": params, "value": value} for params, value in observations(study, state)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # group and the process are marked experimental
-        memory = optuna.create_study(
-            direction="maximize",
-            sampler=make(seed=_seed(study.search.seed, index), n_startup_trials=STARTUP),
-        )
-    kinds = optuna.trial.TrialState
-    spread = distributions(study.space)
-    for params, value in observations(study, state):
-        kind = kinds.RUNNING if value is None else kinds.COMPLETE
-        known = {name: spread[name] for name in params}
-        memory.add_trial(
-            optuna.trial.create_trial(state=kind, params=params, distributions=known, value=value)
-        )
+        sampler = make(seed=_seed(study.search.seed, index), n_startup_trials=STARTUP)
+    memory, spread = as_optuna(study.space, trials, sampler=sampler), distributions(study.space)
     for _ in range(ASKS):
         trial = memory.ask(spread)
-        yield active(study.space, {name: trial.params[name] for name in study.space})
+        values = {name: trial.params[name] for name in study.space}
+        lists = {name: [*value] for name, value in values.items() if isinstance(value, tuple)}
+        yield active(study.space, values | lists)
 
 
 def observations(study: ResolvedStudy, state: State) -> list[tuple[dict[str, Any], float | None]]:
@@ -124,53 +114,11 @@ def observations(study: ResolvedStudy, state: State) -> list[tuple[dict[str, Any
     return [o for i, o in enumerate(told) if i in kept]
 
 
-def as_optuna(study: ResolvedStudy, state: State) -> optuna.Study:
-    """The study as one of optuna's, in memory, for its plots and importances.
-
-    A complete configuration has its mean over the folds, unless that is not finite; one that was
-    stopped is pruned, one that failed has failed, and the rest run. What each rung gave stands at
-    the fold epochs up to there; the attribute ``config_id`` is its name in the leaderboard.
-    """
-    kinds = optuna.trial.TrialState
-    kind_of = {"stopped": kinds.PRUNED, "running": kinds.RUNNING, "paused": kinds.RUNNING}
-    made = optuna.create_study(study_name=study.name, direction=study.direction)
-    spread = distributions(study.space)
-    for c in state.configurations.values():
-        final = [c.fold_score(k, study.epochs, study.metric) for k in range(study.resolved.folds)]
-        scored = c.status == "complete" and all(map(math.isfinite, final))
-        rungs = study.resolved.ladder[: c.rung + 1]
-        trial = optuna.trial.create_trial(
-            state=kinds.COMPLETE if scored else kind_of.get(c.status, kinds.FAIL),
-            params=c.params,
-            distributions={name: spread[name] for name in c.params},
-            value=float(np.mean(final)) if scored else None,
-            intermediate_values={k * e: c.mean(k, e, study.metric) for k, e in rungs},
-            user_attrs={"config_id": c.id},
-            system_attrs={"terminator:cv_scores": final} if scored else {},
-        )
-        made.add_trial(trial)
-    return made
-
-
 def _standing(study: ResolvedStudy, configuration: Configuration) -> tuple[float, ...]:
     if configuration.status == "failed":
         return -1, 0.0, 0.0
     tie = scores(study, configuration, configuration.rung)[1]
     return configuration.rung, score(study, configuration, configuration.rung), tie
-
-
-def distributions(space: Mapping[str, Param]) -> dict[str, optuna.distributions.BaseDistribution]:
-    """A space in optuna's words, without its conditions."""
-    return {name: _distribution(param) for name, param in space.items()}
-
-
-def _distribution(param: Param) -> optuna.distributions.BaseDistribution:
-    if param.choice is not None:
-        return optuna.distributions.CategoricalDistribution(param.choice)
-    if param.int_uniform is not None:
-        return optuna.distributions.IntDistribution(*param.int_uniform)
-    low, high = param.bounds or (0.0, 1.0)
-    return optuna.distributions.FloatDistribution(low, high, log=param.log_uniform is not None)
 
 
 def _seed(*parts: int) -> int:

@@ -28,7 +28,7 @@ OTHER = (
 )
 
 
-def compare(place: str, dataset: str = "") -> dict[str, Any]:
+def compare(url: str, dataset: str = "") -> dict[str, Any]:
     """The winner of a study folder beside what is published of its system, and a classifier's
     subgroups.
 
@@ -42,11 +42,11 @@ def compare(place: str, dataset: str = "") -> dict[str, Any]:
     Raises:
         WrongInput: it has no complete configuration.
     """
-    folder = StudyFolder(place, dataset)
+    folder = StudyFolder(url, dataset)
     study, best = folder.study, folder.winner()
     if best is None:
         raise WrongInput(
-            f"compare {place}: needs a complete configuration, but has none; let the search end"
+            f"compare {url}: needs a complete configuration, but has none; let the search end"
         )
     cases: dict[str, Any] = {}
     if task_named(load(study.model).task).judged:
@@ -65,20 +65,18 @@ def compare(place: str, dataset: str = "") -> dict[str, Any]:
     }
 
 
-def unfetched(study: ResolvedStudy, given: str) -> str:
+def unfetched(study: ResolvedStudy, moved: str) -> str:
     """Why the dataset of a study is not looked at, if it is not: its study.yaml may be a
     stranger's.
 
     Args:
-        given: where the user says that the dataset is, if they do.
+        moved: where the user says that the dataset is, if they do.
     """
+    if moved or "://" not in study.dataset:
+        return ""
     return (
-        ""
-        if given or "://" not in study.dataset
-        else (
-            f"the dataset is at {study.dataset!r}, an address that study.yaml names and that is "
-            "not asked; if you trust it, give it as --dataset"
-        )
+        f"the dataset is at {study.dataset!r}, an address that study.yaml names and that is not "
+        "asked; if you trust it, give it as --dataset"
     )
 
 
@@ -91,34 +89,23 @@ def beside(
         subgroups: of ``classified``; none for other tasks.
     """
     published = figures(study.name)
-    measured = [
-        m
-        for m in METRICS
-        if any(m in run.metrics for run in best.epochs.values()) and m != "val_loss"
-    ]
-    groups = {
-        name: group for table in subgroups.values() for name, group in table["groups"].items()
-    }
-    wanted = dict.fromkeys([(study.metric, ""), *((f["metric"], f["subgroup"]) for f in published)])
-    unknown = dict.fromkeys(("low", "high", "test"), math.nan)
-    return [
-        {
-            "metric": metric,
-            "subgroup": part,
-            **(
-                {"mean": groups[part][metric], **unknown}
-                if part
-                else _measured(best, study.resolved.folds, metric)
-            ),
-            "published": [
-                {k: f[k] for k in ("system", "variant", "table", "value")}
-                for f in published
-                if (f["metric"], f["subgroup"]) == (metric, part)
-            ],
-        }
-        for metric, part in wanted
-        if metric in measured and part in ("", *groups)
-    ]
+    groups: dict[str, Any] = {}
+    for table in subgroups.values():
+        groups |= table["groups"]
+    # Of each metric and subgroup, what papers say of it; ours come first.
+    said: dict[tuple[str, str], list[dict[str, Any]]] = {(study.metric, ""): []}
+    for figure in published:
+        shown = {k: figure[k] for k in ("system", "variant", "table", "value")}
+        said.setdefault((figure["metric"], figure["subgroup"]), []).append(shown)
+    measured = {m for run in best.epochs.values() for m in run.metrics if m in METRICS}
+    rows = []
+    for (metric, part), figures_of_it in said.items():
+        if metric in measured - {"val_loss"} and part in ("", *groups):
+            own = _measured(best, study.resolved.folds, metric)
+            if part:
+                own = dict.fromkeys(own, math.nan) | {"mean": groups[part][metric]}
+            rows.append({"metric": metric, "subgroup": part, **own, "published": figures_of_it})
+    return rows
 
 
 def figures(study: str) -> list[dict[str, Any]]:
@@ -165,14 +152,10 @@ def classified(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
     score_N = np.array([f["score"] for f in findings], float)
     truth_N = np.array([f["positive"] for f in findings], bool)
     on_scan = Counter(f["scan_id"] for f in findings)
-    labels = dict.fromkeys(name for f in findings for name, _ in scans[f["scan_id"]].labels)
-    groups = {
-        "lesions on the scan": [group_of_count(on_scan[f["scan_id"]]) for f in findings],
-        **{
-            name: [dict(scans[f["scan_id"]].labels).get(name, "unknown") for f in findings]
-            for name in labels
-        },
-    }
+    labels = [dict(scans[f["scan_id"]].labels) for f in findings]
+    groups = {"lesions on the scan": [group_of_count(on_scan[f["scan_id"]]) for f in findings]}
+    for name in dict.fromkeys(name for own in labels for name in own):
+        groups[name] = [own.get(name, "unknown") for own in labels]
     return {
         "subgroups": {
             name: subgroup_table(score_N, truth_N, group_N)
@@ -192,15 +175,13 @@ def comparison_lines(found: dict[str, Any]) -> list[str]:
         f"{'metric':<12} {'ours':<26} {'test folds':<11} published",
     ]
     for row in found["rows"]:
-        ours = (
-            f"{row['mean']:.4f}"
-            if math.isfinite(row["mean"])
-            else "undefined"
-            if row["subgroup"]
-            else "undefined in a fold"
-        )
-        ours += f" ({row['low']:.4f} to {row['high']:.4f})" if math.isfinite(row["low"]) else ""
-        ours += f", {row['subgroup']}" if row["subgroup"] else ""
+        ours, part = f"{row['mean']:.4f}", row["subgroup"]
+        if not math.isfinite(row["mean"]):
+            ours = "undefined" if part else "undefined in a fold"
+        if math.isfinite(row["low"]):
+            ours += f" ({row['low']:.4f} to {row['high']:.4f})"
+        if part:
+            ours += f", {part}"
         test = f"{row['test']:.4f}" if math.isfinite(row["test"]) else ""
         said = [
             f"{p['value']:.4f} {', '.join(filter(None, (p['system'], p['variant'])))} "

@@ -81,59 +81,62 @@ def forget(
         WrongInput: no such dataset, patient or folder, nobody would be left, or a search or another
             ``forget`` is at work on the dataset.
     """
-    absent = [folder for folder in among if not Path(folder).is_dir()]
-    if "://" in dataset or absent:
-        raise WrongInput(
-            *(
-                f"--among {folder}: must be a folder to look through, but is not there; check the "
-                "path"
-                for folder in absent
-            ),
-            *(
-                [f"forget {dataset}: must be a folder of this machine; run it where it lies"]
-                if "://" in dataset
-                else []
-            ),
-        )
+    _refuse(dataset, among)
     path, key_file, unread = Path(dataset).expanduser().resolve(), key_path(key), list[str]()
     with workplace(path) as half:
         opened = open_dataset(path)
-        entries = [
-            e for e in _entries(path) if e["before"] != opened.hash
-        ]  # an exchange that has not come to be
+        # Without the entry of an exchange that did not come about.
+        entries = [e for e in _entries(path) if e["before"] != opened.hash]
         gone, ended, work = _meant(opened, entries, patients, key_file)
         bundles = _bundles(among, gone | ended, unread)
         studies = _studies(among, {opened.hash, *opened.meta.get("before", ())}, unread)
-        if busy := [str(place) for place in studies if Lease(Folder(place)).holder(EXPIRES)]:
-            raise WrongInput(
-                f"forget {dataset}: no search may be at work on it, but {busy[0]} is; `raybone "
-                "stop` it first"
-            )
+        _refuse_busy(dataset, studies)
+        after = opened.hash
         if gone:
             after, entry = _delete(opened, gone, half, key_file, entries)
             work.append(entry)
-        else:
-            after = opened.hash
         for entry in work:
             remove_map(key_file, entry["before"])
             drop(entry["before"])
         if gone:
             shutil.rmtree(half / "old")
         done = Forgotten(
-            tuple(sorted(gone | ended)),
-            sum(e["scans"] for e in work),
-            len(opened.fold_of) - len(gone),
-            work[0]["before"],
-            after,
-            tuple(map(str, bundles)),
-            tuple(map(str, studies)) if any(e["trained"] for e in work) else (),
-            tuple(sorted({c for e in work for c in e["copies"]})),
-            has_map(key_file, after),
-            tuple(unread),
+            patients=tuple(sorted(gone | ended)),
+            scans=sum(e["scans"] for e in work),
+            left=len(opened.fold_of) - len(gone),
+            before=work[0]["before"],
+            after=after,
+            bundles=tuple(map(str, bundles)),
+            studies=tuple(map(str, studies)) if any(e["trained"] for e in work) else (),
+            copies=tuple(sorted({c for e in work for c in e["copies"]})),
+            map=has_map(key_file, after),
+            unread=tuple(unread),
         )
         tell(done)
         _write_entries(half, path, [e for e in entries if e not in work])
     return done
+
+
+def _refuse(dataset: str, among: Sequence[str]) -> None:
+    """Raise where a folder to look through is not there, or the dataset is not of this machine."""
+    problems = [
+        f"--among {folder}: must be a folder to look through, but is not there; check the path"
+        for folder in among
+        if not Path(folder).is_dir()
+    ]
+    if "://" in dataset:
+        problems.append(f"forget {dataset}: must be a folder of this machine; run it where it lies")
+    if problems:
+        raise WrongInput(*problems)
+
+
+def _refuse_busy(dataset: str, studies: Sequence[Path]) -> None:
+    for study in studies:
+        if Lease(Folder(study)).holder(EXPIRES):
+            raise WrongInput(
+                f"forget {dataset}: no search may be at work on it, but {study} is; `raybone "
+                "stop` it first"
+            )
 
 
 def forgotten_lines(dataset: str, done: Forgotten) -> list[str]:

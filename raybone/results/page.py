@@ -15,7 +15,7 @@ import jinja2
 import orjson
 from markupsafe import Markup
 
-from raybone.results.charts.vega import CONFIG, Chart, Row
+from raybone.results.charts.vega import Chart, Row
 
 LIBRARIES = (
     "raybone",
@@ -45,7 +45,9 @@ def page(charts: Mapping[str, Sequence[Chart]], rows: Sequence[Row], values: dic
         for section, many in charts.items()
         for n, chart in enumerate(many)
     }
-    text = orjson.dumps({"config": CONFIG, "data": {"configurations": rows}, "charts": drawn})
+    # Text is as wide as in the fonts that a page without outside resources has.
+    config = orjson.loads(_file("vega.json"))
+    text = orjson.dumps({"config": config, "data": {"configurations": rows}, "charts": drawn})
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

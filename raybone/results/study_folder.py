@@ -156,10 +156,12 @@ class StudyFolder:
         return ConfigurationFolder(self, config_id)
 
     def to_optuna(self) -> optuna.Study:
-        """The study as one of optuna's, in memory: see ``as_optuna``."""
-        from raybone.hpo.sampler import as_optuna
+        """The study as one of optuna's, in memory: see ``trials_of``."""
+        from raybone.hpo.optuna_study import as_optuna, trials_of
 
-        return as_optuna(self.study, self.state)
+        study = self.study
+        trials = trials_of(study, self.state)
+        return as_optuna(study.space, trials, study.direction, name=study.name)
 
     def write_curves(self) -> tuple[int, int]:
         """Write curves.npz, the table that `raybone simulate` replays: see ``curves_of``.

@@ -11,7 +11,7 @@ import numpy as np
 
 from raybone.data.annotations import foci
 from raybone.data.dataset import Dataset
-from raybone.data.overlay import overlay
+from raybone.data.overlay import Picture, overlay
 from raybone.errors import WrongInput
 from raybone.hpo.state import Configuration
 from raybone.metrics.lesions import THRESHOLD, operating_points
@@ -38,7 +38,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Figure:
     """A scan as PNG in base64, with words below it and words instead of it."""
 
     words: str
@@ -142,18 +142,15 @@ def _curves(winner: Winner) -> list[Chart]:
     ]
 
 
-def pictures(winner: Winner, metric: str) -> list[Picture]:
+def pictures(winner: Winner, metric: str) -> list[Figure]:
     """The best, median and worst scans with lesions."""
     scans = {s.scan_id: s for s in winner.scans if "burned-in-text" not in s.flags}
     every = _judged(winner) if winner.task.judged else _scored(winner, scans, metric)
     cases = sorted((c for c in every if c.finding["scan_id"] in scans), key=lambda c: c.loss)
     last, middle = len(cases) - 1, len(cases) // 2
-    # Where there are few cases, a later line counts.
-    kinds = {
-        **{last: "Worst", last - 1: "Worst"},
-        **{middle: "Median", middle - 1: "Median"},
-        **{1: "Best", 0: "Best"},
-    }
+    # Of few cases, one may be several of these: what stands last counts.
+    worst, median = {last: "Worst", last - 1: "Worst"}, {middle: "Median", middle - 1: "Median"}
+    kinds = worst | median | {1: "Best", 0: "Best"}
     return [
         _picture(winner, scans[cases[n].finding["scan_id"]], cases[n], kinds[n])
         for n in sorted(kinds)
@@ -181,7 +178,7 @@ def _scored(winner: Winner, scans: Mapping[str, Scan], metric: str) -> Iterator[
             yield Case(-value, by_id[scan.scan_id], f"{name} {value:.3f}")
 
 
-def _picture(winner: Winner, scan: Scan, case: Case, kind: str) -> Picture:
+def _picture(winner: Winner, scan: Scan, case: Case, kind: str) -> Figure:
     count = sum(le.category in winner.categories for le in foci(scan))
     scores = case.finding.get("scores", ())
     words = (
@@ -193,15 +190,9 @@ def _picture(winner: Winner, scan: Scan, case: Case, kind: str) -> Picture:
             f" Of {len(scores)} boxes, the {sum(s >= THRESHOLD for s in scores)} that score at "
             f"least {THRESHOLD:g} are drawn."
         )
-    png = overlay(
-        winner.dataset.counts(scan),
-        scan.high,
-        case.finding,
-        scan.lesions,
-        winner.categories,
-        flags=scan.flags,
-    )
-    return Picture(
+    shown = Picture(winner.dataset.counts(scan), scan.high, scan.flags)
+    png = overlay(shown, case.finding, scan.lesions, winner.categories)
+    return Figure(
         words,
         base64.b64encode(png).decode(),
         f"Scan with outlines of truth (solid) and prediction (dashed). {words}",

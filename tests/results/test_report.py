@@ -24,7 +24,7 @@ from pretend import flagged, pretend
 
 from raybone.cli import main
 from raybone.data.dataset import open_dataset
-from raybone.data.overlay import overlay
+from raybone.data.overlay import Picture, overlay
 from raybone.storage import Folder
 
 in_a_browser = pytest.mark.skipif(
@@ -488,7 +488,7 @@ def test_an_overlay_marks_truth_and_findings_in_two_colours(dataset: Path) -> No
         ("judged", {"lesion": 0, "score": 0.3}, scan.lesions),
         ("neither", {"lesion": -1, "score": 0.3}, ()),
     ]:
-        png = overlay(opened.counts(scan), scan.high, finding, lesions)
+        png = overlay(Picture(opened.counts(scan), scan.high), finding, lesions)
         pixels = np.array(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
         assert max(pixels.shape) <= 620
         warmth = pixels[..., 0] - pixels[..., 2]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import altair as alt
-import optuna
 
-from raybone.hpo.sampler import STARTUP, distributions
+from raybone.hpo.optuna_study import importances
+from raybone.hpo.sampler import STARTUP
 from raybone.results.charts.vega import HUES, Chart, Row, drawn, over, short
 from raybone.study.spec import Study
 
@@ -29,21 +28,8 @@ def importance(study: Study, records: Sequence[Row]) -> Chart | None:
     ]
     if len(scored) < STARTUP or not study.space:
         return None
-    spread, memory = distributions(study.space), optuna.create_study(direction="minimize")
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # a choice between lists is no primitive, which matters to optuna's storage
-        for place, params in enumerate(scored):
-            memory.add_trial(
-                optuna.trial.create_trial(
-                    params=params, distributions={k: spread[k] for k in params}, value=float(place)
-                )
-            )
-        found = optuna.importance.get_param_importances(
-            memory, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
-        )
-    rows = [{"p": name, "x": short(share)} for name, share in found.items()]
+    shares = importances(study.space, scored)
+    rows = [{"p": name, "x": short(share)} for name, share in shares.items()]
     chart = (
         over(
             "rows",

@@ -35,23 +35,15 @@ SHADES = [f"var(--q{n})" for n in range(1, 6)]
 
 @dataclass(frozen=True)
 class Axis:
-    """A searched parameter on a chart; ``value`` and ``height`` name its columns of
-    ``configurations``.
+    """A searched parameter on a chart.
+
+    value, height: the columns of ``configurations`` that hold its values, and their heights.
     """
 
     name: str
     param: Param
-    number: int
-
-    @property
-    def value(self) -> str:
-        """The column of its values."""
-        return f"p{self.number}"
-
-    @property
-    def height(self) -> str:
-        """The column of their heights."""
-        return f"n{self.number}"
+    value: str
+    height: str
 
     def height_of(self, value: Any) -> float:
         """From 0 to 1 along its range, by its logarithm where it is drawn so; ``NONE`` for no
@@ -76,8 +68,8 @@ class Axis:
 
 def axes(study: Study) -> list[Axis]:
     """The parameters that charts show, in the study's order."""
-    names = list(study.space)[:MOST]
-    return [Axis(name, study.space[name], number) for number, name in enumerate(names)]
+    shown = list(study.space.items())[:MOST]
+    return [Axis(name, param, f"p{n}", f"n{n}") for n, (name, param) in enumerate(shown)]
 
 
 def configurations(study: Study, records: Sequence[Row]) -> list[Row]:

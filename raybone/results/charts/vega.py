@@ -1,4 +1,4 @@
-"""What all charts share: colours, the look of a page, and small words."""
+"""What all charts share: colours, their form on a page, and small words."""
 
 from __future__ import annotations
 
@@ -12,40 +12,6 @@ import altair as alt
 Row = dict[str, Any]
 HUES = [f"var(--c{n})" for n in range(1, 7)]
 INK, LINE = "var(--ink)", "var(--line)"
-# Of all charts; text is as wide as in the fonts that a page without outside resources has.
-CONFIG: dict[str, Any] = {
-    "background": "transparent",
-    "font": "system-ui, sans-serif",
-    "view": {"stroke": None, "continuousHeight": 260, "continuousWidth": 250},
-    "axis": {
-        "domainColor": LINE,
-        "tickColor": LINE,
-        "gridColor": "var(--grid)",
-        "labelColor": INK,
-        "titleColor": INK,
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-        "titleFontWeight": "normal",
-    },
-    "legend": {
-        "labelColor": INK,
-        "titleColor": INK,
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-        "orient": "bottom",
-        "titleFontWeight": "normal",
-        "labelLimit": 300,
-        "symbolStrokeWidth": 2,
-        "columns": 3,
-        "symbolBaseStrokeColor": INK,
-        "symbolSize": 120,
-    },
-    "header": {"labelColor": INK, "labelFontSize": 12},
-    "range": {"category": HUES},
-    "text": {"color": INK, "fontSize": 12},
-    "rule": {"color": INK},
-    "tick": {"color": INK},
-}
 
 
 @dataclass(frozen=True)
