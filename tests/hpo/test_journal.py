@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.search.test_race import good, make_study, play, start
+from tests.hpo.test_race import good, make_study, play, start
 
 from raybone.errors import RunFailed, WrongInput
 from raybone.hpo.brain import Brain
