@@ -238,7 +238,7 @@ def _score(study: Study, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _further(half: Path, bundle: Bundle, dataset: Dataset, onnx: bool) -> dict[str, Any]:
     """Files for other programs."""
-    told: dict[str, Any] = {}
+    written: dict[str, Any] = {}
     tile = int(getattr(bundle.config, "tile", 0))
     size = bundle.config.imgsz
     canvas = (
@@ -251,14 +251,14 @@ def _further(half: Path, bundle: Bundle, dataset: Dataset, onnx: bool) -> dict[s
             write(module, half / f"{name}{suffix}")
         if onnx:
             gap = export_onnx(module, bundle.model, canvas, half / f"{name}.onnx")
-            told.setdefault("onnx", []).append(
+            written.setdefault("onnx", []).append(
                 {
                     "file": f"{name}.onnx",
                     "input": ["N", "C", *canvas],
                     "largest_difference": float(f"{gap:.2g}"),
                 }
             )
-    return told
+    return written
 
 
 def _card(meta: Mapping[str, Any]) -> str:

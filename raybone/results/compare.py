@@ -167,14 +167,14 @@ def classified(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
     }
 
 
-def comparison_lines(found: dict[str, Any]) -> list[str]:
-    """What ``compare`` found, for a person."""
+def comparison_lines(compared: dict[str, Any]) -> list[str]:
+    """What ``compare`` gives, for a person."""
     lines = [
-        f"{found['study']}: {found['config_id']} on dataset {found['dataset_hash']}; "
-        f"{found['note']}",
+        f"{compared['study']}: {compared['config_id']} on dataset {compared['dataset_hash']}; "
+        f"{compared['note']}",
         f"{'metric':<12} {'ours':<26} {'test folds':<11} published",
     ]
-    for row in found["rows"]:
+    for row in compared["rows"]:
         ours, part = f"{row['mean']:.4f}", row["subgroup"]
         if not math.isfinite(row["mean"]):
             ours = "undefined" if part else "undefined in a fold"
@@ -193,7 +193,7 @@ def comparison_lines(found: dict[str, Any]) -> list[str]:
             *(f"{'':<52}{more}" for more in said[1:]),
         ]
     names = ("sensitivity", "specificity", "accuracy", "PPV", "NPV")
-    for name, table in found.get("subgroups", {}).items():
+    for name, table in compared.get("subgroups", {}).items():
         lines += ["", f"{name:<22}{'count':>7}" + "".join(f"{m:>13}" for m in (*names, "AUC"))]
         lines += [
             f"{group:<22}{v['count']:>7}" + "".join(f"{v[m]:>13.4f}" for m in (*names, "AUC"))
@@ -203,9 +203,12 @@ def comparison_lines(found: dict[str, Any]) -> list[str]:
             f"{'p (chi-square)':<29}"
             + "".join(f"{table['chi_square'][m]['p']:>13.2g}" for m in names)
         )
-    lines += [found["not_shown"]] if "not_shown" in found else []
-    if "confusion" in found:
-        lines += ["", "confusion: " + ", ".join(f"{k} {v}" for k, v in found["confusion"].items())]
+    lines += [compared["not_shown"]] if "not_shown" in compared else []
+    if "confusion" in compared:
+        lines += [
+            "",
+            "confusion: " + ", ".join(f"{k} {v}" for k, v in compared["confusion"].items()),
+        ]
     return lines
 
 

@@ -45,29 +45,29 @@ def leaderboard(study: ResolvedStudy, state: State) -> pd.DataFrame:
 
 
 def merged_leaderboard(boards: Mapping[str, tuple[ResolvedStudy, State]]) -> pd.DataFrame:
-    """The rows of several studies as one leaderboard; a config_id has the study's place before it,
+    """The rows of several studies as one leaderboard; a config_id has its study's path before it,
     as in ``a/c003``.
 
     Args:
-        boards: study and state by the place that messages and rows name.
+        boards: study and state by the path that messages and rows name.
     Raises:
         WrongInput: the rows would not be comparable: metric, dataset, folds or categories differ,
             or the losses of different models are compared.
     """
     first, *others = boards
-    traits = {place: _traits(study) for place, (study, _) in boards.items()}
+    traits = {url: _traits(study) for url, (study, _) in boards.items()}
     problems = [
-        f"leaderboard {place}: studies in one leaderboard must agree, but {name} is {value} there "
+        f"leaderboard {url}: studies in one leaderboard must agree, but {name} is {value} there "
         f"and {traits[first][name]} in {first}; leave one out"
-        for place in others
-        for name, value in traits[place].items()
+        for url in others
+        for name, value in traits[url].items()
         if value != traits[first].get(name, value)
     ]
     if problems:
         raise WrongInput(*problems)
     entries = {
-        f"{place}/{c.id}": (study, c, bool(state.end))
-        for place, (study, state) in boards.items()
+        f"{url}/{c.id}": (study, c, bool(state.end))
+        for url, (study, state) in boards.items()
         for c in state.configurations.values()
     }
     return _ranked(entries, [study for study, _ in boards.values()])
@@ -258,7 +258,7 @@ def _against(
     """
     (study, one, _), (_, other, _) = (entries[r["config_id"]] for r in (row, best))
     folds_K, best_K = _folds(study, row), _folds(study, best)
-    found = {"p_to_best": corrected_p(folds_K, best_K), "p_to_best_bootstrap": math.nan}
+    tests = {"p_to_best": corrected_p(folds_K, best_K), "p_to_best_bootstrap": math.nan}
     if (
         one.replicates
         and len(one.replicates) == len(other.replicates)
@@ -270,14 +270,14 @@ def _against(
             min(one.freedom, other.freedom),
         )
         low, high = bootstrap_interval(*paired)
-        found["p_to_best_bootstrap"] = bootstrap_p(*paired)
+        tests["p_to_best_bootstrap"] = bootstrap_p(*paired)
     else:
         low, high = corrected_interval(folds_K - best_K)
     return {
-        **found,
+        **tests,
         "delta_ci_low": low,
         "delta_ci_high": high,
-        "verdict": _verdict(found["p_to_best"]),
+        "verdict": _verdict(tests["p_to_best"]),
     }
 
 

@@ -24,7 +24,7 @@ from raybone.tasks import task_named
 from raybone.tasks.base import Outcome, Task
 from raybone.types import Array, Finding, Scan
 
-# What reading files raises that somebody has changed.
+# What reading files raises that were changed.
 BROKEN = (WrongInput, ValueError, KeyError, TypeError, AttributeError, OSError)
 
 

@@ -18,8 +18,8 @@ def importance(study: Study, records: Sequence[Row]) -> Chart | None:
     """PED-ANOVA (Watanabe et al. 2023, arXiv:2304.10255) of what sets the best tenth apart; None
     below 8 scored rows.
 
-    A row is judged by its place in the table: complete rows by score, the others by how far they
-    got, then by score.
+    A configuration is judged by its row in the table: complete rows by score, the others by how far
+    they got, then by score.
     """
     scored = [
         r["params"]
