@@ -58,6 +58,7 @@ class Brain:
         self._busy: dict[str, int] = {}
         self._draft: tuple[str, dict[str, Any], int] | None = None
         self._exhausted = False
+        self._races = study.search.scheduler == "fold_race"
         self._began = time.monotonic()
         last: Event = {"event": ""}
         for event in journal.events():
@@ -78,9 +79,8 @@ class Brain:
         left.
         """
         with self.lock:
-            return (
-                None if self.over_limit() or sum(self._busy.values()) >= self.slots else self._due()
-            )
+            full = sum(self._busy.values()) >= self.slots
+            return None if full or self.over_limit() else self._due()
 
     def start(self, work: Work) -> Work:
         """Take this work up, in one run; ``widen`` may give it more."""
@@ -95,7 +95,7 @@ class Brain:
                 self._draft = None
             elif work.config_id in self._interrupted:
                 self._interrupted.remove(work.config_id)
-            elif self.study.search.scheduler == "fold_race":
+            elif self._races:
                 self._promote(work)
             self._busy[work.config_id] = 1
             self._record("work", config_id=work.config_id, rung=work.rung)
@@ -105,9 +105,8 @@ class Brain:
         """Slots that no work wants."""
         with self.lock:
             free = self.slots - sum(self._busy.values())
-            return (
-                free if free > 0 and self._busy and self.peek() is None and not self.stopping else 0
-            )
+            idle = free > 0 and self._busy and not self.stopping and self.peek() is None
+            return free if idle else 0
 
     def widen(self, waiting: dict[str, int]) -> dict[str, int]:
         """Give spare slots to configurations with folds that wait; returns the new number of runs
@@ -125,7 +124,7 @@ class Brain:
             return wider
 
     def follow(self, config_id: str) -> Work:
-        """The next rung of a configuration whose going on somebody else decided (Ray's ASHA)."""
+        """The next rung of a configuration whose going on Ray's ASHA decided."""
         with self.lock:
             return self._work(config_id, self.state.configurations[config_id].rung + 1)
 
@@ -146,21 +145,17 @@ class Brain:
     def pooled(self, config_id: str, pooled: Pooled) -> None:
         """What the out-of-fold findings of all folds together give."""
         with self.lock:
-            if not self.state.configurations[config_id].pooled:
-                bootstrap = (
-                    {
-                        "replicates": [
-                            float(f"{v:.6g}") if math.isfinite(v) else None
-                            for v in pooled.replicates
-                        ],
-                        "freedom": float(f"{pooled.freedom:.6g}"),
-                    }
-                    if pooled.replicates
-                    else {}
-                )
-                self._record(
-                    "pooled", config_id=config_id, metrics=_finite(pooled.metrics), **bootstrap
-                )
+            if self.state.configurations[config_id].pooled:
+                return
+            bootstrap: dict[str, Any] = {}
+            if pooled.replicates:
+                short = [float(f"{v:.6g}") for v in pooled.replicates]
+                bootstrap = {
+                    "replicates": [v if math.isfinite(v) else None for v in short],
+                    "freedom": float(f"{pooled.freedom:.6g}"),
+                }
+            metrics = _finite(pooled.metrics)
+            self._record("pooled", config_id=config_id, metrics=metrics, **bootstrap)
 
     def tested(self, config_id: str, metrics: dict[str, float], reason: str = "") -> None:
         """The winner's score on the test group, once for each configuration, or the reason why
@@ -190,7 +185,7 @@ class Brain:
             return self._judge(configuration)
 
     def stop(self, config_id: str, reason: str) -> None:
-        """A configuration is at its end by somebody else's decision."""
+        """A configuration is at its end by a decision of Ray's ASHA."""
         with self.lock:
             self._busy.pop(config_id, None)
             self._interrupted = [c for c in self._interrupted if c != config_id]
@@ -239,17 +234,11 @@ class Brain:
             waiting: as for ``widen``.
         """
         with self.lock:
-            new = (
-                0 if self._exhausted else self.study.search.trials - len(self.state.configurations)
-            )
-            more = self.study.search.scheduler == "fold_race" and self._next_step() is not None
-            return (
-                sum(self._busy.values())
-                + sum(waiting.values())
-                + len(self._interrupted)
-                + more
-                + new
-            )
+            at_work = sum(self._busy.values()) + sum(waiting.values())
+            more = self._races and self._next_step() is not None
+            left = self.study.search.trials - len(self.state.configurations)
+            new = 0 if self._exhausted else left
+            return at_work + len(self._interrupted) + more + new
 
     @property
     def done(self) -> bool:
@@ -275,14 +264,10 @@ class Brain:
         with self.lock:
             reason = self.over_limit() or EndReason("complete")
             if reason.kind == "complete":
-                for configuration in self.state.configurations.values():
-                    if configuration.status == "paused":
-                        why, evidence = self.race.why_out(configuration.id, configuration.rung)
-                        self._decide(
-                            Decision(
-                                configuration.id, "stop", configuration.rung, why, dict(evidence)
-                            )
-                        )
+                for c in self.state.configurations.values():
+                    if c.status == "paused":
+                        why_out = self.race.why_out(c.id, c.rung)
+                        self._decide(Decision(c.id, "stop", c.rung, *why_out))
             self._record("end", reason=str(reason))
             self.journal.close()
             return reason
@@ -292,10 +277,10 @@ class Brain:
         if self._interrupted:
             configuration = self.state.configurations[self._interrupted[0]]
             return self._work(configuration.id, max(configuration.target, configuration.rung + 1))
-        step = self._next_step() if self.study.search.scheduler == "fold_race" else None
+        step = self._next_step() if self._races else None
         if step is None and self._new() is not None:
             return self._new()
-        if step is None and not self._busy and self.study.search.scheduler == "fold_race":
+        if step is None and not self._busy and self._races:
             step = self.race.last_push()
         return self._work(step.config_id, step.rung) if step else None
 
@@ -353,9 +338,7 @@ class Brain:
         step = self._next_step() or self.race.last_push()
         if step and step.config_id == work.config_id:
             rung = self.state.configurations[work.config_id].rung
-            self._decide(
-                Decision(work.config_id, "promote", rung, step.reason, dict(step.evidence))
-            )
+            self._decide(Decision(work.config_id, "promote", rung, step.reason, step.evidence))
 
     def _next_step(self) -> race.Next | None:
         tail = self._exhausted or len(self.state.configurations) >= self.study.search.trials

@@ -28,6 +28,7 @@ HASTE = 0.7  # promotions too many are this times the root of the arrivals, in t
 FIRST_STEPS = 130  # optimiser steps before which detectors from scratch score exactly 0
 START_UP = 10.0  # seconds a run takes to start, as measured on two cores
 Ladder = tuple[tuple[int, int], ...]
+Evidence = dict[str, float | int | str]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Next:
     config_id: str
     rung: int
     reason: str
-    evidence: dict[str, float | int | str] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=dict)
 
 
 def ladder(epochs: int, folds: int, steps_per_epoch: float) -> Ladder:
@@ -213,28 +214,17 @@ class Race:
             idle: workers that nothing else will want; a configuration in the race then takes as
                 many more folds as they can train at once, instead of those of its next rung alone.
         """
-        for number in reversed(range(self.full, len(self.ladder) - 1)):
-            if self.rungs[number].waiting:
-                best, folds = self.rungs[number].waiting[0][3], self.ladder[number][0]
-                to = max(
-                    [
-                        number + 1,
-                        *(
-                            r
-                            for r, (k, _) in enumerate(self.ladder)
-                            if k - folds <= idle and r > number
-                        ),
-                    ]
-                )
+        last = len(self.ladder) - 1
+        for number in reversed(range(self.full, last)):
+            if best := self.rungs[number].best:
+                to, most = number + 1, self.ladder[number][0] + idle
+                while to < last and self.ladder[to + 1][0] <= most:
+                    to += 1
                 return Next(best, to, *self._why_in(best, number))
         for number in reversed(range(self.full)):
             rung = self.rungs[number]
-            if self.rule.promotion and (best_id := rung.promotable()):
-                return Next(best_id, number + 1, *self._why_up(best_id, number))
-            if not self.rule.promotion and rung.waiting:
-                return Next(
-                    rung.waiting[0][3], number + 1, *self._why_up(rung.waiting[0][3], number)
-                )
+            if best := rung.promotable() if self.rule.promotion else rung.best:
+                return Next(best, number + 1, *self._why_up(best, number))
         return None
 
     def last_push(self) -> Next | None:
@@ -245,15 +235,14 @@ class Race:
         if count >= self.rule.finalists:
             return None
         for number in reversed(range(len(self.ladder) - 1)):
-            waiting = self.rungs[number].waiting
-            if waiting and waiting[0][0] < math.inf:
-                return Next(
-                    waiting[0][3],
-                    number + 1,
+            level = self.rungs[number]
+            if level.best and math.isfinite(level.score(level.best)):
+                words = (
                     f"{count} ran in full at the end of the search: best of those waiting at "
-                    f"{name_of(self.ladder, number)}",
-                    {"score": -self.sign * waiting[0][0]},
+                    f"{name_of(self.ladder, number)}"
                 )
+                score = self.sign * level.score(level.best)
+                return Next(level.best, number + 1, words, {"score": score})
         return None
 
     def judge(self, config_id: str, rung: int) -> Decision | None:
@@ -301,28 +290,20 @@ class Race:
                     return key[3]
         return None
 
-    def why_out(self, config_id: str, rung: int) -> tuple[str, dict[str, float | int | str]]:
+    def why_out(self, config_id: str, rung: int) -> tuple[str, Evidence]:
         """Why a configuration is not among those that go on from a rung, in words and in
         numbers.
         """
         level = self.rungs[rung]
-        place, of = level.place(config_id) + 1, len(level.ranked)
-        words = f"rank {place} of {of} at {name_of(self.ladder, rung)}"
-        evidence: dict[str, float | int | str] = {
-            "score": self.sign * level.score(config_id),
-            "rank": place,
-            "of": of,
-        }
-        if level.quota:
-            last = level.ranked[level.quota - 1][3]
-            evidence |= {"against": last, "rival": self.sign * level.score(last)}
-            words += (
-                f"; the best {level.quota} go on, down to {last} with "
-                f"{self._told(level, last, config_id)}"
-                if place > level.quota
-                else "; the search ended before its turn"
-            )
-        return words, evidence
+        words, evidence = self._standing(config_id, rung)
+        if not level.quota:
+            return words, evidence
+        last = level.ranked[level.quota - 1][3]
+        score, beside = self._beside(config_id, last, rung)
+        if level.place(config_id) < level.quota:
+            return f"{words}; the search ended before its turn", evidence | beside
+        words += f"; the best {level.quota} go on, down to {last} with {score}"
+        return words, evidence | beside
 
     def residual_variance(self) -> float:
         """Variance of configuration x fold residuals of the last complete configurations, shrunk to
@@ -358,12 +339,11 @@ class Race:
             "standard_error": spread,
         }
 
-    def _why_in(self, config_id: str, rung: int) -> tuple[str, dict[str, float | int | str]]:
+    def _why_in(self, config_id: str, rung: int) -> tuple[str, Evidence]:
         rival = self.incumbent(config_id, rung)
         if rival is None:
-            return "first at full length: more folds", {
-                "score": self.sign * self.rungs[rung].score(config_id)
-            }
+            score = self.sign * self.rungs[rung].score(config_id)
+            return "first at full length: more folds", {"score": score}
         lead, pair = self._pair(config_id, rival, rung)
         slack = self.rule.slack * pair["standard_error"]
         return (
@@ -373,25 +353,28 @@ class Race:
             {**pair, "against": rival},
         )
 
-    def _why_up(self, config_id: str, rung: int) -> tuple[str, dict[str, float | int | str]]:
+    def _why_up(self, config_id: str, rung: int) -> tuple[str, Evidence]:
         level = self.rungs[rung]
-        place, of = level.place(config_id) + 1, len(level.ranked)
-        evidence: dict[str, float | int | str] = {
-            "score": self.sign * level.score(config_id),
-            "rank": place,
-            "of": of,
-        }
-        if not level.quota or level.quota >= of:
-            return f"rank {place} of {of} at {name_of(self.ladder, rung)}", evidence
+        words, evidence = self._standing(config_id, rung)
+        if not 0 < level.quota < len(level.ranked):
+            return words, evidence
         below = level.ranked[level.quota][3]
-        return (
-            f"rank {place} of {of} at {name_of(self.ladder, rung)}: one of the best {level.quota}; "
-            f"next below is {below} with {self._told(level, below, config_id)}",
-            {**evidence, "against": below, "rival": self.sign * level.score(below)},
-        )
+        score, beside = self._beside(config_id, below, rung)
+        words += f": one of the best {level.quota}; next below is {below} with {score}"
+        return words, evidence | beside
 
-    def _told(self, level: Rung, other: str, config_id: str) -> str:
-        """Another one's score, and what told the two apart when it is the same."""
-        score = level.score(other)
-        same = ", the same: validation loss decides" if score == level.score(config_id) else ""
-        return f"{self.sign * score:.4f}{same}"
+    def _standing(self, config_id: str, rung: int) -> tuple[str, Evidence]:
+        """The rank of a configuration among all that have arrived at a rung."""
+        level = self.rungs[rung]
+        rank, of = level.place(config_id) + 1, len(level.ranked)
+        score = self.sign * level.score(config_id)
+        words = f"rank {rank} of {of} at {name_of(self.ladder, rung)}"
+        return words, {"score": score, "rank": rank, "of": of}
+
+    def _beside(self, config_id: str, other: str, rung: int) -> tuple[str, Evidence]:
+        """Another one's score, and what decides between the two when it is the same."""
+        level = self.rungs[rung]
+        score = self.sign * level.score(other)
+        same = level.score(other) == level.score(config_id)
+        words = f"{score:.4f}{', the same: validation loss decides' if same else ''}"
+        return words, {"against": other, "rival": score}

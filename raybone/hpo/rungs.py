@@ -67,10 +67,14 @@ class Rung:
         """
         return self._key[config_id][0] < math.inf and self.place(config_id) < self.quota
 
+    @property
+    def best(self) -> str | None:
+        """The best of those waiting."""
+        return self.waiting[0][3] if self.waiting else None
+
     def promotable(self) -> str | None:
         """The best of those waiting, if it may go on."""
-        best = self.waiting[0][3] if self.waiting else None
-        return best if best is not None and self.passes(best) else None
+        return self.best if self.best and self.passes(self.best) else None
 
     def score(self, config_id: str) -> float:
         """The score that a configuration arrived with, -inf for the worst."""

@@ -103,15 +103,15 @@ def observations(study: ResolvedStudy, state: State) -> list[tuple[dict[str, Any
     scored = sorted(
         (c for c in seen if c.rung >= 0 or c.status == "failed"), key=lambda c: _standing(study, c)
     )
-    place = {c.id: (i + 0.5) / len(scored) for i, c in enumerate(scored)}
+    standing = {c.id: (i + 0.5) / len(scored) for i, c in enumerate(scored)}
     prior = study.resolved.prior or Prior()
-    told = [
+    rows = [
         *((o.params, o.standing) for o in prior.observations),
-        *((c.params, place.get(c.id)) for c in seen),
+        *((c.params, standing.get(c.id)) for c in seen),
     ]
-    by_standing = sorted(range(len(told)), key=lambda i: told[i][1] or 0.0)
+    by_standing = sorted(range(len(rows)), key=lambda i: rows[i][1] or 0.0)
     kept = {*by_standing[-BEST:], *sorted(by_standing[:-BEST])[-RECENT:]}
-    return [o for i, o in enumerate(told) if i in kept]
+    return [rows[i] for i in sorted(kept)]
 
 
 def _standing(study: ResolvedStudy, configuration: Configuration) -> tuple[float, ...]:

@@ -24,6 +24,7 @@ from raybone.results.study_folder import (
     earlier_rows,
 )
 from raybone.run.checks import checker, resolve
+from raybone.storage import Folder
 from raybone.study.spec import ResolvedStudy, Study
 
 # Keys that a resumed study may change: they do not alter what is already trained.
@@ -49,8 +50,8 @@ class OpenStudy:
     _rests_until: float = 0.0
 
     def publish(self, last: bool = False) -> None:
-        """Rewrite leaderboard.csv when something has happened since, and delete weights that nobody
-        will want.
+        """Rewrite leaderboard.csv when something has happened since, and delete weights that are
+        not kept.
 
         Args:
             last: do so now, even if it would take more than a twentieth of the driver's time.
@@ -94,11 +95,10 @@ def open_study(
     connect: Callable[[ResolvedStudy], int] = lambda study: 1,
     warm: Sequence[str] = (),
 ) -> Iterator[OpenStudy]:
-    """Check a study, take its lease, write or compare study.yaml and replay the journal; gives it
-    all back at the end.
+    """Check a study, take its lease, write or compare study.yaml and replay the journal.
 
     Args:
-        connect: given the checked study, gives the number of training runs that fit at once.
+        connect: from the checked study to the number of training runs that fit at once.
         warm: leaderboards to start from; a resumed study keeps those it was started with.
     Raises:
         WrongInput: the study is wrong, another driver is at work, or the folder holds another
@@ -112,28 +112,18 @@ def open_study(
         checked = checked.with_prior(warm_start(checked, tables))
     stop = folder.stop
     slots = connect(checked)
-    with _writing(out):
-        lease = Lease(folder.files)
-        lease.take()
-        ended = threading.Event()
-        keeper = threading.Thread(target=_keep, args=(lease, ended), daemon=True)
-        keeper.start()
-        try:
-            checked = _agree(folder, checked)
-            folder.refuse_loss()
-            folder.write_study(checked)
-            # Another request came while the search waited for nodes, and counts
-            if folder.stop == stop:
-                folder.files.delete(STOP)
-            brain = Brain(checked, folder.journal(), checker(checked, model), slots)
-            folder.state = brain.state
-            opened = OpenStudy(checked, folder, dataset, model, brain, lease)
-            opened.publish()
-            yield opened
-        finally:
-            ended.set()
-            keeper.join()
-            lease.drop()
+    with _writing(out), _leased(folder.files) as lease:
+        checked = _agree(folder, checked)
+        folder.refuse_loss()
+        folder.write_study(checked)
+        # Another request came while the search waited for nodes, and counts
+        if folder.stop == stop:
+            folder.files.delete(STOP)
+        brain = Brain(checked, folder.journal(), checker(checked, model), slots)
+        folder.state = brain.state
+        opened = OpenStudy(checked, folder, dataset, model, brain, lease)
+        opened.publish()
+        yield opened
 
 
 def _check_out(folder: StudyFolder, out: str) -> None:
@@ -186,12 +176,27 @@ def _agree(folder: StudyFolder, study: ResolvedStudy) -> ResolvedStudy:
     return study.with_prior(old.prior)
 
 
-def _keep(lease: Lease, ended: threading.Event) -> None:
-    while not ended.wait(EXPIRES / 4):
-        # A disk that fails now may work at the next turn; the journal, which must not fail, says so
-        # if it does not.
-        with contextlib.suppress(OSError):
-            lease.renew()
+@contextlib.contextmanager
+def _leased(files: Folder) -> Iterator[Lease]:
+    """This driver's lease, renewed in the background for the time of the block."""
+    lease, over = Lease(files), threading.Event()
+
+    def renew() -> None:
+        while not over.wait(EXPIRES / 4):
+            # A disk that fails now may work at the next turn; the journal, which must not fail,
+            # says so if it does not.
+            with contextlib.suppress(OSError):
+                lease.renew()
+
+    lease.take()
+    keeper = threading.Thread(target=renew, daemon=True)
+    keeper.start()
+    try:
+        yield lease
+    finally:
+        over.set()
+        keeper.join()
+        lease.drop()
 
 
 @contextlib.contextmanager

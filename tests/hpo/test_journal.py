@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.hpo.test_race import good, make_study, play, start
 
 from raybone.errors import RunFailed, WrongInput
 from raybone.hpo.brain import Brain
@@ -22,6 +21,7 @@ from raybone.hpo.journal import Journal
 from raybone.hpo.state import State
 from raybone.storage import Folder
 from raybone.types import Epoch
+from tests.hpo.test_race import good, make_study, play, start
 
 
 def picture(brain: Brain) -> dict[str, Any]:
