@@ -251,7 +251,7 @@ class Results:
 
     def __repr__(self) -> str:
         rows = len(self.folder.state.configurations)
-        return f"<Results of {self.study.name}: {rows} configurations, in {self.folder.url}>"
+        return f"<Results of {self.study.name}: {rows} configurations>"
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
