@@ -38,7 +38,7 @@ from raybone.phantom.phantom import phantom
 from raybone.results.terminal import progress
 from raybone.run.ray.tuner import search
 from raybone.storage import Folder
-from raybone.study.spec import parse_study
+from raybone.study.files import parse_study
 
 NODES = 4
 # Epochs take about 15 s of a core that they have for themselves, or 1 s with --quick.

@@ -23,7 +23,8 @@ from raybone.hpo.brain import Brain
 from raybone.hpo.fold_race import ladder
 from raybone.hpo.journal import Journal
 from raybone.storage import Folder
-from raybone.study.spec import Resolved, Study, write_study
+from raybone.study.files import write_study
+from raybone.study.spec import Resolved, Study
 from raybone.types import Epoch
 
 EPOCHS, FOLDS, METRICS = 300, 5, ("AP", "AP50", "precision", "sensitivity", "val_loss")

@@ -42,7 +42,7 @@ from raybone.phantom.phantom import phantom
 from raybone.results.compare import figures
 from raybone.run.local import search
 from raybone.storage import Folder
-from raybone.study.spec import parse_study
+from raybone.study.files import parse_study
 from raybone.train.fit import _Run
 from raybone.train.samples import FoldJob
 

@@ -23,7 +23,8 @@ from raybone.results.terminal import bar, epoch_line
 from raybone.results.terminal import progress as lines
 from raybone.run.defaults import complete
 from raybone.study import spec
-from raybone.study.spec import Param, Value, parse_study, read_study
+from raybone.study.files import parse_study, read_study
+from raybone.study.param import Param, Value
 
 if TYPE_CHECKING:
     import optuna

@@ -17,7 +17,8 @@ from raybone.data.dataset import Dataset, open_dataset
 from raybone.hpo.brain import Brain
 from raybone.hpo.fold_race import ladder
 from raybone.results.study_folder import StudyFolder
-from raybone.study.spec import Resolved, ResolvedStudy, parse_study
+from raybone.study.files import parse_study
+from raybone.study.spec import Resolved, ResolvedStudy
 from raybone.train.findings import write_findings
 from raybone.types import Epoch, Pooled, Scan
 

@@ -30,7 +30,7 @@ from raybone.deploy.calibrate import calibrate
 from raybone.errors import WrongInput
 from raybone.models import load
 from raybone.run.checks import resolve
-from raybone.study.spec import parse_study
+from raybone.study.files import parse_study
 from raybone.tasks import task_named
 from raybone.tasks.base import Outcome
 from raybone.tasks.classification import targets

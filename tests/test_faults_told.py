@@ -31,8 +31,8 @@ from raybone.run.checks import dataset_of
 from raybone.run.kubernetes import manifests
 from raybone.run.local import search
 from raybone.run.ray.jobs import pack
+from raybone.study.files import parse_study, read_study
 from raybone.study.relocate import relocated
-from raybone.study.spec import parse_study, read_study
 from raybone.types import plain_cell, safe_cell
 
 Mapping = dict[str, Any]

@@ -34,7 +34,7 @@ from raybone.errors import DamagedFile, WrongInput
 from raybone.models import load
 from raybone.models._weights import start_from
 from raybone.storage import Folder
-from raybone.study.spec import read_study
+from raybone.study.files import read_study
 from raybone.study.yaml12 import load_yaml
 from raybone.train.findings import read_findings
 

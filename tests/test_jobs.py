@@ -15,7 +15,7 @@ from raybone.cli import main
 from raybone.data.dataset import open_dataset
 from raybone.data.ingest.prepare import prepare
 from raybone.run.checks import configure, resolve
-from raybone.study.spec import read_study
+from raybone.study.files import read_study
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
 SMALL = [

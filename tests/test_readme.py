@@ -10,7 +10,7 @@ import yaml
 
 from raybone.cli import main
 from raybone.models import load
-from raybone.study.spec import parse_study, read_study
+from raybone.study.files import parse_study, read_study
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

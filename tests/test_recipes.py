@@ -24,7 +24,7 @@ from raybone.data.tiles_and_targets import Mined
 from raybone.models import load
 from raybone.run.checks import resolve
 from raybone.storage import Folder
-from raybone.study.spec import read_study
+from raybone.study.files import read_study
 from raybone.train.fit import evaluate_weights, mined_masks
 from raybone.train.samples import FoldJob, scored_samples, training_samples
 from raybone.types import Scan

@@ -21,7 +21,7 @@ from raybone.models import MENU, load
 from raybone.run.defaults import complete
 from raybone.run.ray.jobs import pack
 from raybone.run.reference import reference, schema
-from raybone.study.spec import parse_study, read_study
+from raybone.study.files import parse_study, read_study
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = [*sorted((ROOT / "jobs").glob("*.yaml")), ROOT / "k8s/overlays/gpu/study.yaml"]

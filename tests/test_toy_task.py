@@ -22,7 +22,7 @@ from raybone.errors import WrongInput
 from raybone.models import check
 from raybone.models._model import Model, TrainingConfig
 from raybone.study.metric import Metric
-from raybone.study.spec import Param
+from raybone.study.param import Param
 from raybone.tasks import register, task_named
 from raybone.tasks.base import Outcome, Task
 from raybone.types import Prediction
@@ -178,7 +178,7 @@ def test_an_installed_package_offers_a_model_by_an_entry_point(tmp_path: Path) -
     )
     code = (
         "from raybone.models import load, task_of; from raybone.run.defaults import complete; "
-        "from raybone.study.spec import parse_study as p; "
+        "from raybone.study.files import parse_study as p; "
         "s = p(complete({'dataset': 'x', 'model': 'count_net'})); "
         "print(load('count_net').name, task_of('count_net'), s.metric, s.direction, *s.space)"
     )

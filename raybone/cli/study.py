@@ -37,7 +37,7 @@ class StudyFile:
     def read(self, *more: str) -> Study:
         """Returns the study, with more overrides behind those of ``--set``."""
         from raybone.run.defaults import complete
-        from raybone.study.spec import read_study
+        from raybone.study.files import read_study
 
         return read_study(self.study, [*self.set, *more], complete)
 

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from raybone.data.cache import as_float
-from raybone.study.spec import Strict
+from raybone.study.param import Strict
 from raybone.types import Array, Scan
 
 LEAST_SIDE = 2  # pixels of a box that is trained on

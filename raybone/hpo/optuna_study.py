@@ -12,7 +12,8 @@ import optuna
 
 from raybone.hpo.state import State
 from raybone.study.metric import Direction
-from raybone.study.spec import Param, ResolvedStudy
+from raybone.study.param import Param
+from raybone.study.spec import ResolvedStudy
 
 # It warns of a library that would make gp faster.
 optuna.logging.set_verbosity(optuna.logging.ERROR)

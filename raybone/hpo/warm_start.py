@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raybone.errors import WrongInput
+from raybone.study.param import Param, Value
 from raybone.study.space import identity, rejected
-from raybone.study.spec import Observation, Param, Prior, Study, Value
+from raybone.study.spec import Observation, Prior, Study
 
 POINTS = 3  # earlier configurations that are tried again first
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from raybone.data.loader import Batch
 from raybone.models._model import Graph, TrainingConfig
-from raybone.study.spec import Param
+from raybone.study.param import Param
 from raybone.types import Prediction
 
 CHANNELS = 2  # the scan, and the mask of the lesion in question

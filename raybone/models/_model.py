@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from raybone.data.augment import Augmentation
-from raybone.study.spec import Param
+from raybone.study.param import Param
 
 # Hyper-parameters that may name an earlier study, and the values of each that name none.
 EARLIER: dict[str, tuple[str, ...]] = {"init_from": ("",), "nm": ("", "otsu")}

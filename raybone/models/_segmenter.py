@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from raybone.data.loader import CROWD, Batch
 from raybone.models._model import Graph, TrainingConfig, names_study
-from raybone.study.spec import Param
+from raybone.study.param import Param
 from raybone.types import Prediction
 
 # Lesions are rare: outputs start near the rate at which they occur, else the first epochs only

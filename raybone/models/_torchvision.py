@@ -22,7 +22,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 from raybone.data.loader import Batch
 from raybone.errors import InvalidConfig
 from raybone.models._model import TrainingConfig, in_full_precision
-from raybone.study.spec import Param
+from raybone.study.param import Param
 from raybone.types import Prediction
 
 DEPTHS = (50, 101)

@@ -13,7 +13,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from raybone.models._model import Model
 from raybone.models._torchvision import DEPTHS, IMAGENET, SPACE, DetectorConfig, backbone, builder
-from raybone.study.spec import Param
+from raybone.study.param import Param
 
 
 class Config(DetectorConfig):

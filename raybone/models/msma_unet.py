@@ -24,7 +24,7 @@ from torch.nn import functional
 from raybone.models._model import Model
 from raybone.models._segmenter import GRAPH, SPACE, SegmenterConfig, builder, rare
 from raybone.models.unet import DoubleConv
-from raybone.study.spec import Param
+from raybone.study.param import Param
 
 LEVELS, GRID, POOLS = 4, 16, (1, 2, 4, 8)
 DEPTH, HEADS, DROPOUT = 6, 8, 0.1  # of the transformer, Table 1

@@ -21,7 +21,7 @@ from raybone.models._torchvision import (
     backbone,
     builder,
 )
-from raybone.study.spec import Param
+from raybone.study.param import Param
 
 
 class Config(DetectorConfig):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from raybone.data.loader import Batch
 from raybone.models._model import Graph, Model, TrainingConfig, in_full_precision
-from raybone.study.spec import Param
+from raybone.study.param import Param
 from raybone.types import Prediction
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from raybone.data.ingest.prepare import prepare
 from raybone.errors import WrongInput
 from raybone.phantom.phantom import key_beside, phantom
-from raybone.study.spec import Study, parse_study
+from raybone.study.files import parse_study
+from raybone.study.spec import Study
 
 PATIENTS, SEED, FOLDS = 24, 7, 3
 STUDY: dict[str, Any] = {

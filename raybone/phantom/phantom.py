@@ -23,7 +23,7 @@ import yaml
 from raybone.data.annotations import lesion_of_mask
 from raybone.errors import WrongInput
 from raybone.phantom.export import LAYOUTS, write_coco, write_labels, write_view
-from raybone.study.spec import Strict
+from raybone.study.param import Strict
 from raybone.types import Array, Lesion, Scan
 
 HEIGHT, WIDTH, PIXEL_MM = 1024, 256, 2.26

@@ -19,7 +19,8 @@ from raybone.errors import WrongInput
 from raybone.hpo.journal import Journal
 from raybone.hpo.state import Configuration, State
 from raybone.storage import Folder, fold_name
-from raybone.study.spec import ResolvedStudy, parse_study, parse_yaml, write_study
+from raybone.study.files import parse_study, parse_yaml, write_study
+from raybone.study.spec import ResolvedStudy
 from raybone.types import plain_cell
 
 if TYPE_CHECKING:

@@ -22,9 +22,10 @@ from raybone.models._model import Model, TrainingConfig, names_study
 from raybone.models._weights import copy_into, start_from, weights_file
 from raybone.results.lineage import winner_of
 from raybone.storage import Folder
+from raybone.study.files import problems_of
 from raybone.study.relocate import looked_up
 from raybone.study.space import left_by_rules
-from raybone.study.spec import Resolved, ResolvedStudy, Study, problems_of
+from raybone.study.spec import Resolved, ResolvedStudy, Study
 from raybone.tasks import task_named
 from raybone.train.checkpoint import earlier_fold
 from raybone.version import version

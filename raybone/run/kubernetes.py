@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 from raybone.errors import WrongInput
+from raybone.study.files import write_study
 from raybone.study.relocate import relocated
-from raybone.study.spec import Study, write_study
+from raybone.study.spec import Study
 from raybone.version import RELEASE
 
 MOUNT = "/raybone"  # the shared volume, in every pod that trains

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 
 from raybone.models import MENU, load, menu
 from raybone.study.metric import METRICS
-from raybone.study.spec import Limits, Param, Resources, Search, Study
+from raybone.study.param import Param
+from raybone.study.spec import Limits, Resources, Search, Study
 from raybone.tasks import task_named
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from raybone.study.constraints import holds
-from raybone.study.spec import Param, Study
+from raybone.study.param import Param
+from raybone.study.spec import Study
 
 LONGEST = (
     100_000  # combinations of a grid rejected in a row, after which nothing is thought to be left

@@ -6,18 +6,11 @@ from __future__ import annotations
 
 import difflib
 import math
-import reprlib
-from collections.abc import Callable
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -26,93 +19,11 @@ from pydantic import (
 from raybone.errors import WrongInput
 from raybone.study.constraints import holds, problem_of
 from raybone.study.metric import METRICS, Direction, Metric
-from raybone.study.yaml12 import NO_YAML, Dumper, load_yaml
+from raybone.study.param import Param, Strict, Value
 
 MODELS = "raybone.models"  # group of the entry points by which packages offer models
 # Of anything that is counted: more is a slip, and overflows what torch and Ray count in
 MOST = 1_000_000
-# Aliases let a few lines of YAML stand for more than any memory holds.
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel = 2
-Value = float | int | str | bool | list[str] | list[float] | None
-
-
-class Strict(BaseModel):
-    """Base of every configuration: no unknown key, no change after construction, finite numbers."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
-    )
-
-
-class Param(Strict):
-    """One searched hyper-parameter: exactly one distribution, and optionally when it exists at
-    all.
-    """
-
-    uniform: tuple[float, float] | None = Field(None, description="[low, high]")
-    log_uniform: tuple[float, float] | None = Field(None, description="[low, high], 0 < low")
-    int_uniform: tuple[int, int] | None = Field(None, description="[low, high], both included")
-    choice: tuple[Value, ...] | None = Field(
-        None, min_length=1, description="the values to choose from"
-    )
-    when: dict[str, Value] | None = Field(
-        None, description="other searched parameters and the value they must have"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _names_a_distribution(cls, value: Any) -> Any:
-        if isinstance(value, dict | Param):
-            return value
-        if not isinstance(value, list):
-            raise ValueError(
-                f"must name a distribution, got {_SHORT.repr(value)}; put a single value under "
-                "fixed"
-            )
-        pair = len(value) == 2 and all(type(v) in (int, float) for v in value)
-        values = ", ".join(map(_SHORT.repr, value[:3])) + ", ..." * (len(value) > 3)
-        raise ValueError(
-            f"must be one of uniform, log_uniform, int_uniform, choice, such as {{choice: "
-            f"[{values}]}}"
-            f"{f' or {{uniform: [{values}]}}' * pair}, got a list; write it so"
-        )
-
-    @model_validator(mode="after")
-    def _one_distribution(self) -> Param:
-        given = [
-            k
-            for k in ("uniform", "log_uniform", "int_uniform", "choice")
-            if getattr(self, k) is not None
-        ]
-        if len(given) != 1:
-            raise ValueError(
-                "needs exactly one of uniform, log_uniform, int_uniform, choice; got "
-                f"{given or 'none'}"
-            )
-        bounds = self.bounds
-        if bounds and not bounds[0] < bounds[1]:
-            raise ValueError(
-                f"{given[0]} needs low < high, got {list(bounds)}; for one value use `fixed:`"
-            )
-        if self.log_uniform and self.log_uniform[0] <= 0:
-            raise ValueError(f"log_uniform needs low > 0, got {self.log_uniform[0]}; use uniform")
-        return self
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        """(low, high) of a numeric distribution, None for a choice."""
-        return self.uniform or self.log_uniform or self.int_uniform
-
-    def admits(self, value: Any) -> bool:
-        """Whether the distribution can draw this value."""
-        if self.choice is not None:  # 0 is 0.0 but not False
-            return any(
-                v == value and isinstance(v, bool) == isinstance(value, bool) for v in self.choice
-            )
-        low, high = self.bounds or (0.0, 0.0)
-        kinds = int if self.int_uniform else (int, float)
-        return isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
 
 
 class Search(Strict):
@@ -310,7 +221,7 @@ class Study(Strict):
                     )
             if self.search.sampler == "grid" and param.choice is None:
                 problems.append(
-                    f"space.{name}: the grid sampler needs choice, got {_kind(param)}; list the "
+                    f"space.{name}: the grid sampler needs choice, got {param.kind}; list the "
                     "values"
                 )
         if self.search.type == "stopping" and self.search.scheduler != "fold_race":
@@ -401,64 +312,6 @@ class ResolvedStudy(Study):
         return self.model_copy(update={"resolved": resolved})
 
 
-def read_study(
-    path: Path | str,
-    overrides: list[str] | None = None,
-    complete: Callable[[dict[str, Any], str], dict[str, Any]] = lambda content, stem: content,
-) -> Study:
-    """Read a study YAML, with ``key=value`` overrides on dotted keys (values are YAML).
-
-    Args:
-        complete: fills in what the mapping leaves out, given the file's stem.
-    Raises:
-        WrongInput: every problem of the file, one line each.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise WrongInput(
-            f"{path}: a study is a readable YAML file, but: {reason}; check the path"
-        ) from None
-    content = parse_yaml(text, str(path))
-    for item in overrides or []:
-        _override(content, item)
-    return parse_study(complete(content, path.stem), where=str(path))
-
-
-def parse_yaml(text: str | bytes, where: str) -> dict[str, Any]:
-    """The mapping that a study's text holds.
-
-    Raises:
-        WrongInput: it is no YAML, or no mapping.
-    """
-    try:
-        content = load_yaml(text)
-    except NO_YAML as error:
-        raise WrongInput(
-            f"{where}: must be YAML: {' '.join(str(error).split())}; mend that line"
-        ) from None
-    if not isinstance(content, dict):
-        raise WrongInput(
-            f"{where}: a study is a YAML mapping, got {type(content).__name__}; "
-            "see `raybone example smoke`"
-        )
-    return content
-
-
-def parse_study(content: dict[str, Any], where: str = "study") -> Study:
-    """Check a study given as a mapping.
-
-    Raises:
-        WrongInput: every problem, one line each: where, the rule, what came, what to do.
-    """
-    try:
-        return Study.model_validate(content)
-    except ValidationError as error:
-        raise WrongInput(*problems_of(error, where, Study)) from None
-
-
 def misfits(study: Study, point: dict[str, Any]) -> list[str]:
     """Why a point, which may leave parameters out, is not one of the study's space: one line a
     reason.
@@ -480,7 +333,7 @@ def misfits(study: Study, point: dict[str, Any]) -> list[str]:
             )
             continue
         if not space[name].admits(value):
-            kind = _kind(space[name])
+            kind = space[name].kind
             problems.append(
                 f"{name} must be of {kind} {list(getattr(space[name], kind))}, got {value!r}; "
                 "change it"
@@ -492,80 +345,3 @@ def misfits(study: Study, point: dict[str, Any]) -> list[str]:
                     "out"
                 )
     return problems
-
-
-def write_study(study: Study) -> str:
-    """The study as YAML text which ``read_study`` reads back to an equal study."""
-    content = study.model_dump(mode="json", exclude_none=True)
-    content["limits"] = {
-        k: v for k, v in study.limits.model_dump().items() if v not in (math.inf, None)
-    }
-    return str(yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True))
-
-
-def problems_of(error: ValidationError, where: str, model: type[BaseModel]) -> list[str]:
-    """Flatten a pydantic error into one line a problem: where, the rule, what came, what to do."""
-    lines: list[str] = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        given = item.get("input")
-        given = _SHORT.repr(given) if isinstance(given, dict | list) else repr(given)
-        given = given if len(given) <= 60 else given[:57] + "..."
-        place = f"{where}: {key}" if key else where
-        if item["type"] == "extra_forbidden":
-            names = _names_at(model, item["loc"][:-1])
-            near = difflib.get_close_matches(str(item["loc"][-1]), names, n=1)
-            lines.append(
-                f"{place}: unknown key; "
-                + (f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}")
-            )
-        elif item["type"] == "missing":
-            lines.append(f"{place}: is required but missing; add it")
-        elif item["type"] == "value_error":
-            for part in str(item["ctx"]["error"]).split("\n"):
-                lines.append(
-                    f"{where if part.startswith(('space.', 'search.')) else place}: {part}"
-                )
-        else:
-            lines.append(
-                f"{place}: {item['msg'][0].lower()}{item['msg'][1:]}, got {given}; change it"
-            )
-    return lines
-
-
-def _names_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The field names of the model found by walking ``location`` from ``model``."""
-    for part in location:
-        field = model.model_fields.get(str(part))
-        kind = field.annotation if field else None
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            model = kind
-        elif str(part) == "space":
-            model = Param
-    return list(model.model_fields)
-
-
-def _override(content: dict[str, Any], item: str) -> None:
-    key, sep, text = item.partition("=")
-    if not sep or not key.strip():
-        raise WrongInput(f"--set {item}: must be key=value, such as search.trials=8")
-    *path, last = key.strip().split(".")
-    node = content
-    for part in path:
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise WrongInput(
-                f"--set {item}: {part!r} holds a value, not a mapping; set {part} itself"
-            )
-    try:
-        node[last] = load_yaml(text)
-    except NO_YAML:
-        raise WrongInput(f"--set {item}: {text!r} must be a YAML value; quote it") from None
-
-
-def _kind(param: Param) -> str:
-    return next(
-        k
-        for k in ("uniform", "log_uniform", "int_uniform", "choice")
-        if getattr(param, k) is not None
-    )

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from raybone.run.ray.tuner import search
-from raybone.study.spec import parse_study
+from raybone.study.files import parse_study
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 
 from raybone.run.local import search as search_locally
-from raybone.study.spec import parse_study
+from raybone.study.files import parse_study
 from tests.chaos.harness import Cluster, Driver, events, table, until
 
 

@@ -17,7 +17,7 @@ import yaml
 from faults import epochs_of
 
 from raybone.run.local import search as search_locally
-from raybone.study.spec import parse_study
+from raybone.study.files import parse_study
 
 
 def test_a_study_killed_and_then_interrupted_equals_an_undisturbed_one(

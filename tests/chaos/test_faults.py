@@ -19,7 +19,7 @@ import yaml
 from faults import TRIAL, WORKER
 
 from raybone.run.local import search as search_locally
-from raybone.study.spec import parse_study
+from raybone.study.files import parse_study
 from tests.chaos.harness import Cluster, Driver, Trained, events, progress, table, until
 
 FAULTS = int(os.environ.get("FAULTS", "25"))  # in each of the two studies

@@ -10,7 +10,7 @@ import pytest
 
 from raybone.data.ingest.prepare import prepare
 from raybone.run.ray.tuner import search
-from raybone.study.spec import parse_study
+from raybone.study.files import parse_study
 
 SEARCHES = 100
 

@@ -13,7 +13,7 @@ from faults import WORKER, Killer
 
 from raybone.run.local import search as search_locally
 from raybone.run.ray.tuner import search
-from raybone.study.spec import parse_study
+from raybone.study.files import parse_study
 
 
 @pytest.mark.usefixtures("local_ray")

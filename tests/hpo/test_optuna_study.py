@@ -14,7 +14,7 @@ from raybone.cli import main
 from raybone.hpo.optuna_study import as_optuna, importances
 from raybone.hpo.sampler import propose
 from raybone.results.study_folder import StudyFolder
-from raybone.study.spec import Param
+from raybone.study.param import Param
 
 SPACE = {
     "lr0": Param(log_uniform=(1e-4, 1e-1)),

@@ -17,7 +17,7 @@ from raybone.hpo.curves import read_curves
 from raybone.hpo.journal import Journal
 from raybone.results.study_folder import StudyFolder
 from raybone.storage import Folder
-from raybone.study.spec import parse_study, write_study
+from raybone.study.files import parse_study, write_study
 
 
 def test_the_full_grid_is_recorded_once_and_replayed(

@@ -18,8 +18,10 @@ from raybone.hpo.journal import Journal
 from raybone.hpo.sampler import observations, propose
 from raybone.hpo.state import State
 from raybone.storage import Folder
+from raybone.study.files import parse_study
+from raybone.study.param import Param
 from raybone.study.space import grid, left_by_rules
-from raybone.study.spec import Param, Resolved, ResolvedStudy, Study, parse_study
+from raybone.study.spec import Resolved, ResolvedStudy, Study
 from raybone.types import Epoch
 
 SPACE = {

@@ -16,7 +16,8 @@ from raybone.hpo.sampler import observations, propose
 from raybone.hpo.state import State
 from raybone.hpo.warm_start import warm_start as warm_start_from
 from raybone.results.study_folder import StudyFolder, earlier_rows
-from raybone.study.spec import Prior, Resolved, Study, parse_study, write_study
+from raybone.study.files import parse_study, write_study
+from raybone.study.spec import Prior, Resolved, Study
 
 SPACE = {
     "lr0": {"log_uniform": [1e-4, 1e-1]},

@@ -15,7 +15,7 @@ import yaml
 from strict import RAY, ROOT, VERSION, Document, rule_problems, schema_problems
 
 from raybone.cli import main
-from raybone.study.spec import parse_study
+from raybone.study.files import parse_study
 
 SMOKE = ROOT / "jobs" / "smoke.yaml"
 

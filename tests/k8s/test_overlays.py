@@ -15,7 +15,7 @@ import yaml
 from strict import RAY, ROOT, VERSION, Document, rule_problems, schema_problems
 
 from raybone.run.kubernetes import manifests
-from raybone.study.spec import read_study
+from raybone.study.files import read_study
 
 K8S = ROOT / "k8s"
 GPU = K8S / "overlays" / "gpu" / "study.yaml"

@@ -22,7 +22,7 @@ from raybone.models import load
 from raybone.models._weights import start_from
 from raybone.models.yolo import export
 from raybone.run.checks import resolve
-from raybone.study.spec import read_study
+from raybone.study.files import read_study
 
 
 def test_an_imagenet_file_fills_the_backbone_and_its_colours_become_grey(tmp_path: Path) -> None:

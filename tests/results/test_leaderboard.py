@@ -22,7 +22,8 @@ from raybone.metrics.intervals import bootstrap_interval, corrected_interval
 from raybone.results.leaderboard import leaderboard, merged_leaderboard
 from raybone.run.local import search
 from raybone.storage import Folder
-from raybone.study.spec import Resolved, ResolvedStudy, parse_study
+from raybone.study.files import parse_study
+from raybone.study.spec import Resolved, ResolvedStudy
 
 Mapping = dict[str, Any]
 NEW = [

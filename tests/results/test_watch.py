@@ -27,7 +27,8 @@ from raybone.results.study_folder import StudyFolder
 from raybone.results.watch import Status, status_lines, status_of, watch
 from raybone.run.checks import resolve
 from raybone.storage import Folder
-from raybone.study.spec import ResolvedStudy, parse_study
+from raybone.study.files import parse_study
+from raybone.study.spec import ResolvedStudy
 
 
 @pytest.fixture

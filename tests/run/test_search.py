@@ -24,7 +24,7 @@ from raybone.run.ending import conclude
 from raybone.run.local import search
 from raybone.run.session import open_study
 from raybone.storage import Folder
-from raybone.study.spec import parse_study
+from raybone.study.files import parse_study
 
 TIMING = ["train_seconds", "gpu_hours"]
 Mapping = dict[str, Any]

@@ -17,7 +17,7 @@ from ray.train.v2._internal.execution.controller import TrainController
 from raybone.run.ray import trial
 from raybone.run.ray.hub import NAMESPACE, Hub
 from raybone.run.ray.trainer import Trainer, built
-from raybone.study.spec import parse_study
+from raybone.study.files import parse_study
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 ROUNDS = 40

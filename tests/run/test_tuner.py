@@ -24,7 +24,7 @@ from raybone.run.local import search as search_locally
 from raybone.run.ray.resources import slots
 from raybone.run.ray.tuner import search
 from raybone.storage import Folder
-from raybone.study.spec import parse_study
+from raybone.study.files import parse_study
 
 TIMING = ["train_seconds", "gpu_hours"]
 pytestmark = pytest.mark.usefixtures("local_ray")

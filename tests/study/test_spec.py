@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raybone.errors import WrongInput
-from raybone.study.spec import parse_study, read_study, write_study
+from raybone.study.files import parse_study, read_study, write_study
 
 GOOD = """
 name: bs80k

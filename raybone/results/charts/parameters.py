@@ -23,7 +23,8 @@ from raybone.results.charts.vega import (
     word,
     y_axis,
 )
-from raybone.study.spec import Param, Study
+from raybone.study.param import Param
+from raybone.study.spec import Study
 
 MOST = 12  # parameters
 FEW = 8  # values of a parameter that are all named on its axis

@@ -23,8 +23,9 @@ import raybone
 from raybone.errors import RunFailed, WrongInput
 from raybone.run.ray.access import job_client
 from raybone.storage import plain_url
+from raybone.study.files import write_study
 from raybone.study.relocate import relocated
-from raybone.study.spec import Study, write_study
+from raybone.study.spec import Study
 from raybone.version import FILE, version
 
 POLL_SECONDS = 2.0

@@ -1,0 +1,149 @@
+"""A study's YAML: read with overrides, checked with a line for every problem, written again."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import reprlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from raybone.errors import WrongInput
+from raybone.study.param import Param
+from raybone.study.spec import Study
+from raybone.study.yaml12 import NO_YAML, Dumper, load_yaml
+
+# Aliases let a few lines of YAML stand for more than any memory holds.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+
+
+def read_study(
+    path: Path | str,
+    overrides: list[str] | None = None,
+    complete: Callable[[dict[str, Any], str], dict[str, Any]] = lambda content, stem: content,
+) -> Study:
+    """Read a study YAML, with ``key=value`` overrides on dotted keys (values are YAML).
+
+    Args:
+        complete: fills in what the mapping leaves out, given the file's stem.
+    Raises:
+        WrongInput: every problem of the file, one line each.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise WrongInput(
+            f"{path}: a study is a readable YAML file, but: {reason}; check the path"
+        ) from None
+    content = parse_yaml(text, str(path))
+    for item in overrides or []:
+        _override(content, item)
+    return parse_study(complete(content, path.stem), where=str(path))
+
+
+def parse_yaml(text: str | bytes, where: str) -> dict[str, Any]:
+    """The mapping that a study's text holds.
+
+    Raises:
+        WrongInput: it is no YAML, or no mapping.
+    """
+    try:
+        content = load_yaml(text)
+    except NO_YAML as error:
+        raise WrongInput(
+            f"{where}: must be YAML: {' '.join(str(error).split())}; mend that line"
+        ) from None
+    if not isinstance(content, dict):
+        raise WrongInput(
+            f"{where}: a study is a YAML mapping, got {type(content).__name__}; "
+            "see `raybone example smoke`"
+        )
+    return content
+
+
+def parse_study(content: dict[str, Any], where: str = "study") -> Study:
+    """Check a study given as a mapping.
+
+    Raises:
+        WrongInput: every problem, one line each: where, the rule, what came, what to do.
+    """
+    try:
+        return Study.model_validate(content)
+    except ValidationError as error:
+        raise WrongInput(*problems_of(error, where, Study)) from None
+
+
+def write_study(study: Study) -> str:
+    """The study as YAML text which ``read_study`` reads back to an equal study."""
+    content = study.model_dump(mode="json", exclude_none=True)
+    content["limits"] = {
+        k: v for k, v in study.limits.model_dump().items() if v not in (math.inf, None)
+    }
+    return str(yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True))
+
+
+def problems_of(error: ValidationError, where: str, model: type[BaseModel]) -> list[str]:
+    """Flatten a pydantic error into one line a problem: where, the rule, what came, what to do."""
+    lines: list[str] = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        given = item.get("input")
+        given = _SHORT.repr(given) if isinstance(given, dict | list) else repr(given)
+        given = given if len(given) <= 60 else given[:57] + "..."
+        place = f"{where}: {key}" if key else where
+        if item["type"] == "extra_forbidden":
+            names = _names_at(model, item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), names, n=1)
+            lines.append(
+                f"{place}: unknown key; "
+                + (f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}")
+            )
+        elif item["type"] == "missing":
+            lines.append(f"{place}: is required but missing; add it")
+        elif item["type"] == "value_error":
+            for part in str(item["ctx"]["error"]).split("\n"):
+                lines.append(
+                    f"{where if part.startswith(('space.', 'search.')) else place}: {part}"
+                )
+        else:
+            lines.append(
+                f"{place}: {item['msg'][0].lower()}{item['msg'][1:]}, got {given}; change it"
+            )
+    return lines
+
+
+def _names_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The field names of the model found by walking ``location`` from ``model``."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        kind = field.annotation if field else None
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            model = kind
+        elif str(part) == "space":
+            model = Param
+    return list(model.model_fields)
+
+
+def _override(content: dict[str, Any], item: str) -> None:
+    key, sep, text = item.partition("=")
+    if not sep or not key.strip():
+        raise WrongInput(f"--set {item}: must be key=value, such as search.trials=8")
+    *path, last = key.strip().split(".")
+    node = content
+    for part in path:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise WrongInput(
+                f"--set {item}: {part!r} holds a value, not a mapping; set {part} itself"
+            )
+    try:
+        node[last] = load_yaml(text)
+    except NO_YAML:
+        raise WrongInput(f"--set {item}: {text!r} must be a YAML value; quote it") from None
