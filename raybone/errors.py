@@ -44,6 +44,22 @@ class EndReason:
         return f"{words}: {self.detail}" if self.detail else words
 
 
+@dataclass(frozen=True)
+class Remark:
+    """A rule that was applied to scans: how often, and the id of the first, if it is known.
+
+    >>> str(Remark("view is unknown", 2, "s0a1b"))
+    '2 x view is unknown (first s0a1b)'
+    """
+
+    rule: str
+    times: int
+    first: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.times} x {self.rule}" + (f" (first {self.first})" if self.first else "")
+
+
 class WrongInput(ValueError):
     """What the user gave breaks a rule: one line a problem, exit code 2, nothing was trained."""
 

@@ -11,14 +11,13 @@ from statistics import median
 ROOT = Path(__file__).resolve().parents[1] / "raybone"
 # A ratchet: it goes down with what is deleted, and up only for what an issue asks for, in a commit
 # that says so.
-NODES = 190_704
+NODES = 190_918
 FILES = {str(p.relative_to(ROOT)): p.read_text() for p in ROOT.rglob("*.py")}
 
 
 # What stood over a wall when the lines were first formatted. A name goes when its code is mended,
 # and none is added: the tests ask for equality.
-LONG_FILES = {
-}
+LONG_FILES: set[str] = set()
 LONG_FUNCTIONS = {
     "phantom/phantom.py:phantom",
 }

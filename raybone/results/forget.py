@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from raybone.data.ingest.pseudonyms import (
     remove_map,
 )
 from raybone.data.writer import DatasetWriter, store
-from raybone.errors import WrongInput
+from raybone.errors import Remark, WrongInput
 from raybone.hpo.lease import EXPIRES, Lease
 from raybone.private import exchange, put, workplace
 from raybone.results.lineage import places_of
@@ -301,7 +300,10 @@ def _meta(
         rule: [id_of.get(n, n) for n in names if n not in lost]
         for rule, names in meta["remarks"].items()
     }
+    times = dataset.meta.get("remark_times", {})
+    said = {str(_remark(rule, names, times)): rule for rule, names in meta["remarks"].items()}
     meta["remarks"] = {rule: names for rule, names in remarks.items() if names}
+    meta["remark_times"] = {rule: len(names) for rule, names in meta["remarks"].items()}
     empty = dataset.folds - meta["counts"]["folds"]
     new = (
         [f"deleted patients left {empty} fold(s) empty: folds = {meta['counts']['folds']}"]
@@ -309,17 +311,21 @@ def _meta(
         else []
     )
     for key in ("fold_warnings", "warnings"):
-        meta[key] = [told for w in meta[key] if (told := _warned(w, remarks))] + new
+        lasting = [w for w in meta[key] if w not in said or said[w] in meta["remarks"]]
+        meta[key] = [_left(w, said, meta) for w in lasting] + new
     return meta
 
 
-def _warned(warning: str, remarks: dict[str, list[str]]) -> str:
-    """A warning that counts scans of a remark, with those that are left; empty without any."""
-    said = re.fullmatch(r"\d+ x (.*?)(?: \(first \w[\w-]*\))?", warning)
-    if said is None or said[1] not in remarks:
+def _remark(rule: str, ids: Sequence[str], times: Mapping[str, int]) -> Remark:
+    return Remark(rule, times.get(rule, len(ids)), "".join(ids[:1]))
+
+
+def _left(warning: str, said: Mapping[str, str], meta: Mapping[str, Any]) -> str:
+    """A warning that counts scans of a remark, with those that are left; another one stays."""
+    if warning not in said:
         return warning
-    names = remarks[said[1]]
-    return f"{len(names)} x {said[1]} (first {names[0]})" if names else ""
+    rule = said[warning]
+    return str(_remark(rule, meta["remarks"][rule], meta["remark_times"]))
 
 
 def _bundles(among: Sequence[str], gone: set[str], unread: list[str]) -> list[Path]:

@@ -74,7 +74,7 @@ class Classification(Task):
         """Every fold needs positives and negatives to be scored by."""
         target, names = _target(config), list(config.categories)
         lines = [] if target else super().problems(dataset, model, config)
-        if any(line.startswith("categories") for line in lines):
+        if lines and set(config.categories) - set(dataset.categories):
             return lines
         what = f"label {target} 0 and 1" if target else f"lesions of {', '.join(names)} and others"
         folds = {f"fold {k}": dataset.validation(k) for k in range(dataset.folds)}

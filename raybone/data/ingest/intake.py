@@ -18,6 +18,7 @@ from raybone.data.ingest.reading import Frame, Read, together
 from raybone.data.ingest.sources import Account, positive
 from raybone.data.ingest.steps import Origin
 from raybone.data.modality import MODALITIES, flag_of
+from raybone.errors import Remark
 from raybone.types import Lesion, Scan
 
 UNANNOTATED = (
@@ -125,14 +126,13 @@ class Ledger:
             ids += self._scans_of.get(name) or own
         return ids
 
-    def said(self, remarks: Mapping[str, Sequence[str]]) -> list[str]:
-        """A line for each rule: how often it was applied, and the first scan."""
-        lines = []
-        for rule, names in remarks.items():
-            if names:
-                first = self.ids_of(names)[:1]
-                lines.append(f"{len(names)} x {rule}" + (f" (first {first[0]})" if first else ""))
-        return lines
+    def remarked(self, remarks: Mapping[str, Sequence[str]]) -> list[Remark]:
+        """Returns how often each rule was applied, and the first scan."""
+        return [
+            Remark(rule, len(names), "".join(self.ids_of(names)[:1]))
+            for rule, names in remarks.items()
+            if names
+        ]
 
     def inputs(self) -> list[tuple[str, str, str]]:
         """input_id, scan_id (empty when rejected) and name, for the person who reads the scans."""

@@ -286,7 +286,8 @@ def _meta(
     """What dataset.json says besides the hash."""
     scans, ledger = reading.store.scans, reading.ledger
     categories = {le.category for s in scans for le in s.lesions}
-    doubts = ledger.said(dealt.doubts)
+    doubts = [str(remark) for remark in ledger.remarked(dealt.doubts)]
+    remarks = {**ledger.remarks, **dealt.doubts}
     return {
         "layout": reading.content.layout,
         "patients_known": not reading.patients.unknown,
@@ -304,9 +305,10 @@ def _meta(
         "fold_warnings": doubts + dealt.warnings,
         "remarks": {
             rule: list(dict.fromkeys(ledger.ids_of(names)))
-            for rule, names in {**ledger.remarks, **dealt.doubts}.items()
+            for rule, names in remarks.items()
             if names
         },
+        "remark_times": {remark.rule: remark.times for remark in ledger.remarked(remarks)},
     }
 
 

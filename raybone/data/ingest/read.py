@@ -78,7 +78,7 @@ class Reading:
             without: rules to pass over.
         """
         rules = {rule: names for rule, names in self.ledger.remarks.items() if rule not in without}
-        return nothing_to_learn(self.store.scans) + self.ledger.said(rules)
+        return nothing_to_learn(self.store.scans) + [str(r) for r in self.ledger.remarked(rules)]
 
     def nothing(self, verb: str, options: str, show_paths: bool) -> WrongInput:
         """The error of sources without a scan: the commonest reasons, and whose they are if that is
