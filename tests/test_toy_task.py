@@ -168,6 +168,22 @@ def test_the_contract_suite_passes_the_toy_and_tells_what_another_breaks() -> No
     assert any("learn" in line for line in told)
 
 
+def test_what_a_cluster_must_have_installed_is_named(
+    counted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = str(counted.parent / "counting.yaml")
+    capsys.readouterr()
+    assert main(["submit", study, "--address", "http://127.0.0.1:1", "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["packages"] == ["test_toy_task"]
+    assert main(["manifests", study]) == 0
+    job = yaml.safe_load(capsys.readouterr().out)
+    assert job["metadata"]["annotations"] == {"raybone/packages": "test_toy_task"}
+    assert main(["submit", study, "--address", "x", "--dry-run", "--set", "model=unet"]) == 0
+    assert json.loads(capsys.readouterr().out)["packages"] == []
+    assert main(["manifests", study, "--set", "model=unet"]) == 0
+    assert "annotations" not in yaml.safe_load(capsys.readouterr().out)["metadata"]
+
+
 def test_an_installed_package_offers_a_model_by_an_entry_point(tmp_path: Path) -> None:
     source = Path(__file__).read_text().partition("\n\n@pytest.fixture")[0]
     (tmp_path / "counters.py").write_text(source)

@@ -230,6 +230,7 @@ def submit(
             "dataset": parcel.dataset,
             "out": parcel.out,
             "files": parcel.files,
+            "packages": parcel.packages,
             "bytes": len(parcel.content),
         }
         say(dumps(sent, indent=1))
@@ -238,6 +239,7 @@ def submit(
     say(
         f"{job}: submitted with study.yaml and raybone's code, {len(parcel.content) / 1e3:.0f} kB; "
         f"every node must reach {parcel.dataset} and {parcel.out}"
+        f"{''.join(f', and have {name} installed' for name in parcel.packages)}"
     )
     if follow:
         return jobs.follow(job, address, lambda text: say(text, end=""))

@@ -15,12 +15,13 @@ import yaml
 from raybone.errors import WrongInput
 from raybone.study.files import write_study
 from raybone.study.relocate import relocated
-from raybone.study.spec import Study
+from raybone.study.spec import Study, packages_of
 from raybone.version import RELEASE
 
 MOUNT = "/raybone"  # the shared volume, in every pod that trains
 # The annotation that a file of the head is made from: data, which no shell reads
 STUDY = "raybone/study"
+PACKAGES = "raybone/packages"  # what the image must have beside raybone
 NAME_LIMIT = 47  # characters of a RayJob's name; KubeRay appends to it
 RUNS = 8  # training runs at once when the study does not say
 WEEK = 7 * 24 * 3600
@@ -70,6 +71,8 @@ def manifests(study: Study, out: str | None = None, image: str | None = None) ->
     cluster["rayVersion"] = version("ray")
     head, group = cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"][0]
     head["metadata"]["annotations"][STUDY] = write_study(study)
+    if packages := packages_of(study.model):
+        job["metadata"]["annotations"] = {PACKAGES: ", ".join(packages)}
     runs = _runs(study)
     _ask(head, str(2 + runs // 4), f"{4 + 2 * runs}Gi")
     _size(group, study)

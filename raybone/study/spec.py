@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, packages_distributions
 from typing import Any, Literal
 
 from pydantic import (
@@ -299,6 +299,16 @@ class Study(Strict):
 def from_outside(model: str) -> bool:
     """Whether this name is one of another package: MODULE:ATTRIBUTE or an entry point."""
     return ":" in model or model in entry_points(group=MODELS).names
+
+
+def packages_of(model: str) -> list[str]:
+    """The distributions that must be installed wherever this model is trained, beside raybone."""
+    module, colon, _ = model.partition(":")
+    if colon:
+        top = module.partition(".")[0]
+        return sorted(set(packages_distributions().get(top, [top])))
+    offered = entry_points(group=MODELS, name=model)
+    return sorted({entry.dist.name for entry in offered if entry.dist})
 
 
 class ResolvedStudy(Study):

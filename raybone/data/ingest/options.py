@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from raybone.data.ingest.layouts import LAYOUTS, Layout
-from raybone.data.ingest.steps import STEPS, rescaling
+from raybone.data.ingest.plugins import plugin_steps
+from raybone.data.ingest.steps import STEPS, rescaling, step_named
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,13 @@ class ReadOptions:
     def problems(self) -> list[str]:
         """A line for every rule that the options break."""
         lines, changed = list[str](), rescaling(self.steps)
-        unknown = [name for name in self.steps if name not in STEPS]
+        unknown = [name for name in self.steps if step_named(name) is None]
         if len(changed) > 1:
             lines.append(f"--steps: {' and '.join(changed)} undo each other; take one of them")
         if unknown:
             lines.append(
-                f"--steps: no step is called {', '.join(unknown)}; there are {', '.join(STEPS)}"
+                f"--steps: no step is called {', '.join(unknown)}; there are "
+                f"{', '.join([*STEPS, *plugin_steps()])}"
             )
         return lines
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from raybone.data.annotations import LEFT_OUT, NO_SCAN, foci
+from raybone.data.annotations import LEFT_OUT, NO_SCAN, foci, nothing_to_learn
 from raybone.data.augment import lost_at
 from raybone.data.folds import TEST, TRAINING, assign_folds, folds_by_site, stratum_label
 from raybone.data.ingest.labels import read_split
@@ -301,7 +301,7 @@ def _meta(
             "high": scale_of(options.steps).window,
         },
         "counts": _counts(reading, options, list(dealt.fold_of.values())),
-        "warnings": reading.warnings() + doubts + dealt.warnings,
+        "warnings": nothing_to_learn(scans) + reading.warnings() + doubts + dealt.warnings,
         "fold_warnings": doubts + dealt.warnings,
         "remarks": {
             rule: list(dict.fromkeys(ledger.ids_of(names)))

@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from raybone.data.annotations import nothing_to_learn, spelled
+from raybone.data.annotations import spelled
 from raybone.data.ingest.archive import unpacked
 from raybone.data.ingest.intake import Ledger, Patients, annotate, named, tell_apart
 from raybone.data.ingest.labels import Labels, read_labels
@@ -78,7 +78,7 @@ class Reading:
             without: rules to pass over.
         """
         rules = {rule: names for rule, names in self.ledger.remarks.items() if rule not in without}
-        return nothing_to_learn(self.store.scans) + [str(r) for r in self.ledger.remarked(rules)]
+        return [str(remark) for remark in self.ledger.remarked(rules)]
 
     def nothing(self, verb: str, options: str, show_paths: bool) -> WrongInput:
         """The error of sources without a scan: the commonest reasons, and whose they are if that is

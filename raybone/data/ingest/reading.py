@@ -21,6 +21,7 @@ from raybone.data.ingest.dicom.frames import Facts, NotTaken, is_dicom, read_fra
 from raybone.data.ingest.dicom.segments import Mark, is_segmentation, read_marks
 from raybone.data.ingest.persons import Claim
 from raybone.data.ingest.pictures import counts_of_image
+from raybone.data.ingest.plugins import read_by_plugin
 from raybone.data.ingest.sources import Beside, Source
 from raybone.data.modality import flag_of
 from raybone.data.preprocess import STRIDE
@@ -120,7 +121,9 @@ def _views(source: Source, content: bytes, modality: str | None) -> list[tuple[A
     dicom = is_dicom(content)
     if content[:4] == b"PK\x03\x04" and zipfile.is_zipfile(BytesIO(content)):
         raise NotTaken("is an archive inside an archive, or without the suffix .zip")
-    if source.kind == "dicom" or (dicom and source.kind == "any"):
+    if offered := read_by_plugin(content, source.path.name):
+        views = list(offered)
+    elif source.kind == "dicom" or (dicom and source.kind == "any"):
         views = read_frames(content, source.path.name, modality)
     else:
         counts_HW, flags = counts_of_image(content)

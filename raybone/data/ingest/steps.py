@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from raybone.data.annotations import lesion_of_mask, mask_of, rle_of
+from raybone.data.ingest.plugins import step_by_plugin
 from raybone.types import Array, Lesion, Scan
 
 BODY_ROWS, KNEE_ROW, FULL_ROWS = 950, 640, 1024
@@ -55,7 +56,8 @@ def apply_steps(views: Sequence[View], names: Sequence[str]) -> list[View]:
     """The views after all steps, in order."""
     done = list(views)
     for name in names:
-        done = STEPS[name].change(done)
+        if step := step_named(name):
+            done = step.change(done)
     return done
 
 
@@ -162,12 +164,14 @@ FULL = Scale(65535, "65535", lambda highs: 65535.0)
 
 def rescaling(names: Sequence[str]) -> list[str]:
     """The steps of these that leave values which are no counts; more than one undo each other."""
-    return list(dict.fromkeys(n for n in names if n in STEPS and STEPS[n].scale is not COUNTS))
+    steps = {name: step_named(name) for name in names}
+    return [name for name, step in steps.items() if step and step.scale is not COUNTS]
 
 
 def scale_of(names: Sequence[str]) -> Scale:
     """The scale of the values that steps leave."""
-    return next((STEPS[name].scale for name in rescaling(names)), COUNTS)
+    scales = [step.scale for name in names if (step := step_named(name))]
+    return next((scale for scale in scales if scale is not COUNTS), COUNTS)
 
 
 def _body_range(views: list[View]) -> list[View]:
@@ -265,6 +269,11 @@ STEPS = {
     "body_mask": Step(_each(lambda values_HW: values_HW * body_mask(values_HW))),
     "tile": Step(_tile),
 }
+
+
+def step_named(name: str) -> Step | None:
+    """The step of that name, here or of another package; None where there is none."""
+    return STEPS.get(name) or step_by_plugin(name)
 
 
 def _window(view: View, y: int, x: int, rows: int, columns: int) -> View:

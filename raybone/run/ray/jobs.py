@@ -25,7 +25,7 @@ from raybone.run.ray.access import job_client
 from raybone.storage import plain_url
 from raybone.study.files import write_study
 from raybone.study.relocate import relocated
-from raybone.study.spec import Study
+from raybone.study.spec import Study, packages_of
 from raybone.version import FILE, version
 
 POLL_SECONDS = 2.0
@@ -36,7 +36,7 @@ class Parcel:
     """What a submission sends: raybone's code and the study, never data and never a token.
 
     name: of the job, without its number. dataset, out: where the cluster's nodes find them.
-    content: a zip archive.
+    packages: what every node must have installed beside raybone's own. content: a zip archive.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Parcel:
     dataset: str
     out: str
     files: tuple[str, ...]
+    packages: tuple[str, ...]
     content: bytes = field(repr=False)
 
 
@@ -91,6 +92,7 @@ def pack(study: Study, out: str | None, wait: float = 0) -> Parcel:
         dataset,
         out,
         tuple(sorted(files)),
+        tuple(packages_of(study.model)),
         content.getvalue(),
     )
 
