@@ -73,7 +73,7 @@ class RunFailed(RuntimeError):
 
 
 class MachineFault(OSError):
-    """The machine fails a run in a way that a person mends: nobody's bad hyper-parameters."""
+    """The machine or its storage failed: no configuration is to blame, a person mends it."""
 
 
 class DamagedFile(MachineFault):

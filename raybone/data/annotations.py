@@ -181,7 +181,7 @@ def lesions_of_mask(mask_HW: Array, category: str) -> tuple[Lesion, ...]:
 
 
 def islands_of_mask(mask_HW: Array, category: str) -> list[Lesion]:
-    """``lesions_of_mask`` of a mask that somebody else made.
+    """``lesions_of_mask`` of a mask from outside.
 
     Raises:
         ValueError: it has more islands than a scan has lesions.

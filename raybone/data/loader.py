@@ -26,7 +26,7 @@ from raybone.types import Array, Scan
 
 SHARED = Path("/dev/shm")
 SILENT = 600.0  # seconds after which a loader process that gives no batch hangs
-CROWD = 2  # value of masks where nobody can tell: neither lesion nor none
+CROWD = 2  # value of masks inside crowds: neither lesion nor background
 
 
 class Batch(NamedTuple):

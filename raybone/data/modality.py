@@ -36,7 +36,7 @@ MODALITIES = (
     "none",
 )
 FLAG = "modality-"
-DARK_ON_WHITE = {"NM", "PT", "ST", "none"}  # tracers, and what nobody has named
+DARK_ON_WHITE = {"NM", "PT", "ST", "none"}  # tracers, and files that name no modality
 
 
 def flag_of(modality: str) -> list[str]:

@@ -34,12 +34,12 @@ def own_cache(what: str) -> Path:
     Args:
         what: is copied, for the error.
     Raises:
-        WrongInput: somebody else has made that folder.
+        WrongInput: another user owns that folder.
     """
     cache = private_cache()
     if cache.stat().st_uid != os.getuid():
         raise WrongInput(
-            f"{what}: its copy goes to {cache}, but that belongs to somebody else; set TMPDIR"
+            f"{what}: its copy goes to {cache}, but that belongs to another user; set TMPDIR"
         )
     return cache
 

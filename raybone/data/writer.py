@@ -102,7 +102,7 @@ class DatasetWriter:
         return [(a, b) for a, b in pairs if a != b]
 
     def copies_that_differ(self) -> list[str]:
-        """Scans of the same pixels that somebody annotated in different ways."""
+        """Scans of the same pixels with different annotations."""
         said: dict[str, list[Scan]] = {}
         for scan in self.scans:
             if not {"unannotated", "taken-as-negative"} & set(scan.flags):

@@ -1,5 +1,5 @@
-"""The brain of a running search: events in, work out. It writes the journal and holds no truth
-beside it.
+"""The scheduler of a running search. All of its state is derived from the journal, which it
+writes.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ class Race:
             before.leave(config_id)
 
     def end(self, config_id: str, how: Literal["complete", "stop", "failed"]) -> None:
-        """A configuration waits no more at any rung; one that failed is nobody's rival."""
+        """Remove a finished configuration from all rungs; none is compared with one that failed."""
         for rung in self.rungs:
             rung.leave(config_id)
         if how == "failed":

@@ -99,7 +99,7 @@ class Lease:
         return None
 
     def _read(self) -> dict[str, Any] | None:
-        """What the file says; a damaged one is nobody's, as a living holder writes it anew."""
+        """What the file says; a damaged one counts as free, as a living holder writes it anew."""
         try:
             held = json.loads(self.study.read(NAME) or b"null")
         except (ValueError, RecursionError):

@@ -183,7 +183,7 @@ class State:
     def _on_start(self, event: Event) -> None:
         self.slots = event.get("slots", 1)
         self.end, self.old_news = "", len(self.news)
-        # The time between two drivers is nobody's.
+        # Time without a driver is not counted.
         self._earlier, self._up = self.seconds, 0.0
         for configuration in self.running:
             configuration.status = "paused"

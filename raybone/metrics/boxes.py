@@ -277,9 +277,10 @@ def _annotation(
 def _matches(evaluation: COCOeval_faster, label: int) -> _Matches:
     """The matches of one category with lesions of all sizes.
 
-    The library keeps them by category, area and image in objects whose only open door is their
-    state: numbers of the matched lesions (T x D, 0 for none), in third place the scores (D), and in
-    fifth which detections do not count (T x D). The tests hold this against pycocotools.
+    The library keeps them by category, area and image in objects that can be read through
+    ``__getstate__`` alone: numbers of the matched lesions (T x D, 0 for none), in third place the
+    scores (D), and in fifth which detections do not count (T x D). The tests hold this against
+    pycocotools.
     """
     images, areas = len(evaluation.params.imgIds), len(evaluation.params.areaRng)
     states = [e.__getstate__() for e in evaluation._evalImgs_cpp[label * areas * images :][:images]]

@@ -63,7 +63,7 @@ def patient_draws(
         fold_P: fold of each patient.
         lesion_P: whether a patient has a lesion.
     Raises:
-        ValueError: a fold with fewer than 2 patients, whose spread nobody knows, or without a
+        ValueError: a fold with fewer than 2 patients, whose spread is unknown, or without a
             lesion.
     """
     rng = np.random.default_rng(seed)

@@ -52,7 +52,7 @@ def mask_score(
     Args:
         truth_HW, predicted_HW: boolean masks of the category.
         lesions: boolean mask (H, W) of each lesion of it.
-        crowd_HW: where nobody can tell; outside ``truth_HW``.
+        crowd_HW: pixels that count neither way; outside ``truth_HW``.
     """
     count, labels_HW = cv2.connectedComponents(predicted_HW.astype(np.uint8), connectivity=8)
     open_HW = np.ones_like(predicted_HW) if crowd_HW is None else ~crowd_HW

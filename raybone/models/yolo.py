@@ -31,7 +31,7 @@ def _quiet() -> None:
     """
     folder = Path(tempfile.gettempdir()) / f"raybone-ultralytics-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():  # made by somebody else, who would choose the settings
+    if folder.stat().st_uid != os.getuid():  # another user made it, and would choose the settings
         folder = Path(tempfile.mkdtemp(prefix="raybone-ultralytics-"))
     for key, value in {
         "YOLO_CONFIG_DIR": str(folder),

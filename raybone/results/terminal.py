@@ -131,8 +131,8 @@ def show(text: str, file: TextIO | None = None, end: str = "\n") -> None:
     """Print text for people, with ? for all that a terminal may take for a command.
 
     Raises:
-        BrokenPipeError: nobody reads any more. What was not printed is dropped, and so is all that
-            follows.
+        BrokenPipeError: the reader has closed the pipe. What was not printed is dropped, and so is
+            all that follows.
     """
     file = file or sys.stdout
     try:
@@ -143,7 +143,7 @@ def show(text: str, file: TextIO | None = None, end: str = "\n") -> None:
 
 
 def say(text: str, file: TextIO | None = None, end: str = "\n") -> None:
-    """``show``, for work that goes on although nobody reads of it."""
+    """``show``, for work that goes on when the reader has closed the pipe."""
     with contextlib.suppress(BrokenPipeError):
         show(text, file, end)
 

@@ -65,7 +65,7 @@ class Running:
     score), and how fast.
 
     epochs: of each fold at that rung. share: of the epochs up to there that are done.
-    epoch_seconds, seconds: of an epoch, and what is left to that rung; NaN while nobody knows.
+    epoch_seconds, seconds: of an epoch, and what is left to that rung; NaN while unknown.
     """
 
     config_id: str

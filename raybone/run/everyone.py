@@ -19,8 +19,8 @@ from raybone.types import Epoch
 def epochs_of_everyone(
     study: ResolvedStudy, folder: Folder, params: dict[str, Any]
 ) -> Iterator[Epoch]:
-    """Train on all patients but the test group; the epochs have no score, as nobody is left to give
-    one.
+    """Train on all patients but the test group; the epochs have no score, as no patient is
+    left to give one.
 
     What a configuration builds on of an earlier study (init_from, nm) is that of its first fold.
     """

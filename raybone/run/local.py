@@ -71,7 +71,7 @@ def _work(opened: OpenStudy, work: Work, tell: Callable[[Brain], None]) -> None:
             brain.pooled(work.config_id, pooled)
         brain.rung_done(work.config_id, work.rung)
     except (OSError, WrongInput):
-        # A disk that is full, or a file that is damaged or replaced, is nobody's bad configuration
+        # A full disk and a damaged or replaced file do not count against the configuration
         raise
     except Exception as error:
         brain.fail(work.config_id, f"{type(error).__name__}: {error}")

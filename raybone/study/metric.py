@@ -26,7 +26,7 @@ class Metric:
         return 1 if self.direction == "maximize" else -1
 
     def within(self, value: float) -> float:
-        """A limit of an interval, no further than the metric goes; NaN stays."""
+        """Returns a confidence limit clipped to the metric's range; NaN stays."""
         return min(max(float(value), self.low), self.high)
 
 

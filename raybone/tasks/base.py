@@ -74,7 +74,7 @@ class Task:
     # Samples
 
     def usable(self, scans: Sequence[Scan]) -> list[Scan]:
-        """The scans that a model may learn from and be scored on: those that somebody annotated."""
+        """The scans that a model may learn from and be scored on: those that are annotated."""
         return [s for s in scans if s.annotated]
 
     def samples(
@@ -205,7 +205,7 @@ class Task:
     def score(self, outcome: Outcome) -> dict[str, float]:
         """Metrics of findings against the scans' lesions.
 
-        There is one finding a scan, or one for each sample. Scans that nobody annotated, for which
+        There is one finding a scan, or one for each sample. Scans without annotation, for which
         there need be none, do not count unless they are classified; nor does what is found in
         crowds. Categories that are no lesions, such as bone, are scored as others are, but in no
         metric of lesions or patients.

@@ -80,7 +80,7 @@ def evaluate_weights(
     state = read_checkpoint(folder)
     if state is None:
         return None
-    mined = Mined({s.scan_id: [] for s in scans})  # for the loss, which nobody reads then
+    mined = Mined({s.scan_id: [] for s in scans})  # for the loss, which is not used then
     samples = scored_samples(dataset, scans, model, config, mined)
     return _applied(model, config, state, samples, _device(gpu))[0]
 
@@ -90,7 +90,7 @@ def mined_masks(
 ) -> Mined:
     """What the model of this fold of an earlier configuration finds on scans, for negative mining.
 
-    That model knows the training patients of this fold and nobody else, so that its findings may be
+    That model has seen the training patients of this fold alone, so that its findings may be
     trained on.
 
     Args:
@@ -176,7 +176,7 @@ class _Run:
             self.mined = mined_masks(dataset, config.mined_from, fold, known, self.device)
         training = training_samples(job, _mix(job.seed, fold, 1), self.mined)
         self.validation = None
-        if scored:  # a refit on everyone has nobody to validate on
+        if scored:  # a refit on all patients has no validation
             self.validation = scored_samples(dataset, scored, job.model, config, self.mined)
             # Without gradients four times the images fit.
             self.valid_loader = validation_loader(

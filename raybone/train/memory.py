@@ -24,7 +24,7 @@ def refuse_too_large(net: nn.Module, batch: Batch) -> None:
     What others hold of it now does not count: that would be no fault of the configuration.
 
     Raises:
-        FitFailed: it has not; the system would end the process, and tell nobody why.
+        FitFailed: it has not; the system would end the process without a word.
     """
     most = memory_bytes()
     if batch.image_NCHW.numel() < LARGE or most is None or (need := step_bytes(net, batch)) < most:

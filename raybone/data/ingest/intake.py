@@ -12,10 +12,10 @@ from typing import NamedTuple
 from raybone.data.annotations import NO_SCAN
 from raybone.data.ingest.dicom.frames import NotTaken
 from raybone.data.ingest.labels import Labels
-from raybone.data.ingest.persons import Claim, nobody, persons_of
+from raybone.data.ingest.persons import Claim, anonymous, persons_of
 from raybone.data.ingest.pseudonyms import pseudonym
 from raybone.data.ingest.reading import Frame, Read, together
-from raybone.data.ingest.sources import Account, positive
+from raybone.data.ingest.sources import Account, spacing_mm
 from raybone.data.ingest.steps import Origin
 from raybone.data.modality import MODALITIES, flag_of
 from raybone.errors import Remark
@@ -185,13 +185,13 @@ def named(frame: Frame, input_id: str, secret: bytes, labels: Labels) -> Frame:
     scan = replace(
         scan,
         view=view if view in ("anterior", "posterior") else scan.view or "unknown",
-        pixel_mm=positive(spacing) or scan.pixel_mm,
+        pixel_mm=spacing_mm(spacing) or scan.pixel_mm,
         site=own.pop("site", "") or masked("site", facts.site),
         scanner=own.pop("scanner", "") or masked(facts.make, facts.scanner),
         instance=pseudonym(secret, "instance", facts.instance) if facts.instance else "",
         labels=tuple({**dict(scan.labels), **own}.items()),
     )
-    alone = f"input:{input_id}" if nobody(claim.id) else f"patient:{claim.id}"
+    alone = f"input:{input_id}" if anonymous(claim.id) else f"patient:{claim.id}"
     return replace(frame, scan=scan, claim=claim, study=facts.study or alone)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from raybone.data.dataset import COLUMNS
 from raybone.data.folds import SPECIAL
 from raybone.data.ingest.persons import Claim
-from raybone.data.ingest.sources import positive
+from raybone.data.ingest.sources import spacing_mm
 from raybone.errors import WrongInput
 
 MOST_VALUES = 50  # a label with more is free text or an identifier
@@ -60,7 +60,7 @@ def read_labels(path: Path) -> Labels:
     for line, row in enumerate(rows, 2):
         known = {k: v for k, v in row.items() if k != key and v}
         if known.get("view", "unknown") not in ("anterior", "posterior", "unknown") or (
-            "pixel_mm" in known and positive(known["pixel_mm"]) is None
+            "pixel_mm" in known and spacing_mm(known["pixel_mm"]) is None
         ):
             raise WrongInput(
                 f"labels.csv: line {line}: view must be anterior, posterior or unknown, and "

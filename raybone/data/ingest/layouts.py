@@ -260,7 +260,7 @@ def _nnunet(root: Path, files: Mapping[str, Path]) -> Sources:
 
 
 def _stray(found: Sources, path: Path, name: str, why: str) -> None:
-    """An input outside the folders of its layout; an annotation there is one that nobody uses."""
+    """An input outside the folders of its layout; an annotation there is not used."""
     claim = claim_of(path)
     if claim.kind != "none":
         why = (

@@ -107,8 +107,8 @@ def persons_of(claims: Sequence[Claim]) -> Persons:
     return found
 
 
-def nobody(name: str) -> bool:
-    """Whether an id or a name stands for nobody."""
+def anonymous(name: str) -> bool:
+    """Whether an id or a name is a placeholder that names no patient."""
     return NOBODY.fullmatch(_plain(name)) is not None
 
 
@@ -126,7 +126,7 @@ def meanings(name: str) -> list[str]:
 
 def _ids(claims: Sequence[Claim], names: Sequence[list[str]]) -> list[str]:
     """The id of each claim, empty where it is a placeholder."""
-    ids = ["" if nobody(c.id) else c.id for c in claims]
+    ids = ["" if anonymous(c.id) else c.id for c in claims]
     by_id, studies = _by([known] for known in ids), {c.study or n for n, c in enumerate(claims)}
     widths = Counter(len(known) for known in by_id if known.isdecimal())
     for known, places in by_id.items():
@@ -196,7 +196,7 @@ def _names(name: str) -> list[str]:
     without signs.
     """
     plain = (_plain("".join(group.split("^")[:2])) for group in name.split("="))
-    return list(dict.fromkeys(n for n in plain if not nobody(n)))
+    return list(dict.fromkeys(n for n in plain if not anonymous(n)))
 
 
 def _birth(date: str) -> str:

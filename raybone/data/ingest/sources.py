@@ -257,8 +257,8 @@ def is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in IMAGES
 
 
-def positive(value: str | None) -> float | None:
-    """A spacing in mm, or None for what cannot be one; a decimal comma is a point."""
+def spacing_mm(value: str | None) -> float | None:
+    """Parse a spacing in mm; None for what is no positive number. A decimal comma is a point."""
     try:
         number = float((value or "").replace(",", "."))
     except ValueError:

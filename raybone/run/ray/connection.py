@@ -33,7 +33,7 @@ SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 @contextlib.contextmanager
 def connection(address: str | None) -> Iterator[None]:
-    """Connect to a cluster, or start one for the run that nobody else of this machine or outside
+    """Connect to a cluster, or start one for the run that no other user of this machine or outside
     can reach.
 
     Raises:
@@ -78,7 +78,7 @@ def _join(address: str, asked: str) -> None:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[str]:
-    """What a Ray that nobody else reaches needs while it runs: a closed folder, in which it opens
+    """What a Ray that no other user reaches needs while it runs: a closed folder, in which it opens
     its own to everybody, and its switch.
     """
     folder = _folder()

@@ -91,7 +91,7 @@ class Driver:
                 return self._take_in(config_id, result)
         except Exception as error:
             self._fail(error)
-        # What the journal cannot be told is nobody's failure, and is found again in last.pt.
+        # What cannot be written to the journal is no failure, and is read from last.pt again.
         self.brain.interrupt(config_id)
         return True
 

@@ -39,7 +39,11 @@ class Hub:
         return self._arrivals[run]
 
     def put(self, message: dict[str, Any]) -> bool:
-        """An epoch of a run, or why a run is started again; whether the run should end with it."""
+        """Queue a message for the driver: an epoch, or why a run starts again.
+
+        Returns:
+            Whether the run should stop.
+        """
         self._messages.append(message)
         if epoch := message.get("epoch"):
             self._heard.setdefault(message["run"], set()).add((epoch["fold"], epoch["epoch"]))

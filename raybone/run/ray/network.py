@@ -31,7 +31,7 @@ class RaysNetwork(TorchConfig):
 class _Backend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         if len(worker_group) == 1:
-            return  # it has nobody to talk to
+            return  # a single process needs no network
         if set(worker_group.execute(_choose_interface)) != {"127.0.0.1"}:
             super().on_start(worker_group, backend_config)
             return

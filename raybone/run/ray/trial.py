@@ -97,8 +97,8 @@ def _train(job: Job) -> dict[str, Any]:
     epoch.
 
     Returns:
-        What ``train_loop`` returns, or the outcome halt when storage or machines fail it, who are
-        nobody's bad configuration.
+        What ``train_loop`` returns, or the outcome halt when storage or machines fail, which does
+        not count against the configuration.
     Raises:
         TrainingFailedError: it has died too often without an epoch between; the loss of a node does
             not count.
@@ -198,7 +198,7 @@ def trainer(
         loop,
         train_loop_config=config,
         placed=placed,
-        # One process has nobody to talk to, and needs no nccl, which takes GPU memory.
+        # A single process needs no nccl, which takes GPU memory.
         torch_config=RaysNetwork(
             "nccl" if resources.gpus and resources.workers > 1 else "gloo",
             timeout_s=round(60 * study.limits.stall_minutes),

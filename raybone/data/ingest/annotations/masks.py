@@ -1,4 +1,4 @@
-"""Masks as images: where the lesion is, or why nobody can tell.
+"""Masks as images: where the lesion is, or why that cannot be known.
 
 A mask may be 0 and 1, 0 and 255, one colour on another, opaque on transparent, or indices of
 classes. A guess would turn the background of a scan into a lesion, or drop a class; what says not

@@ -16,7 +16,7 @@ from raybone.data.ingest.annotations.coco import CocoFile, CocoImage, read_coco_
 from raybone.data.ingest.annotations.names import Ambiguous, Names, split_suffix
 from raybone.data.ingest.dicom.frames import is_dicom
 from raybone.data.ingest.parallel import Ended, cores, spread
-from raybone.data.ingest.sources import Account, Beside, Source, Sources, is_image, positive
+from raybone.data.ingest.sources import Account, Beside, Source, Sources, is_image, spacing_mm
 
 TEXTS = (".txt", ".csv")
 MUCH = 32 << 20  # bytes of annotation files from which on it pays to look into them with all cores
@@ -231,6 +231,6 @@ def _known(path: Path, name: str, images: Sequence[CocoImage]) -> Source:
         "any",
         known.get("patient_id", ""),
         view if view in ("anterior", "posterior") else "",
-        positive(known.get("pixel_mm")),
+        spacing_mm(known.get("pixel_mm")),
         tuple(images),
     )

@@ -139,7 +139,7 @@ def read_frames(
             return _views(header, frames, file_name, kept, [*flags_of(header), *flags, *more])
         except NotTaken:
             raise
-        except Exception as error:  # a header may be damaged in ways that nobody has thought of
+        except Exception as error:  # a header may be damaged in any way
             raise NotTaken(
                 f"has a DICOM header that is damaged ({type(error).__name__}); export it again"
             ) from None
