@@ -11,16 +11,14 @@ from statistics import median
 ROOT = Path(__file__).resolve().parents[1] / "raybone"
 # A ratchet: it goes down with what is deleted, and up only for what an issue asks for, in a commit
 # that says so.
-NODES = 191_472
+NODES = 191_504
 FILES = {str(p.relative_to(ROOT)): p.read_text() for p in ROOT.rglob("*.py")}
 
 
 # What stood over a wall when the lines were first formatted. A name goes when its code is mended,
 # and none is added: the tests ask for equality.
 LONG_FILES: set[str] = set()
-LONG_FUNCTIONS = {
-    "phantom/phantom.py:phantom",
-}
+LONG_FUNCTIONS: set[str] = set()
 MANY_PARAMETERS = {
     "run/ray/trial.py:trainer",
 }

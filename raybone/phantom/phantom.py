@@ -125,26 +125,15 @@ def phantom(
             "phantom: needs patients >= 1, height >= 64 in steps of 4 and seed >= 0, got "
             f"{patients}, {height} and {seed}"
         )
-    if layout not in LAYOUTS:
-        raise WrongInput(f"phantom: layout must be one of {', '.join(LAYOUTS)}, got {layout}")
-    if out.exists() and any(out.iterdir()):
-        raise WrongInput(
-            f"phantom: {out} must be empty or absent, but holds files; choose another folder"
-        )
-    key = key_beside(out)
-    if key.exists() and key.read_text(encoding="utf-8", errors="replace") != KEY:
-        raise WrongInput(
-            f"phantom: {key} must be absent or a phantom's key, but is another; choose another OUT"
-        )
+    _check(out, layout)
     out.mkdir(parents=True, exist_ok=True)
     scans, names = list[Scan](), list[str]()
     for number in range(patients):
         rng = np.random.default_rng([seed, number])
         patient = _patient(f"PHANTOM-{number + 1:04d}", rng)
         foci = _foci(patient, rng)
-        tumour = str(
-            np.random.default_rng([seed, number, 1]).choice(("breast", "lung", "prostate"))
-        )
+        tumours = np.random.default_rng([seed, number, 1])
+        tumour = str(tumours.choice(("breast", "lung", "prostate")))
         for view in VIEWS:
             counts_HW, lesions = render(patient, foci, view, rng, height)
             scan = Scan(
@@ -165,9 +154,25 @@ def phantom(
     if layout in ("dicom", "coco"):
         write_coco(out, names, scans)
     write_labels(out, layout, names, scans)
+    key = key_beside(out)
     key.write_text(KEY, encoding="utf-8")
     key.chmod(0o600)
     return out
+
+
+def _check(out: Path, layout: str) -> None:
+    """Refuse a layout that there is not, and a place that holds something else."""
+    if layout not in LAYOUTS:
+        raise WrongInput(f"phantom: layout must be one of {', '.join(LAYOUTS)}, got {layout}")
+    if out.exists() and any(out.iterdir()):
+        raise WrongInput(
+            f"phantom: {out} must be empty or absent, but holds files; choose another folder"
+        )
+    key = key_beside(out)
+    if key.exists() and key.read_text(encoding="utf-8", errors="replace") != KEY:
+        raise WrongInput(
+            f"phantom: {key} must be absent or a phantom's key, but is another; choose another OUT"
+        )
 
 
 def key_beside(cohort: Path) -> Path:
