@@ -45,6 +45,24 @@ class EndReason:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """A rule that something breaks: where, the rule, what came, and what to do.
+
+    >>> str(Problem("--folds", "must be at least 2", "1", "5 is usual"))
+    '--folds: must be at least 2, got 1; 5 is usual'
+    """
+
+    where: str
+    rule: str
+    got: str = ""
+    fix: str = ""
+
+    def __str__(self) -> str:
+        came = f", got {self.got}" if self.got else ""
+        return f"{self.where}: {self.rule}{came}" + (f"; {self.fix}" if self.fix else "")
+
+
+@dataclass(frozen=True)
 class Remark:
     """A rule that was applied to scans: how often, and the id of the first, if it is known.
 

@@ -52,8 +52,7 @@ def contact_sheet(
         The number of scans shown.
     """
     opened = open_dataset(dataset)
-    broken = {problem.partition(":")[0] for problem in found["problems"]}
-    scans = [s for s in opened.scans if s.scan_id not in broken]
+    scans = [s for s in opened.scans if s.scan_id not in found["broken"]]
     looked = _worth_looking(scans, found)
     first = [s for s in scans if s.scan_id in looked]
     rest = [s for s in scans if s.scan_id not in looked]

@@ -18,6 +18,7 @@ from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.folds import SPECIAL
 from raybone.data.near_duplicates import lookalikes, thumbnail
 from raybone.data.writer import digest_of
+from raybone.errors import Problem
 from raybone.types import Array, Scan
 
 # A pair whose front differs from its back by less than this share of what is usual, in the usual
@@ -29,7 +30,7 @@ def inspect(
     dataset: Path | str, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
     """Hash, counts, fingerprint, problems, warnings, near_duplicates [[patient, patient,
-    distance]], repeats, suspects.
+    distance]], repeats, suspects, broken (the scan_ids of problems).
 
     Lesions are foci: of bones and crowds there is only the number, in ``categories`` and
     ``crowds``. repeats: groups of scan_ids that have the same pixels or are the same object.
@@ -40,7 +41,6 @@ def inspect(
     """
     opened = open_dataset(dataset)
     problems, readable = _problems(opened, progress)
-    problems += nothing_to_learn(opened.scans)
     counts, warnings = _counts(opened), list(opened.meta.get("warnings", ()))
     opened = replace(opened, scans=tuple(readable))
     repeats = _repeats(opened.scans)
@@ -62,11 +62,12 @@ def inspect(
         "hash": opened.hash,
         "counts": counts,
         "fingerprint": _fingerprint(opened),
-        "problems": problems,
+        "problems": [*map(str, problems), *nothing_to_learn(opened.scans)],
         "warnings": warnings,
         "near_duplicates": near,
         "repeats": repeats,
         "suspects": suspects,
+        "broken": list(dict.fromkeys(problem.where for problem in problems)),
     }
 
 
@@ -100,29 +101,30 @@ def _counts(dataset: Dataset) -> dict[str, Any]:
 
 def _problems(
     dataset: Dataset, progress: Callable[[int, int], None]
-) -> tuple[list[str], list[Scan]]:
-    """What is broken, and the scans whose pixels can be read."""
-    problems, readable = [], []
+) -> tuple[list[Problem], list[Scan]]:
+    """What is broken, by scan_id, and the scans whose pixels can be read."""
+    problems, readable = list[Problem](), list[Scan]()
     for number, scan in enumerate(dataset.scans, 1):
         progress(number, len(dataset.scans))
         try:
             shape = dataset.counts(scan).shape
         except (OSError, ValueError, IndexError):
-            problems.append(f"{scan.scan_id}: row {scan.row} of its pixel file is not there")
+            rule = f"row {scan.row} of its pixel file is not there"
+            problems.append(Problem(scan.scan_id, rule))
             continue
         if shape != (scan.height, scan.width):
             # The array was replaced by one of another shape.
-            problems.append(
-                f"{scan.scan_id}: pixels are {shape}, scans.csv says {(scan.height, scan.width)}"
-            )
+            rule = f"pixels are {shape}, scans.csv says {(scan.height, scan.width)}"
+            problems.append(Problem(scan.scan_id, rule))
             continue
         readable.append(scan)
         if not scan.scan_id.startswith(f"s{digest_of(dataset.counts(scan))[:12]}"):
-            problems.append(f"{scan.scan_id}: its pixels are not those it was made with")
+            problems.append(Problem(scan.scan_id, "its pixels are not those it was made with"))
         for lesion in scan.lesions:
             x1, y1, x2, y2 = lesion.box_xyxy
             if not (0 <= x1 < x2 <= scan.width and 0 <= y1 < y2 <= scan.height):
-                problems.append(f"{scan.scan_id}: box {lesion.box_xyxy} is not inside the scan")
+                rule = f"box {lesion.box_xyxy} is not inside the scan"
+                problems.append(Problem(scan.scan_id, rule))
     return problems, readable
 
 
