@@ -157,7 +157,7 @@ def search(
         from raybone.run.ray.tuner import search as on_ray
 
         reason = on_ray(study, folder, _address(backend), tell, warm, wait)
-    return Results(StudyFolder(folder), str(reason))
+    return Results(StudyFolder(folder, study.dataset), str(reason))
 
 
 def open_study(url: Where, dataset: Where = "") -> Results:
@@ -209,6 +209,9 @@ class Results:
     def report(self, html: Where | None = None, *, scans: bool = True) -> str:
         """Write one self-contained HTML file; returns its path.
 
+        A dataset at an address that only study.yaml names is not asked for its scans: give it to
+        ``open_study``.
+
         Args:
             html: the file; STUDY/report.html by default.
             scans: whether it shows scans of patients.
@@ -218,7 +221,7 @@ class Results:
         from raybone.results.report import report
 
         name = None if html is None else os.fspath(html)
-        return report(self.folder.url, name, scans, moved=self.study.dataset)[0]
+        return report(self.folder.url, name, scans, moved=self.folder.moved)[0]
 
     def refit(
         self,

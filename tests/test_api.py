@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,21 @@ def test_the_winner_is_taken_home_and_finds_what_predict_writes(
     assert sum(len(findings) for _, findings in found) == written["score"].notna().sum()
     assert [scan.source for scan, _ in found] == list(dict.fromkeys(written["source"]))
     assert results.report(tmp_path / "r.html", scans=False) == str(tmp_path / "r.html")
+
+
+def test_a_dataset_at_an_address_that_a_stranger_wrote_is_not_asked(
+    results: rb.Results, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = tmp_path / "theirs"
+    shutil.copytree(results.folder.url, theirs)
+    text = (theirs / "study.yaml").read_text()
+    address = "http://127.0.0.1:1/ds"
+    (theirs / "study.yaml").write_text(text.replace(results.study.dataset, address))
+    rb.open_study(theirs).report(tmp_path / "r.html")
+    assert "an address that study.yaml names and that is not asked" in caplog.text
+    caplog.clear()
+    rb.open_study(theirs, results.study.dataset).report(tmp_path / "r2.html")
+    assert not caplog.text
 
 
 def test_what_is_wrong_is_said_before_anything_is_trained(dataset: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class StudyFolder:
     def __init__(self, url: str | os.PathLike[str], dataset: str = "") -> None:
         self.files = Folder(url)
         self.url = self.files.url
-        self._dataset = dataset
+        self.moved = dataset
 
     @property
     def text(self) -> bytes | None:
@@ -78,7 +78,7 @@ class StudyFolder:
                 f"study {self.url}: its {STUDY} must be one that `raybone search` wrote, but has "
                 "no `resolved`; give another folder"
             )
-        moved = {"dataset": self._dataset} if self._dataset else {}
+        moved = {"dataset": self.moved} if self.moved else {}
         return study.resolved_as(study.resolved).model_copy(update=moved)
 
     def write_study(self, study: ResolvedStudy) -> None:
