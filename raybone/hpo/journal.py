@@ -24,6 +24,7 @@ from raybone.errors import RunFailed, WrongInput
 from raybone.hpo.events import Event, check_event
 from raybone.storage import Folder, patiently
 
+FOLDER = "journal"
 SEAL = ',"crc":"'  # what comes before the checksum of a line
 
 
@@ -35,7 +36,7 @@ class Journal:
     """
 
     def __init__(self, study: Folder) -> None:
-        self.folder = study.child("journal")
+        self.folder = study.child(FOLDER)
         self._lock = threading.Lock()
         self._file: RawIOBase | None = None
         self._next = 0

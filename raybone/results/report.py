@@ -25,7 +25,7 @@ from raybone.results.charts.vega import Chart, Row
 from raybone.results.compare import OTHER, beside, classified, figures, unfetched
 from raybone.results.leaderboard import csv_of, leaderboard
 from raybone.results.page import page
-from raybone.results.study_folder import StudyFolder
+from raybone.results.study_folder import REPORT, StudyFolder
 from raybone.results.winner import Winner, pictures, winner_charts, winner_of
 from raybone.storage import Folder, patiently
 from raybone.study.spec import ResolvedStudy
@@ -131,7 +131,7 @@ def report(
 
 def _target(folder: StudyFolder, html: str | None) -> Folder:
     if html is None:
-        return Folder(f"{folder.url}/report.html")
+        return Folder(f"{folder.url}/{REPORT}")
     target = Folder(html)
     if not html or html.endswith("/") or target.fs.isdir(target.path):
         raise WrongInput(f"report: --html must be a file name, got {html!r}; choose another")

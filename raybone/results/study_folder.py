@@ -36,6 +36,8 @@ LEADERBOARD = "leaderboard.csv"
 STOP = "stop"
 CURVES = "curves.npz"
 RUNS = "runs"
+LOGS = "logs"
+REPORT = "report.html"
 EVERYONE = "all"  # stands where a fold's name does, for one model of all patients
 
 
@@ -265,7 +267,7 @@ class ConfigurationFolder:
     @property
     def log(self) -> str:
         """Where the traceback of its failure is, below the study folder."""
-        return f"logs/{self.id}.txt"
+        return f"{LOGS}/{self.id}.txt"
 
     def _folds(self) -> list[Folder]:
         return [self.fold(k) for k in range(self.folder.study.resolved.folds)]

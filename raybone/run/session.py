@@ -13,10 +13,12 @@ from pathlib import Path
 from raybone.data.dataset import Dataset
 from raybone.errors import EndReason, RunFailed, WrongInput
 from raybone.hpo.brain import Brain
-from raybone.hpo.lease import EXPIRES, Lease
+from raybone.hpo.journal import FOLDER
+from raybone.hpo.lease import EXPIRES, NAME, Lease
 from raybone.hpo.warm_start import warm_start
 from raybone.models._model import Model
 from raybone.results.study_folder import (
+    LOGS,
     RUNS,
     STOP,
     ConfigurationFolder,
@@ -32,7 +34,7 @@ CHANGEABLE = {"limits", "resources", "keep", "resolved"}
 
 # What a study folder may hold before its study.yaml is written; the last two are the
 # demonstration's.
-OWN = ("lease.json", STOP, "logs", "journal", RUNS, "phantom", "dataset")
+OWN = (NAME, STOP, LOGS, FOLDER, RUNS, "phantom", "dataset")
 
 
 @dataclass

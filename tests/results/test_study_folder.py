@@ -29,6 +29,8 @@ HOMES = {
     "runs": "results/study_folder.py",
     "runs/": "results/study_folder.py",
     "fold": "storage.py",
+    "lease.json": "hpo/lease.py",
+    "journal": "hpo/journal.py",
     "Journal": "results/study_folder.py",
 }
 # A job's own files, and where a study folder is made without --out

@@ -27,7 +27,7 @@ from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raybone.errors import WrongInput
-from raybone.results.study_folder import StudyFolder
+from raybone.results.study_folder import LOGS, StudyFolder
 from raybone.run.ray.hub import find
 from raybone.run.ray.network import RaysNetwork
 from raybone.run.ray.resources import per_worker
@@ -222,7 +222,7 @@ def trainer(
 
 def storage(folder: str) -> dict[str, Any]:
     """Where Ray keeps its own records of a study; every node must reach it."""
-    there = Folder(f"{folder}/logs/ray")
+    there = Folder(f"{folder}/{LOGS}/ray")
     if there.local or folder.startswith("s3://"):  # what Ray opens as raybone does
         return {"storage_path": str(Path(there.path).resolve()) if there.local else there.url}
     return {"storage_path": there.path, "storage_filesystem": PyFileSystem(FSSpecHandler(there.fs))}
