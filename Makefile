@@ -25,7 +25,7 @@ test: check
 	$(PY) -m pytest -n 2 --dist loadfile
 
 # The lowest versions that pyproject.toml allows, in an environment of their own: after a bound was changed. Long, and 7 GB
-# of disk. It found fsspec 2024.10, optuna 4.5 and pillow 11.0 too old.
+# of disk. It found fsspec 2024.10, optuna 4.5, pillow 11.0, altair 5.4 and grpcio 1.42 too old.
 lowest:
 	$(PYTHON) -m venv .lowest
 	.lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
