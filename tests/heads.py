@@ -123,7 +123,8 @@ def running_head() -> Iterator[Head]:
             mine += mine[0].children(recursive=True)
             process.terminate()
             for left in psutil.wait_procs(mine, timeout=3)[1]:
-                left.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                    left.kill()
             process.wait()
 
 
