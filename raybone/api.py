@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from pydantic import ValidationError
+
 from raybone.data.dataset import open_dataset
 from raybone.data.ingest import prepare as ingest
 from raybone.data.ingest.options import PrepareKeywords
@@ -23,7 +25,7 @@ from raybone.results.terminal import bar, epoch_line
 from raybone.results.terminal import progress as lines
 from raybone.run.defaults import complete
 from raybone.study import spec
-from raybone.study.files import parse_study, read_study
+from raybone.study.files import parse_study, problems_of, read_study
 from raybone.study.param import Param, Value
 
 if TYPE_CHECKING:
@@ -57,23 +59,25 @@ def choice(*values: Value, when: When | None = None) -> Param:
 
     Args:
         when: other searched hyper-parameters, and the values at which this one exists.
+    Raises:
+        WrongInput: no value is given.
     """
-    return Param(choice=values, when=dict(when) if when else None)
+    return _param("choice", values, when)
 
 
 def uniform(low: float, high: float, when: When | None = None) -> Param:
-    """A number between these, as for ``choice``."""
-    return Param(uniform=(low, high), when=dict(when) if when else None)
+    """A number between these, as for ``choice``; WrongInput where ``low`` is not below ``high``."""
+    return _param("uniform", (low, high), when)
 
 
 def log_uniform(low: float, high: float, when: When | None = None) -> Param:
     """A number between these, whose logarithm is uniform, as for ``choice``; ``low`` is above 0."""
-    return Param(log_uniform=(low, high), when=dict(when) if when else None)
+    return _param("log_uniform", (low, high), when)
 
 
 def int_uniform(low: int, high: int, when: When | None = None) -> Param:
     """A whole number between these, both included, as for ``choice``."""
-    return Param(int_uniform=(low, high), when=dict(when) if when else None)
+    return _param("int_uniform", (low, high), when)
 
 
 class Study(spec.Study):
@@ -263,6 +267,13 @@ class Results:
 
         table = self.leaderboard()
         return table[brief_of(table)].to_html(index=False, na_rep="", float_format="{:.3f}".format)
+
+
+def _param(kind: str, values: tuple[Value, ...], when: When | None) -> Param:
+    try:
+        return Param.model_validate({kind: values, "when": dict(when) if when else None})
+    except ValidationError as error:
+        raise WrongInput(*problems_of(error, f"{kind}{values!r}", Param)) from None
 
 
 def _address(backend: str) -> str | None:

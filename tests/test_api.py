@@ -107,6 +107,12 @@ def test_what_is_wrong_is_said_before_anything_is_trained(dataset: Path, tmp_pat
         rb.Study(dataset=dataset, model="unett")
     with pytest.raises(rb.WrongInput, match="log_uniform needs low > 0"):
         rb.Study(dataset=dataset, model="unet", space={"lr0": {"log_uniform": [0, 1]}})
+    with pytest.raises(rb.WrongInput, match=r"^log_uniform\(0, 1\): log_uniform needs low > 0"):
+        rb.log_uniform(0, 1)
+    with pytest.raises(rb.WrongInput, match=r"^uniform\(2, 1\): uniform needs low < high"):
+        rb.uniform(2, 1)
+    with pytest.raises(rb.WrongInput, match=r"^choice\(\): choice: "):
+        rb.choice()
     with pytest.raises(rb.WrongInput, match="must be a study folder"):
         rb.open_study(tmp_path)
     study = rb.Study(dataset=tmp_path / "none", model="unet")

@@ -7,6 +7,8 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+import numpy as np
+
 from raybone.data.ingest.dicom.frames import Facts, NotTaken
 from raybone.errors import WrongInput
 from raybone.types import Array
@@ -22,15 +24,18 @@ def read_by_plugin(content: bytes, name: str) -> Frames | None:
     """The frames of a file by the first reader that knows its format; None where none does.
 
     Raises:
-        NotTaken: that reader failed.
+        NotTaken: that reader failed, or gave what are no counts.
     """
-    for plugin, reader in _readers():
+    for plugin, reader in readers():
         try:
             frames = reader(content, name)
         except Exception as error:  # of code that raybone does not know
             raise NotTaken(f"ended the reader {plugin} ({type(error).__name__})") from error
-        if frames is not None:
-            return frames
+        if frames is None:
+            continue
+        if any(counts_HW.ndim != 2 or counts_HW.dtype != np.uint16 for counts_HW, _ in frames):
+            raise NotTaken(f"has frames by the reader {plugin} that are not uint16 of shape (H, W)")
+        return frames
     return None
 
 
@@ -49,7 +54,12 @@ def plugin_steps() -> list[str]:
 
 
 @cache
-def _readers() -> list[tuple[str, Reader]]:
+def readers() -> list[tuple[str, Reader]]:
+    """The readers that packages offer, by name.
+
+    Raises:
+        WrongInput: a package cannot be imported.
+    """
     return [(entry.name, _loaded(entry)) for entry in entry_points(group=READERS)]
 
 

@@ -22,6 +22,7 @@ from raybone.data.ingest.labels import Labels, read_labels
 from raybone.data.ingest.layouts import sources_of
 from raybone.data.ingest.options import ReadOptions
 from raybone.data.ingest.parallel import Ended, cores, spread
+from raybone.data.ingest.plugins import readers
 from raybone.data.ingest.pseudonyms import pseudonym
 from raybone.data.ingest.reading import Frame, Read, read_source
 from raybone.data.ingest.sources import Account, Source, Sources, complaints
@@ -197,6 +198,7 @@ def _results(
     inputs: Sequence[Source], folder: Path, options: ReadOptions, progress: Progress
 ) -> Iterator[tuple[Source, Read]]:
     """What each input gives, in order; read in other processes."""
+    readers()  # one that cannot be imported is said once, and not of every input
     work = partial(
         read_source,
         folder=folder,

@@ -26,6 +26,8 @@ def read(content, name):
     if not content.startswith(b"TOY!"):
         return None
     counts_HW = np.load(io.BytesIO(content[4:]))
+    if name.startswith("float"):
+        counts_HW = counts_HW / 2
     return [(counts_HW, Facts(name.split("-")[0], "anterior", 2.0))]
 
 
@@ -62,6 +64,7 @@ def scans(tmp_path: Path) -> Path:
             file.write(b"TOY!")
             np.save(file, np.full((64, 32), 10 + number, np.uint16))
     (folder / "broken.toy").write_bytes(b"TOY!")
+    (folder / "float.toy").write_bytes((folder / "p0-a.toy").read_bytes())
     return folder
 
 
@@ -83,6 +86,7 @@ def test_its_format_is_read_and_its_step_applied(package: Path, scans: Path) -> 
     assert run.returncode == 0, run.stderr
     assert "4 scans of 4 patients" in run.stdout
     assert "broken.toy: not taken: ended the reader toy (EOFError)" in run.stdout
+    assert "float.toy: not taken: has frames by the reader toy that are not uint16" in run.stdout
     meta = json.loads((scans.parent / "ds" / "dataset.json").read_text())
     assert meta["preprocessing"]["steps"] == ["half"]
     from raybone.data.dataset import open_dataset
@@ -97,8 +101,14 @@ def test_what_is_not_there_is_said_in_one_line(package: Path, scans: Path, tmp_p
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.count("\n") == 1
     assert "raybone.steps: gone = toy_camera:GONE must be there" in run.stderr
+    points = package / "toy_camera-1.0.dist-info" / "entry_points.txt"
+    points.write_text("[raybone.readers]\nlost = no_such_module:read\n")
+    run = prepare(package, scans)
+    points.write_text(POINTS)
+    assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+    assert "raybone.readers: lost = no_such_module:read must be there" in run.stderr
     run = prepare(tmp_path, scans, "--steps", "half")
     assert run.returncode == 2
     assert "--steps: no step is called half; there are body_range" in run.stderr
     run = prepare(tmp_path, scans)
-    assert "no scan was taken from 5 inputs" in run.stderr
+    assert "no scan was taken from 6 inputs" in run.stderr
