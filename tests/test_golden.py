@@ -33,8 +33,9 @@ from torch.nn import functional
 
 from raybone.cli import main
 from raybone.data.dataset import open_dataset
-from raybone.models import lesion as lesion_models
-from raybone.models import load, retinanet
+from raybone.models import load
+from raybone.models.classifiers import lesion as lesion_models
+from raybone.models.detectors import retinanet
 from raybone.types import Prediction
 
 GOLDEN = Path(__file__).with_name("golden")

@@ -33,7 +33,7 @@ FLOORS = [
 # The only rooms or files that import a library.
 HOME_OF = {
     "ray": {"run/ray/"},
-    "ultralytics": {"models/yolo.py"},
+    "ultralytics": {"models/detectors/yolo.py"},
     "pydicom": {"data/ingest/dicom/", "deploy/dicom_seg.py"},
     "highdicom": {"deploy/dicom_seg.py"},
     "nibabel": {"data/ingest/annotations/nifti.py"},
@@ -111,7 +111,7 @@ def test_file_keeps_to_its_layer(path: str) -> None:
         ("hpo/fold_race.py", "import torch"),
         ("data/folds.py", "from raybone.train.fit import fit"),
         ("cli.py", "def f():\n    import torch"),
-        ("models/unet.py", "from ultralytics import YOLO"),
+        ("models/segmenters/unet.py", "from ultralytics import YOLO"),
         ("run/local.py", "from . import fit"),
         ("study/spec.py", "def f():\n    from raybone.models import load"),
         ("metrics/boxes.py", "from raybone.data.folds import TEST"),

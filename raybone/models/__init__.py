@@ -18,18 +18,19 @@ from raybone.study.spec import MODELS
 if TYPE_CHECKING:
     from raybone.models._model import Model
 
-# name -> file of this folder; the contract suite checks it against the files.
+# name -> file below this folder; the contract suite checks it against the files.
 MENU = {
-    **dict.fromkeys(("yolo11n", "yolo11s", "yolo11m", "yolo11l", "yolo11x"), "yolo"),
+    **dict.fromkeys(("yolo11n", "yolo11s", "yolo11m", "yolo11l", "yolo11x"), "detectors.yolo"),
     **{
-        f"{family}_r{depth}": family
+        f"{family}_r{depth}": f"detectors.{family}"
         for family in ("faster_rcnn", "cascade_rcnn", "retinanet", "fcos")
         for depth in (50, 101)
     },
-    **{name: name for name in ("unet", "double_unet", "msma_unet")},
-    **dict.fromkeys(("unet_plus_plus", "attention_unet", "res_unet"), "unet_variants"),
+    **{name: f"segmenters.{name}" for name in ("unet", "double_unet", "msma_unet")},
+    **dict.fromkeys(("unet_plus_plus", "attention_unet", "res_unet"), "segmenters.unet_variants"),
     **dict.fromkeys(
-        ("lesion_resnet50", "lesion_inception_v3", "lesion_vgg16", "lesion_densenet169"), "lesion"
+        ("lesion_resnet50", "lesion_inception_v3", "lesion_vgg16", "lesion_densenet169"),
+        "classifiers.lesion",
     ),
 }
 

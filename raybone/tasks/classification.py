@@ -19,8 +19,8 @@ from raybone.types import Array, Finding, Prediction, Scan
 if TYPE_CHECKING:
     from raybone.data.loader import Batch, Change, ScanSamples
     from raybone.data.tiles_and_targets import TargetSamples
-    from raybone.models._classifier import ClassifierConfig
     from raybone.models._model import TrainingConfig
+    from raybone.models.classifiers._classifier import ClassifierConfig
 
 
 class Classification(Task):

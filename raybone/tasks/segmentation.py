@@ -26,7 +26,7 @@ from raybone.types import Array, Finding, Prediction, Scan
 if TYPE_CHECKING:
     from raybone.data.loader import Change, ScanSamples
     from raybone.models._model import TrainingConfig
-    from raybone.models._segmenter import SegmenterConfig
+    from raybone.models.segmenters._segmenter import SegmenterConfig
 
 
 class Segmentation(Task):

@@ -15,7 +15,10 @@ from raybone.models import MENU, check, load, menu
 from raybone.models._check import batch_of, trained
 from raybone.models._model import Model
 
-FILES = sorted(p.stem for p in Path(raybone.models.__file__).parent.glob("[!_]*.py"))
+FILES = sorted(
+    f"{p.parent.name}.{p.stem}"
+    for p in Path(raybone.models.__file__).parent.glob("[a-z]*/[!_]*.py")
+)
 # The smallest model of each file.
 SMALL = {stem: next(name for name in MENU if MENU[name] == stem) for stem in FILES}
 _NARROW = {"imgsz": 128, "channels": 32, "anchor": 0.125}

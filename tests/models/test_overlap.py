@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.losses import DiceLoss, TverskyLoss
 
-from raybone.models._segmenter import dice_loss, focal_tversky_loss
+from raybone.models.segmenters._segmenter import dice_loss, focal_tversky_loss
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import boxes as box_ops
 
 from raybone.models._model import Model
-from raybone.models._torchvision import DEPTHS, IMAGENET, SPACE, builder
-from raybone.models.faster_rcnn import Config
-from raybone.models.faster_rcnn import make as make_faster_rcnn
+from raybone.models.detectors._torchvision import DEPTHS, IMAGENET, SPACE, builder
+from raybone.models.detectors.faster_rcnn import Config
+from raybone.models.detectors.faster_rcnn import make as make_faster_rcnn
 
 # Section 4.3 and the authors' code: overlap of a positive, inverse spread of the box offsets,
 # weight of the losses.

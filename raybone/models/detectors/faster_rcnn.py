@@ -11,7 +11,7 @@ from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Wei
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
 from raybone.models._model import Model
-from raybone.models._torchvision import (
+from raybone.models.detectors._torchvision import (
     DEPTHS,
     IMAGENET,
     SPACE,

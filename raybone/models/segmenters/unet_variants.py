@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from raybone.models._model import Model
-from raybone.models._segmenter import GRAPH, SPACE, SegmenterConfig, builder, rare
+from raybone.models.segmenters._segmenter import GRAPH, SPACE, SegmenterConfig, builder, rare
 
 LEVELS = 5
 

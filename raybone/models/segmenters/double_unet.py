@@ -20,8 +20,15 @@ from torchvision.models import VGG19_BN_Weights, VGG19_Weights
 from torchvision.models.vgg import make_layers
 
 from raybone.models._model import Model
-from raybone.models._segmenter import GRAPH, SPACE, SegmenterConfig, builder, probabilities, rare
-from raybone.models.unet import DoubleConv
+from raybone.models.segmenters._segmenter import (
+    GRAPH,
+    SPACE,
+    SegmenterConfig,
+    builder,
+    probabilities,
+    rare,
+)
+from raybone.models.segmenters.unet import DoubleConv
 
 STAGES = (1, 2, 4, 8, 8)  # channels of VGG-19's stages, times the width
 CONVOLUTIONS = (2, 2, 4, 4, 4)  # in each of them

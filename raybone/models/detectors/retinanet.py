@@ -12,7 +12,7 @@ from torchvision.models.detection import RetinaNet, RetinaNet_ResNet50_FPN_Weigh
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from raybone.models._model import Model
-from raybone.models._torchvision import (
+from raybone.models.detectors._torchvision import (
     DEPTHS,
     IMAGENET,
     SPACE,

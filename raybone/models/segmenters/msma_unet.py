@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raybone.models._model import Model
-from raybone.models._segmenter import GRAPH, SPACE, SegmenterConfig, builder, rare
-from raybone.models.unet import DoubleConv
+from raybone.models.segmenters._segmenter import GRAPH, SPACE, SegmenterConfig, builder, rare
+from raybone.models.segmenters.unet import DoubleConv
 from raybone.study.param import Param
 
 LEVELS, GRID, POOLS = 4, 16, (1, 2, 4, 8)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raybone.models._model import Model
-from raybone.models._segmenter import GRAPH, SPACE, SegmenterConfig, builder, rare
+from raybone.models.segmenters._segmenter import GRAPH, SPACE, SegmenterConfig, builder, rare
 
 
 class DoubleConv(nn.Sequential):

@@ -12,7 +12,14 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from raybone.models._model import Model
-from raybone.models._torchvision import DEPTHS, IMAGENET, SPACE, DetectorConfig, backbone, builder
+from raybone.models.detectors._torchvision import (
+    DEPTHS,
+    IMAGENET,
+    SPACE,
+    DetectorConfig,
+    backbone,
+    builder,
+)
 from raybone.study.param import Param
 
 

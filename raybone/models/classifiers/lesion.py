@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import models
 
-from raybone.models._classifier import CHANNELS, GRAPH, SPACE, ClassifierConfig, builder
 from raybone.models._model import Model
+from raybone.models.classifiers._classifier import CHANNELS, GRAPH, SPACE, ClassifierConfig, builder
 
 SOURCE = "Liu et al. 2021, doi 10.1186/s12880-021-00662-9; "
 SMALLEST = (

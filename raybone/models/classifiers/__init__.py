@@ -1,0 +1,1 @@
+"""Classifiers: a file each, on shared parts."""

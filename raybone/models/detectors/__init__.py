@@ -1,0 +1,1 @@
+"""Detectors: a file each, on shared parts."""

@@ -1,0 +1,1 @@
+"""Segmenters: a file each, on shared parts."""
