@@ -81,19 +81,32 @@ def int_uniform(low: int, high: int, when: When | None = None) -> Param:
 
 
 class Study(spec.Study):
-    """A model, a dataset, a space of hyper-parameters, and the means to search it.
+    """A model or several, a dataset, a space of hyper-parameters, and the means to search it.
 
     Args:
         dataset: folder that ``prepare`` made, or its fsspec URL.
         model: a name of the menu, or ``package.module:MODEL``.
+        models: instead of ``model``, several of one task: names, or names with what is their own,
+            such as ``{"unet": {}, "res_unet": {"fixed": {"width": 16}}}``.
         keys: the other keys of a study's YAML, see docs/study.md: name, metric, epochs, fixed,
             space, search, resources, limits, keep. What is left out has the same defaults.
     Raises:
         WrongInput: a rule is broken, one line each.
     """
 
-    def __init__(self, *, dataset: Where, model: str, **keys: Any) -> None:
-        content = {"dataset": os.fspath(dataset), "model": model, **keys}
+    def __init__(
+        self,
+        *,
+        dataset: Where,
+        model: str = "",
+        models: Sequence[str] | Mapping[str, Any] = (),
+        **keys: Any,
+    ) -> None:
+        content = {"dataset": os.fspath(dataset), **keys}
+        if models:
+            content["models"] = models
+        if model or not models:
+            content["model"] = model
         checked = parse_study(complete(content, str(keys.get("name", ""))))
         super().__init__(**{name: getattr(checked, name) for name in type(checked).model_fields})
 

@@ -14,7 +14,8 @@ import pytest
 from raybone.cli import main
 from raybone.data.dataset import open_dataset
 from raybone.data.ingest.prepare import prepare
-from raybone.run.checks import configure, resolve
+from raybone.models import configured
+from raybone.run.checks import resolve
 from raybone.study.files import read_study
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
@@ -133,11 +134,11 @@ def test_a_study_of_the_papers_is_sound_and_begins_with_their_settings(
             "lrf": 1,
         }
     small = [f"dataset={dataset}", "search.folds=3", "fixed.imgsz=64", *SEGMENTERS.get(name, [])]
-    resolved, _, model = resolve(
+    resolved, _ = resolve(
         read_study(JOBS / f"{name}.yaml", small if name != "bmseg_unet" else small[:2])
     )
     for point in study.search.points:
-        configure(resolved, model, dict(point))
+        configured(resolved, dict(point))
 
 
 def test_slices_of_a_patient_share_a_fold_by_the_labels_that_the_job_makes(tmp_path: Path) -> None:
@@ -209,7 +210,7 @@ def test_anchors_come_from_the_lesions_of_the_dataset_outside_the_test_group(
             "space={lr0: {uniform: [0.001, 0.01]}}",
         ],
     )
-    resolved, dataset, model = resolve(study)
+    resolved, dataset = resolve(study)
     sides = [
         math.sqrt((b[2] - b[0]) * (b[3] - b[1])) / s.height
         for fold in range(3)
@@ -219,12 +220,12 @@ def test_anchors_come_from_the_lesions_of_the_dataset_outside_the_test_group(
     anchor = resolved.fixed["anchor"]
     assert isinstance(anchor, float)
     assert sum(side < anchor for side in sides) / len(sides) == pytest.approx(0.1, abs=0.05)
-    config = configure(resolved, model, {"imgsz": 512, "channels": 16})
+    model, config = configured(resolved, {"imgsz": 512, "channels": 16})
     sizes = model.build(config).net.anchor_generator.sizes
     assert sizes[0][0] == pytest.approx(anchor * 512)
     assert [level[0] / sizes[0][0] for level in sizes] == pytest.approx([1, 2, 4, 8, 16])
     stock = model.build(
-        configure(resolved, model, {"channels": 16}).model_copy(update={"anchor": 0.0})
+        configured(resolved, {"channels": 16})[1].model_copy(update={"anchor": 0.0})
     )
     assert stock.net.anchor_generator.sizes[0][0] == 32  # torchvision's own
 

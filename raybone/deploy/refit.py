@@ -27,11 +27,11 @@ from raybone.deploy.calibrate import calibrate
 from raybone.deploy.onnx import export_onnx, refuse_onnx
 from raybone.deploy.out_of_distribution import likeness_of
 from raybone.errors import FitFailed, RunFailed, WrongInput
-from raybone.models import load
+from raybone.models import configured, load
 from raybone.models._model import TrainingConfig, names_study
 from raybone.results.lineage import built_on, trained_before
 from raybone.results.study_folder import EVERYONE, ConfigurationFolder, StudyFolder
-from raybone.run.checks import configure, dataset_of
+from raybone.run.checks import dataset_of
 from raybone.run.everyone import epochs_of_everyone
 from raybone.run.local import refuse_here
 from raybone.storage import Folder, fold_name
@@ -79,14 +79,14 @@ def refit(
             f"--out {out}: must be a folder of this machine; copy the bundle from there"
         )
     study, out = folder.study, Path(out)
-    model = load(study.model)
     if os.path.lexists(out):
         raise WrongInput(f"--out {out}: must not exist yet; choose another name or remove it")
+    row = _row(folder, options.rank)
+    chosen = folder.configuration(row["config_id"])
+    model, config = configured(study, chosen.params)
     if options.onnx:
         refuse_onnx(model)
-    row = _row(folder, options.rank)
     dataset = dataset_of(study)
-    chosen = folder.configuration(row["config_id"])
     weights = {fold_name(k): chosen.weights(k) for k in range(dataset.folds)}
     known = {name: tensors for name, tensors in weights.items() if tensors}
     gone = len(weights) - len(known)
@@ -100,7 +100,6 @@ def refit(
         )
     else:
         members = known
-    config = configure(study, model, chosen.params)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     states = [] if gone else [*known.values()]
     findings = chosen.predictions(dataset) or []
@@ -158,11 +157,11 @@ def _meta(
 ) -> dict[str, Any]:
     """What bundle.json says of the model, its data and its score."""
     study = chosen.folder.study
-    model, scans = load(study.model), _seen(dataset, config)
+    model, scans = load(study.under(chosen.params).model), _seen(dataset, config)
     before = trained_before(built_on(config).values())
     return {
         "name": study.name,
-        "model": study.model,
+        "model": model.name,
         "task": model.task,
         "parameters": chosen.record.parameters,
         "config": _portable(config.model_dump(mode="json")),

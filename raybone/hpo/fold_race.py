@@ -97,12 +97,15 @@ def scores(
     """Scores of the folds of a rung, and the tie-breaker: more is better, NaN where not there.
 
     A fold's score is the mean of the metric over the last epochs; validation loss breaks ties, as
-    early AP is exactly 0 for everybody.
+    early AP is exactly 0 for all, but not between models, whose losses differ in kind: there who
+    arrived first stands first.
     """
     folds, epochs = study.resolved.ladder[rung]
     values = [
         study.sign * configuration.fold_score(k, epochs, study.metric, SMOOTH) for k in range(folds)
     ]
+    if len(study.names) > 1:
+        return values, 0.0
     return values, -configuration.mean(folds, epochs, "val_loss", SMOOTH)
 
 

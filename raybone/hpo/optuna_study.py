@@ -13,6 +13,7 @@ import optuna
 from raybone.hpo.state import State
 from raybone.study.metric import Direction
 from raybone.study.param import Param
+from raybone.study.space import in_joint
 from raybone.study.spec import ResolvedStudy
 
 # It warns of a library that would make gp faster.
@@ -60,7 +61,7 @@ def trials_of(study: ResolvedStudy, state: State) -> Iterator[dict[str, Any]]:
         rungs = study.resolved.ladder[: c.rung + 1]
         yield {
             "state": KINDS.COMPLETE if scored else kind_of.get(c.status, KINDS.FAIL),
-            "params": c.params,
+            "params": in_joint(study, c.params),
             "value": float(np.mean(final)) if scored else None,
             "intermediate_values": {k * e: c.mean(k, e, study.metric) for k, e in rungs},
             "user_attrs": {"config_id": c.id},

@@ -14,7 +14,18 @@ import optuna
 from raybone.hpo.fold_race import score, scores
 from raybone.hpo.optuna_study import as_optuna, distributions
 from raybone.hpo.state import Configuration, State
-from raybone.study.space import LONGEST, active, complete, draw, from_unit, grid, identity, rejected
+from raybone.study.space import (
+    LONGEST,
+    complete,
+    dimensions,
+    from_joint,
+    from_unit,
+    grid,
+    identity,
+    in_joint,
+    joint,
+    rejected,
+)
 from raybone.study.spec import Prior, ResolvedStudy
 
 ATTEMPTS = 100  # configurations that a model may refuse in a row, and ways to fill up a point
@@ -39,31 +50,29 @@ def propose(study: ResolvedStudy, state: State, index: int) -> dict[str, Any] | 
 
 def _draws(study: ResolvedStudy, state: State, index: int) -> Iterator[dict[str, Any]]:
     """Candidates, the preferred one first."""
-    kind, space = study.search.sampler, study.space
-    if not space:
+    kind, size = study.search.sampler, dimensions(study)
+    if not size:
         yield {}
         return
     rng = np.random.default_rng([study.search.seed, index])
     points = [*study.search.points, *(study.resolved.prior or Prior()).points]
     if index < len(points):
         for _ in range(ATTEMPTS):
-            yield complete(space, points[index], draw(space, rng.random(len(space)).tolist()))
+            yield complete(study, points[index], rng.random(size).tolist())
     if kind == "grid":
-        yield from grid(space)
+        yield from grid(study)
         return
     if kind == "sobol":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # balance matters for integrals, not for a search
             from scipy.stats import qmc  # a second to import, in every process of a search
 
-            engine = qmc.Sobol(
-                len(space), scramble=True, rng=np.random.default_rng(study.search.seed)
-            )
-            yield from_unit(space, engine.random(index + 1)[-1].tolist())
+            engine = qmc.Sobol(size, scramble=True, rng=np.random.default_rng(study.search.seed))
+            yield from_unit(study, engine.random(index + 1)[-1].tolist())
     if kind in ("tpe", "gp"):
         yield from _modelled(study, state, index)
     for _ in range(REDRAWS):
-        yield from_unit(space, rng.random(len(space)).tolist())
+        yield from_unit(study, rng.random(size).tolist())
 
 
 def _modelled(study: ResolvedStudy, state: State, index: int) -> Iterator[dict[str, Any]]:
@@ -79,16 +88,17 @@ def _modelled(study: ResolvedStudy, state: State, index: int) -> Iterator[dict[s
         ),
         "gp": partial(optuna.samplers.GPSampler, warn_independent_sampling=False),
     }[study.search.sampler]
-    trials = [{"params": params, "value": value} for params, value in observations(study, state)]
+    space, seen = joint(study), observations(study, state)
+    trials = [{"params": in_joint(study, params), "value": value} for params, value in seen]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # group and the process are marked experimental
         sampler = make(seed=_seed(study.search.seed, index), n_startup_trials=STARTUP)
-    memory, spread = as_optuna(study.space, trials, sampler=sampler), distributions(study.space)
+    memory, spread = as_optuna(space, trials, sampler=sampler), distributions(space)
     for _ in range(ASKS):
         trial = memory.ask(spread)
-        values = {name: trial.params[name] for name in study.space}
+        values = {name: trial.params[name] for name in space}
         lists = {name: [*value] for name, value in values.items() if isinstance(value, tuple)}
-        yield active(study.space, values | lists)
+        yield from_joint(study, values | lists)
 
 
 def observations(study: ResolvedStudy, state: State) -> list[tuple[dict[str, Any], float | None]]:

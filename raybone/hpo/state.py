@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -161,6 +161,15 @@ class State:
         the first.
         """
         return self.train_seconds / self.slot_seconds if self.slot_seconds else math.nan
+
+    def epoch_seconds(self, kind: Callable[[dict[str, Any]], str]) -> dict[str, float]:
+        """Mean seconds of a fold epoch by the kind of configuration, those without an epoch left
+        out.
+        """
+        sums = dict[str, list[float]]()
+        for c in self.configurations.values():
+            sums.setdefault(kind(c.params), []).extend(c.epoch_seconds)
+        return {name: sum(values) / len(values) for name, values in sums.items() if values}
 
     @property
     def counts(self) -> Counter[Status]:

@@ -13,6 +13,7 @@ import optuna.terminator
 from raybone.errors import EndReason
 from raybone.hpo.optuna_study import as_optuna, trials_of
 from raybone.hpo.state import State
+from raybone.study.space import joint
 from raybone.study.spec import ResolvedStudy
 
 LEAST = (
@@ -63,7 +64,7 @@ def _regret_and_error(study: ResolvedStudy, state: State) -> tuple[float, float]
     process: they count as noise.
     """
     complete = optuna.trial.TrialState.COMPLETE
-    trials = as_optuna(study.space, trials_of(study, state)).get_trials(states=[complete])
+    trials = as_optuna(joint(study), trials_of(study, state)).get_trials(states=[complete])
     direction = optuna.study.StudyDirection[study.direction.upper()]
     with warnings.catch_warnings():
         warnings.simplefilter(

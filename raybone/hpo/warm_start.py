@@ -89,6 +89,10 @@ def _standings(study: Study, source: str, table: Sequence[Row]) -> list[Row]:
 
 def _params(study: Study, row: Row) -> dict[str, Value] | None:
     """A row's hyper-parameters, or None when the study's space could not have drawn them."""
+    if study.models:
+        name = str(row.get("model"))
+        own = _params(study.of(name), row) if name in study.models else None
+        return None if own is None else {"model": name, **own}
     known = {k.removeprefix("cfg."): v for k, v in row.items() if k.startswith("cfg.")}
     if not all(_same(known[k], v) for k, v in study.fixed.items() if k in known):
         return None

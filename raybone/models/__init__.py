@@ -6,17 +6,21 @@ import csv
 import difflib
 import os
 import pwd
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raybone.errors import WrongInput
-from raybone.study.spec import MODELS
+from pydantic import ValidationError
+
+from raybone.errors import InvalidConfig, WrongInput
+from raybone.study.files import problems_of
+from raybone.study.spec import MODELS, Study
 
 if TYPE_CHECKING:
-    from raybone.models._model import Model
+    from raybone.models._model import Model, TrainingConfig
 
 # name -> file below this folder; the contract suite checks it against the files.
 MENU = {
@@ -83,6 +87,26 @@ def load(name: str) -> Model:
         return _from_outside(name)
     module = import_module(f"raybone.models.{MENU[name]}")
     return next(m for m in getattr(module, "MODELS", None) or [module.MODEL] if m.name == name)
+
+
+def configured(study: Study, params: Mapping[str, Any]) -> tuple[Model, TrainingConfig]:
+    """The model of a configuration, and its hyper-parameters: the study's fixed values and those
+    that were drawn.
+
+    Raises:
+        InvalidConfig: the values do not go together, or the batch cannot be shared out evenly.
+    """
+    name = study.under(params).model
+    model = load(name)
+    try:
+        config = model.Config.model_validate(study.values(params))
+    except ValidationError as error:
+        raise InvalidConfig("; ".join(problems_of(error, name, model.Config))) from None
+    if config.batch % study.resources.workers:
+        raise InvalidConfig(
+            f"batch {config.batch} cannot be shared out over {study.resources.workers} workers"
+        )
+    return model, config
 
 
 def check(model: Model, steps: int = 45, lr: float = 3e-3, **config: Any) -> list[str]:

@@ -49,7 +49,7 @@ def compare(url: str, dataset: str = "") -> dict[str, Any]:
             f"compare {url}: needs a complete configuration, but has none; let the search end"
         )
     cases: dict[str, Any] = {}
-    if task_named(load(study.model).task).judged:
+    if task_named(load(study.names[0]).task).judged:
         if why := unfetched(study, dataset):
             cases = {"not_shown": f"no subgroups: {why}"}
         else:

@@ -79,14 +79,15 @@ Entry = tuple[ResolvedStudy, Configuration, bool]
 
 def _traits(study: ResolvedStudy) -> dict[str, object]:
     """What must agree for scores to be comparable."""
+    first = study.of(study.names[0]).fixed
     return {
         "metric": study.metric,
         "dataset": study.resolved.dataset_hash,
         "number of folds": study.resolved.folds,
-        "categories": study.fixed.get("categories", ["malignant"]),
-        "target": study.fixed.get("target", ""),
+        "categories": first.get("categories", ["malignant"]),
+        "target": first.get("target", ""),
         "test_fold": study.search.test_fold,
-        **({"model (of a loss)": study.model} if study.metric == "val_loss" else {}),
+        **({"model (of a loss)": ", ".join(study.names)} if study.metric == "val_loss" else {}),
     }
 
 
@@ -187,9 +188,15 @@ def _more(studies: Sequence[ResolvedStudy], configurations: Sequence[Configurati
     seen = {k for c in configurations for run in c.epochs.values() for k in run.metrics}
     return _More(
         [m for m in METRICS if m in seen and m != studies[0].metric],
-        [*dict.fromkeys(name for s in studies for name in [*s.fixed, *s.space])],
+        [*dict.fromkeys(key for s in studies for key in _keys(s))],
         sorted(k for k in seen if k.endswith("]") and not k.startswith("test_")),
     )
+
+
+def _keys(study: ResolvedStudy) -> list[str]:
+    """The hyper-parameters of a study, and of its models."""
+    own = [[*alone.fixed, *alone.space] for alone in map(study.of, study.names)]
+    return [*study.fixed, *study.space, *(key for keys in own for key in keys)]
 
 
 def _row(
@@ -203,12 +210,12 @@ def _row(
     values = np.array([v for v, n in zip(final, lengths) if n], float)
     nb_low, nb_high = map(study.measure.within, corrected_interval(values))
     low, high = interval(study, c, values)
-    params = {**study.fixed, **c.params}
+    params = study.values(c.params)
     test_folds = float(np.mean([_final(c, k, f"test_{m}") for k in range(folds)]))
     return {
         "rank": None,
         "config_id": c.id,
-        "model": study.model,
+        "model": study.under(c.params).model,
         "state": _state(c, ended),
         "folds_done": sum(n == study.epochs for n in lengths),
         "epochs_done": sum(lengths),

@@ -5,6 +5,7 @@ learns to leave.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.folds import TEST
@@ -34,21 +35,23 @@ def winner_of(given: str, study: Study, dataset: Dataset, key: str) -> tuple[str
     """
     folder, wanted = _opened(given, key)
     earlier = folder.study
-    best = next((c for c in folder.complete() if wanted in ("", c.id)), None)
+    complete = [c for c in folder.complete() if wanted in ("", c.id)]
+    if key == "init_from" and study.model in earlier.names:
+        complete = [c for c in complete if earlier.under(c.params).model == study.model]
+    best = next(iter(complete), None)
     if best is None or not best.has_weights():
         raise WrongInput(
             f"{key}: study {given} must have a complete configuration with the weights of all "
             "folds, but has none; let it end first, with keep at least 1"
         )
-    if key == "init_from" and earlier.model != study.model:
+    models = ", ".join(earlier.names)
+    if key == "init_from" and study.model not in earlier.names:
         raise WrongInput(
-            f"{key}: study {given} must be of {study.model}, but is of {earlier.model}; give "
-            "another one"
+            f"{key}: study {given} must be of {study.model}, but is of {models}; give another one"
         )
-    if key == "nm" and not task_named(load(earlier.model).task).masks:
+    if key == "nm" and not task_named(load(earlier.names[0]).task).masks:
         raise WrongInput(
-            f"{key}: study {given} must be of a segmenter, but is of {earlier.model}; give another "
-            "one"
+            f"{key}: study {given} must be of a segmenter, but is of {models}; give another one"
         )
     if "config" not in earlier_fold(best.url, 0):
         raise WrongInput(
@@ -83,11 +86,12 @@ def trained_before(studies: Iterable[str]) -> set[str]:
 
 def places_of(study: Study) -> set[str]:
     """The earlier studies that a study may build on."""
-    found = set[str]()
-    for key in EARLIER:
-        choice = study.space[key].choice if key in study.space else None
-        found |= {str(v) for v in (study.fixed.get(key), *(choice or ())) if names_study(key, v)}
-    return found
+    found = list[Any]()
+    for alone in map(study.of, study.names):
+        for key in EARLIER:
+            choice = alone.space[key].choice if key in alone.space else None
+            found += [v for v in (alone.fixed.get(key), *(choice or ())) if names_study(key, v)]
+    return set(found)
 
 
 def built_on(config: TrainingConfig) -> dict[str, str]:

@@ -28,6 +28,7 @@ from raybone.results.page import page
 from raybone.results.study_folder import REPORT, StudyFolder
 from raybone.results.winner import Winner, pictures, winner_charts, winner_of
 from raybone.storage import Folder, patiently
+from raybone.study.space import in_joint, joint
 from raybone.study.spec import ResolvedStudy
 
 if TYPE_CHECKING:
@@ -162,7 +163,10 @@ def _history(folder: StudyFolder) -> History:
 def _ranking(study: ResolvedStudy, state: State) -> Ranking:
     table = leaderboard(study, state)
     plain: list[Any] = table.astype(object).where(table.notna(), None).to_dict("records")
-    rows = [{**row, "params": state.configurations[row["config_id"]].params} for row in plain]
+    rows = [
+        {**row, "params": in_joint(study, state.configurations[row["config_id"]].params)}
+        for row in plain
+    ]
     complete = [r for r in rows if r["state"] == "complete"]
     best = state.configurations[complete[0]["config_id"]] if complete else None
     return Ranking(table, complete, rows[:ROWS], best)
@@ -186,7 +190,7 @@ def _charts(
     study: ResolvedStudy, history: History, ranking: Ranking, rows: Sequence[Row]
 ) -> dict[str, list[Chart]]:
     """Charts that need the journal alone, by section."""
-    complete, records = ranking.complete, ranking.records
+    complete, records, space = ranking.complete, ranking.records, joint(study)
     scored = any(r["m"] is not None for r in rows)
     means = {r["config_id"]: r[f"{study.metric}_mean"] for r in complete}
     course = [c for c in history.completions if means.get(c.config_id) is not None]
@@ -197,13 +201,13 @@ def _charts(
         "folds": [],
         "parallel": [],
         "importance": [weight] if weight else [],
-        "slices": slices(study, rows, dict.fromkeys([*heaviest, *study.space])),
+        "slices": slices(study, rows, dict.fromkeys([*heaviest, *space])),
         "regret": [regret(study, course, means)] if course else [],
     }
     if scored:
         order = [r["config_id"] for r in records]
         charts["learning"].append(learning(study, history.state, order))
-    if scored and study.space:
+    if scored and space:
         charts["parallel"].append(parallel(study, rows))
     if complete:
         charts["folds"].append(folds(study, complete))

@@ -20,6 +20,7 @@ from raybone.hpo.journal import Journal
 from raybone.hpo.state import Configuration, State
 from raybone.storage import Folder, fold_name
 from raybone.study.files import parse_study, parse_yaml, write_study
+from raybone.study.space import joint
 from raybone.study.spec import ResolvedStudy
 from raybone.types import plain_cell
 
@@ -164,7 +165,7 @@ class StudyFolder:
 
         study = self.study
         trials = trials_of(study, self.state)
-        return as_optuna(study.space, trials, study.direction, name=study.name)
+        return as_optuna(joint(study), trials, study.direction, name=study.name)
 
     def write_curves(self) -> tuple[int, int]:
         """Write curves.npz, the table that `raybone simulate` replays: see ``curves_of``.

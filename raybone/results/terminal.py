@@ -104,7 +104,7 @@ def progress() -> Callable[[Brain], None]:
         if told["news"] < 0:
             told["news"] = state.old_news
             say(
-                f"{study.name}: {study.search.trials} configurations of {study.model}, "
+                f"{study.name}: {study.search.trials} configurations of {', '.join(study.names)}, "
                 f"{brain.slots} run(s) at once, rungs (folds x epochs): "
                 f"{', '.join(f'{k}x{e}' for k, e in rungs)}"
             )

@@ -97,8 +97,8 @@ class Status:
 
     @property
     def title(self) -> str:
-        """Name and model."""
-        return f"{self.study.name}: {self.study.model}"
+        """Name and models."""
+        return f"{self.study.name}: {', '.join(self.study.names)}"
 
     @property
     def progress(self) -> str:
@@ -263,9 +263,24 @@ def time_left(study: ResolvedStudy, state: State) -> str:
     rows = expected(study)
     total = sum(row[2] for row in rows)
     starts = sum(row[1] for row in rows) - sum(c.rung + 1 for c in state.configurations.values())
-    training = max(total - state.fold_epochs, 0.0) * state.train_seconds / state.fold_epochs
+    training = max(total - state.fold_epochs, 0.0) * _epoch_seconds_to_come(study, state)
     remaining = training + max(starts, 0.0) * START_UP
     return f"about {clock(remaining / max(state.slots, 1))} left"
+
+
+def _epoch_seconds_to_come(study: ResolvedStudy, state: State) -> float:
+    """Mean seconds of the fold epochs that are left: of each model its own, in the share of the
+    configurations that it has at work or to come.
+    """
+    seconds = state.epoch_seconds(lambda params: study.under(params).model)
+    new = max(study.search.trials - len(state.configurations), 0) / len(study.names)
+    weights = dict.fromkeys(study.names, new)
+    for c in state.configurations.values():
+        weights[study.under(c.params).model] += c.status in ("running", "paused")
+    known = {name: weight for name, weight in weights.items() if weight and name in seconds}
+    if not known:
+        return state.train_seconds / state.fold_epochs
+    return sum(seconds[n] * weight for n, weight in known.items()) / sum(known.values())
 
 
 def clock(seconds: float) -> str:

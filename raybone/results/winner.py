@@ -84,9 +84,9 @@ def winner_of(
         return None, "the dataset is gone or has changed"
     study = folder.study
     try:
-        categories = list({**study.fixed, **best.params}.get("categories") or ["malignant"])
+        categories = list(study.values(best.params).get("categories") or ["malignant"])
         findings = findings_of(folder.configuration(best.id), dataset)
-        winner = Winner(task_named(load(study.model).task), categories, findings, dataset)
+        winner = Winner(task_named(load(study.names[0]).task), categories, findings, dataset)
         own, scans = winner.of(range(dataset.folds))
         each = winner.task.judged or len(own) == len(scans)
         if len(own) != len(findings) or not each:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +20,17 @@ from raybone.errors import InvalidConfig, WrongInput
 from raybone.hpo.fold_race import ladder
 from raybone.hpo.sampler import propose
 from raybone.hpo.state import State
-from raybone.models import load
+from raybone.models import configured, load
 from raybone.models._model import Model, TrainingConfig, names_study
 from raybone.models._weights import copy_into, start_from, weights_file
 from raybone.results.lineage import winner_of
 from raybone.storage import Folder
 from raybone.study.files import problems_of
-from raybone.study.relocate import looked_up
+from raybone.study.relocate import PLACES, looked_up
 from raybone.study.space import left_by_rules
 from raybone.study.spec import Resolved, ResolvedStudy, Study
 from raybone.tasks import task_named
+from raybone.tasks.base import Task
 from raybone.train.checkpoint import earlier_fold
 from raybone.version import version
 
@@ -35,30 +39,45 @@ FEW = 10
 SMALL = 10  # per cent of the lesions that are smaller than the smallest anchor
 
 
-def resolve(study: Study, out: Folder | None = None) -> tuple[ResolvedStudy, Dataset, Model]:
-    """Look up the dataset and the model, check the study against both, and resolve it.
+@dataclass(frozen=True)
+class Member:
+    """One model of a study, with the study of it alone and the fixed values as its
+    configuration.
+    """
+
+    study: Study
+    model: Model
+    config: TrainingConfig
+
+    @property
+    def task(self) -> Task:
+        """What the model predicts."""
+        return task_named(self.model.task)
+
+
+def resolve(study: Study, out: Folder | None = None) -> tuple[ResolvedStudy, Dataset]:
+    """Look up the dataset and the models, check the study against both, and resolve it.
 
     Raises:
         WrongInput: all problems, one line each.
     """
     problems: list[str] = []
     dataset = _collect(problems, lambda: open_dataset(study.dataset, study.search.test_fold))
-    started: tuple[str, ...] = ()
-    if dataset and study.fixed.get("anchor") == "dataset":
-        study = study.model_copy(
-            update={"fixed": {**study.fixed, "anchor": smallest_anchor(dataset)}}
-        )
-    model, config = _alone(study, problems)
-    if model and config:
-        study, started = _with_places(study, model, config, dataset, problems)
+    if dataset:
+        study = _with_anchors(study, smallest_anchor(dataset))
+    members = _members(study, problems)
+    study, started = _with_places(study, members, dataset, problems)
     if dataset:
         problems += _check_folds(study, dataset)
-        if model and config:
-            problems += task_named(model.task).problems(dataset, model.name, config)
-    if problems or not dataset or not model or not config:
-        raise WrongInput(*problems)
-    steps = _steps(study, dataset, model, config)
-    task = task_named(model.task)
+        for member in members:
+            problems += member.task.problems(dataset, member.model.name, member.config)
+    if problems or not dataset:
+        raise WrongInput(*dict.fromkeys(problems))
+    steps = min(_steps(m, dataset) for m in members)
+    task = members[0].task
+    warnings = [*dataset.meta.get("fold_warnings", ()), *started]
+    for member in members:
+        warnings += task.warnings(dataset, member.config, _sizes(member))
     resolved = Resolved(
         direction=study.direction if study.metric in task.metrics else None,
         dataset_hash=dataset.hash,
@@ -66,21 +85,18 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[ResolvedStudy, Dat
         folds=dataset.folds,
         steps=steps,
         ladder=_ladder(study, dataset.folds, steps),
-        warnings=(
-            *dataset.meta.get("fold_warnings", ()),
-            *started,
-            *task.warnings(dataset, config, _sizes(study, config)),
-        ),
+        warnings=tuple(dict.fromkeys(warnings)),
     )
     if out is not None and out.local:
-        _check_disk(study, model, config, Path(out.path), dataset.folds)
+        _check_disk(study, members, Path(out.path), dataset.folds)
     absolute = (
         study.dataset if "://" in study.dataset else str(Path(study.dataset).expanduser().resolve())
     )
     checked = study.model_copy(update={"dataset": absolute}).resolved_as(resolved)
-    if _built(model, config) is None:
-        first_taken(checked, model)
-    return checked, dataset, model
+    for member in members:
+        if _built(member) is None:
+            first_taken(checked.of(member.model.name))
+    return checked, dataset
 
 
 def check_alone(study: Study) -> None:
@@ -90,32 +106,80 @@ def check_alone(study: Study) -> None:
         WrongInput: all problems, one line each.
     """
     problems: list[str] = []
-    if study.fixed.get("anchor") == "dataset":
-        study = study.model_copy(
-            update={"fixed": {k: v for k, v in study.fixed.items() if k != "anchor"}}
-        )
-    _alone(study, problems)
+    _members(_with_anchors(study, None), problems)
     if problems:
-        raise WrongInput(*problems)
+        raise WrongInput(*dict.fromkeys(problems))
 
 
-def _alone(study: Study, problems: list[str]) -> tuple[Model | None, TrainingConfig | None]:
-    """The model, and the fixed values as its configuration, if they are right."""
+def _with_anchors(study: Study, anchor: float | None) -> Study:
+    """The study with this number where it says ``anchor: dataset``; None leaves the key out."""
+
+    def fixed(values: dict[str, Any]) -> dict[str, Any]:
+        if values.get("anchor") != "dataset":
+            return values
+        rest = {k: v for k, v in values.items() if k != "anchor"}
+        return rest if anchor is None else {**rest, "anchor": anchor}
+
+    blocks = {
+        name: block.model_copy(update={"fixed": fixed(block.fixed)})
+        for name, block in study.models.items()
+    }
+    return study.model_copy(update={"fixed": fixed(study.fixed), "models": blocks})
+
+
+def _members(study: Study, problems: list[str]) -> list[Member]:
+    """The models with their fixed values, those that are right."""
     if line := left_by_rules(study):
         problems.append(line)
-    model = _collect(problems, lambda: load(study.model))
-    if not model:
-        return None, None
-    ranked = task_named(model.task).ranked
-    if study.metric not in ranked:
-        problems.append(
-            f"metric: {study.model} is a {model.task} model and is ranked by one of "
-            f"{', '.join(ranked)}; got {study.metric}"
-        )
-    config = _check_space(study, model, problems)
-    if config:
-        problems += _check_shares(study, config)
-    return model, config
+    members, tasks = [], dict[str, str]()
+    for name in study.names:
+        model = _collect(problems, partial(load, name))
+        if not model:
+            continue
+        tasks.setdefault(model.task, name)
+        ranked = task_named(model.task).ranked
+        if study.metric not in ranked:
+            problems.append(
+                f"metric: {name} is a {model.task} model and is ranked by one of "
+                f"{', '.join(ranked)}; got {study.metric}"
+            )
+        config = _check_space(study, model, problems)
+        if config:
+            problems += _check_shares(study.of(name), config)
+            members.append(Member(study.of(name), model, config))
+    if len(tasks) > 1:
+        kinds = " and ".join(f"{name} is a {task} model" for task, name in tasks.items())
+        problems.append(f"models: must be of one task, but {kinds}; make a study of each task")
+    problems += _check_shared(study, members)
+    return members
+
+
+def _check_shared(study: Study, members: Sequence[Member]) -> list[str]:
+    """What a study over models says of all must be of some, and scores must be comparable."""
+    problems, blocks = [], study.models.values()
+    for where, keys in (("fixed", study.fixed), ("space", study.space)):
+        for key, value in keys.items() if blocks else ():
+            if all(key in block.without for block in blocks):
+                known = sorted({k for m in members for k in m.model.Config.model_fields})
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"they have {', '.join(known)}"
+                problems.append(
+                    f"{where}.{key}: no model of this study ({', '.join(study.names)}) has such a "
+                    f"hyper-parameter; {hint}"
+                )
+            values = getattr(value, "choice", None) or (value,)
+            if key in PLACES and any(v and (key != "nm" or names_study(key, v)) for v in values):
+                problems.append(
+                    f"{where}.{key}: is of one model alone; move it to models.NAME.{where}.{key}"
+                )
+    for key in ("categories", "target"):
+        values = {m.model.name: getattr(m.config, key, None) for m in members}
+        if len(set(values.values())) > 1:
+            problems.append(
+                f"models: must have the same {key} to be compared, but have {values}; put it "
+                "under fixed"
+            )
+    return problems
 
 
 def dataset_of(study: ResolvedStudy) -> Dataset:
@@ -134,28 +198,11 @@ def dataset_of(study: ResolvedStudy) -> Dataset:
     return dataset
 
 
-def configure(study: Study, model: Model, params: dict[str, Any]) -> TrainingConfig:
-    """The model's configuration from the study's fixed values and sampled ones.
+def first_taken(study: ResolvedStudy) -> dict[str, Any]:
+    """The first proposal that its model takes.
 
     Raises:
-        InvalidConfig: the values do not go together, or the batch cannot be shared out evenly.
-    """
-    try:
-        config = model.Config.model_validate({**study.fixed, **params})
-    except ValidationError as error:
-        raise InvalidConfig("; ".join(problems_of(error, study.model, model.Config))) from None
-    if config.batch % study.resources.workers:
-        raise InvalidConfig(
-            f"batch {config.batch} cannot be shared out over {study.resources.workers} workers"
-        )
-    return config
-
-
-def first_taken(study: ResolvedStudy, model: Model) -> TrainingConfig:
-    """The first proposal that the model takes.
-
-    Raises:
-        WrongInput: it refuses all of ``FEW``.
+        WrongInput: ``FEW`` are refused.
     """
     state, reason = State(), "nothing is proposed"
     for _ in range(FEW):
@@ -163,8 +210,8 @@ def first_taken(study: ResolvedStudy, model: Model) -> TrainingConfig:
         if params is None:
             break
         try:
-            checker(study, model)(params)
-            return configure(study, model, params)
+            parameters(study, params)
+            return params
         except InvalidConfig as error:
             reason = str(error)
             state.apply({"event": "invalid", "time": 0.0, "params": params, "reason": reason})
@@ -174,14 +221,14 @@ def first_taken(study: ResolvedStudy, model: Model) -> TrainingConfig:
     )
 
 
-def checker(study: Study, model: Model) -> Callable[[dict[str, Any]], int]:
-    """A function that builds the model with sampled values and gives its number of parameters."""
+def parameters(study: Study, params: dict[str, Any]) -> int:
+    """The number of trained parameters of the network of a configuration.
 
-    def parameters(params: dict[str, Any]) -> int:
-        module = model.build(configure(study, model, params))
-        return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-    return parameters
+    Raises:
+        InvalidConfig: its model does not take it.
+    """
+    model, config = configured(study, params)
+    return sum(p.numel() for p in model.build(config).parameters() if p.requires_grad)
 
 
 def smallest_anchor(dataset: Dataset) -> float:
@@ -201,18 +248,19 @@ def smallest_anchor(dataset: Dataset) -> float:
 
 
 def _with_places(
-    study: Study, model: Model, config: TrainingConfig, dataset: Dataset | None, problems: list[str]
+    study: Study, members: Sequence[Member], dataset: Dataset | None, problems: list[str]
 ) -> tuple[Study, tuple[str, ...]]:
     """The study with the full path of every file and earlier study it may start from, and what
     these are.
     """
     told: dict[str, str] = {}
+    member_of = {m.model.name: m for m in members}
 
-    def path_of(given: Any) -> Any:
+    def path_of(member: Member, given: Any) -> Any:
         if not given or not isinstance(given, str):
             return given
-        file = _collect(problems, lambda: weights_file(given, model))
-        module = _built(model, config)
+        file = _collect(problems, lambda: weights_file(given, member.model))
+        module = _built(member)
         counts = _collect(problems, lambda: start_from(module, file)) if file and module else None
         if counts:
             told[str(file)] = (
@@ -221,11 +269,11 @@ def _with_places(
             )
         return str(file or given)
 
-    def winner(key: str, given: Any) -> Any:
+    def winner(member: Member, key: str, given: Any) -> Any:
         if dataset is None or not names_study(key, given):
             return given
-        found = _collect(problems, lambda: winner_of(given, study, dataset, key))
-        module = _built(model, config)
+        found = _collect(problems, lambda: winner_of(given, member.study, dataset, key))
+        module = _built(member)
         if not found or (
             key == "init_from"
             and module
@@ -238,16 +286,19 @@ def _with_places(
         told.update([found])
         return found[0]
 
-    def look_up(key: str, given: Any) -> Any:
-        return path_of(given) if key == "weights" else winner(key, given)
+    def look_up(name: str, key: str, given: Any) -> Any:
+        if name not in member_of:
+            return given
+        member = member_of[name]
+        return path_of(member, given) if key == "weights" else winner(member, key, given)
 
     return looked_up(study, look_up), tuple(told.values())
 
 
-def _built(model: Model, config: TrainingConfig) -> Any:
+def _built(member: Member) -> Any:
     """The network of the fixed values, or None where they need a searched one to go together."""
     try:
-        return model.build(config)
+        return member.model.build(member.config)
     except InvalidConfig:
         return None
 
@@ -262,16 +313,18 @@ def _collect(problems: list[str], look_up: Callable[[], Any]) -> Any:
 
 def _check_space(study: Study, model: Model, problems: list[str]) -> TrainingConfig | None:
     """Fixed values and both ends of every searched one must be values the model takes."""
-    known = set(model.Config.model_fields)
+    known, alone = set(model.Config.model_fields), study.of(model.name)
+    own = study.models[model.name].space if study.models else {}
     try:
-        config = model.Config.model_validate(study.fixed)
+        config = model.Config.model_validate(alone.fixed)
     except ValidationError as error:
         problems += problems_of(error, f"fixed ({model.name})", model.Config)
         config = None
-    for name, param in study.space.items():
+    for name, param in alone.space.items():
+        where = f"models.{model.name}.space" if name in own else "space"
         if name not in known:
             problems.append(
-                f"space.{name}: {model.name} has no such hyper-parameter; it has "
+                f"{where}.{name}: {model.name} has no such hyper-parameter; it has "
                 f"{', '.join(sorted(known))}"
             )
             continue
@@ -279,7 +332,7 @@ def _check_space(study: Study, model: Model, problems: list[str]) -> TrainingCon
             try:
                 model.Config.model_validate({name: value})
             except ValidationError as error:
-                problems += [f"space.{line}" for line in _plain(error)]
+                problems += [f"{where}.{line}" for line in _plain(error)]
     return config
 
 
@@ -324,15 +377,16 @@ def _check_folds(study: Study, dataset: Dataset) -> list[str]:
     return []
 
 
-def _sizes(study: Study, config: TrainingConfig) -> list[int]:
+def _sizes(member: Member) -> list[int]:
     """The image sizes of the study, as far as they are named."""
-    param = study.space.get("imgsz")
-    values = (param.choice or param.bounds or ()) if param else (config.imgsz,)
+    param = member.study.space.get("imgsz")
+    values = (param.choice or param.bounds or ()) if param else (member.config.imgsz,)
     return sorted(v for v in values if isinstance(v, int))
 
 
-def _steps(study: Study, dataset: Dataset, model: Model, config: TrainingConfig) -> int:
+def _steps(member: Member, dataset: Dataset) -> int:
     """Optimiser steps of an epoch of the smallest fold at the largest batch of the space."""
+    study, config = member.study, member.config
     sizes = [
         p.choice or p.bounds or () for name, p in study.space.items() if name in ("batch", "nbs")
     ]
@@ -350,11 +404,11 @@ def _steps(study: Study, dataset: Dataset, model: Model, config: TrainingConfig)
         or ("montage" in study.space and True in (study.space["montage"].choice or ()))
         else 1
     )
-    task = task_named(model.task)
     trained = [
-        task.usable(dataset.training(fold, config.negatives)) for fold in range(dataset.folds)
+        member.task.usable(dataset.training(fold, config.negatives))
+        for fold in range(dataset.folds)
     ]
-    return min(math.ceil(task.count(scans, config) / pairs / largest) for scans in trained)
+    return min(math.ceil(member.task.count(scans, config) / pairs / largest) for scans in trained)
 
 
 def _ladder(study: Study, folds: int, steps: int) -> tuple[tuple[int, int], ...]:
@@ -369,18 +423,16 @@ def _ladder(study: Study, folds: int, steps: int) -> tuple[tuple[int, int], ...]
     return tuple((folds, e) for e in rungs)
 
 
-def _check_disk(study: Study, model: Model, config: TrainingConfig, out: Path, folds: int) -> None:
+def _check_disk(study: Study, members: Sequence[Member], out: Path, folds: int) -> None:
     """Room for the weights: kept configurations, and one more at work with its optimiser's
     state.
     """
     parent = out
     while not parent.exists():
         parent = parent.parent
-    module = _built(model, config)
-    if module is None:
-        return
-    weights = 4 * sum(p.numel() for p in module.parameters())
-    need = folds * weights * (3 * study.keep + 8)
+    built = [module for member in members if (module := _built(member)) is not None]
+    largest = max((sum(p.numel() for p in module.parameters()) for module in built), default=0)
+    need = folds * 4 * largest * (3 * study.keep + 8)
     free = shutil.disk_usage(parent).free
     if free < need:
         raise WrongInput(

@@ -12,9 +12,8 @@ import numpy as np
 from raybone.data.dataset import Dataset
 from raybone.hpo.brain import Work
 from raybone.metrics.intervals import freedom, patient_draws
-from raybone.models._model import Model
+from raybone.models import configured
 from raybone.results.study_folder import ConfigurationFolder, StudyFolder
-from raybone.run.checks import configure
 from raybone.study.metric import FALSE_POSITIVES
 from raybone.study.spec import ResolvedStudy
 from raybone.tasks import task_named
@@ -24,12 +23,10 @@ from raybone.train.samples import FoldJob
 from raybone.types import Epoch, Pooled, Segment
 
 
-def train(
-    folder: StudyFolder, dataset: Dataset, model: Model, work: Work, segment: Segment
-) -> Iterator[Epoch]:
+def train(folder: StudyFolder, dataset: Dataset, work: Work, segment: Segment) -> Iterator[Epoch]:
     """The epochs of one segment of a work, through ``fit``."""
     study, fold = folder.study, segment.fold
-    config = configure(study, model, work.params)
+    model, config = configured(study, work.params)
     return fit(
         FoldJob(dataset, model, config, fold, study.epochs, study.search.seed),
         folder.configuration(work.config_id).fold(fold),
@@ -40,7 +37,7 @@ def train(
     )
 
 
-def pool(folder: StudyFolder, dataset: Dataset, model: Model, work: Work) -> Pooled | None:
+def pool(folder: StudyFolder, dataset: Dataset, work: Work) -> Pooled | None:
     """What the findings of all folds together give, or None while a fold's final predictions are
     missing.
     """
@@ -49,18 +46,18 @@ def pool(folder: StudyFolder, dataset: Dataset, model: Model, work: Work) -> Poo
         return None
     findings = list(chain.from_iterable(folds))
     scans = list(chain.from_iterable(map(dataset.validation, range(dataset.folds))))
-    categories = list(configure(study, model, work.params).categories)
-    outcome, task = Outcome(findings, scans, categories), task_named(model.task)
+    model, config = configured(study, work.params)
+    outcome, task = Outcome(findings, scans, [*config.categories]), task_named(model.task)
     metrics = {**task.score(outcome), FALSE_POSITIVES: task.false_positives(outcome)}
     return Pooled(metrics, *_bootstrap(study, dataset, task, outcome))
 
 
-def examine(tested: ConfigurationFolder, dataset: Dataset, model: Model) -> dict[str, float]:
+def examine(tested: ConfigurationFolder, dataset: Dataset) -> dict[str, float]:
     """Mean score of a configuration's fold models on the test group; empty when the weights of one
     are gone.
     """
     study = tested.folder.study
-    config, gpu = configure(study, model, tested.params), study.resources.gpus > 0
+    (model, config), gpu = configured(study, tested.params), study.resources.gpus > 0
     scores = [
         evaluate_weights(dataset, model, config, tested.fold(fold), dataset.test, gpu)
         for fold in range(dataset.folds)

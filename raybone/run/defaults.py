@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from raybone.models import load, task_of
-from raybone.study.spec import from_outside
+from raybone.study.spec import blocks_of, from_outside
 from raybone.tasks import task_named
 
 EPOCHS = 100  # Ultralytics' default
@@ -21,17 +22,42 @@ def complete(content: dict[str, Any], stem: str = "") -> dict[str, Any]:
     Raises:
         WrongInput: something is looked up of a model that is not in the menu.
     """
-    model, fixed = content.get("model"), content.get("fixed") or {}
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:60]
-    if isinstance(model, str) and from_outside(model):
-        load(model)  # makes the metrics of its task known
-    found: dict[str, Any] = {"name": name or model, "epochs": EPOCHS}
-    if not isinstance(model, str):
-        found["metric"] = "val_loss"  # any will do: the missing model is what must be told
+    model, blocks = content.get("model"), blocks_of(content.get("models"))
+    names = [model] if isinstance(model, str) else [*blocks] if isinstance(blocks, dict) else []
+    for name in filter(from_outside, names):
+        load(name)  # makes the metrics of its task known
+    own = re.sub(r"[^A-Za-z0-9._-]+", "-", stem or "-".join(names)).strip("._-")[:60]
+    said: dict[str, Any] = {"name": own or model, "epochs": EPOCHS}
+    if not names:
+        said["metric"] = "AP"  # any will do: the missing model is what must be told
     elif "metric" not in content:
-        found["metric"] = task_named(task_of(model)).ranked[0]
-    if isinstance(model, str) and isinstance(fixed, dict) and "space" not in content:
-        found["space"] = {
-            key: param for key, param in load(model).SPACE.items() if key not in fixed
-        }
-    return {**found, **content}
+        said["metric"] = task_named(task_of(names[0])).ranked[0]
+    if isinstance(blocks, dict) and names == [*blocks]:
+        content = {**content, "models": _blocks(blocks, content)}
+    elif names and isinstance(content.get("fixed") or {}, dict) and "space" not in content:
+        said["space"] = _space(names[0], content.get("fixed") or {})
+    return {**said, **content}
+
+
+def _space(name: str, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """The space that a model suggests, without what is fixed."""
+    return {key: param for key, param in load(name).SPACE.items() if key not in fixed}
+
+
+def _blocks(blocks: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """The blocks of a study over models, each with a space, and with what its model has not of what
+    the study says of all.
+    """
+    shared = {key: content.get(key) or {} for key in ("fixed", "space")}
+    if not all(isinstance(value, dict) for value in (*shared.values(), *blocks.values())):
+        return dict(blocks)  # as is told when it is checked
+    whole = dict[str, Any]()
+    for name, block in blocks.items():
+        known = load(name).Config.model_fields
+        # "model" is no hyper-parameter, and told when it is checked
+        lacks = [k for k in (*shared["fixed"], *shared["space"]) if k not in {*known, "model"}]
+        without = [*dict.fromkeys([*(block.get("without") or ()), *lacks])]
+        whole[name] = {**block, **({"without": without} if without else {})}
+        if "space" not in content and "space" not in block:
+            whole[name]["space"] = _space(name, {**shared["fixed"], **(block.get("fixed") or {})})
+    return whole

@@ -33,7 +33,7 @@ def conclude(opened: OpenStudy, examiner: Examiner | None = None) -> EndReason:
     reason = opened.brain.finish()
     try:
         if reason.finished and (best := opened.to_test()):
-            here = partial(examine, dataset=opened.dataset, model=opened.model)
+            here = partial(examine, dataset=opened.dataset)
             _look(opened, best, examiner or here)
     finally:
         opened.publish(last=True)

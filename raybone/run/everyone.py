@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from raybone.data.folds import TEST, TRAINING
-from raybone.models import load
-from raybone.run.checks import configure, dataset_of
+from raybone.models import configured
+from raybone.run.checks import dataset_of
 from raybone.storage import Folder
 from raybone.study.spec import ResolvedStudy
 from raybone.train.fit import fit
@@ -24,9 +24,10 @@ def epochs_of_everyone(
 
     What a configuration builds on of an earlier study (init_from, nm) is that of its first fold.
     """
-    model = load(study.model)
+    model, config = configured(study, params)
     dataset = replace(dataset_of(study), test_fold=False)
     fold_of = {p: f if f in (TEST, TRAINING) else 1 for p, f in dataset.fold_of.items()}
-    everyone, config = replace(dataset, fold_of=fold_of), configure(study, model, params)
-    job = FoldJob(everyone, model, config, 0, study.epochs, study.search.seed)
+    job = FoldJob(
+        replace(dataset, fold_of=fold_of), model, config, 0, study.epochs, study.search.seed
+    )
     yield from fit(job, folder, study.metric, study.epochs, gpu=study.resources.gpus > 0)

@@ -71,7 +71,7 @@ def manifests(study: Study, out: str | None = None, image: str | None = None) ->
     cluster["rayVersion"] = version("ray")
     head, group = cluster["headGroupSpec"]["template"], cluster["workerGroupSpecs"][0]
     head["metadata"]["annotations"][STUDY] = write_study(study)
-    if packages := packages_of(study.model):
+    if packages := packages_of(study):
         job["metadata"]["annotations"] = {PACKAGES: ", ".join(packages)}
     runs = _runs(study)
     _ask(head, str(2 + runs // 4), f"{4 + 2 * runs}Gi")

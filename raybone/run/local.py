@@ -60,13 +60,13 @@ def _work(opened: OpenStudy, work: Work, tell: Callable[[Brain], None]) -> None:
     brain = opened.brain
     try:
         for segment in work.segments:
-            for epoch in train(opened.folder, opened.dataset, opened.model, work, segment):
+            for epoch in train(opened.folder, opened.dataset, work, segment):
                 brain.epoch(work.config_id, epoch)
                 tell(brain)
                 if opened.stop_wanted():
                     brain.interrupt(work.config_id)
                     return
-        pooled = pool(opened.folder, opened.dataset, opened.model, work)
+        pooled = pool(opened.folder, opened.dataset, work)
         if pooled:
             brain.pooled(work.config_id, pooled)
         brain.rung_done(work.config_id, work.rung)

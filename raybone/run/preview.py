@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from statistics import median
 
 import torch
@@ -17,9 +19,11 @@ from raybone.data.tiles_and_targets import Mined
 from raybone.errors import FitFailed, WrongInput
 from raybone.hpo.fold_race import START_UP, expected, name_of
 from raybone.hpo.state import gpu_hours
+from raybone.models import configured
 from raybone.models._model import Model, TrainingConfig
 from raybone.results.study_folder import StudyFolder
 from raybone.run.checks import first_taken, resolve
+from raybone.study.space import grid
 from raybone.study.spec import ResolvedStudy, Study
 from raybone.tasks import task_named
 from raybone.train.memory import refuse_too_large
@@ -33,10 +37,11 @@ class Preview:
     """What a search will take.
 
     rungs: (name, configurations, fold epochs). exhaustive: fold epochs of cross-validating every
-    configuration in full. epoch_seconds: of one fold epoch, as ``timed`` says. hours: of all runs
-    one after the other, with what they take to start; wall_hours: with ``slots`` runs at once.
-    gpu_hours: of the epochs, as ``limits.gpu_hours`` counts. warnings: what the leaderboard will
-    warn of.
+    configuration in full. epoch_seconds: of one fold epoch, as ``timed`` says; of several models
+    the mean, as each has its share of the configurations. hours: of all runs one after the other,
+    with what they take to start; wall_hours: with ``slots`` runs at once. gpu_hours: of the epochs,
+    as ``limits.gpu_hours`` counts. warnings: what the leaderboard will warn of. by_model: seconds
+    of a fold epoch of each model.
     """
 
     rungs: tuple[tuple[str, float, float], ...]
@@ -49,6 +54,7 @@ class Preview:
     slots: int
     wall_hours: float
     warnings: tuple[str, ...] = ()
+    by_model: dict[str, float] = field(default_factory=dict)
 
 
 def preview(
@@ -78,16 +84,20 @@ def preview(
         )
     if slots < 1:
         raise WrongInput(f"--slots: must be at least 1, got {slots}")
-    checked, dataset, model = resolve(study)
+    checked, dataset = resolve(study)
     rows = expected(checked)
     if png:
-        _draw(checked, dataset, model, png)
+        _draw(checked.of(checked.names[0]), dataset, png)
     if epoch_seconds is not None:
-        timed = "as given"
+        seconds, timed = dict.fromkeys(checked.names, epoch_seconds), "as given"
     elif epochs_from:
-        epoch_seconds, timed = _earlier(checked, epochs_from)
+        seconds, timed = _earlier(checked, epochs_from)
     else:
-        epoch_seconds, timed = _time_here(checked, dataset, model)
+        device = _device(checked)
+        seconds = {name: _time_here(checked.of(name), dataset, device) for name in checked.names}
+        timed = f"timed here on {device.type}, without evaluation"
+    share = _shares(checked)
+    epoch_seconds = sum(share[name] * seconds[name] for name in checked.names)
     fold_epochs, starts = sum(row[2] for row in rows), sum(row[1] for row in rows)
     hours = (fold_epochs * epoch_seconds + starts * START_UP) / 3600
     return Preview(
@@ -101,27 +111,42 @@ def preview(
         slots,
         hours / slots,
         checked.resolved.warnings,
+        seconds,
     )
 
 
-def _earlier(study: ResolvedStudy, sources: Sequence[str]) -> tuple[float, str]:
-    """Median seconds of a fold epoch in the journals of earlier studies, and where that is from."""
-    seconds: list[float] = []
+def _shares(study: ResolvedStudy) -> dict[str, float]:
+    """The part of the configurations that each model has to begin with."""
+    if study.search.sampler != "grid" or len(study.names) == 1:
+        return dict.fromkeys(study.names, 1 / len(study.names))
+    sizes = Counter(str(point["model"]) for point in islice(grid(study), study.search.trials))
+    return {name: sizes[name] / sizes.total() for name in study.names}
+
+
+def _earlier(study: ResolvedStudy, sources: Sequence[str]) -> tuple[dict[str, float], str]:
+    """Median seconds of a fold epoch of each model in the journals of earlier studies, and where
+    that is from.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in study.names}
     for source in sources:
         earlier = StudyFolder(source)
-        if earlier.study.model != study.model:
+        if not set(earlier.study.names) & set(study.names):
             raise WrongInput(
-                f"--epochs-from {source}: must be a study of {study.model}, but is of "
-                f"{earlier.study.model}; give another one, or --epoch-seconds"
+                f"--epochs-from {source}: must be a study of {', '.join(study.names)}, but is of "
+                f"{', '.join(earlier.study.names)}; give another one, or --epoch-seconds"
             )
-        for configuration in earlier.state.configurations.values():
-            seconds += configuration.epoch_seconds
-    if not seconds:
+        for c in earlier.state.configurations.values():
+            seconds.get(earlier.study.under(c.params).model, []).extend(c.epoch_seconds)
+    if missing := [name for name, values in seconds.items() if not values]:
+        of = f" of {', '.join(missing)}" if study.models else ""
         raise WrongInput(
-            f"--epochs-from {' '.join(sources)}: must have finished epochs, but has none; give "
-            "another one, or --epoch-seconds"
+            f"--epochs-from {' '.join(sources)}: must have finished epochs"
+            f"{of}, but has none; give another "
+            "one, or --epoch-seconds"
         )
-    return median(seconds), f"the median of {len(seconds)} fold epochs of {' '.join(sources)}"
+    count = sum(map(len, seconds.values()))
+    medians = {name: median(values) for name, values in seconds.items()}
+    return medians, f"the median of {count} fold epochs of {' '.join(sources)}"
 
 
 def _loader(study: ResolvedStudy, dataset: Dataset, model: Model, config: TrainingConfig) -> Loader:
@@ -134,9 +159,9 @@ def _loader(study: ResolvedStudy, dataset: Dataset, model: Model, config: Traini
     return training_loader(samples, config.batch, 0, 1, 0)[0]
 
 
-def _draw(study: ResolvedStudy, dataset: Dataset, model: Model, png: str) -> None:
+def _draw(study: ResolvedStudy, dataset: Dataset, png: str) -> None:
     """The picture of a training batch."""
-    config = first_taken(study, model)
+    model, config = configured(study, first_taken(study))
     loader = _loader(study, dataset, model, config)
     batch, samples = next(iter(loader)), loader.dataset
     names = [*config.categories, "non-metastasis"]
@@ -149,13 +174,14 @@ def _draw(study: ResolvedStudy, dataset: Dataset, model: Model, png: str) -> Non
     )
 
 
-def _time_here(study: ResolvedStudy, dataset: Dataset, model: Model) -> tuple[float, str]:
-    """Seconds of a fold epoch from a few training steps of the first configuration, and where that
-    is from.
-    """
-    config = first_taken(study, model)
+def _device(study: ResolvedStudy) -> torch.device:
+    return torch.device("cuda" if study.resources.gpus and torch.cuda.is_available() else "cpu")
+
+
+def _time_here(study: ResolvedStudy, dataset: Dataset, device: torch.device) -> float:
+    """Seconds of a fold epoch from a few training steps of the first configuration."""
+    model, config = configured(study, first_taken(study))
     loader = _loader(study, dataset, model, config)
-    device = torch.device("cuda" if study.resources.gpus and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(study.resources.cpus)
     net = model.build(config).to(device).train()
     seconds = []
@@ -177,4 +203,4 @@ def _time_here(study: ResolvedStudy, dataset: Dataset, model: Model) -> tuple[fl
         if step == STEPS:
             break
     timed = sorted(seconds[1:] or seconds)
-    return timed[len(timed) // 2] * len(loader), f"timed here on {device.type}, without evaluation"
+    return timed[len(timed) // 2] * len(loader)

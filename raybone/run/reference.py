@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from raybone.models import MENU, load, menu
 from raybone.study.metric import METRICS
 from raybone.study.param import Param
-from raybone.study.spec import Limits, Resources, Search, Study
+from raybone.study.spec import Limits, ModelBlock, Resources, Search, Study
 from raybone.tasks import task_named
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -37,6 +37,25 @@ Written from the code by `make reference`; `raybone schema` tells editors the sa
 {study}
 `space: {{}}` searches nothing: one configuration of `fixed` values is trained on every fold.
 
+## Several models in one study
+
+`models: [yolo11n, retinanet_r50]` searches both under one budget and ranks them together. A mapping
+gives a model what is its own; that goes before what the study says of all:
+
+```yaml
+models:
+  yolo11n:
+  retinanet_r50: {{fixed: {{p2: true}}, space: {{octaves: {{choice: [1, 3]}}}}}}
+space: {{lr0: {{log_uniform: [0.0001, 0.01]}}, imgsz: {{choice: [512, 1024]}}}}
+```
+
+`model` is then one more searched parameter: rules may name it (`model == 'yolo11n' and imgsz >
+800`), points do, and `when: {{model: yolo11n}}` keeps a parameter of `space` to one model. What a
+model has not, such as `octaves` of YOLO, it does without. Where neither the study nor a model has a
+`space`, each model starts from its own. `weights`, `init_from` and a study in `nm` stand with their
+model. All models are of one task and find the same categories; `val_loss` does not rank them.
+
+{block}
 ## How it is searched
 
 {search}
@@ -127,9 +146,18 @@ def schema() -> dict[str, Any]:
     found["$defs"]["Param"]["oneOf"] = [
         {"required": [name]} for name in Param.model_fields if name != "when"
     ]
+    blocks = {}
     for name in MENU:
         model = load(name)
         names.setdefault((model.task, model.Config), []).append(name)
+        blocks[name] = {"anyOf": [{"type": "null"}, _block(model.Config)]}
+    found["properties"]["models"] = {
+        "description": found["properties"]["models"]["description"],
+        "anyOf": [
+            {"type": "array", "items": {"enum": list(MENU)}, "minItems": 1},
+            {"type": "object", "properties": blocks, "additionalProperties": False},
+        ],
+    }
     found["allOf"] = [
         {
             "if": {"properties": {"model": {"enum": many}}, "required": ["model"]},
@@ -151,6 +179,7 @@ def reference() -> str:
         search=_table("search.", Search),
         limits=_table("limits.", Limits),
         resources=_table("resources.", Resources),
+        block=_table("models.NAME.", ModelBlock),
         param=_table("space.NAME.", Param),
         shared=_table("", TrainingConfig),
     )
@@ -174,13 +203,24 @@ def _study() -> dict[str, Any]:
     found["$defs"] = {
         k: v for k, v in found["$defs"].items() if k not in ("Resolved", "Prior", "Observation")
     }
-    found["required"] = list(LEAST)
+    found["required"] = ["dataset"]
+    found["oneOf"] = [{"required": ["model"]}, {"required": ["models"]}]
     for prop in (found["properties"]["limits"], *found["$defs"]["Limits"]["properties"].values()):
         if prop.get("default") == math.inf or isinstance(
             prop.get("default"), dict
         ):  # infinity is no JSON
             del prop["default"]
     return found
+
+
+def _block(config: type[BaseModel]) -> dict[str, Any]:
+    """What stands below ``models.NAME``."""
+    without = {"type": "array", "items": {"type": "string"}}
+    return {
+        "type": "object",
+        "properties": {**_of_model(config), "without": without},
+        "additionalProperties": False,
+    }
 
 
 def _of_model(config: type[BaseModel]) -> dict[str, Any]:

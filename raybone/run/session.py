@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from raybone.data.dataset import Dataset
@@ -16,7 +17,6 @@ from raybone.hpo.brain import Brain
 from raybone.hpo.journal import FOLDER
 from raybone.hpo.lease import EXPIRES, NAME, Lease
 from raybone.hpo.warm_start import warm_start
-from raybone.models._model import Model
 from raybone.results.study_folder import (
     LOGS,
     RUNS,
@@ -25,7 +25,7 @@ from raybone.results.study_folder import (
     StudyFolder,
     earlier_rows,
 )
-from raybone.run.checks import checker, resolve
+from raybone.run.checks import parameters, resolve
 from raybone.storage import Folder
 from raybone.study.spec import ResolvedStudy, Study
 
@@ -44,7 +44,6 @@ class OpenStudy:
     study: ResolvedStudy
     folder: StudyFolder
     dataset: Dataset
-    model: Model
     brain: Brain
     lease: Lease
     published: int = -1
@@ -108,7 +107,7 @@ def open_study(
     """
     folder = StudyFolder(out)
     _check_out(folder, out)
-    checked, dataset, model = resolve(study, folder.files)
+    checked, dataset = resolve(study, folder.files)
     if warm:
         tables = {source: earlier_rows(source) for source in warm}
         checked = checked.with_prior(warm_start(checked, tables))
@@ -121,9 +120,9 @@ def open_study(
         # Another request came while the search waited for nodes, and counts
         if folder.stop == stop:
             folder.files.delete(STOP)
-        brain = Brain(checked, folder.journal(), checker(checked, model), slots)
+        brain = Brain(checked, folder.journal(), partial(parameters, checked), slots)
         folder.state = brain.state
-        opened = OpenStudy(checked, folder, dataset, model, brain, lease)
+        opened = OpenStudy(checked, folder, dataset, brain, lease)
         opened.publish()
         yield opened
 

@@ -14,12 +14,14 @@ from pydantic import BaseModel, ValidationError
 
 from raybone.errors import WrongInput
 from raybone.study.param import Param
-from raybone.study.spec import Study
+from raybone.study.spec import ModelBlock, Study, blocks_of
 from raybone.study.yaml12 import NO_YAML, Dumper, load_yaml
 
 # Aliases let a few lines of YAML stand for more than any memory holds.
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
+# What the values of a mapping are, for near names of an unknown key.
+PARTS: dict[str, type[BaseModel]] = {"space": Param, "models": ModelBlock}
 
 
 def read_study(
@@ -83,6 +85,10 @@ def parse_study(content: dict[str, Any], where: str = "study") -> Study:
 def write_study(study: Study) -> str:
     """The study as YAML text which ``read_study`` reads back to an equal study."""
     content = study.model_dump(mode="json", exclude_none=True)
+    del content["model" if study.models else "models"]
+    for block in content.get("models", {}).values():
+        for key in [key for key, value in block.items() if not value]:
+            del block[key]
     content["limits"] = {
         k: v for k, v in study.limits.model_dump().items() if v not in (math.inf, None)
     }
@@ -126,16 +132,37 @@ def _names_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[s
         kind = field.annotation if field else None
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             model = kind
-        elif str(part) == "space":
-            model = Param
+        elif part in PARTS:
+            model = PARTS[str(part)]
     return list(model.model_fields)
+
+
+def _keys(content: dict[str, Any], key: str, item: str) -> list[str]:
+    """The parts of a dotted key; the name of a model, which may hold dots, is one of them."""
+    head, _, rest = key.partition(".")
+    if head != "models" or not rest:
+        return key.split(".")
+    blocks = content["models"] = blocks_of(content.get("models") or {})
+    names = sorted(blocks if isinstance(blocks, dict) else (), key=len, reverse=True)
+    for name in names:
+        if rest == name:
+            return [head, name]
+        if rest.startswith(f"{name}."):
+            blocks[name] = dict(blocks[name])
+            return [head, name, *rest.removeprefix(f"{name}.").split(".")]
+    if any(f".{part}." in f".{rest}." for part in ModelBlock.model_fields):
+        raise WrongInput(
+            f"--set {item}: must be of a model that the study lists, which are "
+            f"{', '.join(names) or 'none'}; list it under models first"
+        )
+    return [head, rest]
 
 
 def _override(content: dict[str, Any], item: str) -> None:
     key, sep, text = item.partition("=")
     if not sep or not key.strip():
         raise WrongInput(f"--set {item}: must be key=value, such as search.trials=8")
-    *path, last = key.strip().split(".")
+    *path, last = _keys(content, key.strip(), item)
     node = content
     for part in path:
         node = node.setdefault(part, {})

@@ -8,6 +8,9 @@ from typing import Any
 
 from raybone.study.spec import Study
 
+# Hyper-parameters that may name a file or an earlier study; those are of one model alone.
+PLACES = ("weights", "init_from", "nm")
+
 
 def relocated(study: Study, move: Callable[[str], str]) -> Study:
     """The study with other places of the files and earlier studies that it starts from, wherever
@@ -17,7 +20,7 @@ def relocated(study: Study, move: Callable[[str], str]) -> Study:
         move: gives the new place; names that are no places (otsu, a model's own weights) stay.
     """
 
-    def moved(key: str, value: Any) -> Any:
+    def moved(_: str, key: str, value: Any) -> Any:
         if not isinstance(value, str) or value in ("", "otsu") or "://" in value:
             return value
         file = "/" in value or Path(value).suffix in (".pt", ".pth", ".safetensors")
@@ -26,18 +29,21 @@ def relocated(study: Study, move: Callable[[str], str]) -> Study:
     return looked_up(study, moved)
 
 
-def looked_up(study: Study, look_up: Callable[[str, Any], Any]) -> Study:
+def looked_up(study: Study, look_up: Callable[[str, str, Any], Any]) -> Study:
     """The study with other values of the hyper-parameters that name a file or an earlier study.
 
     Args:
-        look_up: gives the new value, of the hyper-parameter's name and the old value.
+        look_up: gives the new value, of the model, the hyper-parameter's name and the old value.
     """
-    for key in ("weights", "init_from", "nm"):
-        if key in study.fixed:
-            fixed = {**study.fixed, key: look_up(key, study.fixed[key])}
-            study = study.model_copy(update={"fixed": fixed})
-        if key in study.space and (choice := study.space[key].choice):
-            study = renamed(study, key, {v: look_up(key, v) for v in choice})
+    for name in study.names:
+        alone = study.of(name)
+        for key in PLACES:
+            if key in alone.fixed:
+                fixed = {**alone.fixed, key: look_up(name, key, alone.fixed[key])}
+                alone = alone.model_copy(update={"fixed": fixed})
+            if key in alone.space and (choice := alone.space[key].choice):
+                alone = renamed(alone, key, {v: look_up(name, key, v) for v in choice})
+        study = study.with_own(alone)
     return study
 
 

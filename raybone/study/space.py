@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from raybone.study.constraints import holds
 from raybone.study.param import Param
+from raybone.study.soundness import misfits
 from raybone.study.spec import Study
 
 LONGEST = (
@@ -19,15 +20,23 @@ LONGEST = (
 PROBE = 1000  # random points that show how much of a space the rules leave
 
 
-def from_unit(space: Mapping[str, Param], point: list[float]) -> dict[str, Any]:
+def dimensions(study: Study) -> int:
+    """Coordinates of a point of ``from_unit``: a study over models has one more, the first."""
+    return max(len(study.of(name).space) for name in study.names) + bool(study.models)
+
+
+def from_unit(study: Study, point: Sequence[float]) -> dict[str, Any]:
     """The hyper-parameters at a point of [0, 1)^D, one coordinate a parameter in the order of the
-    space.
+    model's space.
     """
-    return active(space, draw(space, point))
+    if not study.models:
+        return active(study.space, _draw(study.space, point))
+    name = study.names[int(point[0] * len(study.names))]
+    return {"model": name, **from_unit(study.of(name), point[1:])}
 
 
-def draw(space: Mapping[str, Param], point: list[float]) -> dict[str, Any]:
-    """As ``from_unit``, with the parameters that are off as well."""
+def _draw(space: Mapping[str, Param], point: Sequence[float]) -> dict[str, Any]:
+    """A value of every parameter, those that are off as well."""
     return {name: _value(param, u) for (name, param), u in zip(space.items(), point)}
 
 
@@ -40,37 +49,75 @@ def active(space: Mapping[str, Param], values: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def complete(
-    space: Mapping[str, Param], point: Mapping[str, Any], rest: Mapping[str, Any]
-) -> dict[str, Any]:
+def complete(study: Study, point: Mapping[str, Any], unit: Sequence[float]) -> dict[str, Any]:
     """A point as a whole configuration: what it leaves out follows from its conditions, or is taken
-    from ``rest``.
+    from ``unit``.
 
     Args:
-        rest: a value for every parameter, those that are off as well.
+        unit: a point as for ``from_unit``.
     """
-    given: dict[str, Any] = {}
+    if study.models:
+        fitting = [n for n in study.names if not misfits(study, {"model": n, **point})]
+        name = str(point.get("model", fitting[int(unit[0] * len(fitting))]))
+        own = {k: v for k, v in point.items() if k != "model"}
+        return {"model": name, **complete(study.of(name), own, unit[1:])}
+    space, rest = study.space, _draw(study.space, unit)
+    known: dict[str, Any] = {}
     for name, value in point.items():
-        given |= space[name].when or {}
-        given[name] = value
-    for name, value in given.items():
+        known |= space[name].when or {}
+        known[name] = value
+    for name, value in known.items():
         choice = space[name].choice
         # As the space writes it, so that a repeat is seen as one.
-        given[name] = (
-            choice[choice.index(value)]
-            if choice
-            else value
-            if space[name].int_uniform
-            else float(value)
-        )
-    return active(space, {name: given.get(name, rest[name]) for name in space})
+        if choice:
+            known[name] = choice[choice.index(value)]
+        elif not space[name].int_uniform:
+            known[name] = float(value)
+    return active(space, {name: known.get(name, rest[name]) for name in space})
 
 
-def grid(space: Mapping[str, Param]) -> Iterator[dict[str, Any]]:
-    """Every combination of the choices, in the order of the space, without repeats that conditions
-    make.
+def joint(study: Study) -> dict[str, Param]:
+    """The spaces of all models as one: ``model``, by its own name what is the same in every model
+    that has it, and as MODEL.NAME what is not. A study of one model has its own space.
     """
-    seen = set()
+    if not study.models:
+        return study.space
+    spaces = {name: study.of(name).space for name in study.names}
+    dimension = {"model": Param(choice=study.names)}
+    for name, space in spaces.items():
+        for key, param in space.items():
+            same = all(other.get(key, param) == param for other in spaces.values())
+            dimension[key if same else f"{name}.{key}"] = param
+    return dimension
+
+
+def in_joint(study: Study, params: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration by the names of ``joint``."""
+    if not study.models:
+        return dict(params)
+    names, model = joint(study), params["model"]
+    return {k if k in names else f"{model}.{k}": value for k, value in params.items()}
+
+
+def from_joint(study: Study, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a value for every name of ``joint``."""
+    if not study.models:
+        return active(study.space, values)
+    name = values["model"]
+    space = study.of(name).space
+    own = {key: values[key] if key in values else values[f"{name}.{key}"] for key in space}
+    return {"model": name, **active(space, own)}
+
+
+def grid(study: Study) -> Iterator[dict[str, Any]]:
+    """Every combination of the choices, model after model, in the order of the space, without
+    repeats that conditions make.
+    """
+    if study.models:
+        for name in study.names:
+            yield from ({"model": name, **point} for point in grid(study.of(name)))
+        return
+    seen, space = set(), study.space
     for values in itertools.product(*(p.choice or () for p in space.values())):
         point = active(space, dict(zip(space, values)))
         if (name := identity(point)) not in seen:
@@ -85,23 +132,26 @@ def identity(point: Mapping[str, Any]) -> str:
 
 def rejected(study: Study, params: Mapping[str, Any]) -> bool:
     """Whether a rule of ``search.reject`` is true of a configuration."""
-    return any(holds(rule, {**study.fixed, **params}) for rule in study.search.reject)
+    rules = study.search.reject
+    if not rules:
+        return False
+    values = {**study.under(params).fixed, **params}
+    return any(holds(rule, values) for rule in rules)
 
 
 def left_by_rules(study: Study) -> str:
     """That the rules leave nothing to search, or next to nothing, as one line; empty when they
     leave enough.
     """
-    space, rules = study.space, study.search.reject
-    if not rules:
+    if not study.search.reject:
         return ""
     if study.search.sampler == "grid":
-        kept = any(not rejected(study, point) for point in itertools.islice(grid(space), LONGEST))
+        kept = any(not rejected(study, point) for point in itertools.islice(grid(study), LONGEST))
         tried = f"all combinations (of the first {LONGEST})"
     else:
         rng = np.random.default_rng(study.search.seed)
         kept = any(
-            not rejected(study, from_unit(space, rng.random(len(space)).tolist()))
+            not rejected(study, from_unit(study, rng.random(dimensions(study)).tolist()))
             for _ in range(PROBE)
         )
         tried = f"all of {PROBE} random points"

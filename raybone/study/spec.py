@@ -4,10 +4,10 @@ once.
 
 from __future__ import annotations
 
-import difflib
 import math
+from collections.abc import Mapping
 from importlib.metadata import entry_points, packages_distributions
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -17,9 +17,9 @@ from pydantic import (
 )
 
 from raybone.errors import WrongInput
-from raybone.study.constraints import holds, problem_of
 from raybone.study.metric import METRICS, Direction, Metric
 from raybone.study.param import Param, Strict, Value
+from raybone.study.soundness import unsound
 
 MODELS = "raybone.models"  # group of the entry points by which packages offer models
 # Of anything that is counted: more is a slip, and overflows what torch and Ray count in
@@ -155,8 +155,23 @@ class Resolved(Strict):
     )
 
 
+class ModelBlock(Strict):
+    """What a study says of one of its models; it goes before what the study says of all."""
+
+    fixed: dict[str, Value] = Field(
+        default_factory=dict, description="hyper-parameters of this model that stay"
+    )
+    space: dict[str, Param] = Field(
+        default_factory=dict, description="hyper-parameters of this model that are searched"
+    )
+    without: tuple[str, ...] = Field(
+        (),
+        description="hyper-parameters of the study that this model has not, or is not to be given",
+    )
+
+
 class Study(Strict):
-    """One study: a model, a dataset, a space, and the means to search it."""
+    """One study: one model or several, a dataset, a space, and the means to search it."""
 
     name: str = Field(
         min_length=1,
@@ -166,6 +181,11 @@ class Study(Strict):
     )
     dataset: str = Field(description="folder that `raybone prepare` made, or its fsspec URL")
     model: str = Field(description="a name of the menu: `raybone models`")
+    models: dict[str, ModelBlock] = Field(
+        default_factory=dict,
+        description="instead of `model`, several of one task, each with what is its own; a list "
+        "of names will do",
+    )
     epochs: int = Field(
         ge=1, le=MOST, description="epochs of a full run of one fold; left out, 100"
     )
@@ -186,82 +206,104 @@ class Study(Strict):
     )
     resolved: Resolved | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _models_alone(cls, content: Any) -> Any:
+        """A study over models has no ``model``, and its models may be names alone."""
+        if not isinstance(content, dict) or "models" not in content:
+            return content
+        return {"model": "", **content, "models": blocks_of(content["models"])}
+
+    @field_validator("models")
+    @classmethod
+    def _one_or_several(
+        cls, value: dict[str, ModelBlock], info: ValidationInfo
+    ) -> dict[str, ModelBlock]:
+        model = info.data.get("model")
+        if model and value:
+            raise ValueError(f"stands beside model, which is {model!r}; keep one of the two")
+        if model == "" and not value:
+            raise ValueError("must name a model at the least, got none; name one")
+        return value
+
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, value: str, info: ValidationInfo) -> str:
         for name in METRICS:
             if name.lower() == value.lower():
                 return name
-        if from_outside(info.data.get("model", "")):
+        if any(map(from_outside, info.data.get("models") or [info.data.get("model", "")])):
             return value  # its task may have metrics of its own, as is seen when it is loaded
         raise ValueError(f"must be one of {', '.join(METRICS)}, got {value!r}")
 
     @model_validator(mode="after")
-    def _space_is_sound(self) -> Study:
-        problems = [
-            f"space.{k}: is also in fixed; keep it in one of the two"
-            for k in self.space
-            if k in self.fixed
-        ]
-        for name, param in self.space.items():
-            for other, value in (param.when or {}).items():
-                if other not in self.space or other == name:
-                    problems.append(
-                        f"space.{name}.when: {other!r} must be another searched parameter"
-                    )
-                elif self.space[other].when:
-                    problems.append(
-                        f"space.{name}.when: {other!r} is conditional itself; conditions go one "
-                        "level deep"
-                    )
-                elif not self.space[other].admits(value):
-                    problems.append(
-                        f"space.{name}.when: {other} is never {value!r}; give a value that it can "
-                        "have"
-                    )
-            if self.search.sampler == "grid" and param.choice is None:
-                problems.append(
-                    f"space.{name}: the grid sampler needs choice, got {param.kind}; list the "
-                    "values"
-                )
-        if self.search.type == "stopping" and self.search.scheduler != "fold_race":
-            problems.append(
-                "search.type: stopping is a kind of fold_race, got scheduler "
-                f"{self.search.scheduler}; leave it out"
-            )
-        problems = problems or self._rules_and_points()
-        if problems:
+    def _is_sound(self) -> Study:
+        if problems := unsound(self):
             raise ValueError("\n".join(problems))
         return self
 
-    def _rules_and_points(self) -> list[str]:
-        values = {
-            **{k: [v] for k, v in self.fixed.items()},
-            **{k: list(p.choice or p.bounds or ()) for k, p in self.space.items()},
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its models."""
+        return tuple(self.models) or (self.model,)
+
+    def of(self, name: str) -> Self:
+        """This study with one of its models alone, as a study of ``model: NAME`` would be."""
+        if not self.models:
+            return self
+        block = self.models[name]
+        fixed = {k: v for k, v in self.fixed.items() if k not in {*block.without, *block.space}}
+        fixed |= block.fixed
+        shared = {k: p for k, p in self.space.items() if k not in {*block.without, *block.fixed}}
+        points = tuple(
+            {k: v for k, v in point.items() if k != "model"}
+            for point in self.search.points
+            if point.get("model") == name
+        )
+        alone: dict[str, Any] = {
+            "model": name,
+            "models": {},
+            "fixed": fixed,
+            "space": _settled({**shared, **block.space}, {"model": name, **fixed}),
+            "search": self.search.model_copy(update={"points": points}),
         }
-        problems = [
-            f"search.reject.{i}: {rule[:60]!r} {problem}"
-            for i, rule in enumerate(self.search.reject)
-            if (problem := problem_of(rule, values))
-        ]
-        points = self.search.points
-        for place, point in enumerate(points):
-            wrong = misfits(self, point)
-            if not wrong and not problems:
-                wrong = [
-                    f"is rejected by {rule!r}; change one of the two"
-                    for rule in self.search.reject
-                    if holds(rule, {**self.fixed, **point})
-                ]
-            if point in points[:place]:
-                wrong.append(f"is point {points.index(point)} again; give it once")
-            problems += [f"search.points.{place}: {line}" for line in wrong]
-        if len(points) > self.search.trials:
-            problems.append(
-                f"search.points: {len(points)} points do not fit into {self.search.trials} trials; "
-                "raise search.trials"
+        if self.resolved:
+            alone["resolved"] = self.resolved.model_copy(update={"prior": None})
+        return self.model_copy(update=alone)
+
+    def under(self, params: Mapping[str, Any]) -> Self:
+        """``of`` the model of a configuration; in a study over models, ``params`` name theirs."""
+        return self.of(str(params.get("model", self.names[0])))
+
+    def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """All hyper-parameters of a configuration: those that stay, and those that were drawn."""
+        values = {**self.under(params).fixed, **params}
+        if self.models:
+            values.pop("model", None)
+        return values
+
+    def with_own(self, alone: Study) -> Self:
+        """This study with what a changed ``of`` one of its models holds in place of its own."""
+        if not self.models:
+            return self.model_copy(
+                update={"fixed": alone.fixed, "space": alone.space, "search": alone.search}
             )
-        return problems
+        name, block = alone.model, self.models[alone.model]
+        own = {
+            "fixed": {k: alone.fixed[k] for k in block.fixed},
+            "space": {k: alone.space.get(k, p) for k, p in block.space.items()},
+        }
+        changed = iter(alone.search.points)
+        points = tuple(
+            {"model": name, **next(changed)} if point.get("model") == name else point
+            for point in self.search.points
+        )
+        return self.model_copy(
+            update={
+                "models": {**self.models, name: block.model_copy(update=own)},
+                "search": self.search.model_copy(update={"points": points}),
+            }
+        )
 
     @property
     def measure(self) -> Metric:
@@ -275,8 +317,8 @@ class Study(Strict):
         if self.resolved and self.resolved.direction:
             return Metric(self.resolved.direction, -math.inf, math.inf)
         raise WrongInput(
-            f"metric: {self.metric} is one that {self.model} must bring, but its study was never "
-            "begun; search it first"
+            f"metric: {self.metric} is one that {self.names[0]} must bring, but its study was "
+            "never begun; search it first"
         )
 
     @property
@@ -296,19 +338,43 @@ class Study(Strict):
         return ResolvedStudy.model_validate({**dict(self), "resolved": resolved})
 
 
+def blocks_of(models: Any) -> Any:
+    """What ``models:`` may hold, names alone or names without a block, as names with blocks."""
+    if isinstance(models, list | tuple) and all(isinstance(name, str) for name in models):
+        return {name: {} for name in models}
+    if isinstance(models, dict):
+        return {name: {} if block is None else block for name, block in models.items()}
+    return models
+
+
+def _settled(space: Mapping[str, Param], known: Mapping[str, Any]) -> dict[str, Param]:
+    """A space without what depends on values that are known, or without that condition."""
+    settled = {}
+    for key, param in space.items():
+        when = param.when or {}
+        if any(known.get(other, value) != value for other, value in when.items()):
+            continue
+        rest = {other: value for other, value in when.items() if other not in known}
+        settled[key] = param if rest == when else param.model_copy(update={"when": rest or None})
+    return settled
+
+
 def from_outside(model: str) -> bool:
     """Whether this name is one of another package: MODULE:ATTRIBUTE or an entry point."""
     return ":" in model or model in entry_points(group=MODELS).names
 
 
-def packages_of(model: str) -> list[str]:
-    """The distributions that must be installed wherever this model is trained, beside raybone."""
-    module, colon, _ = model.partition(":")
-    if colon:
-        top = module.partition(".")[0]
-        return sorted(set(packages_distributions().get(top, [top])))
-    offered = entry_points(group=MODELS, name=model)
-    return sorted({entry.dist.name for entry in offered if entry.dist})
+def packages_of(study: Study) -> list[str]:
+    """The distributions that must be installed wherever a study is trained, beside raybone."""
+    packages = set[str]()
+    for name in study.names:
+        module, colon, _ = name.partition(":")
+        if colon:
+            top = module.partition(".")[0]
+            packages |= set(packages_distributions().get(top, [top]))
+        offered = entry_points(group=MODELS, name=name)
+        packages |= {entry.dist.name for entry in offered if entry.dist}
+    return sorted(packages)
 
 
 class ResolvedStudy(Study):
@@ -320,38 +386,3 @@ class ResolvedStudy(Study):
         """This study with another warm start, or with none."""
         resolved = self.resolved.model_copy(update={"prior": prior})
         return self.model_copy(update={"resolved": resolved})
-
-
-def misfits(study: Study, point: dict[str, Any]) -> list[str]:
-    """Why a point, which may leave parameters out, is not one of the study's space: one line a
-    reason.
-    """
-    problems, space = [], study.space
-    implied: dict[str, Any] = dict(point)
-    for name, value in point.items():
-        if name not in space:
-            near = difflib.get_close_matches(name, space, n=1)
-            problems.append(
-                f"{name!r} is fixed; leave it out"
-                if name in study.fixed
-                else f"{name!r} is not searched; "
-                + (
-                    f"did you mean {near[0]!r}?"
-                    if near
-                    else f"the space has {', '.join(space) or 'nothing'}"
-                )
-            )
-            continue
-        if not space[name].admits(value):
-            kind = space[name].kind
-            problems.append(
-                f"{name} must be of {kind} {list(getattr(space[name], kind))}, got {value!r}; "
-                "change it"
-            )
-        for other, needed in (space[name].when or {}).items():
-            if implied.setdefault(other, needed) != needed:
-                problems.append(
-                    f"{name} exists when {other} is {needed!r}, got {implied[other]!r}; leave one "
-                    "out"
-                )
-    return problems

@@ -19,7 +19,6 @@ from raybone.hpo.sampler import observations, propose
 from raybone.hpo.state import State
 from raybone.storage import Folder
 from raybone.study.files import parse_study
-from raybone.study.param import Param
 from raybone.study.space import grid, left_by_rules
 from raybone.study.spec import Resolved, ResolvedStudy, Study
 from raybone.types import Epoch
@@ -74,7 +73,7 @@ def test_the_grid_is_every_combination_once_and_then_ends() -> None:
         state.apply(
             {"event": "config", "time": 1.0, "config_id": f"c{index}", "params": points[-1] or {}}
         )
-    assert len(list(grid({k: Param.model_validate(v) for k, v in space.items()}))) == 8
+    assert len(list(grid(study("grid", space)))) == 8
     assert points[8] is None
     assert len({str(p) for p in points[:8]}) == 8
 

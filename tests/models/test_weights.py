@@ -222,7 +222,7 @@ def test_a_known_name_is_never_downloaded_but_its_file_and_place_are_named(
     assert "must be a file, or one of coco, got 'nowhere.pt'" in capsys.readouterr().err
     (tmp_path / "weights").mkdir()
     export(load("yolo11n").build(load("yolo11n").Config()), tmp_path / "weights" / "yolo11n.pt")
-    resolved, _, _ = resolve(
+    resolved, _ = resolve(
         read_study(job, [f"dataset={dataset}", "search.folds=3", "fixed.weights=coco"])
     )
     assert resolved.fixed["weights"] == str(

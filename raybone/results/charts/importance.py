@@ -9,6 +9,7 @@ import altair as alt
 from raybone.hpo.optuna_study import importances
 from raybone.hpo.sampler import STARTUP
 from raybone.results.charts.vega import HUES, Chart, Row, drawn, over, short
+from raybone.study.space import joint
 from raybone.study.spec import Study
 
 SURE = 50  # configurations from which shares are more than a hint
@@ -26,9 +27,9 @@ def importance(study: Study, records: Sequence[Row]) -> Chart | None:
         for r in records
         if r["state"] != "failed" and r[f"{study.metric}_mean"] is not None
     ]
-    if len(scored) < STARTUP or not study.space:
+    if len(scored) < STARTUP or not (space := joint(study)):
         return None
-    shares = importances(study.space, scored)
+    shares = importances(space, scored)
     rows = [{"p": name, "x": short(share)} for name, share in shares.items()]
     chart = (
         over(

@@ -24,6 +24,7 @@ from raybone.results.charts.vega import (
     y_axis,
 )
 from raybone.study.param import Param
+from raybone.study.space import joint
 from raybone.study.spec import Study
 
 MOST = 12  # parameters
@@ -68,8 +69,8 @@ class Axis:
 
 
 def axes(study: Study) -> list[Axis]:
-    """The parameters that charts show, in the study's order."""
-    shown = list(study.space.items())[:MOST]
+    """The parameters that charts show, in the study's order and by the names of ``joint``."""
+    shown = list(joint(study).items())[:MOST]
     return [Axis(name, param, f"p{n}", f"n{n}") for n, (name, param) in enumerate(shown)]
 
 

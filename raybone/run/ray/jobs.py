@@ -92,7 +92,7 @@ def pack(study: Study, out: str | None, wait: float = 0) -> Parcel:
         dataset,
         out,
         tuple(sorted(files)),
-        tuple(packages_of(study.model)),
+        tuple(packages_of(study)),
         content.getvalue(),
     )
 

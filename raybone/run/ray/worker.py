@@ -20,7 +20,6 @@ import torch
 
 from raybone.errors import FitFailed
 from raybone.hpo.brain import Work
-from raybone.models import load
 from raybone.results.study_folder import StudyFolder
 from raybone.run.checks import dataset_of
 from raybone.run.configuration import examine, pool, train
@@ -52,12 +51,12 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
     ray.get(find(job.hub).here.remote(job.run))
     settle(job.study)
     dataset = dataset_of(job.study)
-    model, folder = load(job.study.model), StudyFolder(job.folder)
+    folder = StudyFolder(job.folder)
     context, done = ray.train.get_context(), False
     try:
         while segment := _claim(job, context, finished=done):
             timer = _timer(job, segment)
-            for epoch in train(folder, dataset, model, job.work, segment):
+            for epoch in train(folder, dataset, job.work, segment):
                 timer.cancel()
                 if _told(job, epoch, context):
                     return {"outcome": "interrupted"}
@@ -66,7 +65,7 @@ def train_loop(config: dict[str, Job]) -> dict[str, Any]:
             done = True
     except FitFailed as error:
         return {"outcome": "failed", "reason": str(error)}
-    pooled = pool(folder, dataset, model, job.work) if context.get_world_rank() == 0 else None
+    pooled = pool(folder, dataset, job.work) if context.get_world_rank() == 0 else None
     return {"outcome": "done", "pooled": pooled}
 
 
@@ -91,7 +90,7 @@ def examine_remotely(url: str, config_id: str) -> dict[str, float]:
     folder = StudyFolder(url)
     study = folder.study
     torch.set_num_threads(study.resources.cpus)
-    return examine(folder.configuration(config_id), dataset_of(study), load(study.model))
+    return examine(folder.configuration(config_id), dataset_of(study))
 
 
 def _timer(job: Job, segment: Segment) -> threading.Timer:

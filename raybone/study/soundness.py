@@ -1,0 +1,172 @@
+"""Whether the parts of a study go together: space, conditions, rules and points, of each of its
+models.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from raybone.study.constraints import holds, problem_of
+from raybone.study.param import Param, Value
+
+if TYPE_CHECKING:
+    from raybone.study.spec import Study
+
+
+def unsound(study: Study) -> list[str]:
+    """What is wrong with a study that can be told without its model and dataset, one line each."""
+    problems = [*_twice("", study.fixed, study.space), *_of_models(study)]
+    for name in study.names:
+        own = study.models[name].space if study.models else {}
+        for key, problem in _of_space(study.of(name)):
+            problems.append(f"{f'models.{name}.' if key in own else ''}space.{key}{problem}")
+    search = study.search
+    if search.type == "stopping" and search.scheduler != "fold_race":
+        problems.append(
+            f"search.type: stopping is a kind of fold_race, got scheduler {search.scheduler}; "
+            "leave it out"
+        )
+    # What is wrong with what all models share is wrong with each of them.
+    return list(dict.fromkeys(problems)) or _of_rules_and_points(study)
+
+
+def misfits(study: Study, point: Mapping[str, Value]) -> list[str]:
+    """Why a point, which may leave parameters out, is not one of the study's space: one line a
+    reason.
+    """
+    if not study.models:
+        return _misfits(study, point)
+    known = {k: v for k, v in point.items() if k != "model"}
+    if "model" not in point:
+        wrong = [_misfits(study.of(name), known) for name in study.names]
+        return [] if [] in wrong else wrong[0]
+    name = point["model"]
+    if name not in study.models:
+        return [f"model must be one of {', '.join(study.names)}, got {name!r}; change it"]
+    return _misfits(study.of(str(name)), known)
+
+
+def _twice(where: str, fixed: Mapping[str, Value], space: Mapping[str, Param]) -> list[str]:
+    return [
+        f"{where}space.{key}: is also in fixed; keep it in one of the two"
+        for key in space
+        if key in fixed
+    ]
+
+
+def _of_models(study: Study) -> list[str]:
+    """What is wrong with the blocks of models, and with what names a model."""
+    problems = list[str]()
+    if not study.models:
+        return problems
+    for name, block in study.models.items():
+        problems += _twice(f"models.{name}.", block.fixed, block.space)
+    for key, param in study.space.items():
+        wanted = (param.when or {}).get("model", study.names[0])
+        if wanted not in study.names:
+            problems.append(
+                f"space.{key}.when: model must be one of {', '.join(study.names)}, got {wanted!r}; "
+                "change it, or list that model"
+            )
+    if "model" in {*study.space, *study.fixed}:
+        problems.append("space.model: the models stand under models; leave it out")
+    if len(study.names) > 1 and study.metric == "val_loss":
+        problems.append(
+            "metric: val_loss of different models cannot be compared; rank by another metric"
+        )
+    return problems
+
+
+def _of_space(study: Study) -> list[tuple[str, str]]:
+    """Parameters of a study of one model, and what is wrong with them."""
+    problems = []
+    for name, param in study.space.items():
+        for other, value in (param.when or {}).items():
+            if other not in study.space or other == name:
+                problem = f"{other!r} must be another searched parameter"
+            elif study.space[other].when:
+                problem = f"{other!r} is conditional itself; conditions go one level deep"
+            elif not study.space[other].admits(value):
+                problem = f"{other} is never {value!r}; give a value that it can have"
+            else:
+                continue
+            problems.append((name, f".when: {problem}"))
+        if study.search.sampler == "grid" and param.choice is None:
+            needs = f": the grid sampler needs choice, got {param.kind}; list the values"
+            problems.append((name, needs))
+    return problems
+
+
+def _of_rules_and_points(study: Study) -> list[str]:
+    values = dict[str, list[Any]]()
+    for name in study.names:
+        own = study.of(name)
+        for key, value in own.fixed.items():
+            values.setdefault(key, []).append(value)
+        for key, param in own.space.items():
+            values.setdefault(key, []).extend(param.choice or param.bounds or ())
+    if study.models:
+        values["model"] = list(study.names)
+    problems = [
+        f"search.reject.{i}: {rule[:60]!r} {problem}"
+        for i, rule in enumerate(study.search.reject)
+        if (problem := problem_of(rule, values))
+    ]
+    points = study.search.points
+    for place, point in enumerate(points):
+        wrong = misfits(study, point)
+        if not wrong and not problems:
+            whole = {**study.values(point), **point} if _whole(study, point) else dict(point)
+            wrong = [
+                f"is rejected by {rule!r}; change one of the two"
+                for rule in study.search.reject
+                if holds(rule, whole)
+            ]
+        if point in points[:place]:
+            wrong.append(f"is point {points.index(point)} again; give it once")
+        problems += [f"search.points.{place}: {line}" for line in wrong]
+    if len(points) > study.search.trials:
+        problems.append(
+            f"search.points: {len(points)} points do not fit into {study.search.trials} trials; "
+            "raise search.trials"
+        )
+    return problems
+
+
+def _whole(study: Study, point: Mapping[str, Value]) -> bool:
+    """Whether the model of a point is known, and with it what stays fixed."""
+    return not study.models or "model" in point
+
+
+def _misfits(study: Study, point: Mapping[str, Value]) -> list[str]:
+    problems, space = [], study.space
+    implied: dict[str, Any] = dict(point)
+    for name, value in point.items():
+        if name not in space:
+            near = difflib.get_close_matches(name, space, n=1)
+            problems.append(
+                f"{name!r} is fixed; leave it out"
+                if name in study.fixed
+                else f"{name!r} is not searched; "
+                + (
+                    f"did you mean {near[0]!r}?"
+                    if near
+                    else f"the space has {', '.join(space) or 'nothing'}"
+                )
+            )
+            continue
+        if not space[name].admits(value):
+            kind = space[name].kind
+            problems.append(
+                f"{name} must be of {kind} {list(getattr(space[name], kind))}, got {value!r}; "
+                "change it"
+            )
+        for other, needed in (space[name].when or {}).items():
+            if implied.setdefault(other, needed) != needed:
+                problems.append(
+                    f"{name} exists when {other} is {needed!r}, got {implied[other]!r}; leave one "
+                    "out"
+                )
+    return problems
