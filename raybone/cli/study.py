@@ -98,6 +98,9 @@ def preview(
         f"{seen.fold_epochs:.0f} fold epochs expected, {seen.exhaustive / seen.fold_epochs:.1f} "
         f"times fewer than the {seen.exhaustive:.0f} of exhaustive cross-validation"
     )
+    if len(seen.by_model) > 1:
+        each = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in seen.by_model.items())
+        say(f"a fold epoch of each model: {each}")
     gpus = f", {seen.gpu_hours:.2f} GPU-hours" if seen.gpu_hours else ""
     for warning in seen.warnings:
         say(f"warning: {warning}")

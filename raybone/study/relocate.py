@@ -37,11 +37,13 @@ def looked_up(study: Study, look_up: Callable[[str, str, Any], Any]) -> Study:
     """
     for name in study.names:
         alone = study.of(name)
+        # What stands with all models is no place, as is checked
+        own = study.models.get(name, alone)
         for key in PLACES:
-            if key in alone.fixed:
+            if key in own.fixed:
                 fixed = {**alone.fixed, key: look_up(name, key, alone.fixed[key])}
                 alone = alone.model_copy(update={"fixed": fixed})
-            if key in alone.space and (choice := alone.space[key].choice):
+            if key in own.space and (choice := alone.space[key].choice):
                 alone = renamed(alone, key, {v: look_up(name, key, v) for v in choice})
         study = study.with_own(alone)
     return study
