@@ -28,7 +28,7 @@ MENU = {
     **{
         f"{family}_r{depth}": f"detectors.{family}"
         for family in ("faster_rcnn", "cascade_rcnn", "retinanet", "fcos")
-        for depth in (50, 101)
+        for depth in (18, 50, 101)
     },
     **{name: f"segmenters.{name}" for name in ("unet", "double_unet", "msma_unet")},
     **dict.fromkeys(("unet_plus_plus", "attention_unet", "res_unet"), "segmenters.unet_variants"),

@@ -27,18 +27,18 @@ SMALLER = {
     "msma_unet": {"width": 8},
     "unet_plus_plus": {"width": 4},
     "double_unet": {"width": 16},
-    "retinanet_r50": _NARROW,
-    "fcos_r50": {"imgsz": 128, "channels": 32},
+    "retinanet_r18": _NARROW,
+    "fcos_r18": {"imgsz": 128, "channels": 32},
     **{
         name: {**_NARROW, "head": 64, "rois": 64}
-        for name in ("faster_rcnn_r50", "cascade_rcnn_r50")
+        for name in ("faster_rcnn_r18", "cascade_rcnn_r18")
     },
 }
 # Steps to learn a batch by heart, and the learning rate for that: large networks need few of them,
 # and small ones.
-ANCHORED = ("faster_rcnn_r50", "cascade_rcnn_r50", "retinanet_r50")
+ANCHORED = ("faster_rcnn_r18", "cascade_rcnn_r18", "retinanet_r18")
 PACE = {
-    **dict.fromkeys((*ANCHORED, "fcos_r50"), (24, 4e-4)),
+    **dict.fromkeys((*ANCHORED, "fcos_r18"), (24, 4e-4)),
     "yolo11n": (30, 3e-3),
     "lesion_resnet50": (12, 4e-4),
     **dict.fromkeys(("double_unet", "unet_plus_plus"), (24, 1e-2)),
@@ -124,7 +124,7 @@ DETECTORS = [name for name in SMALL.values() if load(name).task == "detection"]
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in DETECTORS if n != "faster_rcnn_r50"]
+    "name", [n for n in DETECTORS if n != "faster_rcnn_r18"]
 )  # Cascade has all its parts
 def test_boxes_keep_their_precision_under_bfloat16(name: str) -> None:
     """Beyond 512 pixels bfloat16 knows multiples of 4 alone: a small lesion there would be lost."""

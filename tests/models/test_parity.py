@@ -169,8 +169,8 @@ def test_the_losses_of_every_step_are_torchvisions(
 def test_the_cascade_asks_for_more_overlap_at_every_stage_and_learns_from_scans_without_lesions() -> (
     None
 ):
-    model = load("cascade_rcnn_r50")
-    net = model.build(model.Config.model_validate(SMALLER["cascade_rcnn_r50"])).train()
+    model = load("cascade_rcnn_r18")
+    net = model.build(model.Config.model_validate(SMALLER["cascade_rcnn_r18"])).train()
     assert [m.high_threshold for m in net.net.roi_heads.matchers] == [0.5, 0.6, 0.7]
     full, empty = (net(batch_of(2, 128, 64, empty=e)) for e in (False, True))
     assert list(full) == list(empty)

@@ -9,7 +9,14 @@ from typing import Any, Literal, cast
 
 from pydantic import Field
 from torch import Tensor, nn
-from torchvision.models import ResNet50_Weights, ResNet101_Weights, resnet50, resnet101
+from torchvision.models import (
+    ResNet18_Weights,
+    ResNet50_Weights,
+    ResNet101_Weights,
+    resnet18,
+    resnet50,
+    resnet101,
+)
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
@@ -25,12 +32,14 @@ from raybone.models._model import TrainingConfig, in_full_precision
 from raybone.study.param import Param
 from raybone.types import Prediction
 
-DEPTHS = (50, 101)
+RESNETS = {18: resnet18, 50: resnet50, 101: resnet101}
+DEPTHS = tuple(RESNETS)
 SMALLEST = 4.0  # pixels
 # Known names of `weights:`, with torchvision's address of the file.
 IMAGENET = {
-    depth: {"imagenet": known.IMAGENET1K_V2.url}
-    for depth, known in zip(DEPTHS, (ResNet50_Weights, ResNet101_Weights))
+    18: {"imagenet": ResNet18_Weights.IMAGENET1K_V1.url},
+    50: {"imagenet": ResNet50_Weights.IMAGENET1K_V2.url},
+    101: {"imagenet": ResNet101_Weights.IMAGENET1K_V2.url},
 }
 
 
@@ -125,14 +134,14 @@ def backbone(
         first: stage of the ResNet that the pyramid begins with, 1 (stride 4) to 4 (stride 32).
         extra: coarser levels, else one by max pooling.
     """
-    body = (resnet50 if depth == 50 else resnet101)(norm_layer=nn.BatchNorm2d)
+    body = RESNETS[depth](norm_layer=nn.BatchNorm2d)
     body.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
     nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
     stages = range(first, 5)
     return BackboneWithFPN(
         body,
         {f"layer{n}": str(place) for place, n in enumerate(stages)},
-        [256 * 2 ** (n - 1) for n in stages],
+        [body.inplanes // 2 ** (4 - n) for n in stages],
         channels,
         extra,
     )
