@@ -31,6 +31,10 @@ COMMIT = re.escape(RELEASE) + r"\+g[0-9a-f]{12}"
 # What makes the README's study one of seconds.
 SMALL = {
     "epochs=60,": 'epochs=1, search={"trials": 1, "scheduler": "full"},',
+    'models=["yolo11n", "retinanet_r18"]': """models={
+        "yolo11n": {"space": {}},
+        "retinanet_r18": {"fixed": {"channels": 8, "anchor": 0.1}},
+    }""",
     "rb.choice(512, 1024)": "rb.choice(64, 96)",
     "folds=5)": 'folds=2, key="key")',
 }

@@ -10,6 +10,7 @@ import yaml
 
 from raybone.cli import main
 from raybone.models import load
+from raybone.run.defaults import complete
 from raybone.study.files import parse_study, read_study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +21,9 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.S)
 def test_the_study_of_the_readme_is_valid() -> None:
     (text,) = [body for kind, body in BLOCKS if kind == "yaml"]
     study = parse_study(yaml.safe_load(text))
-    assert set(study.space) <= set(load(study.model).Config.model_fields)
+    assert len(study.names) == 2
+    for name in study.names:
+        assert set(study.of(name).space) <= set(load(name).Config.model_fields)
 
 
 def test_every_verb_that_the_readme_names_exists() -> None:
@@ -46,10 +49,11 @@ def test_its_first_two_commands_are_targets_of_the_makefile() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_study_of_jobs_is_valid(path: Path) -> None:
-    study = read_study(path)
-    model = load(study.model)
-    model.Config.model_validate(study.fixed)
-    assert set(study.space) <= set(model.Config.model_fields)
+    study = read_study(path, complete=complete)
+    for alone in map(study.of, study.names):
+        model = load(alone.model)
+        model.Config.model_validate(alone.fixed)
+        assert set(alone.space) <= set(model.Config.model_fields)
 
 
 def test_pins_of_ray_and_ultralytics_are_exact_and_the_same_everywhere() -> None:

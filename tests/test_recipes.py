@@ -29,6 +29,8 @@ from raybone.train.fit import evaluate_weights, mined_masks
 from raybone.train.samples import FoldJob, scored_samples, training_samples
 from raybone.types import Scan
 
+JOBS = Path(__file__).resolve().parents[1] / "jobs"
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -384,6 +386,33 @@ def test_a_recipe_may_be_searched_and_its_study_resumes(place: Path) -> None:
     table = pd.read_csv(place / "either" / "leaderboard.csv")
     assert list(table["state"]) == ["complete", "complete"]
     assert set(table["cfg.nm"]) == {"otsu", str(place / "first/runs/c000")}
+
+
+def test_the_rows_of_a_paper_are_one_study(place: Path) -> None:
+    """Otsu, mining and negatives are choices: six rows, each trained in its own way."""
+    small = (
+        "{imgsz: 64, batch: 8, nbs: 8, width: 4, depth: 2, lr0: 0.02, ema: 0.5, cross_entropy: 0}"
+    )
+    sets = [
+        f"dataset={place / 'ds'}",
+        "model=unet",
+        "epochs=1",
+        f"fixed={small}",
+        f"space.nm.choice=['', otsu, {place / 'first'}]",
+        "space.dice.choice=[1.0]",
+        "space.focal_tversky.choice=[0.0]",
+        "search.folds=3",
+        "resources={}",
+    ]
+    out = str(place / "rows")
+    job = str(JOBS / "wbbs_rows.yaml")
+    assert main(["search", job, "--out", out, "--local", "--set", *sets]) == 0
+    table = pd.read_csv(place / "rows" / "leaderboard.csv", keep_default_na=False)
+    mined = str(place / "first/runs/c000")
+    rows = {(nm, negatives) for nm in ("", "otsu", mined) for negatives in ("False", "True")}
+    assert set(zip(table["cfg.nm"], map(str, table["cfg.negatives"]))) == rows
+    assert list(table["state"]) == ["complete"] * 6
+    assert table["val_loss_mean"].nunique() == 6
 
 
 @pytest.mark.parametrize(
