@@ -163,6 +163,8 @@ def _check_shared(study: Study, members: Sequence[Member]) -> list[str]:
                 known = sorted({k for m in members for k in m.model.Config.model_fields})
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"they have {', '.join(known)}"
+                if key in known:
+                    hint = "take it out of one model's `without`"
                 problems.append(
                     f"{where}.{key}: no model of this study ({', '.join(study.names)}) has such a "
                     f"hyper-parameter; {hint}"
@@ -173,7 +175,7 @@ def _check_shared(study: Study, members: Sequence[Member]) -> list[str]:
                     f"{where}.{key}: is of one model alone; move it to models.NAME.{where}.{key}"
                 )
     for key in ("categories", "target"):
-        values = {m.model.name: getattr(m.config, key, None) for m in members}
+        values = {m.model.name: getattr(m.config, key, "") for m in members}
         if len(set(values.values())) > 1:
             problems.append(
                 f"models: must have the same {key} to be compared, but have {values}; put it "

@@ -24,6 +24,8 @@ def complete(content: dict[str, Any], stem: str = "") -> dict[str, Any]:
     """
     model, blocks = content.get("model"), blocks_of(content.get("models"))
     names = [model] if isinstance(model, str) else [*blocks] if isinstance(blocks, dict) else []
+    if not all(isinstance(name, str) for name in names):
+        names = []  # as is told when it is checked
     for name in filter(from_outside, names):
         load(name)  # makes the metrics of its task known
     own = re.sub(r"[^A-Za-z0-9._-]+", "-", stem or "-".join(names)).strip("._-")[:60]
@@ -49,15 +51,19 @@ def _blocks(blocks: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, 
     the study says of all.
     """
     shared = {key: content.get(key) or {} for key in ("fixed", "space")}
-    if not all(isinstance(value, dict) for value in (*shared.values(), *blocks.values())):
+    parts = [*shared.values(), *blocks.values()]
+    for block in blocks.values():
+        parts += [block.get(key) or {} for key in shared] if isinstance(block, dict) else []
+    if not all(isinstance(value, dict) for value in parts):
         return dict(blocks)  # as is told when it is checked
     whole = dict[str, Any]()
     for name, block in blocks.items():
         known = load(name).Config.model_fields
         # "model" is no hyper-parameter, and told when it is checked
         lacks = [k for k in (*shared["fixed"], *shared["space"]) if k not in {*known, "model"}]
-        without = [*dict.fromkeys([*(block.get("without") or ()), *lacks])]
-        whole[name] = {**block, **({"without": without} if without else {})}
+        said = block.get("without") or []
+        lacks = [k for k in lacks if k not in said] if isinstance(said, list | tuple) else []
+        whole[name] = {**block, **({"without": [*said, *lacks]} if lacks else {})}
         if "space" not in content and "space" not in block:
             whole[name]["space"] = _space(name, {**shared["fixed"], **(block.get("fixed") or {})})
     return whole

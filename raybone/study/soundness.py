@@ -43,7 +43,7 @@ def misfits(study: Study, point: Mapping[str, Value]) -> list[str]:
         wrong = [_misfits(study.of(name), known) for name in study.names]
         return [] if [] in wrong else wrong[0]
     name = point["model"]
-    if name not in study.models:
+    if name not in study.names:
         return [f"model must be one of {', '.join(study.names)}, got {name!r}; change it"]
     return _misfits(study.of(str(name)), known)
 
@@ -70,8 +70,9 @@ def _of_models(study: Study) -> list[str]:
                 f"space.{key}.when: model must be one of {', '.join(study.names)}, got {wanted!r}; "
                 "change it, or list that model"
             )
-    if "model" in {*study.space, *study.fixed}:
-        problems.append("space.model: the models stand under models; leave it out")
+    for where, keys in (("space", study.space), ("fixed", study.fixed)):
+        if "model" in keys:
+            problems.append(f"{where}.model: the models stand under models; leave it out")
     if len(study.names) > 1 and study.metric == "val_loss":
         problems.append(
             "metric: val_loss of different models cannot be compared; rank by another metric"

@@ -251,6 +251,15 @@ def test_what_does_not_go_together_is_told_at_once(
         ({"model": "unet"}, "models: stands beside model, which is 'unet'; keep one of the two"),
         ({"models": []}, "models: must name a model at the least, got none"),
         ({"models": 3}, "models: input should be a valid dictionary, got 3"),
+        ({"models": {1: {}}}, "models.1.[key]: input should be a valid string, got 1"),
+        ({"models": ["unet", 5]}, "models: input should be a valid dictionary, got ['unet', 5]"),
+        ({"models": {"unet": 5}}, "models.unet: input should be a valid dictionary"),
+        ({"models": {"unet": {"fixed": 5}}}, "models.unet.fixed: input should be a valid dict"),
+        ({"models": {"unet": {"without": 5}}}, "models.unet.without: input should be a valid"),
+        (
+            {"search": {"points": [{"model": ["unet"]}]}},
+            "search.points.0: model must be one of unet, res_unet, attention_unet, got ['unet']",
+        ),
         (
             {"models": {"unet": {"spaces": {}}}},
             "models.unet.spaces: unknown key; did you mean 'space'",
