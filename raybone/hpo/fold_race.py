@@ -378,6 +378,9 @@ class Race:
         """Another one's score, and what decides between the two when it is the same."""
         level = self.rungs[rung]
         score = self.sign * level.score(other)
-        same = level.score(other) == level.score(config_id)
-        words = f"{score:.4f}{', the same: validation loss decides' if same else ''}"
+        mine, theirs = level.arrived[config_id], level.arrived[other]
+        words = f"{score:.4f}"
+        if mine[0] == theirs[0]:
+            by = "arrival" if mine[1] == theirs[1] else "validation loss"
+            words += f", the same: {by} decides"
         return words, {"against": other, "rival": score}
