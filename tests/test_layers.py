@@ -33,7 +33,7 @@ FLOORS = [
 # The only rooms or files that import a library.
 HOME_OF = {
     "ray": {"run/ray/"},
-    "ultralytics": {"models/detectors/yolo.py"},
+    "ultralytics": {"models/detectors/_ultralytics.py"},
     "pydicom": {"data/ingest/dicom/", "deploy/dicom_seg.py"},
     "highdicom": {"deploy/dicom_seg.py"},
     "nibabel": {"data/ingest/annotations/nifti.py"},

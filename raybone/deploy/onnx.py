@@ -31,7 +31,7 @@ def refuse_onnx(model: Model) -> None:
     if model.graph is None:
         raise WrongInput(
             f"--onnx: {model.name} chooses its boxes by rules that ONNX does not hold; segmenters, "
-            "classifiers and yolo11 can be exported"
+            "classifiers and YOLOs can be exported"
         )
 
 

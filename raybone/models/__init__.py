@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # name -> file below this folder; the contract suite checks it against the files.
 MENU = {
     **dict.fromkeys(("yolo11n", "yolo11s", "yolo11m", "yolo11l", "yolo11x"), "detectors.yolo"),
+    **dict.fromkeys(("yolo26n", "yolo26s", "yolo26m", "yolo26l", "yolo26x"), "detectors.yolo26"),
+    **dict.fromkeys(("rtdetr-l", "rtdetr-x"), "detectors.rtdetr"),
     **{
         f"{family}_r{depth}": f"detectors.{family}"
         for family in ("faster_rcnn", "cascade_rcnn", "retinanet", "fcos")

@@ -29,6 +29,7 @@ SMALLER = {
     "double_unet": {"width": 16},
     "retinanet_r18": _NARROW,
     "fcos_r18": {"imgsz": 128, "channels": 32},
+    "rtdetr-l": {"denoising": 20},
     **{
         name: {**_NARROW, "head": 64, "rois": 64}
         for name in ("faster_rcnn_r18", "cascade_rcnn_r18")
@@ -39,7 +40,8 @@ SMALLER = {
 ANCHORED = ("faster_rcnn_r18", "cascade_rcnn_r18", "retinanet_r18")
 PACE = {
     **dict.fromkeys((*ANCHORED, "fcos_r18"), (24, 4e-4)),
-    "yolo11n": (30, 3e-3),
+    **dict.fromkeys(("yolo11n", "yolo26n"), (30, 3e-3)),
+    "rtdetr-l": (12, 1e-3),
     "lesion_resnet50": (12, 4e-4),
     **dict.fromkeys(("double_unet", "unet_plus_plus"), (24, 1e-2)),
     "msma_unet": (30, 3e-3),

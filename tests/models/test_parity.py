@@ -75,7 +75,7 @@ def test_yolo_trains_as_in_ultralytics_own_trainer(
 def test_an_exported_yolo_opens_in_ultralytics_and_finds_the_same(tmp_path: Path) -> None:
     from ultralytics import YOLO
 
-    from raybone.models.detectors.yolo import export
+    from raybone.models.detectors._ultralytics import export
 
     module = load("yolo11n").build(load("yolo11n").Config(conf=0.01))
     trained(module, batch_of(), 20, 3e-3)

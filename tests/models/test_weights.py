@@ -20,7 +20,7 @@ from raybone.cli import main
 from raybone.errors import WrongInput
 from raybone.models import load
 from raybone.models._weights import start_from
-from raybone.models.detectors.yolo import export
+from raybone.models.detectors._ultralytics import export
 from raybone.run.checks import resolve
 from raybone.study.files import read_study
 
