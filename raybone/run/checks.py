@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from raybone.data.annotations import foci
 from raybone.data.dataset import Dataset, open_dataset
@@ -20,17 +16,15 @@ from raybone.errors import InvalidConfig, WrongInput
 from raybone.hpo.fold_race import ladder
 from raybone.hpo.sampler import propose
 from raybone.hpo.state import State
-from raybone.models import configured, load
-from raybone.models._model import Model, TrainingConfig, names_study
+from raybone.models import configured
+from raybone.models._model import names_study
 from raybone.models._weights import copy_into, start_from, weights_file
 from raybone.results.lineage import winner_of
+from raybone.run.members import Member, collect, members_of
 from raybone.storage import Folder
-from raybone.study.files import problems_of
-from raybone.study.relocate import PLACES, looked_up
+from raybone.study.relocate import looked_up
 from raybone.study.space import left_by_rules
 from raybone.study.spec import Resolved, ResolvedStudy, Study
-from raybone.tasks import task_named
-from raybone.tasks.base import Task
 from raybone.train.checkpoint import earlier_fold
 from raybone.version import version
 
@@ -39,33 +33,17 @@ FEW = 10
 SMALL = 10  # per cent of the lesions that are smaller than the smallest anchor
 
 
-@dataclass(frozen=True)
-class Member:
-    """One model of a study, with the study of it alone and the fixed values as its
-    configuration.
-    """
-
-    study: Study
-    model: Model
-    config: TrainingConfig
-
-    @property
-    def task(self) -> Task:
-        """What the model predicts."""
-        return task_named(self.model.task)
-
-
 def resolve(study: Study, out: Folder | None = None) -> tuple[ResolvedStudy, Dataset]:
     """Look up the dataset and the models, check the study against both, and resolve it.
 
     Raises:
         WrongInput: all problems, one line each.
     """
-    problems: list[str] = []
-    dataset = _collect(problems, lambda: open_dataset(study.dataset, study.search.test_fold))
+    problems = [line] if (line := left_by_rules(study)) else list[str]()
+    dataset = collect(problems, lambda: open_dataset(study.dataset, study.search.test_fold))
     if dataset:
         study = _with_anchors(study, smallest_anchor(dataset))
-    members = _members(study, problems)
+    members = members_of(study, problems)
     study, started = _with_places(study, members, dataset, problems)
     if dataset:
         problems += _check_folds(study, dataset)
@@ -94,7 +72,7 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[ResolvedStudy, Dat
     )
     checked = study.model_copy(update={"dataset": absolute}).resolved_as(resolved)
     for member in members:
-        if _built(member) is None:
+        if member.built() is None:
             first_taken(checked.of(member.model.name))
     return checked, dataset
 
@@ -105,8 +83,8 @@ def check_alone(study: Study) -> None:
     Raises:
         WrongInput: all problems, one line each.
     """
-    problems: list[str] = []
-    _members(_with_anchors(study, None), problems)
+    problems = [line] if (line := left_by_rules(study)) else list[str]()
+    members_of(_with_anchors(study, None), problems)
     if problems:
         raise WrongInput(*dict.fromkeys(problems))
 
@@ -125,63 +103,6 @@ def _with_anchors(study: Study, anchor: float | None) -> Study:
         for name, block in study.models.items()
     }
     return study.model_copy(update={"fixed": fixed(study.fixed), "models": blocks})
-
-
-def _members(study: Study, problems: list[str]) -> list[Member]:
-    """The models with their fixed values, those that are right."""
-    if line := left_by_rules(study):
-        problems.append(line)
-    members, tasks = [], dict[str, str]()
-    for name in study.names:
-        model = _collect(problems, partial(load, name))
-        if not model:
-            continue
-        tasks.setdefault(model.task, name)
-        ranked = task_named(model.task).ranked
-        if study.metric not in ranked:
-            problems.append(
-                f"metric: {name} is a {model.task} model and is ranked by one of "
-                f"{', '.join(ranked)}; got {study.metric}"
-            )
-        config = _check_space(study, model, problems)
-        if config:
-            problems += _check_shares(study.of(name), config)
-            members.append(Member(study.of(name), model, config))
-    if len(tasks) > 1:
-        kinds = " and ".join(f"{name} is a {task} model" for task, name in tasks.items())
-        problems.append(f"models: must be of one task, but {kinds}; make a study of each task")
-    problems += _check_shared(study, members)
-    return members
-
-
-def _check_shared(study: Study, members: Sequence[Member]) -> list[str]:
-    """What a study over models says of all must be of some, and scores must be comparable."""
-    problems, blocks = [], study.models.values()
-    for where, keys in (("fixed", study.fixed), ("space", study.space)):
-        for key, value in keys.items() if blocks else ():
-            if all(key in block.without for block in blocks):
-                known = sorted({k for m in members for k in m.model.Config.model_fields})
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"they have {', '.join(known)}"
-                if key in known:
-                    hint = "take it out of one model's `without`"
-                problems.append(
-                    f"{where}.{key}: no model of this study ({', '.join(study.names)}) has such a "
-                    f"hyper-parameter; {hint}"
-                )
-            values = getattr(value, "choice", None) or (value,)
-            if key in PLACES and any(v and (key != "nm" or names_study(key, v)) for v in values):
-                problems.append(
-                    f"{where}.{key}: is of one model alone; move it to models.NAME.{where}.{key}"
-                )
-    for key in ("categories", "target"):
-        values = {m.model.name: getattr(m.config, key, "") for m in members}
-        if len(set(values.values())) > 1:
-            problems.append(
-                f"models: must have the same {key} to be compared, but have {values}; put it "
-                "under fixed"
-            )
-    return problems
 
 
 def dataset_of(study: ResolvedStudy) -> Dataset:
@@ -261,9 +182,9 @@ def _with_places(
     def path_of(member: Member, given: Any) -> Any:
         if not given or not isinstance(given, str):
             return given
-        file = _collect(problems, lambda: weights_file(given, member.model))
-        module = _built(member)
-        counts = _collect(problems, lambda: start_from(module, file)) if file and module else None
+        file = collect(problems, lambda: weights_file(given, member.model))
+        module = member.built()
+        counts = collect(problems, lambda: start_from(module, file)) if file and module else None
         if counts:
             told[str(file)] = (
                 f"started from {counts[0]} of {counts[1]} tensors of {file.name}; whether it has "
@@ -274,12 +195,12 @@ def _with_places(
     def winner(member: Member, key: str, given: Any) -> Any:
         if dataset is None or not names_study(key, given):
             return given
-        found = _collect(problems, lambda: winner_of(given, member.study, dataset, key))
-        module = _built(member)
+        found = collect(problems, lambda: winner_of(given, member.study, dataset, key))
+        module = member.built()
         if not found or (
             key == "init_from"
             and module
-            and not _collect(
+            and not collect(
                 problems,
                 lambda: copy_into(module, earlier_fold(found[0], 0)["average"], f"{key} {given}"),
             )
@@ -295,69 +216,6 @@ def _with_places(
         return path_of(member, given) if key == "weights" else winner(member, key, given)
 
     return looked_up(study, look_up), tuple(told.values())
-
-
-def _built(member: Member) -> Any:
-    """The network of the fixed values, or None where they need a searched one to go together."""
-    try:
-        return member.model.build(member.config)
-    except InvalidConfig:
-        return None
-
-
-def _collect(problems: list[str], look_up: Callable[[], Any]) -> Any:
-    try:
-        return look_up()
-    except WrongInput as error:
-        problems.extend(error.problems)
-        return None
-
-
-def _check_space(study: Study, model: Model, problems: list[str]) -> TrainingConfig | None:
-    """Fixed values and both ends of every searched one must be values the model takes."""
-    known, alone = set(model.Config.model_fields), study.of(model.name)
-    own = study.models[model.name].space if study.models else {}
-    try:
-        config = model.Config.model_validate(alone.fixed)
-    except ValidationError as error:
-        problems += problems_of(error, f"fixed ({model.name})", model.Config)
-        config = None
-    for name, param in alone.space.items():
-        where = f"models.{model.name}.space" if name in own else "space"
-        if name not in known:
-            problems.append(
-                f"{where}.{name}: {model.name} has no such hyper-parameter; it has "
-                f"{', '.join(sorted(known))}"
-            )
-            continue
-        for value in param.choice or param.bounds or ():
-            try:
-                model.Config.model_validate({name: value})
-            except ValidationError as error:
-                problems += [f"{where}.{line}" for line in _plain(error)]
-    return config
-
-
-def _check_shares(study: Study, config: TrainingConfig) -> list[str]:
-    """Batches that the workers of a run cannot share out evenly would be others than their rows
-    say.
-    """
-    workers, param = study.resources.workers, study.space.get("batch")
-    values = (param.choice or ()) if param else (config.batch,)
-    uneven = [str(v) for v in values if isinstance(v, int) and v % workers]
-    where = "space.batch" if param else "fixed.batch"
-    return (
-        [
-            f"{where}: must be a multiple of the {workers} resources.workers, got "
-            f"{', '.join(uneven)}; change one of them"
-        ]
-        if uneven
-        else []
-    )
-
-
-def _plain(error: ValidationError) -> list[str]:
-    return [line.removeprefix(": ") for line in problems_of(error, "", TrainingConfig)]
 
 
 def _check_folds(study: Study, dataset: Dataset) -> list[str]:
@@ -432,7 +290,7 @@ def _check_disk(study: Study, members: Sequence[Member], out: Path, folds: int) 
     parent = out
     while not parent.exists():
         parent = parent.parent
-    built = [module for member in members if (module := _built(member)) is not None]
+    built = [module for m in members if (module := m.built()) is not None]
     largest = max((sum(p.numel() for p in module.parameters()) for module in built), default=0)
     need = folds * 4 * largest * (3 * study.keep + 8)
     free = shutil.disk_usage(parent).free
