@@ -73,7 +73,7 @@ def test_every_hyper_parameter_of_every_model_has_a_meaning(name: str) -> None:
         ("yolov8n", "yolo11n"),
         ("yolo11n-cls", "yolo11n"),
         ("maskrcnn", "faster_rcnn_r50"),
-        ("nnunet", "unet"),
+        ("nnunetv2", "nnunet"),
         ("U-Net", "unet"),
     ],
 )

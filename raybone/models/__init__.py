@@ -6,10 +6,12 @@ import csv
 import difflib
 import os
 import pwd
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +19,12 @@ from pydantic import ValidationError
 
 from raybone.errors import InvalidConfig, WrongInput
 from raybone.study.files import problems_of
-from raybone.study.spec import MODELS, Study
+from raybone.study.spec import EXTRAS, MODELS, Study
 
 if TYPE_CHECKING:
     from raybone.models._model import Model, TrainingConfig
 
+TIMM, TIMM_FILE = "timm/", "classifiers.timm"  # what names any network of timm, and its file
 # name -> file below this folder; the contract suite checks it against the files.
 MENU = {
     **dict.fromkeys(("yolo11n", "yolo11s", "yolo11m", "yolo11l", "yolo11x"), "detectors.yolo"),
@@ -38,6 +41,16 @@ MENU = {
         ("lesion_resnet50", "lesion_inception_v3", "lesion_vgg16", "lesion_densenet169"),
         "classifiers.lesion",
     ),
+    # What other libraries bring: smp/DECODER, and any network of timm as timm/NAME.
+    **{
+        f"smp/{decoder}": "segmenters.smp"
+        for decoder in (
+            *("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet"),
+            *("PAN", "DeepLabV3", "DeepLabV3Plus", "UPerNet", "Segformer", "DPT"),
+        )
+    },
+    "nnunet": "segmenters.nnunet",
+    "timm/resnet18": TIMM_FILE,
 }
 
 
@@ -75,6 +88,8 @@ def task_of(name: str) -> str:
     for known, task, *_ in menu():
         if known == name:
             return task
+    if name.startswith(TIMM):
+        return "classification"
     return load(name).task  # of another package, so that it is imported
 
 
@@ -83,12 +98,28 @@ def load(name: str) -> Model:
     MODULE:ATTRIBUTE, which is imported.
 
     Raises:
-        WrongInput: no such model; the message lists the menu.
+        WrongInput: no such model; the message lists the menu. Or its library is not installed.
     """
-    if name not in MENU:  # a job's code comes without menu.csv
+    if package := missing(name):
+        raise WrongInput(
+            f"model: {name} needs {package}, which is not installed; pip install 'raybone[models]'"
+        )
+    timm = name.startswith(TIMM)
+    if name not in MENU and not timm:  # a job's code comes without menu.csv
         return _from_outside(name)
-    module = import_module(f"raybone.models.{MENU[name]}")
+    with warnings.catch_warnings():  # libraries warn of what they do to each other
+        warnings.simplefilter("ignore")
+        module = import_module(f"raybone.models.{TIMM_FILE if timm else MENU[name]}")
+    if timm:
+        made: Model = module.model(name)
+        return made
     return next(m for m in getattr(module, "MODELS", None) or [module.MODEL] if m.name == name)
+
+
+def missing(name: str) -> str:
+    """The package that this model needs and that is not installed; empty where there is none."""
+    package = EXTRAS.get(name.partition("/")[0], "")
+    return package if package and find_spec(package.replace("-", "_")) is None else ""
 
 
 def configured(study: Study, params: Mapping[str, Any]) -> tuple[Model, TrainingConfig]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -151,3 +152,12 @@ class Model:
     weights: Mapping[str, str] = field(default_factory=dict)
     graph: Graph | None = None
     native: tuple[str, Callable[[Any, Path], None]] | None = None
+
+    def row(self) -> tuple[str, str, int, str]:
+        """Name, task, trained parameters with the default configuration, and source, as the menu
+        has them; the network is built without its weights.
+        """
+        with torch.device("meta"):
+            weights = [*self.build(self.Config()).parameters()]
+        trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+        return self.name, self.task, trained, self.SOURCE

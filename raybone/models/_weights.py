@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from platformdirs import user_cache_path
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raybone.errors import WrongInput
@@ -83,9 +84,10 @@ def copy_into(
         if prefix + n in own
     }
     fits = {n: value for n, value in named.items() if value.shape == own[n].shape}
-    if 2 * len(fits) <= len(theirs):
+    several = len({value.data_ptr() for value in theirs.values()})  # one may have two names
+    if 2 * len(fits) <= several:
         raise WrongInput(
-            f"{where}: must be of this architecture, but {len(fits)} of its {len(theirs)} tensors "
+            f"{where}: must be of this architecture, but {len(fits)} of its {several} tensors "
             "fit; give the file of the same model or backbone"
         )
     if not all(bool(value.isfinite().all()) for value in fits.values()):
@@ -111,6 +113,8 @@ def _read(file: Path) -> dict[str, Tensor]:
     them.
     """
     try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
         named = torch.serialization.get_unsafe_globals_in_checkpoint(file)
         with torch.serialization.safe_globals([(_Inert, name) for name in named]):
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -119,7 +123,7 @@ def _read(file: Path) -> dict[str, Tensor]:
             f"weights {file}: must be a file of tensors, but {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}; save its state_dict"
         ) from None
-    for key in ("average", "ema", "model"):
+    for key in ("average", "ema", "model", "state_dict", "network_weights"):
         content = (content.get(key) if isinstance(content, dict) else None) or content
     tensors = content.state_dict() if isinstance(content, nn.Module) else content
     if not isinstance(tensors, dict) or not any(isinstance(v, Tensor) for v in tensors.values()):

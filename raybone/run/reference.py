@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from raybone.models import MENU, load, menu
+from raybone.models import MENU, TIMM, load, menu, missing
 from raybone.study.metric import METRICS
 from raybone.study.param import Param
 from raybone.study.spec import Limits, ModelBlock, Resources, Search, Study
@@ -96,7 +96,7 @@ class Key:
 
 
 def hyper_parameters(name: str) -> dict[str, Any]:
-    """A model of the menu with all that a study may fix or search of it.
+    """A model with all that a study may fix or search of it.
 
     Returns:
         name, task, parameters, source, the names that `weights` knows, hyperparameters, and space,
@@ -105,7 +105,7 @@ def hyper_parameters(name: str) -> dict[str, Any]:
         WrongInput: no such model.
     """
     model = load(name)
-    (row,) = (row for row in menu() if row[0] == name)
+    row = {row[0]: row for row in menu()}.get(name) or model.row()
     return {
         **dict(zip(("name", "task", "parameters", "source"), row)),
         "weights": list(model.weights),
@@ -139,28 +139,34 @@ def schema() -> dict[str, Any]:
     hyper-parameters.
     """
     found, names = _study(), dict[Any, list[str]]()
-    found["properties"]["model"]["enum"], found["properties"]["metric"]["enum"] = (
-        list(MENU),
-        list(METRICS),
-    )
+    found["properties"]["model"] |= _named(MENU)
+    found["properties"]["metric"]["enum"] = list(METRICS)
     found["$defs"]["Param"]["oneOf"] = [
         {"required": [name]} for name in Param.model_fields if name != "when"
     ]
-    blocks = {}
+    blocks = dict[str, Any]()
     for name in MENU:
+        if missing(name):
+            blocks[name] = {}  # known by its name alone
+            continue
         model = load(name)
         names.setdefault((model.task, model.Config), []).append(name)
         blocks[name] = {"anyOf": [{"type": "null"}, _block(model.Config)]}
     found["properties"]["models"] = {
         "description": found["properties"]["models"]["description"],
         "anyOf": [
-            {"type": "array", "items": {"enum": list(MENU)}, "minItems": 1},
-            {"type": "object", "properties": blocks, "additionalProperties": False},
+            {"type": "array", "items": _named(MENU), "minItems": 1},
+            {
+                "type": "object",
+                "properties": blocks,
+                "patternProperties": {f"^{TIMM}": blocks[f"{TIMM}resnet18"]},
+                "additionalProperties": False,
+            },
         ],
     }
     found["allOf"] = [
         {
-            "if": {"properties": {"model": {"enum": many}}, "required": ["model"]},
+            "if": {"properties": {"model": _named(many)}, "required": ["model"]},
             "then": {
                 "properties": {"metric": {"enum": task_named(task).ranked}, **_of_model(config)}
             },
@@ -211,6 +217,13 @@ def _study() -> dict[str, Any]:
         ):  # infinity is no JSON
             del prop["default"]
     return found
+
+
+def _named(names: Iterable[str]) -> dict[str, Any]:
+    """The schema of these names; with one of timm's, of all of timm's."""
+    listed = list(names)
+    timm = [{"pattern": f"^{TIMM}"}] if any(name.startswith(TIMM) for name in listed) else []
+    return {"anyOf": [{"enum": listed}, *timm]}
 
 
 def _block(config: type[BaseModel]) -> dict[str, Any]:

@@ -22,6 +22,12 @@ from raybone.study.param import Param, Strict, Value
 from raybone.study.soundness import unsound
 
 MODELS = "raybone.models"  # group of the entry points by which packages offer models
+# Packages of the extra raybone[models], by what the names of their models begin with
+EXTRAS = {
+    "smp": "segmentation-models-pytorch",
+    "timm": "timm",
+    "nnunet": "dynamic-network-architectures",
+}
 # Of anything that is counted: more is a slip, and overflows what torch and Ray count in
 MOST = 1_000_000
 
@@ -372,6 +378,8 @@ def packages_of(study: Study) -> list[str]:
         if colon:
             top = module.partition(".")[0]
             packages |= set(packages_distributions().get(top, [top]))
+        if package := EXTRAS.get(name.partition("/")[0]):
+            packages.add(package)
         offered = entry_points(group=MODELS, name=name)
         packages |= {entry.dist.name for entry in offered if entry.dist}
     return sorted(packages)

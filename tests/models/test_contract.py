@@ -27,6 +27,8 @@ SMALLER = {
     "msma_unet": {"width": 8},
     "unet_plus_plus": {"width": 4},
     "double_unet": {"width": 16},
+    "smp/Unet": {"encoder": "resnet18"},
+    "nnunet": {"width": 8, "depth": 3},
     "retinanet_r18": _NARROW,
     "fcos_r18": {"imgsz": 128, "channels": 32},
     "rtdetr-l": {"denoising": 20},
@@ -45,6 +47,7 @@ PACE = {
     "lesion_resnet50": (12, 4e-4),
     **dict.fromkeys(("double_unet", "unet_plus_plus"), (24, 1e-2)),
     "msma_unet": (30, 3e-3),
+    **dict.fromkeys(("smp/Unet", "nnunet", "timm/resnet18"), (12, 3e-3)),
 }
 
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 from torchvision import models
 
 from raybone.models._model import Model
+from raybone.models._padded import Padded
 from raybone.models.classifiers._classifier import CHANNELS, GRAPH, SPACE, ClassifierConfig, builder
 
 SOURCE = "Liu et al. 2021, doi 10.1186/s12880-021-00662-9; "
@@ -25,26 +25,13 @@ SMALLEST = (
 )
 
 
-class _Padded(nn.Module):
-    """InceptionV3 on images of any size: narrow ones get a border of zeros."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, image_NCHW: Tensor) -> Tensor:
-        missing = [max(0, SMALLEST - side) for side in image_NCHW.shape[2:]]
-        found: Tensor = self.net(functional.pad(image_NCHW, (0, missing[1], 0, missing[0])))
-        return found
-
-
 def _resnet50() -> nn.Module:
     return _entered(models.resnet50(num_classes=1), "conv1")
 
 
 def _inception_v3() -> nn.Module:
     net = models.inception_v3(num_classes=1, aux_logits=False, init_weights=True)
-    return _Padded(_entered(net, "Conv2d_1a_3x3.conv"))
+    return Padded(_entered(net, "Conv2d_1a_3x3.conv"), smallest=SMALLEST)
 
 
 def _vgg16() -> nn.Module:

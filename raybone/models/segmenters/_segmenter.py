@@ -103,10 +103,11 @@ class Segmenter(nn.Module):
                 :, : len(self.config.categories)
             ]
             return [Prediction(mask_CHW=m) for m in probability_NCHW.detach().cpu().numpy()]
-        losses = [
-            self._losses(logits_NCHW, cast(Batch, batch).mask_NCHW) for logits_NCHW in outputs
-        ]
-        return {name: torch.stack([part[name] for part in losses]).sum() for name in losses[0]}
+        return self._trained(outputs, cast(Batch, batch).mask_NCHW)
+
+    def _trained(self, outputs: list[Tensor], mask_NCHW: Tensor) -> dict[str, Tensor]:
+        """The losses of all outputs together."""
+        return summed([self._losses(logits_NCHW, mask_NCHW) for logits_NCHW in outputs])
 
     def _outputs(self, image_NCHW: Tensor) -> list[Tensor]:
         tile = self.config.tile
@@ -155,6 +156,11 @@ class Segmenter(nn.Module):
             _with_background(logits_NCHW), class_NHW, ignore_index=0, reduction="sum"
         )
         return total / (class_NHW > 0).sum().clamp(min=1)
+
+
+def summed(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Losses of several outputs, added by name."""
+    return {name: torch.stack([part[name] for part in losses]).sum() for name in losses[0]}
 
 
 def probabilities(logits_NCHW: Tensor, config: SegmenterConfig) -> Tensor:
