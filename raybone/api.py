@@ -20,6 +20,7 @@ from raybone.data.ingest.options import PrepareKeywords
 from raybone.data.ingest.prepare import Prepared
 from raybone.deploy.bundle import Bundle, open_bundle
 from raybone.errors import RunFailed, WrongInput
+from raybone.results.leaderboard import Entry, entries_of
 from raybone.results.study_folder import ConfigurationFolder, StudyFolder
 from raybone.results.terminal import bar, epoch_line
 from raybone.results.terminal import progress as lines
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from raybone.hpo.brain import Brain
+    from raybone.results.pareto import Cost
+    from raybone.results.speed import Timer
 
 __all__ = [
     "Bundle",
@@ -214,6 +217,50 @@ class Results:
     def leaderboard(self) -> pd.DataFrame:
         """One row a configuration, best first; docs/reviewer.md says what the columns are."""
         return self.folder.table()
+
+    def by_model(self, *, time: bool = False) -> pd.DataFrame:
+        """One row a model, best first: its best configuration, the tests of that against the best
+        of every other model, and what the model cost; see ``raybone.results.by_model``.
+
+        Args:
+            time: whether those best configurations' networks are timed on this machine, on one
+                image, with fresh weights: the columns ms and ms_on.
+        """
+        from raybone.results.by_model import by_model
+
+        return by_model(self.leaderboard(), self._entries(), self._timer() if time else None)
+
+    def pareto(self, cost: Cost = "train_seconds") -> pd.DataFrame:
+        """The rows of the leaderboard to which no other complete row is at least as good and as
+        cheap, and better in one of the two; the cheapest first.
+
+        Args:
+            cost: a column, or ``ms``, milliseconds an image, for which the network of every
+                complete row is timed as ``by_model`` does.
+        Raises:
+            WrongInput: it is none of these.
+        """
+        from raybone.results.pareto import COSTS, pareto
+
+        if cost not in COSTS:
+            raise WrongInput(
+                f"pareto: the cost must be one of {', '.join(COSTS)}, got {cost!r}; change it"
+            )
+        table = self.leaderboard()
+        if cost == "ms":
+            table = table[table["state"] == "complete"]
+            entries = self._entries()
+            times = self._timer().columns([entries[c] for c in table["config_id"]])
+            table = table.assign(ms=[t["ms"] for t in times], ms_on=[t["ms_on"] for t in times])
+        return pareto(table, self.study.sign, cost)
+
+    def _entries(self) -> dict[str, Entry]:
+        return entries_of({self.folder.url: (self.study, self.folder.state)})
+
+    def _timer(self) -> Timer:
+        from raybone.results.speed import Timer
+
+        return Timer(self.folder, bar("time"))
 
     def configuration(self, config_id: str) -> ConfigurationFolder:
         """One configuration by its ``config_id`` in the leaderboard."""

@@ -8,33 +8,58 @@ from functools import partial
 
 from raybone.cli.data import modality_of
 from raybone.errors import WrongInput
-from raybone.results.terminal import bar, epoch_line, say, show_table
+from raybone.results.terminal import bar, epoch_line, say, show_by_model, show_table
 from raybone.types import safe_cell
 
 
-def leaderboard(studies: Sequence[str], *, csv: str | None = None, brief: bool = False) -> None:
+def leaderboard(
+    studies: Sequence[str],
+    *,
+    csv: str | None = None,
+    brief: bool = False,
+    by_model: bool = False,
+    time: bool = False,
+) -> None:
     """rebuild leaderboard.csv from the journal and show it; several studies make one table
 
     Args:
         studies STUDY:
         csv FILE: write the table here as well
         brief: only the ten columns that a reviewer reads first
+        by_model: one row a model: its best configuration against that of the others, and what it
+            cost
+        time: for --by-model: milliseconds an image on this machine
     """
-    from raybone.results.leaderboard import brief_of, merged_leaderboard
+    from raybone.results.leaderboard import brief_of, entries_of, merged_leaderboard
     from raybone.results.study_folder import StudyFolder
 
+    if brief and by_model:
+        raise WrongInput("leaderboard: --brief and --by-model are two tables; leave one out")
+    if time and not by_model:
+        raise WrongInput(
+            "leaderboard: --time is a column of --by-model, which is not asked for; add it, or "
+            "leave --time out"
+        )
     folders = {study: StudyFolder(study) for study in studies}
-    if len(folders) == 1:
-        (folder,) = folders.values()
-        folder.study  # noqa: B018  # that it is no study is said first
-        folder.refuse_loss()
-        table = folder.write_table()
-    else:
-        table = merged_leaderboard({name: (f.study, f.state) for name, f in folders.items()})
+    first, *others = folders.values()
+    if not others:
+        first.study  # noqa: B018  # that it is no study is said first
+        first.refuse_loss()
+    boards = {name: (f.study, f.state) for name, f in folders.items()}
+    table = merged_leaderboard(boards) if others else first.write_table()
+    if by_model:
+        from raybone.results.by_model import by_model as table_of_models
+        from raybone.results.speed import Timer
+
+        timer = Timer(first, bar("time")) if time else None
+        table = table_of_models(table, entries_of(boards), timer)
     if csv:
         written = table[brief_of(table)] if brief else table
         written.map(safe_cell).to_csv(csv, index=False)
-    show_table(table, brief)
+    if by_model:
+        show_by_model(table)
+    else:
+        show_table(table, brief)
 
 
 def compare(studies: Sequence[str], *, dataset: str = "", json: bool = False) -> None:

@@ -49,6 +49,19 @@ def corrected_p(folds_K: Array, best_K: Array) -> float:
     return float(2 * special.stdtr(count - 1, -abs(t)))
 
 
+def holm(p_N: Array) -> Array:
+    """p of N tests, adjusted for their number, so that 5 % bounds the chance of one wrong finding
+    among all, float, shape (N,); NaN stays, and is not counted.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6:65.
+    """
+    adjusted_N = np.array(p_N, float)
+    known = [n for n in np.argsort(adjusted_N, kind="stable") if np.isfinite(adjusted_N[n])]
+    scaled = adjusted_N[known] * np.arange(len(known), 0, -1)
+    adjusted_N[known] = np.minimum(np.maximum.accumulate(scaled), 1)
+    return adjusted_N
+
+
 def patient_draws(
     fold_P: Array, lesion_P: Array, seed: int | list[int], count: int = REPLICATES
 ) -> Array:

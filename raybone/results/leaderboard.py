@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+Boards = Mapping[str, tuple[ResolvedStudy, State]]
+# A row's study and configuration, and whether the study has ended.
+Entry = tuple[ResolvedStudy, Configuration, bool]
+
+
 def leaderboard(study: ResolvedStudy, state: State) -> pd.DataFrame:
     """Rows of all configurations; only complete ones have a rank, the others follow in order of
     progress.
@@ -39,14 +44,17 @@ def leaderboard(study: ResolvedStudy, state: State) -> pd.DataFrame:
     one patient, rows that are not complete. No p is corrected for the number of configurations.
     ``corrected`` is the winner's score without the curse of the choice among complete rows.
     """
-    return _ranked(
-        {c.id: (study, c, bool(state.end)) for c in state.configurations.values()}, [study]
-    )
+    return merged_leaderboard({study.name: (study, state)})
 
 
-def merged_leaderboard(boards: Mapping[str, tuple[ResolvedStudy, State]]) -> pd.DataFrame:
-    """The rows of several studies as one leaderboard; a config_id has its study's path before it,
-    as in ``a/c003``.
+def merged_leaderboard(boards: Boards) -> pd.DataFrame:
+    """The rows of several studies as one leaderboard; see ``entries_of`` for names and errors."""
+    return _ranked(entries_of(boards), [study for study, _ in boards.values()])
+
+
+def entries_of(boards: Boards) -> dict[str, Entry]:
+    """What the rows of a leaderboard are made of, by their config_id; of several studies, that has
+    its study's path before it, as in ``a/c003``.
 
     Args:
         boards: study and state by the path that messages and rows name.
@@ -65,16 +73,11 @@ def merged_leaderboard(boards: Mapping[str, tuple[ResolvedStudy, State]]) -> pd.
     ]
     if problems:
         raise WrongInput(*problems)
-    entries = {
-        f"{url}/{c.id}": (study, c, bool(state.end))
+    return {
+        f"{url}/{c.id}" if others else c.id: (study, c, bool(state.end))
         for url, (study, state) in boards.items()
         for c in state.configurations.values()
     }
-    return _ranked(entries, [study for study, _ in boards.values()])
-
-
-# A row's study and configuration, and whether the study has ended.
-Entry = tuple[ResolvedStudy, Configuration, bool]
 
 
 def _traits(study: ResolvedStudy) -> dict[str, object]:
@@ -112,12 +115,9 @@ def _ranked(entries: Mapping[str, Entry], studies: Sequence[ResolvedStudy]) -> p
     for rank, row in enumerate(complete, 1):
         row["rank"] = rank
         row["delta_to_best"] = row[mean] - complete[0][mean]
-        row |= _against(row, complete[0], entries) if rank > 1 else {"verdict": "best"}
+        row |= against(row, complete[0], entries) if rank > 1 else {"verdict": "best"}
     if complete:
-        folds_CK = np.array([_folds(study, row) for row in complete])
-        complete[0][f"{study.metric}_corrected"] = study.sign * corrected_winner(
-            study.sign * folds_CK
-        )
+        complete[0][f"{study.metric}_corrected"] = corrected(study, complete)
     looks = [name for name, (_, c, _) in entries.items() if c.test]
     if len(looks) > 1:
         remark = f"the test group was looked at {len(looks)} times ({', '.join(looks)})"
@@ -136,9 +136,14 @@ def csv_of(table: pd.DataFrame) -> bytes:
     return table.map(safe_cell).to_csv(index=False).encode()
 
 
+def metric_of(table: pd.DataFrame) -> str:
+    """The metric that a leaderboard is ranked by."""
+    return str(next(c for c in table.columns if c.endswith("_nb_low"))).removesuffix("_nb_low")
+
+
 def brief_of(table: pd.DataFrame) -> list[str]:
     """The names of the columns that a reviewer reads first."""
-    m = next(c for c in table.columns if c.endswith("_nb_low")).removesuffix("_nb_low")
+    m = metric_of(table)
     first = (
         "rank",
         "config_id",
@@ -257,14 +262,25 @@ def _mean(configuration: Configuration, folds: int, metric: str) -> float:
     return float(np.mean(values)) if np.isfinite(values).all() else math.nan
 
 
-def _against(
+def corrected(study: ResolvedStudy, complete: Sequence[dict[str, Any]]) -> float:
+    """The score of the best of these complete rows without the curse of the choice among them."""
+    folds_CK = np.array([_folds(study, row) for row in complete])
+    return study.sign * corrected_winner(study.sign * folds_CK)
+
+
+def against(
     row: dict[str, Any], best: dict[str, Any], entries: Mapping[str, Entry]
 ) -> dict[str, Any]:
-    """Paired comparison of a complete row with the best; studies of other seeds have drawn other
-    patients.
+    """Paired comparison of a complete row with the best, or with another complete one; studies of
+    other seeds have drawn other patients.
+
+    Returns:
+        The columns of a leaderboard: p_to_best, p_to_best_bootstrap, delta_ci_low, delta_ci_high
+        and verdict.
     """
     (study, one, _), (_, other, _) = (entries[r["config_id"]] for r in (row, best))
     folds_K, best_K = _folds(study, row), _folds(study, best)
+    mean = f"{study.metric}_mean"
     tests = {"p_to_best": corrected_p(folds_K, best_K), "p_to_best_bootstrap": math.nan}
     if (
         one.replicates
@@ -272,7 +288,7 @@ def _against(
         and row["seed"] == best["seed"]
     ):
         paired = (
-            row["delta_to_best"],
+            row[mean] - best[mean],
             np.array(one.replicates) - np.array(other.replicates),
             min(one.freedom, other.freedom),
         )
@@ -284,11 +300,11 @@ def _against(
         **tests,
         "delta_ci_low": low,
         "delta_ci_high": high,
-        "verdict": _verdict(tests["p_to_best"]),
+        "verdict": verdict(tests["p_to_best"]),
     }
 
 
-def _verdict(p_value: float) -> str:
+def verdict(p_value: float) -> str:
     """One word a pair: by the test that allows for other training patients (Nadeau & Bengio 2003),
     at 5 %.
     """

@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from raybone.types import printable
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 EVERY = 10.0  # seconds between two lines on the running folds
+NAME = 15  # letters of a name in the table of models
 
 
 def tell_end(reason: EndReason, out: str) -> None:
@@ -80,6 +81,79 @@ def show_table(table: pd.DataFrame, brief: bool = False) -> None:
     say(shown.to_string(index=False, na_rep="", float_format="{:.3g}".format))
     for warning in filter(None, table["warnings"].fillna("").unique()):
         say(f"warning: {warning}")
+
+
+def show_by_model(table: pd.DataFrame) -> None:
+    """The table of models as two, of scores and of costs, each within 120 columns."""
+    metric = str(table.columns[4]).removesuffix("_mean")
+    scores, costs = [], []
+    for row in table.to_dict("records"):
+        name = row["model"] if len(row["model"]) <= NAME else f"{row['model'][: NAME - 3]}..."
+        best = row["config_id"]
+        scores.append(
+            {
+                "model": name,
+                "config": best if len(best) <= NAME else f"...{best[3 - NAME :]}",
+                "complete": f"{row['complete']}/{row['configurations']}",
+                metric: _digits(row[f"{metric}_mean"]),
+                "95 %": _span(row, f"{metric}_nb"),
+                "corrected": _digits(row[f"{metric}_corrected"]),
+                "to the best": _digits(row["delta_to_best"]),
+                "its 95 %": _span(row, "delta_ci"),
+                "p": _digits(row["p_holm"]),
+                "verdict": row["verdict"],
+            }
+        )
+        size = row["parameters"]
+        costs.append(
+            {
+                "model": name,
+                "train hours": _digits(row["train_hours"]),
+                "GPU hours": _digits(row["gpu_hours"]),
+                "parameters": f"{size:,.0f}" if size == size else "",
+                **({"ms an image": _digits(row["ms"])} if "ms" in row else {}),
+            }
+        )
+    import pandas as pd
+
+    for rows in (scores, costs):
+        say(pd.DataFrame(rows).to_string(index=False) if rows else "no configuration has begun")
+    for line in _by_model_notes(table):
+        say(line)
+
+
+def _by_model_notes(table: pd.DataFrame) -> list[str]:
+    """What a reader must know of the table of models."""
+    ranked = int((table["complete"] > 0).sum())
+    notes, tried = [], dict(zip(table["model"], table["configurations"]))
+    if ranked > 1:
+        pairs = ranked * (ranked - 1) // 2
+        notes.append(
+            f"p is Nadeau & Bengio's against the best, after Holm's correction for {pairs} "
+            f"pair{'s' * (pairs > 1)} of models; the verdict goes by it"
+        )
+    if len(set(tried.values())) > 1:
+        counts = ", ".join(f"{name} {count}" for name, count in tried.items())
+        notes.append(
+            f"warning: the best of more configurations looks better ({counts}); corrected is the "
+            "mean without that choice"
+        )
+    if "ms_on" in table:
+        notes += [f"ms an image, fresh weights: {on}" for on in table["ms_on"].dropna().unique()]
+    return [*notes, *(f"warning: {w}" for w in table["warnings"].unique() if w)]
+
+
+def _digits(value: float) -> str:
+    """Three decimals, or one of what is large; nothing for NaN."""
+    if value != value:
+        return ""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _span(row: dict[Any, Any], name: str) -> str:
+    """An interval by the name of its columns."""
+    low, high = _digits(row[f"{name}_low"]), _digits(row[f"{name}_high"])
+    return low and f"{low} to {high}"
 
 
 def progress() -> Callable[[Brain], None]:
