@@ -78,7 +78,7 @@ def pretend(
     folder.write_study(study)
     with mock.patch("os.fsync", return_value=None):
         brain, shared = (
-            Brain(study, folder.journal(), lambda params: 120_000, 1),
+            Brain(study, folder.journal(), lambda params: round(120_000 * size(study, params)), 1),
             rng.normal(0, 0.03, replicates),
         )
         works = 0
@@ -102,12 +102,21 @@ def pretend(
     return study
 
 
+def size(study: ResolvedStudy, params: dict[str, Any]) -> float:
+    """How much larger a model is than the first of its study."""
+    return 1.0 + 2 * study.names.index(study.under(params).model)
+
+
 def _train(
     brain: Brain, study: ResolvedStudy, work: Any, rng: np.random.Generator, shared: np.ndarray
 ) -> None:
     """The epochs of a work: learning curves that rise, best at a learning rate of 0.01 or so."""
     lr0 = work.params.get("lr0", 0.01)
     quality = 0.7 - 0.1 * abs(np.log10(lr0 / 0.01)) if isinstance(lr0, float) else 0.5
+    larger = size(study, work.params)
+    quality += 0.02 * (larger - 1)
+    # The smaller a batch, the longer an epoch; of one model all take as long.
+    seconds = 12.3 * larger * (8 / work.params.get("batch", 8) if study.models else 1)
     for segment in work.segments:
         for epoch in range(segment.start + 1, segment.stop + 1):
             score = (
@@ -124,7 +133,7 @@ def _train(
                         study.metric: round(float(np.clip(score, 0, 1)), 5),
                         "val_loss": round(2 - float(score), 5),
                     },
-                    12.3,
+                    seconds,
                 ),
             )
     if work.segments[-1].stop == study.epochs:

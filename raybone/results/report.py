@@ -17,13 +17,15 @@ from raybone.errors import WrongInput
 from raybone.hpo.lease import EXPIRES, Lease
 from raybone.hpo.state import Configuration, State
 from raybone.private import write_private
+from raybone.results.by_model import by_model
+from raybone.results.charts.costs import costs
 from raybone.results.charts.course import Completion, learning, regret
 from raybone.results.charts.folds import SHOWN, differences, folds
 from raybone.results.charts.importance import importance
 from raybone.results.charts.parameters import configurations, parallel, slices
 from raybone.results.charts.vega import Chart, Row
 from raybone.results.compare import OTHER, beside, classified, figures, unfetched
-from raybone.results.leaderboard import csv_of, leaderboard
+from raybone.results.leaderboard import csv_of, entries_of, leaderboard
 from raybone.results.page import page
 from raybone.results.study_folder import REPORT, StudyFolder
 from raybone.results.winner import Winner, pictures, winner_charts, winner_of
@@ -113,6 +115,8 @@ def report(
         **vars(data),
         **_published(study, ranking.best, winner),
         "study": study,
+        "space": joint(study),
+        "models": _models(study, history.state, ranking),
         "winner": winner,
         "missing": missing,
         "pictures": pictures(winner, study.metric) if winner and scans else [],
@@ -162,14 +166,26 @@ def _history(folder: StudyFolder) -> History:
 
 def _ranking(study: ResolvedStudy, state: State) -> Ranking:
     table = leaderboard(study, state)
-    plain: list[Any] = table.astype(object).where(table.notna(), None).to_dict("records")
     rows = [
         {**row, "params": in_joint(study, state.configurations[row["config_id"]].params)}
-        for row in plain
+        for row in _plain(table)
     ]
     complete = [r for r in rows if r["state"] == "complete"]
     best = state.configurations[complete[0]["config_id"]] if complete else None
     return Ranking(table, complete, rows[:ROWS], best)
+
+
+def _models(study: ResolvedStudy, state: State, ranking: Ranking) -> list[Row]:
+    """The table of models, where there are several."""
+    if ranking.table["model"].nunique() < 2:
+        return []
+    return _plain(by_model(ranking.table, entries_of({study.name: (study, state)})))
+
+
+def _plain(table: pd.DataFrame) -> list[Row]:
+    """Rows with None for what is not there."""
+    plain: list[Any] = table.astype(object).where(table.notna(), None).to_dict("records")
+    return plain
 
 
 def _data(study: ResolvedStudy, bar: Bar, moved: str) -> Data:
@@ -197,6 +213,7 @@ def _charts(
     weight = importance(study, records)
     heaviest = [r["p"] for r in weight.data["rows"]] if weight else []
     charts: dict[str, list[Chart]] = {
+        "models": costs(study, ranking.table) if ranking.table["model"].nunique() > 1 else [],
         "learning": [],
         "folds": [],
         "parallel": [],

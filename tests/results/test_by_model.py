@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from browser import CHROMIUM, visit
 from pretend import pretend
 from scipy import stats
 
@@ -338,7 +341,9 @@ def test_the_front_of_a_study_is_of_what_it_can_cost(over_models: Path) -> None:
     results = rb.open_study(over_models)
     table = results.leaderboard()
     best = table["config_id"][0]
-    assert results.pareto("parameters")["config_id"].tolist() == [best]
+    # All configurations of a model are as large, and the larger models are the better ones.
+    smallest_first = results.by_model().sort_values("parameters")["config_id"].tolist()
+    assert results.pareto("parameters")["config_id"].tolist() == smallest_first
     assert results.pareto()["config_id"].tolist()[-1] == best
     with pytest.raises(rb.WrongInput, match=r"pareto: the cost must be one of .* got 'money'"):
         results.pareto("money")  # type: ignore[arg-type]
@@ -352,3 +357,86 @@ def test_a_configuration_that_its_model_no_longer_takes_is_one_line(
     assert main(["leaderboard", str(tmp_path / "st"), "--by-model", "--time"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "time: c000 of study pretended must be one that its model takes, but: " in line
+
+
+def page_of(study: Path) -> tuple[str, dict[str, Any]]:
+    """The page of a study, and its charts."""
+    assert main(["report", str(study)]) == 0
+    page = (study / "report.html").read_text(encoding="utf-8")
+    charts = json.loads(re.search(r'(?s)id="page">(.*?)</script>', page)[1])["charts"]
+    return page.partition('id="page"')[0], charts
+
+
+def cells(page: str, caption: str) -> dict[str, list[str]]:
+    """A table's cells by the head of the row."""
+    table = re.search(rf"(?s)<caption>{caption}.*?</table>", page)[0]
+    rows = re.findall(r'(?s)<tr><th scope="row">(.*?)</tr>', table)
+    found = [re.sub("<[^>]+>", " ", row.replace("</t", "|</t")).split("|") for row in rows]
+    return {row[0].strip(): [" ".join(cell.split()) for cell in row[1:]] for row in found}
+
+
+def test_the_report_has_the_table_of_models_and_of_their_pairs(over_models: Path) -> None:
+    page, _ = page_of(over_models)
+    models = rb.open_study(over_models).by_model().set_index("model")
+    shown, pairs = cells(page, "Models, best first"), cells(page, "Mean of the model")
+    assert [*shown] == models.index.tolist() == [*pairs]
+    for name, row in models.iterrows():
+        assert shown[name][0] == row["config_id"]
+        assert shown[name][1] == f"{row['complete']} of {row['configurations']}"
+        assert shown[name][2] == f"{row['dice_mean']:.3f}"
+        assert shown[name][4] == f"{row['dice_corrected']:.3f}"
+        assert row["verdict"] in shown[name]
+        for cell, other in zip(pairs[name], models.index):
+            p, holm = row[f"p[{other}]"], row[f"p_holm[{other}]"]
+            says = f"{row[f'delta[{other}]']:.3f} p {holm:.3f} ({p:.3f}, "
+            assert cell.startswith(says) if other != name else cell == ""
+    assert "unet, res_unet, attention_unet ranked by dice" in page
+    assert '<button type="button">model</button>' in page
+
+
+def test_the_report_draws_the_front_of_each_cost(over_models: Path) -> None:
+    charts, results = page_of(over_models)[1], rb.open_study(over_models)
+    table = results.leaderboard().set_index("config_id")
+    for number, cost in enumerate(("train_seconds", "parameters")):
+        rows = charts[f"models-{number}"]["data"]["rows"]
+        assert {r["c"] for r in rows} == set(table.index[table["state"] == "complete"])
+        assert {r["c"] for r in rows if r["f"]} == set(results.pareto(cost)["config_id"])
+        best = next(r for r in rows if r["c"] == table.index[0])
+        ends = table.loc[table.index[0], ["dice_mean", "dice_nb_low", "dice_nb_high"]].tolist()
+        assert [best["y"], best["a"], best["b"]] == pytest.approx(ends, rel=1e-3)
+        assert best["x"] * (3600 if number == 0 else 1) == pytest.approx(
+            table[cost].iloc[0], rel=1e-3
+        )
+
+
+def test_a_study_of_one_model_or_of_which_one_has_begun_has_no_such_section(
+    tmp_path: Path,
+) -> None:
+    pretend(tmp_path / "one", search={"trials": 3})
+    pretend(tmp_path / "begun", model="", models=MODELS, space={"lr0": LR0}, search={"trials": 1})
+    for name in ("one", "begun"):
+        page, charts = page_of(tmp_path / name)
+        assert "By model" not in page
+        assert not [chart for chart in charts if chart.startswith("models")]
+
+
+def test_a_model_without_a_complete_configuration_is_in_the_report(tmp_path: Path) -> None:
+    points = [{"model": name} for name in MODELS]
+    search = {"trials": 3, "points": points}
+    pretend(tmp_path, model="", models=MODELS, space={"lr0": LR0}, search=search, failing=2)
+    page, charts = page_of(tmp_path)
+    shown = cells(page, "Models, best first")
+    assert [row[1] for row in shown.values()] == ["1 of 1", "0 of 1", "0 of 1"]
+    assert [row[8] for row in shown.values()] == ["best", "none complete", "none complete"]
+    assert "Mean of the model on the left" not in page
+    assert not [chart for chart in charts if chart.startswith("models")]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: the page is not opened")
+def test_in_a_browser_the_charts_of_costs_are_drawn(over_models: Path) -> None:
+    page_of(over_models)
+    path = "[...document.querySelectorAll('#models-%d svg .mark-symbol path')].length"
+    seen = visit(over_models / "report.html", [path % 0, path % 1])
+    # The configurations, and the legend's three.
+    assert seen.answers == [23, 23]
+    assert seen.complaints == []
