@@ -85,8 +85,14 @@ def show_table(table: pd.DataFrame, brief: bool = False) -> None:
 
 def show_by_model(table: pd.DataFrame) -> None:
     """The table of models as two, of scores and of costs, each within 120 columns."""
-    metric = str(table.columns[4]).removesuffix("_mean")
-    scores, costs = [], []
+    if table.empty:
+        say("no configuration has begun")
+        return
+    import pandas as pd
+
+    from raybone.results.leaderboard import metric_of
+
+    metric, scores, costs = metric_of(table), [], []
     for row in table.to_dict("records"):
         name = row["model"] if len(row["model"]) <= NAME else f"{row['model'][: NAME - 3]}..."
         best = row["config_id"]
@@ -114,20 +120,17 @@ def show_by_model(table: pd.DataFrame) -> None:
                 **({"ms an image": _digits(row["ms"])} if "ms" in row else {}),
             }
         )
-    import pandas as pd
-
     for rows in (scores, costs):
-        say(pd.DataFrame(rows).to_string(index=False) if rows else "no configuration has begun")
+        say(pd.DataFrame(rows).to_string(index=False))
     for line in _by_model_notes(table):
         say(line)
 
 
 def _by_model_notes(table: pd.DataFrame) -> list[str]:
     """What a reader must know of the table of models."""
-    ranked = int((table["complete"] > 0).sum())
+    pairs = int(table.filter(like="p_holm[").notna().sum().sum()) // 2
     notes, tried = [], dict(zip(table["model"], table["configurations"]))
-    if ranked > 1:
-        pairs = ranked * (ranked - 1) // 2
+    if pairs:
         notes.append(
             f"p is Nadeau & Bengio's against the best, after Holm's correction for {pairs} "
             f"pair{'s' * (pairs > 1)} of models; the verdict goes by it"
