@@ -367,10 +367,10 @@ class Brain:
         self.state.apply(event)
         kind, config_id = event["event"], event.get("config_id", "")
         if kind == "rung":
-            folds, tie = race.scores(
-                self.study, self.state.configurations[config_id], event["rung"]
-            )
-            self.race.arrive(config_id, event["rung"], folds, tie)
+            configuration = self.state.configurations[config_id]
+            folds, tie = race.scores(self.study, configuration, event["rung"])
+            model = self.study.under(configuration.params).model
+            self.race.arrive(config_id, event["rung"], folds, tie, model)
         elif kind == "work":
             self.race.go(config_id, event["rung"])
         elif kind == "failed" or (kind == "decision" and event["action"] != "promote"):

@@ -39,9 +39,9 @@ class Rule:
     once, as it arrives. slack: standard errors behind the incumbent at which a configuration is
     dropped. prior_sd, prior_weight: prior of the configuration x fold residual, in units of the
     metric and of observations. finalists: configurations that run in full at the least, as a winner
-    needs a rival for its paired test; so many are not dropped from the race, however far behind.
-    races: whether full-length rungs are a race; else the last rung is the only one that all of the
-    better part reach.
+    needs a rival for its paired test; so many are not dropped from the race, however far behind,
+    nor is the last of a model. races: whether full-length rungs are a race; else the last rung is
+    the only one that all of the better part reach.
     """
 
     factor: float = 2.25
@@ -145,7 +145,8 @@ def expected(study: ResolvedStudy) -> list[tuple[int, float, float]]:
                 if rung < rule.full
                 else arrive * SURVIVAL
             )
-            arrive = max(min(passes, arrive), min(rule.rule.finalists, study.search.trials))
+            least = min(max(rule.rule.finalists, len(study.names)), study.search.trials)
+            arrive = max(min(passes, arrive), least)
     return rows
 
 
@@ -180,14 +181,17 @@ class Race:
         self.failed: set[str] = set()
         # Those that run in full, or have run: racing and complete ones.
         self.contenders: set[str] = set()
+        self.model_of: dict[str, str] = {}
         self._complete: list[str] = []
         self._variance: float | None = None
 
-    def arrive(self, config_id: str, rung: int, folds: Sequence[float], tie: float = 0.0) -> None:
-        """A configuration has finished a rung with these scores of its folds, more is better; NaN
-        is the worst.
+    def arrive(
+        self, config_id: str, rung: int, folds: Sequence[float], tie: float = 0.0, model: str = ""
+    ) -> None:
+        """A configuration of a model has finished a rung with these scores of its folds, more is
+        better; NaN is the worst.
         """
-        self.folds[config_id] = tuple(folds)
+        self.folds[config_id], self.model_of[config_id] = tuple(folds), model
         self.rungs[rung].arrive(config_id, sum(folds) / len(folds), tie)
         if rung >= self.full and math.isfinite(sum(folds)):
             self.contenders.add(config_id)
@@ -231,21 +235,22 @@ class Race:
         return None
 
     def last_push(self) -> Next | None:
-        """When nothing else is to be done and too few configurations ran in full: the best one of
-        the highest rung.
+        """When nothing else is to be done: of the highest rung the best one, while too few
+        configurations ran in full, or of a model of which none did, as models are compared by
+        their best.
         """
-        count = len(self.contenders)
-        if count >= self.rule.finalists:
-            return None
+        count, ran = len(self.contenders), {self.model_of[c] for c in self.contenders}
         for number in reversed(range(len(self.ladder) - 1)):
             level = self.rungs[number]
-            if level.best and math.isfinite(level.score(level.best)):
-                words = (
-                    f"{count} ran in full at the end of the search: best of those waiting at "
-                    f"{name_of(self.ladder, number)}"
-                )
-                score = self.sign * level.score(level.best)
-                return Next(level.best, number + 1, words, {"score": score})
+            for *_, name in level.waiting:
+                few, model = count < self.rule.finalists, self.model_of[name]
+                if math.isfinite(level.score(name)) and (few or model not in ran):
+                    words = (
+                        f"{count if few else f'none of {model}'} ran in full at the end of the "
+                        f"search: best of those waiting at {name_of(self.ladder, number)}"
+                    )
+                    score = self.sign * level.score(name)
+                    return Next(name, number + 1, words, {"score": score})
         return None
 
     def judge(self, config_id: str, rung: int) -> Decision | None:
@@ -268,7 +273,9 @@ class Race:
                 config_id, "stop", rung, f"its score at {name_of(self.ladder, rung)} is not finite"
             )
         rival = self.incumbent(config_id, rung)
-        if rival is None or len(self.contenders) <= self.rule.finalists:
+        model = self.model_of[config_id]
+        alone = all(self.model_of[c] != model for c in self.contenders - {config_id})
+        if rival is None or alone or len(self.contenders) <= self.rule.finalists:
             return None
         lead, evidence = self._pair(config_id, rival, rung)
         spread, folds = evidence["standard_error"], self.ladder[rung][0]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from pretend import pretend
 
 import raybone as rb
 from raybone.cli import main
@@ -441,3 +442,22 @@ def test_the_time_that_is_left_counts_the_seconds_of_each_model(several: dict[st
     # 10 fold epochs: a res_unet at work and half a configuration of each to come
     mean = (100.0 * 1.5 + 1.0 * 0.5) / 2
     assert time_left(study, state) == f"about {clock(10 * mean + 4 * START_UP)} left"
+
+
+def test_a_race_takes_the_best_of_each_model_to_the_end(tmp_path: Path) -> None:
+    """So that all models can be compared, however far one is behind."""
+    models = {name: {"fixed": {"width": 4}} for name in ("unet", "res_unet", "attention_unet")}
+    searched = {"trials": 30, "scheduler": "fold_race"}
+    pretend(tmp_path, model="", models=models, space={"lr0": LR}, fixed={}, search=searched)
+    table = StudyFolder(tmp_path).table()
+    complete = table[table["state"] == "complete"]
+    assert set(complete["model"]) == set(models)
+    assert len(complete) < len(table) / 2
+    reasons = [
+        e["reason"]
+        for e in StudyFolder(tmp_path).journal().events()
+        if e["event"] == "decision" and e["action"] == "promote"
+    ]
+    pushed = [r for r in reasons if r.startswith("none of ")]
+    assert pushed
+    assert all(" ran in full at the end of the search: best of those waiting" in r for r in pushed)
