@@ -24,13 +24,18 @@ class Curves:
     """Recorded scores of every configuration, more is better.
 
     T_CSKE: scores; seconds_C: of one fold epoch; steps: optimiser steps an epoch, inf when not
-    known.
+    known; model_C: whose configuration it is, empty names when not known.
     """
 
     name: str
     T_CSKE: Array
     seconds_C: Array
     steps: float = math.inf
+    model_C: tuple[str, ...] = ()
+
+    def model(self, c: int) -> str:
+        """The model of a configuration, empty when not known."""
+        return self.model_C[c] if self.model_C else ""
 
 
 def read_curves(path: Path | str) -> Curves:
@@ -62,7 +67,15 @@ def read_curves(path: Path | str) -> Curves:
             )
     sign = -1 if str(arrays.get("direction")) == "minimize" else 1
     steps = float(arrays.get("steps", math.inf))
-    return Curves(Path(path).stem, sign * T_CSKE.astype(float), seconds_C.astype(float), steps)
+    model_C = tuple(map(str, np.atleast_1d(arrays.get("model", ()))))
+    if len(model_C) not in (0, len(T_CSKE)):
+        raise WrongInput(
+            f"--curves {path}: model must name that of each of {len(T_CSKE)} configurations, but "
+            f"has {len(model_C)} names; record the table again"
+        )
+    return Curves(
+        Path(path).stem, sign * T_CSKE.astype(float), seconds_C.astype(float), steps, model_C
+    )
 
 
 def curves_of(url: str, study: ResolvedStudy, state: State) -> tuple[bytes, int]:
@@ -70,7 +83,7 @@ def curves_of(url: str, study: ResolvedStudy, state: State) -> tuple[bytes, int]
     simulate`.
 
     T (configurations, 1, folds, epochs) scores as in the journal, cost seconds of a fold epoch
-    (median), direction of the metric, and steps, the optimiser steps of an epoch.
+    (median), direction of the metric, steps, the optimiser steps of an epoch, and model.
 
     Args:
         url: what to call the study.
@@ -94,6 +107,7 @@ def curves_of(url: str, study: ResolvedStudy, state: State) -> tuple[bytes, int]
         cost=np.array([float(np.median(c.epoch_seconds)) for c, _ in curves]),
         direction=np.array(study.direction),
         steps=np.array(study.resolved.steps or math.inf),
+        model=np.array([study.under(c.params).model for c, _ in curves]),
     )
     return content.getvalue(), len(curves)
 

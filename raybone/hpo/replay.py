@@ -120,6 +120,7 @@ class _Clock:
         self.score_RCK = _scores(T_CKE, [e for _, e in self.race.ladder])
         self.final_C = T_CKE[:, :, -1].mean(1)
         self.seconds_C, self.startup, self.whole = curves.seconds_C, startup, scheduler.whole
+        self.model = curves.model
         self.untried = list(reversed(draw.order))
         self.free, self.now = workers, 0.0
         # Epochs of each fold, by configuration.
@@ -187,7 +188,8 @@ class _Clock:
 
     def _arrive(self, c: int, rung: int) -> None:
         name, count = str(c), self.race.ladder[rung][0]
-        self.race.arrive(name, rung, self.score_RCK[rung, c, :count].tolist())
+        folds = self.score_RCK[rung, c, :count].tolist()
+        self.race.arrive(name, rung, folds, model=self.model(c))
         self.out.seconds = self.now
         decision = self.race.judge(name, rung)
         if decision is None:
