@@ -69,7 +69,7 @@ def test_every_hyper_parameter_of_every_model_has_a_meaning(name: str) -> None:
     [
         ("yolo11", "yolo11n"),
         ("unet++", "unet_plus_plus"),
-        ("yolo11n-seg", "yolo11n"),
+        ("yolo11-seg", "yolo11n-seg"),
         ("yolov8n", "yolo11n"),
         ("yolo11n-cls", "yolo11n"),
         ("maskrcnn", "faster_rcnn_r50"),
@@ -87,7 +87,7 @@ def test_an_unknown_model_is_one_line_with_near_names_and_what_finds_what(
         assert error.count("\n") == 1
         assert near in error.partition("did you mean ")[2].partition("?")[0].split(", ")
         assert "Boxes, and nothing else, come from yolo11n, " in error
-        assert "masks from unet, " in error
+        assert "masks from yolo11n-seg, " in error
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)

@@ -30,6 +30,8 @@ MENU = {
     **dict.fromkeys(("yolo11n", "yolo11s", "yolo11m", "yolo11l", "yolo11x"), "detectors.yolo"),
     **dict.fromkeys(("yolo26n", "yolo26s", "yolo26m", "yolo26l", "yolo26x"), "detectors.yolo26"),
     **dict.fromkeys(("rtdetr-l", "rtdetr-x"), "detectors.rtdetr"),
+    **{f"yolo11{size}-seg": "detectors.yolo_seg" for size in "nsmlx"},
+    **{f"yolo26{size}-seg": "detectors.yolo26_seg" for size in "nsmlx"},
     **{
         f"{family}_r{depth}": f"detectors.{family}"
         for family in ("faster_rcnn", "cascade_rcnn", "retinanet", "fcos")

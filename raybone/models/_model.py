@@ -103,6 +103,11 @@ class TrainingConfig(Augmentation):
         return ""
 
     @property
+    def masked(self) -> bool:
+        """Whether a detector learns from the lesions' masks too."""
+        return False
+
+    @property
     def otsu(self) -> bool:
         """Whether Otsu's threshold says what is non-metastasis."""
         return False
@@ -135,6 +140,7 @@ class Graph:
 class Model:
     """One entry of the menu.
 
+    also: tasks beside ``task`` that it can be trained for, as ``raybone.tasks.ranked_by`` chooses.
     reduction: whether the losses are means over the batch (torchvision) or sums over it
     (Ultralytics). SPACE: a sensible search space; SOURCE: where the architecture comes from.
     weights: published weights by the name that `weights:` may give, with the address of their file.
@@ -152,6 +158,7 @@ class Model:
     weights: Mapping[str, str] = field(default_factory=dict)
     graph: Graph | None = None
     native: tuple[str, Callable[[Any, Path], None]] | None = None
+    also: tuple[str, ...] = ()
 
     def row(self) -> tuple[str, str, int, str]:
         """Name, task, trained parameters with the default configuration, and source, as the menu

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from raybone.errors import WrongInput
 from raybone.study.metric import METRICS
 from raybone.tasks.base import Task
+
+if TYPE_CHECKING:
+    from raybone.models._model import Model
 
 BUILT_IN = ("detection", "segmentation", "classification")
 _TASKS: dict[str, Task] = {}
@@ -37,3 +42,11 @@ def task_named(name: str) -> Task:
             f"{name!r}; let the module of its model call raybone.tasks.register"
         )
     return _TASKS[name]
+
+
+def ranked_by(model: Model, metric: str) -> Model:
+    """The model for the first of its tasks that this metric ranks; for its own where none is."""
+    tasks = (model.task, *model.also)
+    return replace(
+        model, task=next((t for t in tasks if metric in task_named(t).ranked), model.task)
+    )

@@ -95,7 +95,7 @@ class Task:
         """
         from raybone.data.loader import Look, ScanSamples
 
-        look = Look(list(config.categories), config.imgsz, montage=config.montage)
+        look = Look(list(config.categories), config.imgsz, config.masked, config.montage)
         return ScanSamples(images, scans, look, change)
 
     def predicted(self, images: Masks, scans: list[Scan], config: TrainingConfig) -> ScanSamples:
@@ -123,12 +123,20 @@ class Task:
                 f"categories: the dataset has {', '.join(dataset.categories) or 'none'}, not "
                 f"{', '.join(missing)}; set fixed: {{categories: [...]}}"
             ]
-        folds = {dataset.fold_of[s.patient_id] for s, _ in self._lesions(dataset, config)}
+        lesions = self._lesions(dataset, config)
+        boxes = sum(le.rle is None for _, le in lesions) if self.masks or config.masked else 0
+        folds = {dataset.fold_of[s.patient_id] for s, _ in lesions}
         return [
-            f"dataset {dataset.path}: every fold and the test group need a lesion to be scored by, "
-            f"{which} has none of {', '.join(config.categories)}; prepare it with {how}"
-            for fold, which, how in _parts(dataset)
-            if fold not in folds
+            *[
+                f"model: {model} needs lesion masks, but {boxes} of {len(lesions)} lesions have a "
+                "box alone; use a detector of boxes or annotate masks"
+            ][: bool(boxes)],
+            *(
+                f"dataset {dataset.path}: every fold and the test group need a lesion to be scored "
+                f"by, {which} has none of {', '.join(config.categories)}; prepare it with {how}"
+                for fold, which, how in _parts(dataset)
+                if fold not in folds
+            ),
         ]
 
     def warnings(self, dataset: Dataset, config: TrainingConfig, sizes: Sequence[int]) -> list[str]:

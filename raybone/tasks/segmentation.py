@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 
 from raybone.data.annotations import foci, lesion_mask, mask_of, rle_of
-from raybone.data.dataset import Dataset
 from raybone.data.preprocess import resize
 from raybone.metrics.lesions import THRESHOLD
 from raybone.metrics.masks import (
@@ -58,19 +57,6 @@ class Segmentation(Task):
             lesions_only = config.tiles == "lesions"
             return TileSamples(images, scans, look, change, config.tile, lesions_only)
         return ScanSamples(images, scans, look, change)
-
-    def problems(self, dataset: Dataset, model: str, config: TrainingConfig) -> list[str]:
-        """Boxes alone cannot be learned either."""
-        lesions = self._lesions(dataset, config)
-        boxes = sum(le.rle is None for _, le in lesions)
-        others = super().problems(dataset, model, config)
-        if not boxes or set(config.categories) - set(dataset.categories):
-            return others
-        return [
-            f"model: {model} needs lesion masks, but {boxes} of {len(lesions)} lesions have a box "
-            "alone; use a detector or annotate masks",
-            *others,
-        ]
 
     def crop(self, prediction: Prediction, part: int, samples: ScanSamples) -> Prediction:
         """The part's columns."""

@@ -42,7 +42,7 @@ SMALLER = {
 ANCHORED = ("faster_rcnn_r18", "cascade_rcnn_r18", "retinanet_r18")
 PACE = {
     **dict.fromkeys((*ANCHORED, "fcos_r18"), (24, 4e-4)),
-    **dict.fromkeys(("yolo11n", "yolo26n"), (30, 3e-3)),
+    **dict.fromkeys(("yolo11n", "yolo26n", "yolo11n-seg", "yolo26n-seg"), (30, 3e-3)),
     "rtdetr-l": (12, 1e-3),
     "lesion_resnet50": (12, 4e-4),
     **dict.fromkeys(("double_unet", "unet_plus_plus"), (24, 1e-2)),

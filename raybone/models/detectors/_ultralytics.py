@@ -44,9 +44,14 @@ _quiet()
 
 from ultralytics import __version__ as version  # noqa: E402
 from ultralytics.cfg import get_cfg  # noqa: E402
-from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel  # noqa: E402
+from ultralytics.nn.tasks import (  # noqa: E402
+    DetectionModel,
+    RTDETRDetectionModel,
+    SegmentationModel,
+)
 from ultralytics.utils import LOGGER, ROOT, SETTINGS  # noqa: E402
 from ultralytics.utils.nms import non_max_suppression as non_max_suppression  # noqa: E402
+from ultralytics.utils.ops import crop_mask as crop_mask  # noqa: E402
 from ultralytics.utils.patches import _image_open  # noqa: E402
 
 Image.open = _image_open  # Pillow's own: theirs installs a package when an image cannot be read
@@ -75,18 +80,19 @@ dict.update(
 ADDRESS = "https://github.com/ultralytics/assets/releases/download/v8.4.0/{}.pt"
 
 
-def network(yaml: str, config: TrainingConfig, **gains: float) -> DetectionModel:
+def network(yaml: str, config: TrainingConfig, **settings: float) -> DetectionModel:
     """Ultralytics' untrained network with one input channel.
 
     Args:
         yaml: below its folder of models, such as ``11/yolo11n``.
-        gains: weights of the losses, by Ultralytics' names.
+        settings: of the losses, by Ultralytics' names.
     """
     # By its full path: a file of that name in the current folder would be taken instead, and run.
     path = f"{ROOT}/cfg/models/{yaml}.yaml"
-    kind = RTDETRDetectionModel if "rtdetr" in yaml else DetectionModel
+    kinds = {"rtdetr": RTDETRDetectionModel, "-seg": SegmentationModel, "": DetectionModel}
+    kind = next(kind for part, kind in kinds.items() if part in yaml)
     net = kind(path, ch=1, nc=len(config.categories), verbose=False)
-    net.nc, net.args = len(config.categories), get_cfg(overrides=gains)  # as its trainers do
+    net.nc, net.args = len(config.categories), get_cfg(overrides=settings)  # as its trainers do
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(".dfl" not in name)
     return net
@@ -135,7 +141,8 @@ def export(module: Any, path: Path) -> None:
     net.criterion = None
     for part in net.modules():
         part._forward_hooks.clear()  # they are raybone's, which the file must do without
-    arguments = {**dict(module.net.args), "task": "detect", "imgsz": module.config.imgsz}
+    task = "segment" if isinstance(net, SegmentationModel) else "detect"
+    arguments = {**dict(module.net.args), "task": task, "imgsz": module.config.imgsz}
     net.args = arguments
     torch.save(
         {

@@ -57,7 +57,8 @@ class Yolo(nn.Module):
     def __init__(self, config: Config, yaml: str) -> None:
         super().__init__()
         self.config = config
-        self.net = network(yaml, config, box=config.box, cls=config.cls, dfl=config.dfl)
+        gains = {"box": config.box, "cls": config.cls, "dfl": config.dfl}
+        self.net = network(yaml, config, **gains, overlap_mask=False)
         start_small(self.net.model[-1], config.reach)
         in_full_precision(self.net.model[-1])
 
@@ -68,20 +69,28 @@ class Yolo(nn.Module):
         if self.training:
             return self._losses(cast(Batch, batch))
         image_NCHW = cast(Tensor, batch)
+        output = self.net(image_NCHW)
         rows = non_max_suppression(
-            raw(self.net(image_NCHW)).float(),
+            raw(output).float(),
             self.config.conf,
             self.config.iou,
             multi_label=True,
             max_det=self.config.max_det,
             max_time_img=10.0,
+            nc=len(self.config.categories),
             end2end=self.net.end2end,
         )
-        return [boxes_of(rows_N6, image_NCHW.shape) for rows_N6 in rows]
+        return self._predictions(rows, output, image_NCHW.shape)
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        losses, named = self.net(targets(batch))
+        losses, named = self.net(self._targets(batch))
         return dict(zip(named, losses))
+
+    def _targets(self, batch: Batch) -> dict[str, Any]:
+        return targets(batch)
+
+    def _predictions(self, rows: list[Tensor], _: Any, shape: torch.Size) -> list[Prediction]:
+        return [boxes_of(rows_N6, shape) for rows_N6 in rows]
 
 
 def start_small(head: Any, reach: float) -> None:
@@ -111,8 +120,8 @@ def _bias(bins: int, reach: float) -> Tensor | float:
 
 
 def raw(output: Any) -> Tensor:
-    """What a network of Ultralytics gives beside its raw parts in eval mode."""
-    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+    """What a network of Ultralytics gives first in eval mode, beside its raw parts and masks."""
+    return raw(output[0]) if isinstance(output, tuple) else cast(Tensor, output)
 
 
 SPACE = {
