@@ -30,8 +30,8 @@ def refuse_onnx(model: Model) -> None:
         raise WrongInput(f"--onnx: needs {', '.join(missing)}; pip install 'raybone[onnx]'")
     if model.graph is None:
         raise WrongInput(
-            f"--onnx: {model.name} chooses its boxes by rules that ONNX does not hold; segmenters, "
-            "classifiers and YOLOs can be exported"
+            f"--onnx: {model.name} has no ONNX file, as segmenters, classifiers and YOLOs without "
+            "masks have; leave it out"
         )
 
 

@@ -144,7 +144,7 @@ class Model:
     reduction: whether the losses are means over the batch (torchvision) or sums over it
     (Ultralytics). SPACE: a sensible search space; SOURCE: where the architecture comes from.
     weights: published weights by the name that `weights:` may give, with the address of their file.
-    graph: None where the network has rules that ONNX does not hold. native: a suffix, and what
+    graph: None where ONNX does not hold what the network gives. native: a suffix, and what
     writes a trained network as a file of its own library.
     """
 

@@ -115,8 +115,11 @@ def test_a_published_retinanet_fills_ours_but_for_its_last_layer_and_a_pyramid_t
         assert torch.equal(module.net.get_submodule(part).weight, theirs.get_submodule(part).weight)
 
 
-def test_a_file_of_ultralytics_and_one_of_raybone_give_the_same_network(tmp_path: Path) -> None:
-    model = load("yolo11n")
+@pytest.mark.parametrize("name", ["yolo11n", "yolo26n", "yolo26n-seg", "rtdetr-l"])
+def test_a_file_of_ultralytics_and_one_of_raybone_give_the_same_network(
+    name: str, tmp_path: Path
+) -> None:
+    model = load(name)
     torch.manual_seed(1)
     trained, first, second = (model.build(model.Config()) for _ in range(3))
     export(trained, tmp_path / "theirs.pt")
