@@ -14,9 +14,9 @@ import pytest
 from raybone.cli import main
 from raybone.data.dataset import open_dataset
 from raybone.data.ingest.prepare import prepare
-from raybone.models import configured
 from raybone.run.checks import resolve
 from raybone.study.files import read_study
+from raybone.tasks import configured
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
 SMALL = [

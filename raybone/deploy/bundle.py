@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,6 +183,9 @@ def open_bundle(path: Path | str) -> Bundle:
                 f"in; import {module} first, or install a package that offers the model"
             )
         model = load(meta["model"])
+        if meta["task"] not in (model.task, *model.also):
+            raise KeyError("task")
+        model = replace(model, task=meta["task"])
         config = model.Config.model_validate(meta["config"])
         if content.categories != task_named(model.task).names(config):
             raise KeyError("categories")

@@ -27,7 +27,6 @@ from raybone.deploy.calibrate import calibrate
 from raybone.deploy.onnx import export_onnx, refuse_onnx
 from raybone.deploy.out_of_distribution import likeness_of
 from raybone.errors import FitFailed, RunFailed, WrongInput
-from raybone.models import configured, load
 from raybone.models._model import TrainingConfig, names_study
 from raybone.results.lineage import built_on, trained_before
 from raybone.results.study_folder import EVERYONE, ConfigurationFolder, StudyFolder
@@ -36,7 +35,7 @@ from raybone.run.everyone import epochs_of_everyone
 from raybone.run.local import refuse_here
 from raybone.storage import Folder, fold_name
 from raybone.study.spec import ResolvedStudy, Study
-from raybone.tasks import task_named
+from raybone.tasks import configured, task_named
 from raybone.train.samples import FoldJob
 from raybone.types import Epoch
 from raybone.version import version
@@ -157,7 +156,7 @@ def _meta(
 ) -> dict[str, Any]:
     """What bundle.json says of the model, its data and its score."""
     study = chosen.folder.study
-    model, scans = load(study.under(chosen.params).model), _seen(dataset, config)
+    model, scans = configured(study, chosen.params)[0], _seen(dataset, config)
     before = trained_before(built_on(config).values())
     return {
         "name": study.name,

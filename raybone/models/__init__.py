@@ -7,7 +7,6 @@ import difflib
 import os
 import pwd
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -15,14 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from raybone.errors import InvalidConfig, WrongInput
-from raybone.study.files import problems_of
-from raybone.study.spec import EXTRAS, MODELS, Study
+from raybone.errors import WrongInput
+from raybone.study.spec import EXTRAS, MODELS
 
 if TYPE_CHECKING:
-    from raybone.models._model import Model, TrainingConfig
+    from raybone.models._model import Model
 
 TIMM, TIMM_FILE = "timm/", "classifiers.timm"  # what names any network of timm, and its file
 # name -> file below this folder; the contract suite checks it against the files.
@@ -122,26 +118,6 @@ def missing(name: str) -> str:
     """The package that this model needs and that is not installed; empty where there is none."""
     package = EXTRAS.get(name.partition("/")[0], "")
     return package if package and find_spec(package.replace("-", "_")) is None else ""
-
-
-def configured(study: Study, params: Mapping[str, Any]) -> tuple[Model, TrainingConfig]:
-    """The model of a configuration, and its hyper-parameters: the study's fixed values and those
-    that were drawn.
-
-    Raises:
-        InvalidConfig: the values do not go together, or the batch cannot be shared out evenly.
-    """
-    name = study.under(params).model
-    model = load(name)
-    try:
-        config = model.Config.model_validate(study.values(params))
-    except ValidationError as error:
-        raise InvalidConfig("; ".join(problems_of(error, name, model.Config))) from None
-    if config.batch % study.resources.workers:
-        raise InvalidConfig(
-            f"batch {config.batch} cannot be shared out over {study.resources.workers} workers"
-        )
-    return model, config
 
 
 def check(model: Model, steps: int = 45, lr: float = 3e-3, **config: Any) -> list[str]:

@@ -15,11 +15,10 @@ from raybone.errors import WrongInput
 from raybone.hpo.state import Configuration
 from raybone.metrics.intervals import corrected_interval
 from raybone.metrics.subgroups import confusion, group_of_count, roc, subgroup_table
-from raybone.models import load
 from raybone.results.study_folder import ConfigurationFolder, StudyFolder
 from raybone.study.metric import METRICS, named
 from raybone.study.spec import ResolvedStudy
-from raybone.tasks import task_named
+from raybone.tasks import task_of
 from raybone.types import Finding
 
 OTHER = (
@@ -49,7 +48,7 @@ def compare(url: str, dataset: str = "") -> dict[str, Any]:
             f"compare {url}: needs a complete configuration, but has none; let the search end"
         )
     cases: dict[str, Any] = {}
-    if task_named(load(study.names[0]).task).judged:
+    if task_of(study).judged:
         if why := unfetched(study, dataset):
             cases = {"not_shown": f"no subgroups: {why}"}
         else:

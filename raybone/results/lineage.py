@@ -10,11 +10,10 @@ from typing import Any
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.folds import TEST
 from raybone.errors import WrongInput
-from raybone.models import load
 from raybone.models._model import EARLIER, TrainingConfig, names_study
 from raybone.results.study_folder import StudyFolder, study_at
 from raybone.study.spec import ResolvedStudy, Study
-from raybone.tasks import task_named
+from raybone.tasks import task_of
 from raybone.train.checkpoint import earlier_fold
 
 
@@ -49,7 +48,7 @@ def winner_of(given: str, study: Study, dataset: Dataset, key: str) -> tuple[str
         raise WrongInput(
             f"{key}: study {given} must be of {study.model}, but is of {models}; give another one"
         )
-    if key == "nm" and not task_named(load(earlier.names[0]).task).masks:
+    if key == "nm" and not task_of(earlier).masks:
         raise WrongInput(
             f"{key}: study {given} must be of a segmenter, but is of {models}; give another one"
         )

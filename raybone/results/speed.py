@@ -8,11 +8,11 @@ from typing import Any
 
 from raybone.data.dataset import open_dataset
 from raybone.errors import InvalidConfig, WrongInput
-from raybone.models import configured
 from raybone.models._model import TrainingConfig
 from raybone.results.compare import unfetched
 from raybone.results.leaderboard import Entry
 from raybone.results.study_folder import StudyFolder
+from raybone.tasks import configured
 
 # Of the hyper-parameters that every model has, those that change what is computed of an image.
 SHAPING = {"categories", "imgsz", "montage"}

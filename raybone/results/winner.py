@@ -15,12 +15,11 @@ from raybone.data.overlay import Picture, overlay
 from raybone.errors import WrongInput
 from raybone.hpo.state import Configuration
 from raybone.metrics.lesions import THRESHOLD, operating_points
-from raybone.models import load
 from raybone.results.charts.curves import ALL, curve, histogram
 from raybone.results.charts.vega import Chart
 from raybone.results.compare import findings_of
 from raybone.results.study_folder import StudyFolder
-from raybone.tasks import task_named
+from raybone.tasks import task_of
 from raybone.tasks.base import Outcome, Task
 from raybone.types import Array, Finding, Scan
 
@@ -86,7 +85,7 @@ def winner_of(
     try:
         categories = list(study.values(best.params).get("categories") or ["malignant"])
         findings = findings_of(folder.configuration(best.id), dataset)
-        winner = Winner(task_named(load(study.names[0]).task), categories, findings, dataset)
+        winner = Winner(task_of(study), categories, findings, dataset)
         own, scans = winner.of(range(dataset.folds))
         each = winner.task.judged or len(own) == len(scans)
         if len(own) != len(findings) or not each:

@@ -16,7 +16,6 @@ from raybone.errors import InvalidConfig, WrongInput
 from raybone.hpo.fold_race import ladder
 from raybone.hpo.sampler import propose
 from raybone.hpo.state import State
-from raybone.models import configured
 from raybone.models._model import names_study
 from raybone.models._weights import copy_into, start_from, weights_file
 from raybone.results.lineage import winner_of
@@ -25,6 +24,7 @@ from raybone.storage import Folder
 from raybone.study.relocate import looked_up
 from raybone.study.space import left_by_rules
 from raybone.study.spec import Resolved, ResolvedStudy, Study
+from raybone.tasks import configured
 from raybone.train.checkpoint import earlier_fold
 from raybone.version import version
 

@@ -12,11 +12,10 @@ import numpy as np
 from raybone.data.dataset import Dataset
 from raybone.hpo.brain import Work
 from raybone.metrics.intervals import freedom, patient_draws
-from raybone.models import configured
 from raybone.results.study_folder import ConfigurationFolder, StudyFolder
 from raybone.study.metric import FALSE_POSITIVES
 from raybone.study.spec import ResolvedStudy
-from raybone.tasks import task_named
+from raybone.tasks import configured, task_named
 from raybone.tasks.base import Outcome, Task
 from raybone.train.fit import evaluate_weights, fit
 from raybone.train.samples import FoldJob

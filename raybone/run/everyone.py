@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from raybone.data.folds import TEST, TRAINING
-from raybone.models import configured
 from raybone.run.checks import dataset_of
 from raybone.storage import Folder
 from raybone.study.spec import ResolvedStudy
+from raybone.tasks import configured
 from raybone.train.fit import fit
 from raybone.train.samples import FoldJob
 from raybone.types import Epoch

@@ -16,7 +16,7 @@ from raybone.models._model import Model, TrainingConfig, names_study
 from raybone.study.files import problems_of
 from raybone.study.relocate import PLACES
 from raybone.study.spec import Study
-from raybone.tasks import task_named
+from raybone.tasks import ranked_by, task_named
 from raybone.tasks.base import Task
 
 
@@ -60,7 +60,7 @@ def members_of(study: Study, problems: list[str]) -> list[Member]:
     """
     members, tasks = [], dict[str, str]()
     for name in study.names:
-        model = collect(problems, partial(load, name))
+        model = collect(problems, partial(_ranked, name, study.metric))
         if not model:
             continue
         tasks.setdefault(model.task, name)
@@ -79,6 +79,10 @@ def members_of(study: Study, problems: list[str]) -> list[Member]:
         problems.append(f"models: must be of one task, but {kinds}; make a study of each task")
     problems += _check_shared(study, members)
     return members
+
+
+def _ranked(name: str, metric: str) -> Model:
+    return ranked_by(load(name), metric)
 
 
 def _check_shared(study: Study, members: Sequence[Member]) -> list[str]:

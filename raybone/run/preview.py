@@ -19,13 +19,12 @@ from raybone.data.tiles_and_targets import Mined
 from raybone.errors import FitFailed, WrongInput
 from raybone.hpo.fold_race import START_UP, expected, name_of
 from raybone.hpo.state import gpu_hours
-from raybone.models import configured
 from raybone.models._model import Model, TrainingConfig
 from raybone.results.study_folder import StudyFolder
 from raybone.run.checks import first_taken, resolve
 from raybone.study.space import grid
 from raybone.study.spec import ResolvedStudy, Study
-from raybone.tasks import task_named
+from raybone.tasks import configured, task_named
 from raybone.train.memory import refuse_too_large
 from raybone.train.samples import FoldJob, training_samples
 

@@ -53,8 +53,8 @@ space: {{lr0: {{log_uniform: [0.0001, 0.01]}}, imgsz: {{choice: [512, 1024]}}}}
 800`), points do, and `when: {{model: yolo11n}}` keeps a parameter of `space` to one model. What a
 model has not, such as `octaves` of YOLO, it does without. Where neither the study nor a model has a
 `space`, each model starts from its own. `weights`, `init_from` and a study in `nm` stand with their
-model. All models are of one task and find the same categories; `val_loss` does not rank them. A race
-takes the best configuration of each model through all folds, however far behind it is, so that
+model. All models are of one task and find the same categories; `val_loss` does not rank them. A
+race takes the best configuration of each model through all folds, however far behind it is, so that
 `raybone leaderboard STUDY --by-model` can compare them.
 
 {block}

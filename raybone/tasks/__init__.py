@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from raybone.errors import WrongInput
+from pydantic import ValidationError
+
+from raybone.errors import InvalidConfig, WrongInput
+from raybone.models import load
+from raybone.study.files import problems_of
 from raybone.study.metric import METRICS
+from raybone.study.spec import Study
 from raybone.tasks.base import Task
 
 if TYPE_CHECKING:
-    from raybone.models._model import Model
+    from raybone.models._model import Model, TrainingConfig
 
 BUILT_IN = ("detection", "segmentation", "classification")
 _TASKS: dict[str, Task] = {}
@@ -50,3 +56,28 @@ def ranked_by(model: Model, metric: str) -> Model:
     return replace(
         model, task=next((t for t in tasks if metric in task_named(t).ranked), model.task)
     )
+
+
+def task_of(study: Study) -> Task:
+    """What the models of a study predict."""
+    return task_named(ranked_by(load(study.names[0]), study.metric).task)
+
+
+def configured(study: Study, params: Mapping[str, Any]) -> tuple[Model, TrainingConfig]:
+    """The model of a configuration for the study's task, and its hyper-parameters: the study's
+    fixed values and those that were drawn.
+
+    Raises:
+        InvalidConfig: the values do not go together, or the batch cannot be shared out evenly.
+    """
+    name = study.under(params).model
+    model = ranked_by(load(name), study.metric)
+    try:
+        config = model.Config.model_validate(study.values(params))
+    except ValidationError as error:
+        raise InvalidConfig("; ".join(problems_of(error, name, model.Config))) from None
+    if config.batch % study.resources.workers:
+        raise InvalidConfig(
+            f"batch {config.batch} cannot be shared out over {study.resources.workers} workers"
+        )
+    return model, config
