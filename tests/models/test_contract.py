@@ -171,3 +171,9 @@ def test_anchors_that_would_fall_together_are_refused(name: str) -> None:
         assert (
             len({tuple(a.tolist()) for a in level}) >= len(level) - 1
         )  # two of nine round alike at 4 pixels
+
+
+def test_channels_that_fcos_cannot_share_out_are_refused() -> None:
+    model = load("fcos_r18")
+    with pytest.raises(InvalidConfig, match="channels 40 must be a multiple of 32 in fcos"):
+        model.build(model.Config(channels=40))

@@ -16,7 +16,8 @@ from pretend import pretend
 
 import raybone as rb
 from raybone.cli import main
-from raybone.deploy.refit import refit
+from raybone.deploy.bundle import open_bundle
+from raybone.deploy.refit import Options, refit
 from raybone.errors import WrongInput
 from raybone.hpo.brain import Brain
 from raybone.hpo.fold_race import START_UP, scores
@@ -461,3 +462,24 @@ def test_a_race_takes_the_best_of_each_model_to_the_end(tmp_path: Path) -> None:
     pushed = [r for r in reasons if r.startswith("none of ")]
     assert pushed
     assert all(" ran in full at the end of the search: best of those waiting" in r for r in pushed)
+
+
+@pytest.mark.parametrize(
+    ("metric", "other", "own"),
+    [("dice", "unet", {"width": 4, "depth": 2}), ("AP50", "fcos_r18", {"channels": 32})],
+)
+def test_a_network_of_boxes_and_masks_stands_beside_either(
+    metric: str, other: str, own: dict[str, Any], several: dict[str, Any], tmp_path: Path
+) -> None:
+    """The metric says what it is trained and scored for, and its bundle knows."""
+    models = {"yolo11n-seg": {}, other: {"fixed": own}}
+    content = {**several, "metric": metric, "models": models, "epochs": 1, "space": {}}
+    content["search"] = {"trials": 2, "sampler": "grid", "scheduler": "full"}
+    search(parse_study(complete(content)), str(tmp_path / "st"))
+    table = StudyFolder(tmp_path / "st").table()
+    assert set(table["model"]) == {"yolo11n-seg", other}
+    assert list(table["state"]) == ["complete"] * 2
+    rank = int(table["rank"][table["model"] == "yolo11n-seg"].iloc[0])
+    refit(StudyFolder(tmp_path / "st"), tmp_path / "bundle", Options(rank))
+    task = "segmentation" if metric == "dice" else "detection"
+    assert open_bundle(tmp_path / "bundle").model.task == task

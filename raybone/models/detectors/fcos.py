@@ -11,6 +11,7 @@ from pydantic import Field
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
+from raybone.errors import InvalidConfig
 from raybone.models._model import Model
 from raybone.models.detectors._torchvision import (
     DEPTHS,
@@ -21,6 +22,8 @@ from raybone.models.detectors._torchvision import (
     builder,
 )
 from raybone.study.param import Param
+
+NORMED = 32  # groups of channels that its heads norm together
 
 
 class Config(DetectorConfig):
@@ -34,7 +37,13 @@ class Config(DetectorConfig):
 
 
 def make(config: Config, depth: int) -> FCOS:
-    """The network alone, as torchvision has it, with levels P2 to P6."""
+    """The network alone, as torchvision has it, with levels P2 to P6.
+
+    Raises:
+        InvalidConfig: its heads cannot share out the channels over their groups of norms.
+    """
+    if config.channels % NORMED:
+        raise InvalidConfig(f"channels {config.channels} must be a multiple of {NORMED} in fcos")
     points = AnchorGenerator(tuple((4 * 2**level,) for level in range(5)), ((1.0,),) * 5)
     return FCOS(
         backbone(depth, config.channels),
