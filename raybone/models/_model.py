@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -162,9 +161,11 @@ class Model:
 
     def row(self) -> tuple[str, str, int, str]:
         """Name, task, trained parameters with the default configuration, and source, as the menu
-        has them; the network is built without its weights.
+        has them; the network is built for that.
+
+        Raises:
+            InvalidConfig: the model does not take its default configuration.
         """
-        with torch.device("meta"):
-            weights = [*self.build(self.Config()).parameters()]
+        weights = self.build(self.Config()).parameters()
         trained = sum(weight.numel() for weight in weights if weight.requires_grad)
         return self.name, self.task, trained, self.SOURCE

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from raybone.errors import InvalidConfig, WrongInput
 from raybone.models import MENU, TIMM, load, menu, missing
 from raybone.study.metric import METRICS
 from raybone.study.param import Param
@@ -104,10 +105,13 @@ def hyper_parameters(name: str) -> dict[str, Any]:
         name, task, parameters, source, the names that `weights` knows, hyperparameters, and space,
         which is searched where a study names none.
     Raises:
-        WrongInput: no such model.
+        WrongInput: no such model, or one that cannot be built.
     """
     model = load(name)
-    row = {row[0]: row for row in menu()}.get(name) or model.row()
+    try:
+        row = {row[0]: row for row in menu()}.get(name) or model.row()
+    except InvalidConfig as error:
+        raise WrongInput(f"model: {error}") from None
     return {
         **dict(zip(("name", "task", "parameters", "source"), row)),
         "weights": list(model.weights),

@@ -62,7 +62,8 @@ def _net(network: str) -> nn.Module:
         except Exception as error:  # whatever a network of one size alone leads to
             problems.append(" ".join(str(error).split())[:200] or type(error).__name__)
     raise InvalidConfig(
-        f"{PREFIX}{network} does not take images of any size: {problems[0]}; choose another model"
+        f"{PREFIX}{network} does not take {CHANNELS} channels of any size: {problems[0]}; "
+        "choose another model"
     )
 
 
