@@ -55,6 +55,9 @@ def test_a_model_tells_its_hyper_parameters_with_meaning_and_bounds(
     lines = capsys.readouterr().out
     assert all(f"\n{name} " in lines for name in rows)
     assert '  imgsz: {"choice": [256, 512]}' in lines
+    assert main(["models", "yolo11n-seg"]) == 0
+    (line,) = (li for li in capsys.readouterr().out.splitlines() if li.startswith("mask_ratio "))
+    assert line.split()[:6] == ["mask_ratio", "integer", "4", "1,", "2,", "4"]
 
 
 @pytest.mark.parametrize("name", MENU)

@@ -289,7 +289,7 @@ def _default(prop: dict[str, Any]) -> str:
 
 def _values(prop: dict[str, Any]) -> str:
     """The values that a schema admits, in a few words."""
-    said = [", ".join(prop["enum"])] if "enum" in prop else []
+    said = [", ".join(map(str, prop["enum"]))] if "enum" in prop else []
     for part in (prop, *prop.get("anyOf", ()), prop.get("items", {})):
         said += [f"{sign} {part[bound]}" for bound, sign in BOUNDS.items() if bound in part]
     return ", ".join(said)
