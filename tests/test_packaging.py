@@ -161,7 +161,7 @@ def test_an_example_is_printed_as_it_is_and_an_unknown_one_lists_all(
     assert yaml.safe_load(printed)["name"] == "smoke"
     assert main(["example", "smok"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("raybone: example: must be one of bmseg_unet, ")
+    assert line.startswith("raybone: example: must be one of bccd_models, ")
     assert line.endswith(", got 'smok'; choose one")
 
 
