@@ -202,7 +202,10 @@ def test_an_option_of_several_words_may_be_repeated() -> None:
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [("raybone le", {"leaderboard"}), ("raybone leaderboard runs/a --b", {"--brief"})],
+    [
+        ("raybone le", {"leaderboard"}),
+        ("raybone leaderboard runs/a --b", {"--brief", "--by-model"}),
+    ],
 )
 def test_a_shell_completes_verbs_and_options(line: str, words: set[str], tmp_path: Path) -> None:
     answer = tmp_path / "answer"
