@@ -219,4 +219,4 @@ def test_a_shell_completes_verbs_and_options(line: str, words: set[str], tmp_pat
     }
     command = [sys.executable, "-m", "raybone"]
     subprocess.run(command, env=os.environ | shell, check=True, capture_output=True)
-    assert {word.strip() for word in answer.read_text().split("\n")} == words
+    assert {word.strip() for word in answer.read_text().split("\v")} == words
