@@ -235,9 +235,12 @@ class Brain:
         """
         with self.lock:
             at_work = sum(self._busy.values()) + sum(waiting.values())
-            more = self._races and self._next_step() is not None
             left = self.study.search.trials - len(self.state.configurations)
             new = 0 if self._exhausted else left
+            step = self._next_step() if self._races else None
+            if step is None and self._races and not new and not self._busy:
+                step = self.race.last_push()
+            more = step is not None
             return at_work + len(self._interrupted) + more + new
 
     @property

@@ -38,8 +38,10 @@ def warm_start(study: Study, tables: Mapping[str, Sequence[Row]]) -> Prior:
     left_out = 0
     for source, table in tables.items():
         rows = _standings(study, source, table)
+        others = {row.get("model") for row in rows} - {None}
         for number, row in enumerate(rows):
-            params = _params(study, row)
+            foreign = len(others) > 1 and row.get("model") not in study.names
+            params = None if foreign and others & set(study.names) else _params(study, row)
             if params is None or rejected(study, params):
                 left_out += 1
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raybone.models import load, task_of
@@ -33,12 +33,20 @@ def complete(content: dict[str, Any], stem: str = "") -> dict[str, Any]:
     if not names:
         said["metric"] = "AP"  # any will do: the missing model is what must be told
     elif "metric" not in content:
-        said["metric"] = task_named(task_of(names[0])).ranked[0]
+        said["metric"] = task_named(_task(names)).ranked[0]
     if isinstance(blocks, dict) and names == [*blocks]:
         content = {**content, "models": _blocks(blocks, content)}
     elif names and isinstance(content.get("fixed") or {}, dict) and "space" not in content:
         said["space"] = _space(names[0], content.get("fixed") or {})
     return {**said, **content}
+
+
+def _task(names: Sequence[str]) -> str:
+    """What all these models can do, or else what the first one does."""
+    if len(names) == 1:
+        return task_of(names[0])
+    tasks = [(model.task, *model.also) for model in map(load, names)]
+    return next((t for t in tasks[0] if all(t in other for other in tasks)), tasks[0][0])
 
 
 def _space(name: str, fixed: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from raybone.errors import InvalidConfig, WrongInput
 from raybone.models import load
 from raybone.models._model import Model, TrainingConfig, names_study
 from raybone.study.files import problems_of
-from raybone.study.relocate import PLACES
+from raybone.study.soundness import PLACES
 from raybone.study.spec import Study
 from raybone.tasks import ranked_by, task_named
 from raybone.tasks.base import Task
@@ -104,6 +104,15 @@ def _check_shared(study: Study, members: Sequence[Member]) -> list[str]:
             if key in PLACES and any(v and (key != "nm" or names_study(key, v)) for v in values):
                 problems.append(
                     f"{where}.{key}: is of one model alone; move it to models.NAME.{where}.{key}"
+                )
+    for member in members if blocks else ():
+        sayable = {*study.fixed, *study.space, *member.model.Config.model_fields}
+        for key in study.models[member.model.name].without:
+            if key not in sayable:
+                near = difflib.get_close_matches(key, sorted(sayable), n=1)
+                problems.append(
+                    f"models.{member.model.name}.without: {key!r} is no hyper-parameter of the "
+                    f"study; {f'did you mean {near[0]!r}?' if near else 'leave it out'}"
                 )
     for key in ("categories", "target"):
         values = {m.model.name: getattr(m.config, key, "") for m in members}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from statistics import median
 
+import numpy as np
 import torch
 
 from raybone.data.contact_sheet import batch_sheet
@@ -22,7 +23,7 @@ from raybone.hpo.state import gpu_hours
 from raybone.models._model import Model, TrainingConfig
 from raybone.results.study_folder import StudyFolder
 from raybone.run.checks import first_taken, resolve
-from raybone.study.space import grid
+from raybone.study.space import PROBE, dimensions, from_unit, grid, rejected
 from raybone.study.spec import ResolvedStudy, Study
 from raybone.tasks import configured, task_named
 from raybone.train.memory import refuse_too_large
@@ -116,9 +117,14 @@ def preview(
 
 def _shares(study: ResolvedStudy) -> dict[str, float]:
     """The part of the configurations that each model has to begin with."""
-    if study.search.sampler != "grid" or len(study.names) == 1:
+    search = study.search
+    if len(study.names) == 1 or not (search.reject or search.sampler == "grid"):
         return dict.fromkeys(study.names, 1 / len(study.names))
-    sizes = Counter(str(point["model"]) for point in islice(grid(study), study.search.trials))
+    units_PD = np.random.default_rng(0).random((PROBE, dimensions(study)))
+    drawn = grid(study) if search.sampler == "grid" else (from_unit(study, u) for u in units_PD)
+    kept = (point for point in drawn if not rejected(study, point))
+    most = search.trials if search.sampler == "grid" else PROBE
+    sizes = Counter(str(point["model"]) for point in islice(kept, most))
     return {name: sizes[name] / sizes.total() for name in study.names}
 
 

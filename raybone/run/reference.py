@@ -55,8 +55,8 @@ space: {{lr0: {{log_uniform: [0.0001, 0.01]}}, imgsz: {{choice: [512, 1024]}}}}
 model has not, such as `octaves` of YOLO, it does without. Where neither the study nor a model has a
 `space`, each model starts from its own. `weights`, `init_from` and a study in `nm` stand with their
 model. All models are of one task and find the same categories; `val_loss` does not rank them. A
-race takes the best configuration of each model through all folds, however far behind it is, so that
-`raybone leaderboard STUDY --by-model` can compare them.
+race by promotion takes the best configuration of each model through all folds, however far behind
+it is, so that `raybone leaderboard STUDY --by-model` can compare them.
 
 {block}
 ## How it is searched
@@ -156,7 +156,7 @@ def schema() -> dict[str, Any]:
             blocks[name] = {}  # known by its name alone
             continue
         model = load(name)
-        names.setdefault((model.task, model.Config), []).append(name)
+        names.setdefault(((model.task, *model.also), model.Config), []).append(name)
         blocks[name] = {"anyOf": [{"type": "null"}, _block(model.Config)]}
     found["properties"]["models"] = {
         "description": found["properties"]["models"]["description"],
@@ -173,13 +173,16 @@ def schema() -> dict[str, Any]:
     found["allOf"] = [
         {
             "if": {"properties": {"model": _named(many)}, "required": ["model"]},
-            "then": {
-                "properties": {"metric": {"enum": task_named(task).ranked}, **_of_model(config)}
-            },
+            "then": {"properties": {"metric": {"enum": _ranked(tasks)}, **_of_model(config)}},
         }
-        for (task, config), many in names.items()
+        for (tasks, config), many in names.items()
     ]
     return {"$schema": DRAFT, **found}
+
+
+def _ranked(tasks: Iterable[str]) -> list[str]:
+    """The metrics that rank one of these tasks."""
+    return [*dict.fromkeys(metric for task in tasks for metric in task_named(task).ranked)]
 
 
 def reference() -> str:

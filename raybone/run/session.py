@@ -67,6 +67,9 @@ class OpenStudy:
             complete = list(board["config_id"][board["state"] == "complete"])
             keep = max(self.study.keep, self.to_test() is not None)
             unwanted = set(complete[keep:])
+            if keep:  # the best of each model, which another study may start from
+                first = board[board["state"] == "complete"].drop_duplicates("model")
+                unwanted -= set(first["config_id"])
             for configuration in self.brain.state.configurations.values():
                 if configuration.status in ("stopped", "failed"):
                     unwanted.add(configuration.id)
@@ -160,6 +163,8 @@ def _agree(folder: StudyFolder, study: ResolvedStudy) -> ResolvedStudy:
     trials = {"trials": study.search.trials}
     if changed == ["search"] and started.search.model_copy(update=trials) == study.search:
         changed = []
+    if "models" not in changed and started.names != study.names:
+        changed.append("the order of models")
     if not same:
         changed.append(f"dataset (hash {old.dataset_hash}, now {new.dataset_hash})")
     if old.ladder != new.ladder and not changed:

@@ -143,12 +143,14 @@ def _keys(content: dict[str, Any], key: str, item: str) -> list[str]:
     if head != "models" or not rest:
         return key.split(".")
     blocks = content["models"] = blocks_of(content.get("models") or {})
-    names = sorted(blocks if isinstance(blocks, dict) else (), key=len, reverse=True)
+    listed = [n for n in blocks if isinstance(n, str)] if isinstance(blocks, dict) else []
+    names = sorted(listed, key=len, reverse=True)
     for name in names:
         if rest == name:
             return [head, name]
         if rest.startswith(f"{name}."):
-            blocks[name] = dict(blocks[name])
+            if isinstance(blocks[name], dict):
+                blocks[name] = dict(blocks[name])
             return [head, name, *rest.removeprefix(f"{name}.").split(".")]
     if any(f".{part}." in f".{rest}." for part in ModelBlock.model_fields):
         raise WrongInput(

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from raybone.study.soundness import PLACES
 from raybone.study.spec import Study
-
-# Hyper-parameters that may name a file or an earlier study; those are of one model alone.
-PLACES = ("weights", "init_from", "nm")
 
 
 def relocated(study: Study, move: Callable[[str], str]) -> Study:
@@ -43,7 +41,8 @@ def looked_up(study: Study, look_up: Callable[[str, str, Any], Any]) -> Study:
             if key in own.fixed:
                 fixed = {**alone.fixed, key: look_up(name, key, alone.fixed[key])}
                 alone = alone.model_copy(update={"fixed": fixed})
-            if key in own.space and (choice := alone.space[key].choice):
+            searched = alone.space.get(key) if key in own.space else None
+            if searched and (choice := searched.choice):
                 alone = renamed(alone, key, {v: look_up(name, key, v) for v in choice})
         study = study.with_own(alone)
     return study

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from raybone.study.spec import Study
 
 
+# Hyper-parameters that may name a file or an earlier study, which are of one model.
+PLACES = ("weights", "init_from", "nm")
+
+
 def unsound(study: Study) -> list[str]:
     """What is wrong with a study that can be told without its model and dataset, one line each."""
     problems = [*_twice("", study.fixed, study.space), *_of_models(study)]
@@ -48,6 +52,18 @@ def misfits(study: Study, point: Mapping[str, Value]) -> list[str]:
     return _misfits(study.of(str(name)), known)
 
 
+def settled(space: Mapping[str, Param], known: Mapping[str, Any]) -> dict[str, Param]:
+    """A space without what depends on values that are known, or without that condition."""
+    settled = {}
+    for key, param in space.items():
+        when = param.when or {}
+        if any(known.get(other, value) != value for other, value in when.items()):
+            continue
+        rest = {other: value for other, value in when.items() if other not in known}
+        settled[key] = param if rest == when else param.model_copy(update={"when": rest or None})
+    return settled
+
+
 def _twice(where: str, fixed: Mapping[str, Value], space: Mapping[str, Param]) -> list[str]:
     return [
         f"{where}space.{key}: is also in fixed; keep it in one of the two"
@@ -63,12 +79,29 @@ def _of_models(study: Study) -> list[str]:
         return problems
     for name, block in study.models.items():
         problems += _twice(f"models.{name}.", block.fixed, block.space)
+        for key, param in block.space.items():
+            if (wanted := (param.when or {}).get("model", name)) != name:
+                problems.append(
+                    f"models.{name}.space.{key}.when: model is {name!r} here, got {wanted!r}; "
+                    "leave it out"
+                )
     for key, param in study.space.items():
-        wanted = (param.when or {}).get("model", study.names[0])
+        when = param.when or {}
+        wanted = when.get("model", study.names[0])
+        if places := [other for other in when if other in PLACES]:
+            problems.append(
+                f"space.{key}.when: {places[0]} is of one model alone; move space.{key} to it"
+            )
+        overruled = any(key in {*b.fixed, *b.space, *b.without} for b in study.models.values())
         if wanted not in study.names:
             problems.append(
                 f"space.{key}.when: model must be one of {', '.join(study.names)}, got {wanted!r}; "
                 "change it, or list that model"
+            )
+        elif not overruled and not any(key in study.of(n).space for n in study.names):
+            problems.append(
+                f"space.{key}.when: {when} is true of no model of this study; change it, or leave "
+                f"space.{key} out"
             )
     for where, keys in (("space", study.space), ("fixed", study.fixed)):
         if "model" in keys:
@@ -125,6 +158,8 @@ def _of_rules_and_points(study: Study) -> list[str]:
                 for rule in study.search.reject
                 if holds(rule, whole)
             ]
+        if study.models and "model" not in point and (mine := [k for k in point if k in PLACES]):
+            wrong.append(f"{mine[0]} is of one model alone; add model: NAME")
         if point in points[:place]:
             wrong.append(f"is point {points.index(point)} again; give it once")
         problems += [f"search.points.{place}: {line}" for line in wrong]

@@ -86,7 +86,8 @@ def joint(study: Study) -> dict[str, Param]:
     dimension = {"model": Param(choice=study.names)}
     for name, space in spaces.items():
         for key, param in space.items():
-            same = all(other.get(key, param) == param for other in spaces.values())
+            # 1 is 1.0, but not to a sampler
+            same = all(repr(other.get(key, param)) == repr(param) for other in spaces.values())
             dimension[key if same else f"{name}.{key}"] = param
     return dimension
 

@@ -19,7 +19,7 @@ from pydantic import (
 from raybone.errors import WrongInput
 from raybone.study.metric import METRICS, Direction, Metric
 from raybone.study.param import Param, Strict, Value
-from raybone.study.soundness import unsound
+from raybone.study.soundness import settled, unsound
 
 MODELS = "raybone.models"  # group of the entry points by which packages offer models
 # Packages of the extra raybone[models], by what the names of their models begin with
@@ -260,7 +260,12 @@ class Study(Strict):
         block = self.models[name]
         fixed = {k: v for k, v in self.fixed.items() if k not in {*block.without, *block.space}}
         fixed |= block.fixed
-        shared = {k: p for k, p in self.space.items() if k not in {*block.without, *block.fixed}}
+        out, gone = {*block.without, *block.fixed}, {*block.without} - {*block.fixed, *block.space}
+        shared = {
+            key: param
+            for key, param in self.space.items()
+            if key not in out and not gone & {*(param.when or ())}
+        }
         points = tuple(
             {k: v for k, v in point.items() if k != "model"}
             for point in self.search.points
@@ -270,7 +275,7 @@ class Study(Strict):
             "model": name,
             "models": {},
             "fixed": fixed,
-            "space": _settled({**shared, **block.space}, {"model": name, **fixed}),
+            "space": settled({**shared, **block.space}, {"model": name, **fixed}),
             "search": self.search.model_copy(update={"points": points}),
         }
         if self.resolved:
@@ -351,18 +356,6 @@ def blocks_of(models: Any) -> Any:
     if isinstance(models, dict):
         return {name: {} if block is None else block for name, block in models.items()}
     return models
-
-
-def _settled(space: Mapping[str, Param], known: Mapping[str, Any]) -> dict[str, Param]:
-    """A space without what depends on values that are known, or without that condition."""
-    settled = {}
-    for key, param in space.items():
-        when = param.when or {}
-        if any(known.get(other, value) != value for other, value in when.items()):
-            continue
-        rest = {other: value for other, value in when.items() if other not in known}
-        settled[key] = param if rest == when else param.model_copy(update={"when": rest or None})
-    return settled
 
 
 def from_outside(model: str) -> bool:

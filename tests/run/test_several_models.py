@@ -31,6 +31,7 @@ from raybone.results.watch import clock, time_left
 from raybone.run.defaults import complete
 from raybone.run.local import search
 from raybone.study.files import parse_study, read_study, write_study
+from raybone.study.relocate import relocated
 from raybone.study.space import grid, in_joint, joint
 from raybone.study.spec import Resolved, ResolvedStudy
 
@@ -220,6 +221,10 @@ WRONG = {
         "fixed.init_from: is of one model alone; move it to models.NAME.fixed.init_from",
         "fixed.nm: is of one model alone",
     ),
+    "a name that is left out of nothing": (
+        {"models": {"unet": {"without": ["dept"]}, "res_unet": {}}},
+        "models.unet.without: 'dept' is no hyper-parameter of the study; did you mean 'depth'?",
+    ),
     "categories": (
         {"models": {"unet": {"fixed": {"categories": ["bone"]}}, "res_unet": {}}},
         "models: must have the same categories to be compared",
@@ -253,6 +258,32 @@ def test_what_does_not_go_together_is_told_at_once(
         ({"model": "unet"}, "models: stands beside model, which is 'unet'; keep one of the two"),
         ({"models": []}, "models: must name a model at the least, got none"),
         ({"models": 3}, "models: input should be a valid dictionary, got 3"),
+        (
+            {
+                "models": {"unet": {"space": {"nm": {"choice": ["", "otsu"]}}}},
+                "space": {"ema": {"choice": [0.5], "when": {"nm": "otsu"}}},
+            },
+            "space.ema.when: nm is of one model alone; move space.ema to it",
+        ),
+        (
+            {
+                "models": {"unet": {"space": {"nm": {"choice": ["", "otsu"]}}}, "res_unet": {}},
+                "search": {"points": [{"nm": "otsu"}]},
+            },
+            "search.points.0: nm is of one model alone; add model: NAME",
+        ),
+        (
+            {"models": {"unet": {"space": {"lr0": LR | {"when": {"model": "res_unet"}}}}}},
+            "models.unet.space.lr0.when: model is 'unet' here, got 'res_unet'; leave it out",
+        ),
+        (
+            {
+                "models": {"unet": {}, "res_unet": {}},
+                "fixed": {"optimizer": "AdamW"},
+                "space": {"momentum": {"choice": [0.9], "when": {"optimizer": "SDG"}}},
+            },
+            "space.momentum.when: {'optimizer': 'SDG'} is true of no model of this study",
+        ),
         ({"models": {1: {}}}, "models.1.[key]: input should be a valid string, got 1"),
         ({"models": ["unet", 5]}, "models: input should be a valid dictionary, got ['unet', 5]"),
         ({"models": {"unet": 5}}, "models.unet: input should be a valid dictionary"),
@@ -483,3 +514,63 @@ def test_a_network_of_boxes_and_masks_stands_beside_either(
     refit(StudyFolder(tmp_path / "st"), tmp_path / "bundle", Options(rank))
     task = "segmentation" if metric == "dice" else "detection"
     assert open_bundle(tmp_path / "bundle").model.task == task
+
+
+def test_what_depends_on_what_a_model_has_not_is_left_out_with_it(several: dict[str, Any]) -> None:
+    space = {"depth": {"choice": [2, 3]}, "ema": {"choice": [0.5], "when": {"depth": 2}}}
+    asked = parse_study(complete({**several, "models": ["unet", "res_unet"], "space": space}))
+    assert list(asked.of("unet").space) == ["depth", "ema"]
+    assert asked.of("res_unet").space == {}
+    fixed = {
+        "unet": {
+            "fixed": {"optimizer": "AdamW"},
+            "space": {"nm": {"choice": ["", "otsu"], "when": {"optimizer": "SGD"}}},
+        }
+    }
+    settled = parse_study(complete({**several, "models": fixed}))
+    assert relocated(settled, lambda path: f"/moved/{path}").of("unet").space.keys() == {"lr0"}
+
+
+def test_equal_numbers_of_two_kinds_are_two_parameters(several: dict[str, Any]) -> None:
+    models = {
+        "unet": {"space": {"dice": {"choice": [0.5, 1]}}},
+        "res_unet": {"space": {"dice": {"choice": [0.5, 1.0]}}},
+    }
+    names = joint(parse_study(complete({**several, "models": models, "space": {}})))
+    assert list(names) == ["model", "unet.dice", "res_unet.dice"]
+
+
+def test_models_that_can_do_one_thing_are_ranked_by_it_in_any_order() -> None:
+    for names in (["yolo11n-seg", "fcos_r18"], ["fcos_r18", "yolo11n-seg"]):
+        assert complete({"dataset": "d", "models": names})["metric"] == "AP"
+    assert complete({"dataset": "d", "models": ["yolo11n-seg", "unet"]})["metric"] == "dice"
+
+
+def test_a_wrong_block_is_one_line_where_set_reaches_into_it(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("dataset: d\nmodels: {unet: 5, 1: {}, res_unet: {}}\n")
+    for item in ("models.unet.fixed.depth=2", "models.res_unet.fixed.width=4"):
+        with pytest.raises(WrongInput):
+            read_study(path, [item], complete)
+
+
+def test_a_started_study_keeps_the_order_of_its_models(
+    several: dict[str, Any], tmp_path: Path
+) -> None:
+    """The order decides what is drawn."""
+    content = {**several, "search": {"trials": 1, "sampler": "random", "scheduler": "full"}}
+    search(parse_study(complete(content)), str(tmp_path / "st"))
+    turned = {**content, "models": dict(reversed(THREE.items()))}
+    with pytest.raises(WrongInput, match="but the order of models differ"):
+        search(parse_study(complete(turned)), str(tmp_path / "st"))
+
+
+def test_a_study_of_one_model_is_warmed_by_its_rows_of_a_study_over_models(tmp_path: Path) -> None:
+    models = {"unet": {"fixed": {"width": 4}}, "res_unet": {"fixed": {"width": 4}}}
+    pretend(tmp_path, model="", models=models, space={"lr0": LR}, fixed={}, search={"trials": 8})
+    rows = earlier_rows(str(tmp_path))
+    own = [row for row in rows if row["model"] == "res_unet"]
+    alone = {"dataset": "d", "model": "res_unet", "metric": "dice", "space": {"lr0": LR}}
+    prior = warm_start(parse_study(complete(alone)), {"earlier": rows})
+    assert [o.params["lr0"] for o in prior.observations] == [r["cfg.lr0"] for r in reversed(own)]
+    assert prior.left_out == len(rows) - len(own) > 0
