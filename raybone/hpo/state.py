@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -126,6 +126,8 @@ class State:
         self.refused: list[str] = []
         self.fold_epochs = 0
         self.train_seconds = 0.0
+        # Seconds and fold epochs of each model of a study over models.
+        self._spent: dict[str, tuple[float, int]] = {}
         self.slots = 1
         self.slot_seconds = 0.0
         self.end = ""
@@ -162,14 +164,12 @@ class State:
         """
         return self.train_seconds / self.slot_seconds if self.slot_seconds else math.nan
 
-    def epoch_seconds(self, kind: Callable[[dict[str, Any]], str]) -> dict[str, float]:
-        """Mean seconds of a fold epoch by the kind of configuration, those without an epoch left
-        out.
+    def mean_seconds(self, model: str) -> float:
+        """Mean seconds of a fold epoch of a model of a study over models, else of all; NaN before
+        the first epoch.
         """
-        sums = dict[str, list[float]]()
-        for c in self.configurations.values():
-            sums.setdefault(kind(c.params), []).extend(c.epoch_seconds)
-        return {name: sum(values) / len(values) for name, values in sums.items() if values}
+        seconds, epochs = self._spent.get(model, (self.train_seconds, self.fold_epochs))
+        return seconds / epochs if epochs else math.nan
 
     @property
     def counts(self) -> Counter[Status]:
@@ -232,6 +232,9 @@ class State:
             configuration.at_work.add(event["fold"])
             self.fold_epochs += 1
             self.train_seconds += event["seconds"]
+            if model := configuration.params.get("model"):
+                seconds, epochs = self._spent.get(model, (0.0, 0))
+                self._spent[model] = seconds + event["seconds"], epochs + 1
 
     def _on_rung(self, event: Event) -> None:
         configuration = self._of(event)

@@ -272,15 +272,13 @@ def _epoch_seconds_to_come(study: ResolvedStudy, state: State) -> float:
     """Mean seconds of the fold epochs that are left: of each model its own, in the share of the
     configurations that it has at work or to come.
     """
-    seconds = state.epoch_seconds(lambda params: study.under(params).model)
     new = max(study.search.trials - len(state.configurations), 0) / len(study.names)
     weights = dict.fromkeys(study.names, new)
     for c in state.configurations.values():
-        weights[study.under(c.params).model] += c.status in ("running", "paused")
-    known = {name: weight for name, weight in weights.items() if weight and name in seconds}
-    if not known:
-        return state.train_seconds / state.fold_epochs
-    return sum(seconds[n] * weight for n, weight in known.items()) / sum(known.values())
+        weights[c.params.get("model", study.model)] += c.status in ("running", "paused")
+    total = sum(weights.values()) or math.nan
+    mean = sum(state.mean_seconds(name) * weight for name, weight in weights.items()) / total
+    return mean if math.isfinite(mean) else state.mean_seconds("")
 
 
 def clock(seconds: float) -> str:
@@ -342,13 +340,8 @@ def _running(study: ResolvedStudy, state: State, configuration: Configuration) -
     )
     todo = sum(max(0, epochs - len(runs.get(k, ()))) for k in range(folds))
     seconds = configuration.epoch_seconds
-    each = (
-        float(np.median(seconds))
-        if seconds
-        else state.train_seconds / state.fold_epochs
-        if state.fold_epochs
-        else math.nan
-    )
+    of_model = state.mean_seconds(study.under(configuration.params).model)
+    each = float(np.median(seconds)) if seconds else of_model
     return Running(
         configuration.id,
         configuration.target,

@@ -125,7 +125,9 @@ def _shares(study: ResolvedStudy) -> dict[str, float]:
     kept = (point for point in drawn if not rejected(study, point))
     most = search.trials if search.sampler == "grid" else PROBE
     sizes = Counter(str(point["model"]) for point in islice(kept, most))
-    return {name: sizes[name] / sizes.total() for name in study.names}
+    # Rules that leave next to nothing may leave none of these points.
+    counts = {name: sizes[name] if sizes else 1 for name in study.names}
+    return {name: count / sum(counts.values()) for name, count in counts.items()}
 
 
 def _earlier(study: ResolvedStudy, sources: Sequence[str]) -> tuple[dict[str, float], str]:
