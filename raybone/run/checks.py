@@ -22,7 +22,7 @@ from raybone.results.lineage import winner_of
 from raybone.run.members import Member, collect, members_of
 from raybone.storage import Folder
 from raybone.study.relocate import looked_up
-from raybone.study.space import left_by_rules
+from raybone.study.space import beyond_trials, left_by_rules
 from raybone.study.spec import Resolved, ResolvedStudy, Study
 from raybone.tasks import configured
 from raybone.train.checkpoint import earlier_fold
@@ -54,6 +54,7 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[ResolvedStudy, Dat
     steps = min(_steps(m, dataset) for m in members)
     task = members[0].task
     warnings = [*dataset.meta.get("fold_warnings", ()), *started]
+    warnings += filter(None, [beyond_trials(study)])
     for member in members:
         warnings += task.warnings(dataset, member.config, _sizes(member))
     resolved = Resolved(

@@ -111,12 +111,13 @@ def from_joint(study: Study, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def grid(study: Study) -> Iterator[dict[str, Any]]:
-    """Every combination of the choices, model after model, in the order of the space, without
+    """Every combination of the choices, in the order of the space and the models by turns, without
     repeats that conditions make.
     """
     if study.models:
-        for name in study.names:
-            yield from ({"model": name, **point} for point in grid(study.of(name)))
+        rows = (zip(itertools.repeat(name), grid(study.of(name))) for name in study.names)
+        for row in itertools.zip_longest(*rows):
+            yield from ({"model": name, **point} for name, point in filter(None, row))
         return
     seen, space = set(), study.space
     for values in itertools.product(*(p.choice or () for p in space.values())):
@@ -161,6 +162,19 @@ def left_by_rules(study: Study) -> str:
         if kept
         else f"search.reject: must leave a part of the space, but {tried} are rejected; loosen a "
         f"rule"
+    )
+
+
+def beyond_trials(study: Study) -> str:
+    """That the grid goes on after the last trial, as one line; empty when it does not."""
+    if study.search.sampler != "grid":
+        return ""
+    kept = (p for p in itertools.islice(grid(study), LONGEST) if not rejected(study, p))
+    if next(itertools.islice(kept, study.search.trials, None), None) is None:
+        return ""
+    return (
+        f"search.trials: the grid has more combinations than the {study.search.trials} that are "
+        "tried, which are its first"
     )
 
 

@@ -19,7 +19,7 @@ from raybone.hpo.sampler import observations, propose
 from raybone.hpo.state import State
 from raybone.storage import Folder
 from raybone.study.files import parse_study
-from raybone.study.space import grid, left_by_rules
+from raybone.study.space import beyond_trials, grid, left_by_rules
 from raybone.study.spec import Resolved, ResolvedStudy, Study
 from raybone.types import Epoch
 
@@ -347,6 +347,21 @@ def test_a_part_that_hardly_any_point_lies_in_is_found_or_the_space_is_used_up_w
         == "search.reject: must leave a part of the space, but all combinations (of the first "
         "100000) are rejected; loosen a rule"
     )
+
+
+@pytest.mark.parametrize(
+    ("trials", "rules", "told"), [(3, [], True), (4, [], False), (3, ["a == 2"], False)]
+)
+def test_a_grid_that_goes_on_after_the_last_trial_is_told(
+    trials: int, rules: list[str], told: bool
+) -> None:
+    space = {"a": {"choice": [1, 2, 3, 4]}}
+    said = beyond_trials(study("grid", space, search={"trials": trials, "reject": rules}))
+    assert said == told * (
+        "search.trials: the grid has more combinations than the 3 that are tried, which are its "
+        "first"
+    )
+    assert not beyond_trials(study("random", space, search={"trials": trials}))
 
 
 @pytest.mark.parametrize("sampler", ["random", "sobol", "tpe", "gp", "grid"])

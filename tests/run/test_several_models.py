@@ -516,6 +516,12 @@ def test_a_network_of_boxes_and_masks_stands_beside_either(
     assert open_bundle(tmp_path / "bundle").model.task == task
 
 
+def test_a_grid_that_is_cut_short_has_tried_every_model(several: dict[str, Any]) -> None:
+    names = [point["model"] for point in drawn(made(several), 4)]
+    assert sorted(set(names)) == sorted(several["models"])
+    assert names[3] == names[0]
+
+
 def test_what_depends_on_what_a_model_has_not_is_left_out_with_it(several: dict[str, Any]) -> None:
     space = {"depth": {"choice": [2, 3]}, "ema": {"choice": [0.5], "when": {"depth": 2}}}
     asked = parse_study(complete({**several, "models": ["unet", "res_unet"], "space": space}))

@@ -9,15 +9,18 @@ import copy
 import logging
 import os
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from raybone.data.loader import Batch
-from raybone.models._model import TrainingConfig
+from raybone.models._model import Model, TrainingConfig
+from raybone.study.param import Param
 from raybone.types import Prediction
 
 
@@ -78,6 +81,39 @@ dict.update(
 )
 
 ADDRESS = "https://github.com/ultralytics/assets/releases/download/v8.4.0/{}.pt"
+
+
+def family(
+    yaml: str,
+    module: Callable[..., nn.Module],
+    config: type[TrainingConfig],
+    space: dict[str, Param],
+    source: str,
+    sizes: str = "nsmlx",
+    task: str = "detection",
+    **more: Any,
+) -> list[Model]:
+    """The sizes of a network of Ultralytics as entries of the menu.
+
+    Args:
+        yaml: below its folder of models, such as ``11/yolo11{}``, with {} for the size.
+        module: takes a configuration and ``yaml``.
+        more: what else Model has.
+    """
+    return [
+        Model(
+            name := yaml.format(size).rpartition("/")[2],
+            task,
+            config,
+            partial(module, yaml=yaml.format(size)),
+            space,
+            source,
+            weights={"coco": ADDRESS.format(name)},
+            native=(".pt", export),
+            **more,
+        )
+        for size in sizes
+    ]
 
 
 def network(yaml: str, config: TrainingConfig, **settings: float) -> DetectionModel:

@@ -6,7 +6,6 @@ There is no ONNX graph: what it chooses first, by scores that may tie, changes e
 
 from __future__ import annotations
 
-from functools import partial
 from typing import cast
 
 import torch
@@ -15,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raybone.data.loader import Batch
-from raybone.models._model import Model, TrainingConfig, in_full_precision
+from raybone.models._model import TrainingConfig, in_full_precision
 from raybone.models.detectors import yolo
-from raybone.models.detectors._ultralytics import ADDRESS, boxes_of, export, network, targets
+from raybone.models.detectors._ultralytics import boxes_of, family, network, targets
 from raybone.study.param import Param
 from raybone.types import Prediction
 
@@ -89,22 +88,6 @@ def _filled(image_NCHW: Tensor) -> Tensor:
     return functional.pad(image_NCHW, (0, -width % STRIDE, 0, -height % STRIDE))
 
 
-def _build(config: TrainingConfig, name: str) -> nn.Module:
-    return Rtdetr(cast(Config, config), f"rt-detr/{name}")
-
-
 SPACE = {**yolo.SPACE, "lr0": Param(log_uniform=(3e-5, 1e-3))}
 SOURCE = "Zhao et al. 2023, arXiv:2304.08069; Ultralytics, AGPL-3.0; one channel"
-MODELS = [
-    Model(
-        name,
-        "detection",
-        Config,
-        partial(_build, name=name),
-        SPACE,
-        SOURCE,
-        weights={"coco": ADDRESS.format(name)},
-        native=(".pt", export),
-    )
-    for name in ("rtdetr-l", "rtdetr-x")
-]
+MODELS = family("rt-detr/rtdetr-{}", Rtdetr, Config, SPACE, SOURCE, sizes="lx")

@@ -6,7 +6,6 @@ detector.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,11 +13,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raybone.data.loader import Batch
-from raybone.models._model import Graph, Model, TrainingConfig, in_full_precision
+from raybone.models._model import Graph, TrainingConfig, in_full_precision
 from raybone.models.detectors._ultralytics import (
-    ADDRESS,
     boxes_of,
-    export,
+    family,
     network,
     non_max_suppression,
     targets,
@@ -139,22 +137,12 @@ def _graph(module: Yolo, image_NCHW: Tensor) -> Tensor:
     return raw(module.net(image_NCHW))
 
 
-def _build(config: TrainingConfig, name: str) -> nn.Module:
-    return Yolo(cast(Config, config), f"11/{name}")
-
-
-MODELS = [
-    Model(
-        name,
-        "detection",
-        Config,
-        partial(_build, name=name),
-        SPACE,
-        SOURCE,
-        reduction="sum",
-        weights={"coco": ADDRESS.format(name)},
-        graph=Graph(_graph, any_batch=False),
-        native=(".pt", export),
-    )
-    for name in ("yolo11n", "yolo11s", "yolo11m", "yolo11l", "yolo11x")
-]
+MODELS = family(
+    "11/yolo11{}",
+    Yolo,
+    Config,
+    SPACE,
+    SOURCE,
+    reduction="sum",
+    graph=Graph(_graph, any_batch=False),
+)

@@ -7,16 +7,15 @@ are and does not train what is below it.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import cast
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from raybone.data.loader import Batch
-from raybone.models._model import Graph, Model, TrainingConfig
+from raybone.models._model import Graph
 from raybone.models.detectors import yolo
-from raybone.models.detectors._ultralytics import ADDRESS, export
+from raybone.models.detectors._ultralytics import family
 
 
 class Config(yolo.Config):
@@ -71,23 +70,13 @@ def _graph(module: Yolo26, image_NCHW: Tensor) -> Tensor:
     return cast(Tensor, module.net.model[-1]._inference(parts["one2one"]))
 
 
-def _build(config: TrainingConfig, name: str) -> nn.Module:
-    return Yolo26(cast(Config, config), f"26/{name}")
-
-
 SOURCE = "Ultralytics YOLO26 (Jocher & Qiu 2026), AGPL-3.0; one channel"
-MODELS = [
-    Model(
-        name,
-        "detection",
-        Config,
-        partial(_build, name=name),
-        yolo.SPACE,
-        SOURCE,
-        reduction="sum",
-        weights={"coco": ADDRESS.format(name)},
-        graph=Graph(_graph, any_batch=False),
-        native=(".pt", export),
-    )
-    for name in ("yolo26n", "yolo26s", "yolo26m", "yolo26l", "yolo26x")
-]
+MODELS = family(
+    "26/yolo26{}",
+    Yolo26,
+    Config,
+    yolo.SPACE,
+    SOURCE,
+    reduction="sum",
+    graph=Graph(_graph, any_batch=False),
+)

@@ -5,18 +5,17 @@ It is trained on both and serves studies of masks and of boxes, by their metric.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from raybone.data.loader import Batch
-from raybone.models._model import Model, TrainingConfig
+from raybone.models._model import TrainingConfig
 from raybone.models.detectors import yolo
-from raybone.models.detectors._ultralytics import ADDRESS, boxes_of, crop_mask, export, targets
+from raybone.models.detectors._ultralytics import boxes_of, crop_mask, family, targets
 from raybone.types import Prediction
 
 
@@ -84,23 +83,14 @@ class YoloSeg(WithMasks, yolo.Yolo):
     """Ultralytics' SegmentationModel with one input channel."""
 
 
-def _build(config: TrainingConfig, name: str) -> nn.Module:
-    return YoloSeg(cast(Config, config), f"11/{name}")
-
-
 # An ONNX file has one output here, which boxes and masks are not.
-MODELS = [
-    Model(
-        name,
-        "segmentation",
-        Config,
-        partial(_build, name=name),
-        yolo.SPACE,
-        yolo.SOURCE,
-        reduction="sum",
-        weights={"coco": ADDRESS.format(name)},
-        native=(".pt", export),
-        also=("detection",),
-    )
-    for name in ("yolo11n-seg", "yolo11s-seg", "yolo11m-seg", "yolo11l-seg", "yolo11x-seg")
-]
+MODELS = family(
+    "11/yolo11{}-seg",
+    YoloSeg,
+    Config,
+    yolo.SPACE,
+    yolo.SOURCE,
+    task="segmentation",
+    reduction="sum",
+    also=("detection",),
+)

@@ -1,0 +1,137 @@
+"""A search over models whose proposals prefer the cheap ones, beside plain TPE and chance, on the
+recorded curves of the grid of a study over models: how far the best so far is behind the best there
+is, at equal seconds of training.
+
+    raybone search jobs/bccd_models.yaml --out RUN --record
+    python benchmarks/per_second.py jobs/bccd_models.yaml RUN/curves.npz
+
+One training run at a time, race and sampler as in a search; folds in the order of the study, and a
+seed for each repeat. The table is replayed as it was recorded, and again as if an epoch of the
+dearest model took ten times as long as it did. The best so far is the complete configuration with
+the best score, else the one that got furthest.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import machine
+import numpy as np
+
+from raybone.hpo.brain import Brain
+from raybone.hpo.curves import Curves, read_curves
+from raybone.hpo.fold_race import SMOOTH, ladder, score
+from raybone.hpo.state import State
+from raybone.results.study_folder import StudyFolder
+from raybone.study.files import read_study
+from raybone.study.space import grid, identity
+from raybone.study.spec import Resolved, ResolvedStudy, Study
+from raybone.types import Array, Epoch
+
+REPEATS = 100
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)  # of the seconds that the whole grid takes in full
+WAYS: dict[str, dict[str, Any]] = {
+    "random": {"sampler": "random"},
+    "tpe": {"sampler": "tpe"},
+    "tpe, per second": {"sampler": "tpe", "per_second": True},
+}
+
+
+def places(study: Study, curves: Curves) -> dict[str, int]:
+    """The row of each configuration of the grid; a model's rows stand in the order of its grid."""
+    found: dict[str, int] = {}
+    for name in study.names:
+        rows = [c for c, model in enumerate(curves.model_C) if model == name]
+        points = [identity({"model": name, **point}) for point in grid(study.of(name))]
+        found |= dict(zip(points, rows, strict=True))
+    return found
+
+
+def search(
+    study: ResolvedStudy, curves: Curves, rows: dict[str, int], seconds_C: Array, stop: float
+) -> list[tuple[float, int]]:
+    """Seconds so far and the best configuration then, after each rung, until ``stop`` seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        brain = Brain(study, StudyFolder(folder).journal(), lambda params: 1, 1)
+        spent, log = 0.0, list[tuple[float, int]]()
+        while spent < stop and (work := brain.peek()):
+            brain.start(work)
+            row = rows[identity(work.params)]
+            for segment in work.segments:
+                for epoch in range(segment.start + 1, segment.stop + 1):
+                    metrics = {study.metric: float(curves.T_CSKE[row, 0, segment.fold, epoch - 1])}
+                    taken = float(seconds_C[row])
+                    spent += taken
+                    brain.epoch(work.config_id, Epoch(segment.fold, epoch, metrics, taken))
+            brain.rung_done(work.config_id, work.rung)
+            log.append((spent, rows[identity(best(study, brain.state))]))
+        return log
+
+
+def best(study: ResolvedStudy, state: State) -> dict[str, Any]:
+    """The configuration that a search would give if it ended now."""
+    ranked = [c for c in state.configurations.values() if c.rung >= 0]
+    return max(ranked, key=lambda c: (c.rung, score(study, c, c.rung))).params
+
+
+def main(path: str, table: str) -> None:
+    """Measure, print and write results/per_second.json."""
+    curves, asked = read_curves(table), read_study(path)
+    rows = places(asked, curves)
+    _, _, folds, epochs = curves.T_CSKE.shape
+    truth_C = curves.T_CSKE[:, :, :, -SMOOTH:].mean((1, 2, 3))
+    right = curves.model(int(truth_C.argmax()))
+    of_C = np.array(curves.model_C)
+    dearest = max(asked.names, key=lambda name: float(np.median(curves.seconds_C[of_C == name])))
+    tables = {
+        "as recorded": curves.seconds_C,
+        f"{dearest} ten times dearer": curves.seconds_C * np.where(of_C == dearest, 10, 1),
+    }
+    resolved = Resolved(
+        dataset_hash="",
+        code_version="",
+        folds=folds,
+        steps=curves.steps,
+        ladder=ladder(epochs, folds, curves.steps),
+    )
+    found: dict[str, Any] = {"curves": Path(table).name, "right": right, "repeats": REPEATS}
+    for costs, seconds_C in tables.items():
+        whole = float(seconds_C.sum()) * folds * epochs
+        lags: dict[str, Array] = {}
+        for name, how in WAYS.items():
+            lag_RB, right_RB = np.empty((2, REPEATS, len(SHARES)))
+            for seed in range(REPEATS):
+                searched = {"trials": len(rows), "seed": seed, "scheduler": "fold_race", **how}
+                study = asked.model_copy(
+                    update={"search": asked.search.model_copy(update=searched)}
+                ).resolved_as(resolved)
+                log = search(study, curves, rows, seconds_C, SHARES[-1] * whole)
+                for place, share in enumerate(SHARES):
+                    picks = [pick for spent, pick in log if spent <= share * whole]
+                    pick = picks[-1] if picks else int(truth_C.argmin())
+                    lag_RB[seed, place] = truth_C.max() - truth_C[pick]
+                    right_RB[seed, place] = curves.model(pick) == right
+            lags[name] = lag_RB
+            for place, share in enumerate(SHARES):
+                row = {
+                    "behind": round(float(lag_RB[:, place].mean()), 4),
+                    "behind_95": round(1.96 * float(lag_RB[:, place].std()) / REPEATS**0.5, 4),
+                    "right_model": round(float(right_RB[:, place].mean()), 3),
+                }
+                found[f"{costs}, {name}, {share:.0%} of the seconds"] = row
+                print(f"{costs}, {name}, {share:.0%} of the seconds: {row}", flush=True)
+        gain_RB = lags["tpe"] - lags["tpe, per second"]
+        for place, share in enumerate(SHARES):
+            mean = float(gain_RB[:, place].mean())
+            error = 1.96 * float(gain_RB[:, place].std()) / REPEATS**0.5
+            gain = {"gain": round(mean, 4), "gain_95": round(error, 4)}
+            found[f"{costs}, gain over tpe, {share:.0%} of the seconds"] = gain
+            print(f"{costs}, gain over tpe, {share:.0%} of the seconds: {gain}", flush=True)
+    machine.keep("per_second", found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])
