@@ -9,21 +9,30 @@ One training run at a time, race and sampler as in a search; folds in the order 
 seed for each repeat. The table is replayed as it was recorded, and again as if an epoch of the
 dearest model took ten times as long as it did. The best so far is the complete configuration with
 the best score, else the one that got furthest.
+
+Per second means that a proposal is taken with the probability of the cheapest model's seconds over
+its own's; of proposals that are all passed over the first counts. So a model that is proposed as
+often as another, but takes twice as long, is tried half as often.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import machine
 import numpy as np
+from models import alike
 
 from raybone.hpo.brain import Brain
 from raybone.hpo.curves import Curves, read_curves
 from raybone.hpo.fold_race import SMOOTH, ladder, score
+from raybone.hpo.sampler import STARTUP, propose
 from raybone.hpo.state import State
 from raybone.results.study_folder import StudyFolder
 from raybone.study.files import read_study
@@ -31,12 +40,31 @@ from raybone.study.space import grid, identity
 from raybone.study.spec import Resolved, ResolvedStudy, Study
 from raybone.types import Array, Epoch
 
-REPEATS = 100
+REPEATS, SEEDS = 100, 1000
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)  # of the seconds that the whole grid takes in full
-WAYS: dict[str, dict[str, Any]] = {
-    "random": {"sampler": "random"},
-    "tpe": {"sampler": "tpe"},
-    "tpe, per second": {"sampler": "tpe", "per_second": True},
+ASKS = 20  # proposals that may be passed over
+Propose = Callable[[ResolvedStudy, State, int], dict[str, Any] | None]
+
+
+def per_second(study: ResolvedStudy, state: State, index: int) -> dict[str, Any] | None:
+    """A proposal of the study's sampler that prefers models whose epochs are short."""
+    first = propose(study, state, index)
+    if index < STARTUP or first is None:
+        return first
+    seconds = {name: state.mean_seconds(name) for name in study.names}
+    cheapest, rng = min(seconds.values()), np.random.default_rng([study.search.seed, index, 1])
+    for ask in range(ASKS):
+        other = study.search.model_copy(update={"seed": study.search.seed + SEEDS * ask})
+        point = propose(study.model_copy(update={"search": other}), state, index)
+        if point and not rng.random() * seconds[study.under(point).model] > cheapest:
+            return point
+    return first
+
+
+WAYS: dict[str, tuple[str, Propose]] = {
+    "random": ("random", propose),
+    "tpe": ("tpe", propose),
+    "tpe, per second": ("tpe", per_second),
 }
 
 
@@ -51,10 +79,10 @@ def places(study: Study, curves: Curves) -> dict[str, int]:
 
 
 def search(
-    study: ResolvedStudy, curves: Curves, rows: dict[str, int], seconds_C: Array, stop: float
+    study: ResolvedStudy, how: Propose, curves: Curves, rows: dict[str, int], stop: float
 ) -> list[tuple[float, int]]:
     """Seconds so far and the best configuration then, after each rung, until ``stop`` seconds."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, mock.patch("raybone.hpo.brain.propose", how):
         brain = Brain(study, StudyFolder(folder).journal(), lambda params: 1, 1)
         spent, log = 0.0, list[tuple[float, int]]()
         while spent < stop and (work := brain.peek()):
@@ -63,7 +91,7 @@ def search(
             for segment in work.segments:
                 for epoch in range(segment.start + 1, segment.stop + 1):
                     metrics = {study.metric: float(curves.T_CSKE[row, 0, segment.fold, epoch - 1])}
-                    taken = float(seconds_C[row])
+                    taken = float(curves.seconds_C[row])
                     spent += taken
                     brain.epoch(work.config_id, Epoch(segment.fold, epoch, metrics, taken))
             brain.rung_done(work.config_id, work.rung)
@@ -79,13 +107,13 @@ def best(study: ResolvedStudy, state: State) -> dict[str, Any]:
 
 def main(path: str, table: str) -> None:
     """Measure, print and write results/per_second.json."""
-    curves, asked = read_curves(table), read_study(path)
+    curves, asked = alike(read_curves(table)), read_study(path)
     rows = places(asked, curves)
     _, _, folds, epochs = curves.T_CSKE.shape
     truth_C = curves.T_CSKE[:, :, :, -SMOOTH:].mean((1, 2, 3))
     right = curves.model(int(truth_C.argmax()))
     of_C = np.array(curves.model_C)
-    dearest = max(asked.names, key=lambda name: float(np.median(curves.seconds_C[of_C == name])))
+    dearest = curves.model(int(curves.seconds_C.argmax()))
     tables = {
         "as recorded": curves.seconds_C,
         f"{dearest} ten times dearer": curves.seconds_C * np.where(of_C == dearest, 10, 1),
@@ -99,16 +127,20 @@ def main(path: str, table: str) -> None:
     )
     found: dict[str, Any] = {"curves": Path(table).name, "right": right, "repeats": REPEATS}
     for costs, seconds_C in tables.items():
-        whole = float(seconds_C.sum()) * folds * epochs
+        whole, priced = (
+            float(seconds_C.sum()) * folds * epochs,
+            replace(curves, seconds_C=seconds_C),
+        )
         lags: dict[str, Array] = {}
-        for name, how in WAYS.items():
+        for name, (sampler, how) in WAYS.items():
             lag_RB, right_RB = np.empty((2, REPEATS, len(SHARES)))
             for seed in range(REPEATS):
-                searched = {"trials": len(rows), "seed": seed, "scheduler": "fold_race", **how}
+                searched = {"trials": len(rows), "seed": seed, "scheduler": "fold_race"}
+                searched["sampler"] = sampler
                 study = asked.model_copy(
                     update={"search": asked.search.model_copy(update=searched)}
                 ).resolved_as(resolved)
-                log = search(study, curves, rows, seconds_C, SHARES[-1] * whole)
+                log = search(study, how, priced, rows, SHARES[-1] * whole)
                 for place, share in enumerate(SHARES):
                     picks = [pick for spent, pick in log if spent <= share * whole]
                     pick = picks[-1] if picks else int(truth_C.argmin())

@@ -45,26 +45,7 @@ def propose(study: ResolvedStudy, state: State, index: int) -> dict[str, Any] | 
     fresh = (
         params for params in _draws(study, state, index) if identity(params) not in state.taken
     )
-    allowed = (params for params in islice(fresh, LONGEST) if not rejected(study, params))
-    return next(_thrifty(study, state, index, allowed), None)
-
-
-def _thrifty(
-    study: ResolvedStudy, state: State, index: int, proposed: Iterator[dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    """With ``search.per_second`` a model's proposal is passed over the more often the more seconds
-    a fold epoch of it takes, beside the cheapest; when all are, the first counts.
-    """
-    if study.search.per_second and index >= STARTUP:
-        rng = np.random.default_rng([study.search.seed, index, 1])
-        seconds = {name: state.mean_seconds(name) for name in study.names}
-        cheapest = min(seconds.values())
-        asked = list(islice(proposed, ASKS))
-        for params in asked:
-            if not rng.random() * seconds[study.under(params).model] > cheapest:
-                yield params
-        yield from asked
-    yield from proposed
+    return next((params for params in islice(fresh, LONGEST) if not rejected(study, params)), None)
 
 
 def _draws(study: ResolvedStudy, state: State, index: int) -> Iterator[dict[str, Any]]:

@@ -61,11 +61,6 @@ class Search(Strict):
         description="keep the next fold out of each fold's training and score it once, at "
         "the end: 8:1:1 with 10 folds",
     )
-    per_second: bool = Field(
-        False,
-        description="of several models, prefer those whose epochs are short: what is proposed is "
-        "passed over in proportion to its seconds",
-    )
     points: tuple[dict[str, Value], ...] = Field(
         (), description="tried first, in order; what one leaves out is drawn"
     )
