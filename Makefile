@@ -42,6 +42,8 @@ benchmark: install
 	OMP_NUM_THREADS=1 $(PY) benchmarks/data.py
 	OMP_NUM_THREADS=1 $(PY) benchmarks/schedulers.py
 	OMP_NUM_THREADS=1 $(PY) benchmarks/samplers.py
+	OMP_NUM_THREADS=1 $(PY) benchmarks/models.py
+	OMP_NUM_THREADS=1 $(PY) benchmarks/per_second.py
 	OMP_NUM_THREADS=1 $(PY) benchmarks/scale.py
 	OMP_NUM_THREADS=1 $(PY) benchmarks/coverage.py
 	OMP_NUM_THREADS=1 $(PY) benchmarks/startup.py

@@ -1,9 +1,10 @@
 """One study over several models beside a study of each, on the recorded curves of a study over
 models: how often each names the right model, at equal seconds of training.
 
-    raybone search STUDY --out RUN --record
-    python benchmarks/models.py RUN/curves.npz
+    python benchmarks/models.py [RUN/curves.npz]
 
+Without a table of ``raybone search --record`` it takes curves/bccd-models.npz, the whole grid of
+jobs/bccd_models.yaml.
 Configurations and folds are drawn anew in every repeat, the same for all. The right model is that
 of the configuration with the best mean over all folds and the last three epochs; as there is one
 seed, that is judged by the same folds which the searches see.
@@ -24,6 +25,7 @@ from raybone.hpo.fold_race import SMOOTH
 from raybone.hpo.replay import FULL, RACES, Draw, Scheduler, replay
 from raybone.types import Array
 
+TABLE = Path(__file__).parent / "curves" / "bccd-models.npz"
 REPEATS, RESAMPLES = 400, 1000
 SIZES = (2, 3, 4, 6, 8, 10, 12)  # configurations of each model
 
@@ -150,4 +152,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1] if len(sys.argv) > 1 else str(TABLE))

@@ -2,8 +2,7 @@
 recorded curves of the grid of a study over models: how far the best so far is behind the best there
 is, at equal seconds of training.
 
-    raybone search jobs/bccd_models.yaml --out RUN --record
-    python benchmarks/per_second.py jobs/bccd_models.yaml RUN/curves.npz
+    python benchmarks/per_second.py
 
 One training run at a time, race and sampler as in a search; folds in the order of the study, and a
 seed for each repeat. The table is replayed as it was recorded, and again as if an epoch of the
@@ -17,7 +16,6 @@ often as another, but takes twice as long, is tried half as often.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +25,7 @@ from unittest import mock
 
 import machine
 import numpy as np
-from models import alike
+from models import TABLE, alike
 
 from raybone.hpo.brain import Brain
 from raybone.hpo.curves import Curves, read_curves
@@ -40,6 +38,7 @@ from raybone.study.space import grid, identity
 from raybone.study.spec import Resolved, ResolvedStudy, Study
 from raybone.types import Array, Epoch
 
+STUDY = Path(__file__).parents[1] / "jobs" / "bccd_models.yaml"
 REPEATS, SEEDS = 100, 1000
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)  # of the seconds that the whole grid takes in full
 ASKS = 20  # proposals that may be passed over
@@ -105,9 +104,9 @@ def best(study: ResolvedStudy, state: State) -> dict[str, Any]:
     return max(ranked, key=lambda c: (c.rung, score(study, c, c.rung))).params
 
 
-def main(path: str, table: str) -> None:
+def main() -> None:
     """Measure, print and write results/per_second.json."""
-    curves, asked = alike(read_curves(table)), read_study(path)
+    curves, asked = alike(read_curves(TABLE)), read_study(STUDY)
     rows = places(asked, curves)
     _, _, folds, epochs = curves.T_CSKE.shape
     truth_C = curves.T_CSKE[:, :, :, -SMOOTH:].mean((1, 2, 3))
@@ -125,7 +124,7 @@ def main(path: str, table: str) -> None:
         steps=curves.steps,
         ladder=ladder(epochs, folds, curves.steps),
     )
-    found: dict[str, Any] = {"curves": Path(table).name, "right": right, "repeats": REPEATS}
+    found: dict[str, Any] = {"curves": TABLE.name, "right": right, "repeats": REPEATS}
     for costs, seconds_C in tables.items():
         whole, priced = (
             float(seconds_C.sum()) * folds * epochs,
@@ -166,4 +165,4 @@ def main(path: str, table: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main()
