@@ -90,7 +90,6 @@ def family(
     space: dict[str, Param],
     source: str,
     sizes: str = "nsmlx",
-    task: str = "detection",
     **more: Any,
 ) -> list[Model]:
     """The sizes of a network of Ultralytics as entries of the menu.
@@ -102,15 +101,14 @@ def family(
     """
     return [
         Model(
-            name := yaml.format(size).rpartition("/")[2],
-            task,
-            config,
-            partial(module, yaml=yaml.format(size)),
-            space,
-            source,
+            name=(name := yaml.format(size).rpartition("/")[2]),
+            Config=config,
+            build=partial(module, yaml=yaml.format(size)),
+            SPACE=space,
+            SOURCE=source,
             weights={"coco": ADDRESS.format(name)},
             native=(".pt", export),
-            **more,
+            **{"task": "detection", **more},
         )
         for size in sizes
     ]
