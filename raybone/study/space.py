@@ -148,7 +148,7 @@ def left_by_rules(study: Study) -> str:
     if not study.search.reject:
         return ""
     if study.search.sampler == "grid":
-        kept = any(not rejected(study, point) for point in itertools.islice(grid(study), LONGEST))
+        kept = any(True for _ in _allowed(study))
         tried = f"all combinations (of the first {LONGEST})"
     else:
         rng = np.random.default_rng(study.search.seed)
@@ -169,13 +169,18 @@ def beyond_trials(study: Study) -> str:
     """That the grid goes on after the last trial, as one line; empty when it does not."""
     if study.search.sampler != "grid":
         return ""
-    kept = (p for p in itertools.islice(grid(study), LONGEST) if not rejected(study, p))
-    if next(itertools.islice(kept, study.search.trials, None), None) is None:
+    if next(itertools.islice(_allowed(study), study.search.trials, None), None) is None:
         return ""
     return (
         f"search.trials: the grid has more combinations than the {study.search.trials} that are "
-        "tried, which are its first"
+        "tried, which are its first; raise it to try them all"
     )
+
+
+def _allowed(study: Study) -> Iterator[dict[str, Any]]:
+    """The points of a grid that no rule rejects, of its first LONGEST."""
+    points = itertools.islice(grid(study), LONGEST)
+    return (point for point in points if not rejected(study, point))
 
 
 def _value(param: Param, u: float) -> Any:

@@ -359,7 +359,7 @@ def test_a_grid_that_goes_on_after_the_last_trial_is_told(
     said = beyond_trials(study("grid", space, search={"trials": trials, "reject": rules}))
     assert said == told * (
         "search.trials: the grid has more combinations than the 3 that are tried, which are its "
-        "first"
+        "first; raise it to try them all"
     )
     assert not beyond_trials(study("random", space, search={"trials": trials}))
 

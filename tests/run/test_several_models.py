@@ -555,8 +555,11 @@ def test_models_that_can_do_one_thing_are_ranked_by_it_in_any_order() -> None:
 def test_a_wrong_block_is_one_line_where_set_reaches_into_it(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text("dataset: d\nmodels: {unet: 5, 1: {}, res_unet: {}}\n")
-    for item in ("models.unet.fixed.depth=2", "models.res_unet.fixed.width=4"):
-        with pytest.raises(WrongInput):
+    for item, told in {
+        "models.unet.fixed.depth=2": "'unet' holds a value, not a mapping; set unet itself",
+        "models.res_unet.fixed.width=4": "models.unet: input should be a valid dictionary",
+    }.items():
+        with pytest.raises(WrongInput, match=told):
             read_study(path, [item], complete)
 
 
