@@ -1,4 +1,6 @@
-"""The driver joins Tune's callbacks, the hub and the brain; it alone writes the journal."""
+"""The driver joins Tune's callbacks, the hub, the slots and the brain; it alone writes the
+journal.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,12 @@ from ray.exceptions import RayError
 
 from raybone.errors import EndReason, RunFailed
 from raybone.hpo.brain import Brain, Work
-from raybone.run.ray.hub import NAMESPACE, Hub
+from raybone.run.ray.hub import NAMESPACE, Hub, Said
 from raybone.run.ray.resources import ROOM_SECONDS, no_room, per_worker, room
+from raybone.run.ray.slots import Slots
 from raybone.run.session import OpenStudy
-from raybone.types import Epoch
 
-# Every Ray head has this resource: a trial is a light process beside the driver, and its training
-# runs elsewhere.
+# Every Ray head has this resource: a trial is light, beside the driver, and trains nothing.
 TRIAL = {"node:__internal_head__": 0.0005}
 DRAIN_SECONDS = 0.3
 # Between two asks for the same nodes: a search that ends takes back what all have asked for
@@ -29,7 +30,9 @@ ASK_SECONDS = 60.0
 
 
 class Driver:
-    """Joins Tune's callbacks, the hub and the brain; a thread drains the hub while Tune works."""
+    """Joins Tune's callbacks, the hub, the slots and the brain; a thread drains the hub while Tune
+    works.
+    """
 
     def __init__(self, opened: OpenStudy, tell: Callable[[Brain], None], patience: float) -> None:
         self.opened, self.brain, self.tell, self.patience = opened, opened.brain, tell, patience
@@ -37,12 +40,14 @@ class Driver:
         self.hub: Any = Hub.options(  # type: ignore[attr-defined]
             name=self.name, namespace=NAMESPACE, resources=TRIAL
         ).remote()
+        self.slots = Slots(opened.study, opened.folder.files.absolute, self.name)
         self.paused: dict[str, Any] = {}
         self._error: BaseException | None = None
         self._draining = threading.Lock()
         self._over = threading.Event()
         self._looked = self._roomy = time.monotonic()
         self._asked, self._asked_at = 0, self._looked
+        self._open: dict[str, int] = {}
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[Driver]:
@@ -54,6 +59,8 @@ class Driver:
         finally:
             self._over.set()
             thread.join()
+            self.hub.close.remote()
+            self.slots.close()
             ray.kill(self.hub)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -62,21 +69,33 @@ class Driver:
         return object, ()
 
     def drain(self) -> None:
-        """Bring what the runs have said into the journal."""
+        """Bring what the slots have said into the journal, and begin slots for what waits."""
         with self._draining:
-            for message in ray.get(self.hub.drain.remote(bool(self.brain.stopping))):
+            said: Said = ray.get(self.hub.drain.remote(bool(self.brain.stopping)))
+            for message in said.messages:
+                config_id = message["config_id"]
                 if "again" in message:
-                    self.brain.again(message["config_id"], message["again"])
+                    self.brain.again(config_id, message["again"])
+                elif "pooled" in message:
+                    self.brain.pooled(config_id, message["pooled"])
                 else:
-                    self.brain.epoch(message["config_id"], Epoch(**message["epoch"]))
+                    self.brain.epoch(config_id, message["epoch"])
             if self.brain.spare():
-                for config_id, runs in self.brain.widen(ray.get(self.hub.open.remote())).items():
+                for config_id, runs in self.brain.widen(said.open).items():
                     ray.get(self.hub.widen.remote(config_id, runs))
+            self._open = said.open
+            if not self.brain.stopping:
+                self.slots.follow(said.tasks - said.idle, said.here, self.brain.slots)
 
     def begin(self, work: Work) -> bool:
         """Take work up and leave it where the trial finds it; whether that could be recorded."""
         try:
-            ray.get(self.hub.assign.remote(self.brain.start(work)))
+            work = self.brain.start(work)
+            had = {
+                fold: (len(run), {name: run.last(name) for name in run.metrics})
+                for fold, run in self.brain.state.configurations[work.config_id].epochs.items()
+            }
+            ray.get(self.hub.assign.remote(work, had))
         except Exception as error:
             self._fail(error)
             self.brain.interrupt(work.config_id)
@@ -105,8 +124,6 @@ class Driver:
         if result["outcome"] in ("interrupted", "halt"):
             self.brain.interrupt(config_id)
             return True
-        if result.get("pooled"):
-            self.brain.pooled(config_id, result["pooled"])
         return self.brain.rung_done(config_id, result["rung"]) is not None
 
     def raise_error(self) -> None:
@@ -140,7 +157,7 @@ class Driver:
         if now - self._roomy > self.patience:
             minutes = f"{self.patience / 60:.0f} min"
             self.brain.stop_for(EndReason("halted", f"{no_room(study)}, for {minutes}"))
-        wanted = self.brain.wanted(ray.get(self.hub.open.remote()))
+        wanted = self.brain.wanted(self._open)
         most = study.resources.concurrent
         wanted = wanted if most == "auto" else min(wanted, most)
         if wanted != self._asked or now > self._asked_at + ASK_SECONDS:

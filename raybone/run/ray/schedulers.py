@@ -23,13 +23,13 @@ class FromBrain(Searcher):
         self.driver = driver
 
     def suggest(self, trial_id: str) -> Any:  # noqa: ARG002
-        """A configuration to start, None to wait, or FINISHED."""
+        """A configuration to start, with its hyper-parameters, None to wait, or FINISHED."""
         if self.driver.brain.done:
             return Searcher.FINISHED
         work = self.driver.brain.peek()
         if work is None or work.config_id in self.driver.paused or not self.driver.begin(work):
             return None
-        return {"config_id": work.config_id}
+        return {"config_id": work.config_id, **work.params}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Nothing: the scheduler has told the brain."""

@@ -1,78 +1,101 @@
-"""Ray's TorchTrainer with fewer processes, as a search starts hundreds of runs and each waits for
-its processes.
-"""
+"""A Ray Train run with the resources of a study, and what is to blame when it ends in an error."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import threading
+import uuid
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray import train
+from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
-from ray.train.v2._internal.logging.logging import SessionFileHandler
 
-# A process for Ray Data, which is not used here, and one that gives placement groups back only
-# where a dashboard runs, and has the hub do so at its place.
-NEEDLESS = (DatasetsCallback, PlacementGroupCleanerCallback)
-_BUILDING = threading.Lock()
+from raybone.errors import WrongInput
+from raybone.results.study_folder import LOGS
+from raybone.run.ray.group import GroupOfTheLoop
+from raybone.run.ray.resources import per_worker
+from raybone.storage import Folder
+from raybone.study.spec import Study
+
+Blame = Literal["room", "machine", "process", "code"]
 
 
-class Trainer(TorchTrainer):
-    """One Ray Train run whose controller works in the process that calls ``fit``.
-
-    Of the six processes that ``TorchTrainer.fit`` starts for one worker, the worker and its barrier
-    are left. Ray does not promise these three methods, but its version is pinned, and tests of
-    whole studies go through them.
+def trainer(
+    study: Study,
+    folder: str,
+    name: str,
+    loop: Callable[[dict[str, Any]], Any],
+    config: dict[str, Any],
+    max_failures: int = 0,
+) -> TorchTrainer:
+    """A Ray Train run, under a name never used before, as Ray would go on with its own records.
 
     Args:
-        placed: called with the id of the run's placement group before anything is in it; whoever
-            outlives this process has to remove the group.
+        loop: what each worker calls with the config; max_failures: how often Ray Train starts it
+            again.
     """
-
-    def __init__(self, *arguments: Any, placed: Callable[[str], None], **given: Any) -> None:
-        super().__init__(*arguments, **given)
-        self._placed = placed
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return [c for c in super()._create_default_callbacks() if not isinstance(c, NEEDLESS)]
-
-    def _initialize_and_run_controller(self, **given: Any) -> Any:
-        placed = self._placed
-
-        class Workers(WorkerGroup):
-            def _create_placement_group(self, *arguments: Any) -> Any:
-                handle = super()._create_placement_group(*arguments)
-                placed(handle.placement_group.id.hex())
-                return handle
-
-        class Controller(TrainController):
-            worker_group_cls = Workers
-
-        async def run() -> Any:
-            controller = built(Controller, **given)
-            await controller.run()
-            return controller.get_result()
-
-        return asyncio.run(run())
+    resources = study.resources
+    return TorchTrainer(
+        loop,
+        train_loop_config=config,
+        torch_config=GroupOfTheLoop(),
+        scaling_config=train.ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus > 0,
+            resources_per_worker=per_worker(study),
+        ),
+        run_config=train.RunConfig(
+            name=f"{name}-{uuid.uuid4().hex[:8]}",
+            **storage(folder),
+            failure_config=train.FailureConfig(
+                max_failures=max_failures,
+                max_preemption_failures=max_failures,
+                controller_failure_limit=0,
+            ),
+        ),
+    )
 
 
-def built(kind: type[TrainController], **given: Any) -> TrainController:
-    """A controller, of which a process builds one after the other.
+def storage(folder: str) -> dict[str, Any]:
+    """Where Ray keeps its own records of a study; every node must reach it."""
+    there = Folder(f"{folder}/{LOGS}/ray")
+    if there.local or folder.startswith("s3://"):  # what Ray opens as raybone does
+        return {"storage_path": str(Path(there.path).resolve()) if there.local else there.url}
+    return {"storage_path": there.path, "storage_filesystem": PyFileSystem(FSSpecHandler(there.fs))}
 
-    Each sets up Ray Train's logging anew: that holds logging's own lock and waits for those of the
-    handlers that it replaces, while a handler that another thread logs through for the first time
-    is held and waits for logging's own, to open its file. The files are therefore opened here,
-    before anybody logs.
+
+def cause_of(error: Exception) -> tuple[str, Blame]:
+    """The first worker's own error in one line, out of Train's wrapping, and what is to blame for
+    it.
     """
-    with _BUILDING:
-        controller = kind(**given)
-        for handler in logging.getLogger("ray.train").handlers:
-            if isinstance(handler, SessionFileHandler):
-                handler.get_log_file_path()
-    return controller
+    if isinstance(error, train.PreemptionError):
+        return "its node was taken back", "room"
+    found: Any = getattr(error, "controller_failure", error)
+    # Ray's own of Train have no public name.
+    if type(found).__name__ == "WorkerGroupStartupTimeoutError":
+        return "no room for its workers in time", "room"
+    # When one worker dies the others fail as well, of broken connections: what killed the first one
+    # counts.
+    workers = sorted(getattr(error, "worker_failures", {}).values(), key=lambda e: not _of_ray(e))
+    found = workers[0] if workers else found
+    found = getattr(found, "health_check_failure", found)
+    blame: Blame = "code"
+    if isinstance(found, OSError | WrongInput) and not isinstance(found, RayError):
+        blame = "machine"
+    elif _of_ray(found):
+        blame = "process"
+    lines = [line.strip() for line in str(found).splitlines() if line.strip()]
+    named = [line for line in lines if "Error" in line or "Exception" in line]
+    # A traceback says at its end what it is; Ray says it first, and goes on with guesses at length.
+    said = (named or (lines[:1] if blame == "process" else lines) or ["no message"])[-1]
+    return (
+        f"{type(found).__name__}: {said.partition('. ')[0] if blame == 'process' else said}",
+        blame,
+    )
+
+
+def _of_ray(error: Exception) -> bool:
+    """Whether Ray or Ray Train says it, and not what runs on them."""
+    return isinstance(error, RayError) or type(error).__module__.startswith("ray.train")

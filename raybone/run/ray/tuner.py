@@ -21,7 +21,8 @@ from raybone.run.ray.connection import connection
 from raybone.run.ray.driver import TRIAL, Driver
 from raybone.run.ray.resources import ROOM_SECONDS, no_room, per_worker, room, slots
 from raybone.run.ray.schedulers import TRIAL_RETRIES, AshaScheduler, FromBrain, RaceScheduler
-from raybone.run.ray.trial import run_trial, storage
+from raybone.run.ray.trainer import storage
+from raybone.run.ray.trial import Trial
 from raybone.run.ray.worker import examine_remotely
 from raybone.run.session import open_study
 from raybone.study.spec import ResolvedStudy, Study
@@ -87,13 +88,14 @@ def _tuner(driver: Driver) -> tune.Tuner:
     study, folder = driver.opened.study, driver.opened.folder.files.absolute
     scheduler = AshaScheduler if study.search.scheduler == "asha" else RaceScheduler
     return tune.Tuner(
-        tune.with_resources(run_trial, tune.PlacementGroupFactory([TRIAL])),
-        param_space={"study": study, "folder": folder, "hub": driver.name},
+        tune.with_resources(
+            tune.with_parameters(Trial, hub=driver.name), tune.PlacementGroupFactory([TRIAL])
+        ),
         tune_config=tune.TuneConfig(
             num_samples=study.search.trials,
             search_alg=FromBrain(driver),
             scheduler=scheduler(driver),
-            reuse_actors=False,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name=f"tune-{driver.name}",

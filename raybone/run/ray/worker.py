@@ -1,72 +1,63 @@
-"""What each Ray Train worker runs: ``fit``, epoch by epoch, forwarded to the driver. It decides
-nothing.
+"""What each worker of a slot runs: ``fit``, segment after segment, its epochs forwarded to the
+driver. It decides nothing.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import faulthandler
+import gc
 import os
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import ray
 import ray.train
-import ray.train.collective
 import ray.train.torch
 import ray.util
 import torch
 
+from raybone.data.dataset import Dataset
 from raybone.errors import FitFailed
-from raybone.hpo.brain import Work
 from raybone.results.study_folder import StudyFolder
 from raybone.run.checks import dataset_of
 from raybone.run.configuration import examine, pool, train
-from raybone.run.ray.hub import find
+from raybone.run.ray.group import from_rank_zero, join
+from raybone.run.ray.hub import Ended, Task, find
 from raybone.study.spec import ResolvedStudy
-from raybone.types import Epoch, Segment
+from raybone.types import Epoch
+
+GROWTH = 2.0  # times the memory after the first segment, above which a slot's process is replaced
 
 
 @dataclass(frozen=True)
-class Job:
-    """Everything a run needs to know; travels to every worker."""
+class Slot:
+    """Everything a slot needs to know; travels to each of its workers."""
 
     study: ResolvedStudy
     folder: str
     hub: str
-    work: Work
-    run: str
+    name: str
 
 
-def train_loop(config: dict[str, Job]) -> dict[str, Any]:
-    """Train segments of the job's work, one after another while the hub has any; returns how that
-    ended.
-
-    Returns:
-        ``outcome`` is done, interrupted (the study is stopping) or failed with a ``reason``;
-        ``pooled`` holds metrics over all folds once the last of them is there.
-    """
-    job = config["job"]
-    ray.get(find(job.hub).here.remote(job.run))
-    settle(job.study)
-    dataset = dataset_of(job.study)
-    folder = StudyFolder(job.folder)
-    context, done = ray.train.get_context(), False
-    try:
-        while segment := _claim(job, context, finished=done):
-            timer = _timer(job, segment)
-            for epoch in train(folder, dataset, job.work, segment):
-                timer.cancel()
-                if _told(job, epoch, context):
-                    return {"outcome": "interrupted"}
-                timer = _timer(job, segment)
-            timer.cancel()
-            done = True
-    except FitFailed as error:
-        return {"outcome": "failed", "reason": str(error)}
-    pooled = pool(folder, dataset, job.work) if context.get_world_rank() == 0 else None
-    return {"outcome": "done", "pooled": pooled}
+def serve(config: dict[str, Slot]) -> None:
+    """Do the hub's tasks until it sends the slot away, or until its memory has grown too much."""
+    slot = config["slot"]
+    join(slot.study)
+    settle(slot.study)
+    dataset, folder = dataset_of(slot.study), StudyFolder(slot.folder)
+    if ray.train.get_context().get_world_rank() == 0:
+        ray.get(find(slot.hub).here.remote(slot.name, ray.util.get_current_placement_group()))
+    ended, first, stays = None, 0, True
+    while stays:
+        task, stays = _claim(slot, ended, leaves=bool(first) and resident() > GROWTH * first)
+        ended = _do(slot, task, folder, dataset) if task else None
+        if ended:
+            free()
+            first = first or resident()
 
 
 def settle(study: ResolvedStudy) -> None:
@@ -93,19 +84,50 @@ def examine_remotely(url: str, config_id: str) -> dict[str, float]:
     return examine(folder.configuration(config_id), dataset_of(study))
 
 
-def _timer(job: Job, segment: Segment) -> threading.Timer:
+def free() -> None:
+    """Give back what a segment has left in memory: the next one may be of a larger model."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    # glibc keeps what was freed in small pieces, which grows by the segment.
+    getattr(ctypes.CDLL(None), "malloc_trim", bool)(0)
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _do(slot: Slot, task: Task, folder: StudyFolder, dataset: Dataset) -> Ended:
+    """Train the task's segment, or pool."""
+    work, segment = task.work, task.segment
+    if segment is None:
+        mine = ray.train.get_context().get_world_rank() == 0
+        return Ended(pooled=pool(folder, dataset, work) if mine else None)
+    timer = _timer(slot, work.config_id, segment.fold)
+    try:
+        for epoch in train(folder, dataset, work, segment):
+            timer.cancel()
+            if _told(slot, work.config_id, epoch):
+                return Ended("interrupted")
+            timer = _timer(slot, work.config_id, segment.fold)
+    except FitFailed as error:
+        return Ended("failed", str(error))
+    finally:
+        timer.cancel()
+    return Ended()
+
+
+def _timer(slot: Slot, config_id: str, fold: int) -> threading.Timer:
     """Ends this process when an epoch does not: one that hangs is better dead, as the dead are
     replaced.
     """
-    minutes = job.study.limits.stall_minutes
+    minutes = slot.study.limits.stall_minutes
 
     def give_up() -> None:
         faulthandler.dump_traceback()  # into Ray's log of this worker
-        reason = f"fold {segment.fold}: no epoch ended within limits.stall_minutes {minutes:g}"
-        ray.wait(
-            [find(job.hub).put.remote({"config_id": job.work.config_id, "again": reason})],
-            timeout=10,
-        )
+        reason = f"fold {fold}: no epoch ended within limits.stall_minutes {minutes:g}"
+        ray.wait([find(slot.hub).again.remote(config_id, reason)], timeout=10)
         os._exit(1)
 
     timer = threading.Timer(60 * minutes, give_up)
@@ -114,30 +136,26 @@ def _timer(job: Job, segment: Segment) -> threading.Timer:
     return timer
 
 
-def _claim(job: Job, context: Any, finished: bool) -> Segment | None:
-    """The run's next segment, the same on every rank."""
-    mine = context.get_world_rank() == 0
-    segment = (
-        ray.get(find(job.hub).claim.remote(job.work.config_id, job.run, finished)) if mine else None
-    )
-    return _from_rank_zero(segment, context)
+def _claim(slot: Slot, ended: Ended | None, leaves: bool) -> tuple[Task | None, bool]:
+    """The slot's next task and whether it goes on, the same on every rank.
 
-
-def _told(job: Job, epoch: Epoch, context: Any) -> bool:
-    """Tell the hub and Ray Train of an epoch; whether to stop, the same on every rank.
-
-    The hub has it before the run goes on: Train's own reports come later, and are lost with a
-    worker that dies by then.
+    Ray broadcasts no more than a kilobyte: the other ranks ask for the task themselves.
     """
-    message = {"config_id": job.work.config_id, "run": job.run, "epoch": asdict(epoch)}
-    stop = ray.get(find(job.hub).put.remote(message)) if context.get_world_rank() == 0 else None
-    ray.train.report(message)
-    return bool(_from_rank_zero(stop, context))
+    hub, rank = find(slot.hub), ray.train.get_context().get_world_rank()
+    said: Any = ray.get(hub.claim.remote(slot.name, ended, leaves)) if rank == 0 else None
+    goes_on = from_rank_zero(True if isinstance(said, Task) else said)
+    has = from_rank_zero(isinstance(said, Task))
+    if not has:
+        return None, goes_on
+    return said if rank == 0 else ray.get(hub.task.remote(slot.name)), True
 
 
-def _from_rank_zero(value: Any, context: Any) -> Any:
-    return (
-        ray.train.collective.broadcast_from_rank_zero(value)
-        if context.get_world_size() > 1
-        else value
-    )
+def _told(slot: Slot, config_id: str, epoch: Epoch) -> bool:
+    """Tell the hub of an epoch; whether to stop, the same on every rank.
+
+    The hub has it before the segment goes on, so that it is not lost with a worker that dies by
+    then.
+    """
+    mine = ray.train.get_context().get_world_rank() == 0
+    stop = ray.get(find(slot.hub).put.remote(config_id, epoch)) if mine else None
+    return bool(from_rank_zero(stop))

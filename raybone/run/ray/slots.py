@@ -1,0 +1,116 @@
+"""Slots: long-lived Ray Train runs that take segments from the hub, a thread of the driver each."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+import traceback
+from typing import Any
+
+import ray
+from ray import train
+from ray.exceptions import RayError
+from ray.util import remove_placement_group
+
+from raybone.results.study_folder import LOGS
+from raybone.run.ray.hub import Outcome, find
+from raybone.run.ray.trainer import cause_of, trainer
+from raybone.run.ray.worker import Slot, serve
+from raybone.storage import Folder
+from raybone.study.spec import ResolvedStudy
+
+POLL_SECONDS = 1.0
+LOSS_SECONDS = 30.0  # by when Ray's head has noticed the loss of a node
+NOBODY_SECONDS = 300.0  # after which nobody counts on a slot whose workers have not come
+CLOSE_SECONDS = 20.0  # that slots have to retire at the end of a search
+
+
+class Slots:
+    """The slots of a search: as many as there is work and room for.
+
+    Each is one public ``TorchTrainer.fit``. One that dies, retires or has grown too much is gone;
+    another is begun where there is work for it.
+    """
+
+    def __init__(self, study: ResolvedStudy, folder: str, hub: str) -> None:
+        self._study, self._folder, self._hub = study, folder, hub
+        self._living: dict[str, tuple[threading.Thread, float]] = {}
+        self._here: set[str] = set()
+        self._over = False
+
+    def follow(self, wanted: int, here: set[str], room: int) -> None:
+        """Begin slots for what waits.
+
+        Args:
+            wanted: tasks that no slot has or waits for; here: slots whose workers have come; room:
+                slots that fit the machines at once.
+        """
+        now = time.monotonic()
+        self._here |= here
+        self._living = {
+            name: (thread, since)
+            for name, (thread, since) in self._living.items()
+            if thread.is_alive() and (name in self._here or now < since + NOBODY_SECONDS)
+        }
+        coming = [name for name in self._living if name not in self._here]
+        for _ in range(min(wanted - len(coming), room - len(self._living))):
+            name = f"slot-{secrets.token_hex(4)}"
+            thread = threading.Thread(target=self._run, args=(name,), daemon=True)
+            self._living[name] = thread, now
+            thread.start()
+
+    def close(self) -> None:
+        """Wait for the slots, which the hub sends away; those whose workers have not come yet are
+        left to end by themselves.
+        """
+        self._over = True
+        until = time.monotonic() + CLOSE_SECONDS
+        for thread, _ in self._living.values():
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def _run(self, name: str) -> None:
+        """One slot, from its start to its end."""
+        dead = _dead_nodes()
+        config = {"slot": Slot(self._study, self._folder, self._hub, name)}
+        try:
+            trainer(self._study, self._folder, name, serve, config).fit()
+        except Exception as error:
+            # What is to be told when the search is over is told by then.
+            with contextlib.suppress(*([Exception] if self._over else [])):
+                self._died(name, error, dead)
+
+    def _died(self, name: str, error: Exception, dead: set[str]) -> None:
+        reason, blame = cause_of(error)
+        counts = blame != "room" and not (blame in self._of_a_node() and self._lost_a_node(dead))
+        ours = isinstance(error, train.TrainingFailedError)
+        outcome: Outcome = "failed" if ours and blame != "machine" else "halt"
+        with contextlib.suppress(OSError):  # the reason is told in any case
+            log = f"{LOGS}/{name}.log"
+            Folder(self._folder).write(log, traceback.format_exc().encode())
+        group: Any = ray.get(find(self._hub).died.remote(name, reason, outcome, counts))
+        if group is not None:
+            # Ray frees the group of a run whose controller was killed only where a dashboard runs.
+            with contextlib.suppress(RayError, ValueError):
+                remove_placement_group(group)
+        time.sleep(POLL_SECONDS)
+
+    def _of_a_node(self) -> tuple[str, ...]:
+        """What the loss of a node looks like: of several workers, those that are left fail as if by
+        their code.
+        """
+        return ("process", "code") if self._study.resources.workers > 1 else ("process",)
+
+    def _lost_a_node(self, dead: set[str]) -> bool:
+        """Whether another node is dead than those; of several workers, the others may notice it
+        before Ray's head does.
+        """
+        until = time.monotonic() + (LOSS_SECONDS if self._study.resources.workers > 1 else 0)
+        while not (lost := _dead_nodes() > dead) and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+        return lost
+
+
+def _dead_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
