@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "Bundle",
+    "Cluster",
     "Results",
     "RunFailed",
     "Study",
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from raybone import models
     from raybone.api import (
         Bundle,
+        Cluster,
         Results,
         RunFailed,
         Study,

@@ -24,6 +24,7 @@ from raybone.results.leaderboard import Entry, entries_of
 from raybone.results.study_folder import ConfigurationFolder, StudyFolder
 from raybone.results.terminal import bar, epoch_line
 from raybone.results.terminal import progress as lines
+from raybone.run.cluster import Cluster
 from raybone.run.defaults import complete
 from raybone.study import spec
 from raybone.study.files import parse_study, problems_of, read_study
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bundle",
+    "Cluster",
     "Results",
     "RunFailed",
     "Study",
@@ -149,8 +151,7 @@ def search(
     study: spec.Study,
     out: Where,
     *,
-    backend: str = "ray",
-    wait: float = 0,
+    backend: str | Cluster = "ray",
     warm_start: Sequence[Where] = (),
     progress: bool = True,
 ) -> Results:
@@ -160,8 +161,7 @@ def search(
         out: study folder, or an fsspec URL.
         backend: ``local`` is this process. ``ray`` is the Ray cluster that RAY_ADDRESS names or
             this process is connected to, else one of its own on this machine; any other word is the
-            address of one.
-        wait: minutes to wait for nodes that an autoscaler adds.
+            address of one, and a ``Cluster`` can wait for nodes and takes callbacks of Ray Tune.
         warm_start: leaderboards or study folders whose rows steer what is proposed.
     Raises:
         WrongInput: before anything is trained.
@@ -176,7 +176,8 @@ def search(
     else:
         from raybone.run.ray.tuner import search as on_ray
 
-        reason = on_ray(study, folder, _address(backend), tell, warm, wait)
+        cluster = backend if isinstance(backend, Cluster) else Cluster(_address(backend))
+        reason = on_ray(study, folder, cluster, tell, warm)
     return Results(StudyFolder(folder, study.dataset), str(reason))
 
 

@@ -12,7 +12,7 @@ import psutil
 from raybone.hpo.journal import Journal
 from raybone.storage import Folder
 
-TRIAL, WORKER = ("ray::run_trial", "ray::ImplicitFunc"), ("ray::RayTrainWorker",)
+TRIAL, WORKER = ("ray::Trial",), ("ray::RayTrainWorker",)
 
 
 def epochs_of(out: Path) -> list[tuple[str, int, int]]:

@@ -53,7 +53,7 @@ def demo(*, out: str = "runs/demo") -> None:
 
     study = prepare_demo(Path(out), bar("phantom"), bar("prepare"))
     with _following(study) as tell:
-        reason = search(study, out, None, tell)
+        reason = search(study, out, tell=tell)
     tell_end(reason, out)
 
 
@@ -157,10 +157,12 @@ def search(
         with _following(read) as tell:
             reason = local(read, out, tell, warm_start)
     else:
+        from raybone.run.cluster import Cluster
         from raybone.run.ray.tuner import search
 
+        cluster = Cluster(where.address, where.wait)
         with _following(read) as tell:
-            reason = search(read, out, where.address, tell, warm_start, where.wait)
+            reason = search(read, out, cluster, tell, warm_start)
     tell_end(reason, out)
     if record:
         from raybone.results.study_folder import StudyFolder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import struct
 import subprocess
 import sys
 import time
@@ -16,10 +17,16 @@ import pytest
 import ray
 import yaml
 from faults import TRIAL, WORKER, Killer, epochs_of
+from ray.air.integrations.mlflow import MLflowLoggerCallback
+from ray.tune import Callback, ExperimentAnalysis
+from ray.tune.logger import JsonLoggerCallback, TBXLoggerCallback
+from tensorboardX.proto.event_pb2 import Event
 
+import raybone as rb
 from raybone.errors import WrongInput
 from raybone.hpo.brain import Brain
 from raybone.hpo.journal import Journal
+from raybone.run.cluster import Cluster
 from raybone.run.local import search as search_locally
 from raybone.run.ray.resources import slots
 from raybone.run.ray.tuner import search
@@ -148,6 +155,72 @@ def test_a_race_pauses_promotes_and_stops_and_a_crash_in_a_worker_fails_its_conf
     assert actions == {"promote", "stop", "complete"}
 
 
+def events_of(folder: Path) -> dict[str, float]:
+    """The scalar of each tag at its last step in TensorBoard's event files, which are TFRecords."""
+    scalars: dict[str, tuple[int, float]] = {}
+    for path in folder.rglob("events.out.tfevents.*"):
+        content, place = path.read_bytes(), 0
+        while place < len(content):
+            (length,) = struct.unpack_from("<Q", content, place)
+            event = Event.FromString(content[place + 12 : place + 12 + length])
+            for value in event.summary.value:
+                now = event.step, value.simple_value
+                scalars[value.tag] = max(scalars.get(value.tag, now), now)
+            place += length + 16
+    return {tag: value for tag, (_, value) in scalars.items()}
+
+
+class Heard(Callback):
+    """Any callback of Tune: keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.results: list[Mapping] = []
+        self.trials: list[Any] = []
+
+    def on_trial_result(self, *_: Any, result: Mapping, **__: Any) -> None:
+        self.results.append(result)
+
+    def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
+        self.trials = trials
+
+
+def test_callbacks_of_tune_hear_the_hyper_parameters_and_the_metrics_of_each_rung(
+    study: Mapping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.chdir(tmp_path)
+    heard, place = Heard(), f"sqlite:///{tmp_path}/mlflow.db"
+    callbacks = [
+        TBXLoggerCallback(),
+        JsonLoggerCallback(),
+        MLflowLoggerCallback(tracking_uri=place, experiment_name="tiny"),
+        heard,
+    ]
+    raced = {**study, "epochs": 2, "search": {**study["search"], "scheduler": "fold_race"}}
+    backend = rb.Cluster(callbacks=callbacks)
+    results = rb.search(rb.Study(**raced), tmp_path / "st", backend=backend, progress=False)
+    table = results.leaderboard().set_index("config_id")
+    assert list(table["state"]) == ["complete", "complete"]
+
+    rungs = sorted(
+        (r["config"]["config_id"], r["rung"], r["folds"], r["epochs"]) for r in heard.results
+    )
+    assert rungs == [("c000", 0, 1, 2), ("c000", 1, 3, 6), ("c001", 0, 1, 2), ("c001", 1, 3, 6)]
+    assert {trial.status for trial in heard.trials} == {"TERMINATED"}
+    import mlflow
+
+    runs = mlflow.search_runs(experiment_names=["tiny"]).set_index("params.config_id")
+    (tune_folder,) = (tmp_path / "st" / "logs" / "ray").glob("tune-hub-*")
+    frame = ExperimentAnalysis(str(tune_folder)).dataframe().set_index("config/config_id")
+    for config_id, row in table.iterrows():
+        expected = pytest.approx(row["val_loss_mean"], abs=1e-6)
+        assert runs.loc[config_id, "metrics.val_loss"] == expected
+        assert frame.loc[config_id, "val_loss"] == expected
+        assert events_of(tune_folder / str(config_id))["ray/tune/val_loss"] == expected
+        assert float(runs.loc[config_id, "params.lr0"]) == pytest.approx(row["cfg.lr0"])
+        assert frame.loc[config_id, "config/lr0"] == pytest.approx(row["cfg.lr0"])
+
+
 @pytest.mark.parametrize(("gpus", "fitting"), [(0.4, 16), (0.5, 16), (0.6, 8), (1, 8), (3, 2)])
 def test_shares_of_a_gpu_are_of_one_gpu(
     study: Mapping, monkeypatch: pytest.MonkeyPatch, gpus: float, fitting: int
@@ -165,9 +238,9 @@ def test_shares_of_a_gpu_are_of_one_gpu(
 
 
 @pytest.mark.parametrize("wait", [math.nan, math.inf, -1.0])
-def test_nobody_waits_for_ever(study: Mapping, tmp_path: Path, wait: float) -> None:
+def test_nobody_waits_for_ever(wait: float) -> None:
     with pytest.raises(WrongInput, match=r"--wait .*: must be a number of minutes"):
-        search(parse_study(study), str(tmp_path / "st"), wait=wait)
+        Cluster(wait=wait)
 
 
 @pytest.mark.parametrize("resources", [{"workers": 4}, {"cpus": 64}, {"gpus": 1}])

@@ -37,9 +37,11 @@ class Driver:
     def __init__(self, opened: OpenStudy, tell: Callable[[Brain], None], patience: float) -> None:
         self.opened, self.brain, self.tell, self.patience = opened, opened.brain, tell, patience
         self.name = f"hub-{secrets.token_hex(6)}"
-        self.hub: Any = Hub.options(  # type: ignore[attr-defined]
-            name=self.name, namespace=NAMESPACE, resources=TRIAL
-        ).remote()
+        self.hub: Any = (
+            ray.remote(num_cpus=0)(Hub)
+            .options(name=self.name, namespace=NAMESPACE, resources=TRIAL)
+            .remote()
+        )
         self.slots = Slots(opened.study, opened.folder.files.absolute, self.name)
         self.paused: dict[str, Any] = {}
         self._error: BaseException | None = None

@@ -80,9 +80,8 @@ class _Slot:
     task: Task | None = None
 
 
-@ray.remote(num_cpus=0)
 class Hub:
-    """Lives and dies with the driver."""
+    """Lives and dies with the driver, as a Ray actor."""
 
     def __init__(self) -> None:
         self._messages: list[dict[str, Any]] = []
@@ -172,7 +171,7 @@ class Hub:
             mine.idle = time.monotonic()
             self._end_task(had, ended)
         until = time.monotonic() + CLAIM_SECONDS
-        while not (leaves or self._over):
+        while not (leaves or self._over) and self._slots.get(slot) is mine:
             mine.task = self._next()
             if mine.task:
                 return mine.task
@@ -182,7 +181,7 @@ class Hub:
                 await asyncio.wait_for(self._changed.wait(), left)
         stays = not leaves and not self._over and time.monotonic() < mine.idle + IDLE_SECONDS
         if not stays:
-            del self._slots[slot]
+            self._slots.pop(slot, None)
         return stays
 
     async def task(self, slot: str) -> Task | None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import ray
 from ray import tune
 from ray.autoscaler.sdk import request_resources
 
-from raybone.errors import EndReason, WrongInput
+from raybone.errors import EndReason
 from raybone.hpo.brain import Brain
 from raybone.results.study_folder import ConfigurationFolder
+from raybone.run.cluster import Cluster
 from raybone.run.ending import conclude
 from raybone.run.ray.connection import connection
 from raybone.run.ray.driver import TRIAL, Driver
@@ -27,47 +28,42 @@ from raybone.run.ray.worker import examine_remotely
 from raybone.run.session import open_study
 from raybone.study.spec import ResolvedStudy, Study
 
+HERE = Cluster()
 PATIENCE = 600.0  # seconds without room for a run after which a search gives up, at the least
 
 
 def search(
     study: Study,
     out: str,
-    address: str | None = None,
+    cluster: Cluster = HERE,
     tell: Callable[[Brain], None] = lambda brain: None,
     warm: Sequence[str] = (),
-    wait: float = 0,
 ) -> EndReason:
     """Run or resume a study on Ray; returns why it ended.
 
     Args:
-        address: of a Ray cluster; None starts one on this machine for the run, unless RAY_ADDRESS
-            is set or this process is connected already.
         tell: called a few times a second with the brain, for progress.
         warm: leaderboards or study folders to propose from.
-        wait: minutes to wait for nodes at the start; in mid-run for those that went, but 10 at the
-            least.
     Raises:
         WrongInput: before anything is trained.
         RunFailed: machines or storage failed for too long, too many configurations failed, or the
             study folder cannot be written.
     """
-    if not 0 <= wait < math.inf:
-        raise WrongInput(f"--wait {wait:g}: must be a number of minutes, 0 or more")
     # Else it prints tracebacks of trials that are started again.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
 
         def connect(checked: ResolvedStudy) -> int:
-            stack.enter_context(connection(address))
+            stack.enter_context(connection(cluster.address))
             # Else an autoscaler would keep what was asked for, for ever.
             stack.callback(request_resources, bundles=[])
-            return slots(checked, 60 * wait)
+            return slots(checked, 60 * cluster.wait)
 
+        patience = max(60 * cluster.wait, PATIENCE)
         opened = stack.enter_context(open_study(study, out, connect, warm))
-        with Driver(opened, tell, max(60 * wait, PATIENCE)).at_work() as driver:
+        with Driver(opened, tell, patience).at_work() as driver:
             try:
-                _tuner(driver).fit()
+                _tuner(driver, cluster.callbacks).fit()
             except Exception:
                 # At the end Tune reads its own records, which a full disk has cut; the journal is
                 # what counts.
@@ -79,12 +75,12 @@ def search(
         driver.raise_error()
         if not opened.brain.done and not opened.brain.stopping:
             raise KeyboardInterrupt  # Tune ends its loop at Ctrl-C as if all were done
-        reason = conclude(opened, functools.partial(_examine, patience=driver.patience))
+        reason = conclude(opened, functools.partial(_examine, patience=patience))
         tell(opened.brain)
         return reason
 
 
-def _tuner(driver: Driver) -> tune.Tuner:
+def _tuner(driver: Driver, callbacks: Sequence[tune.Callback]) -> tune.Tuner:
     study, folder = driver.opened.study, driver.opened.folder.files.absolute
     scheduler = AshaScheduler if study.search.scheduler == "asha" else RaceScheduler
     return tune.Tuner(
@@ -96,14 +92,21 @@ def _tuner(driver: Driver) -> tune.Tuner:
             search_alg=FromBrain(driver),
             scheduler=scheduler(driver),
             reuse_actors=True,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
         ),
         run_config=tune.RunConfig(
             name=f"tune-{driver.name}",
             **storage(folder),
             verbose=0,
+            callbacks=[*callbacks],
             failure_config=tune.FailureConfig(max_failures=TRIAL_RETRIES),
         ),
     )
+
+
+def _name(trial: Any) -> str:
+    return str(trial.config["config_id"])
 
 
 def _examine(best: ConfigurationFolder, patience: float) -> dict[str, float]:
