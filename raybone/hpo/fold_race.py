@@ -26,7 +26,6 @@ SURVIVAL = (
 )
 HASTE = 0.7  # promotions too many are this times the root of the arrivals, in the same benchmark
 FIRST_STEPS = 130  # optimiser steps before which detectors from scratch score exactly 0
-START_UP = 10.0  # seconds a run takes to start, as measured on two cores
 Ladder = tuple[tuple[int, int], ...]
 Evidence = dict[str, float | int | str]
 
@@ -82,10 +81,6 @@ def ladder(epochs: int, folds: int, steps_per_epoch: float) -> Ladder:
     rungs: list[tuple[int, int]] = []
     for k, share in wanted:
         rung = (min(k, folds), max(least, round(share * epochs), 1))
-        # Below three folds, a rung hardly longer than the one before it is worth no start-up of its
-        # own.
-        if rungs and rung[1] < 1.25 * rungs[-1][1] and rung[0] < min(3, folds):
-            continue
         if not rungs or rung > rungs[-1]:
             rungs.append(rung)
     return tuple(rungs)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from raybone.hpo.fold_race import START_UP, expected, name_of
+from raybone.hpo.fold_race import expected, name_of
 from raybone.hpo.lease import EXPIRES, Lease
 from raybone.hpo.state import Configuration, State, gpu_hours
 from raybone.results.leaderboard import interval
@@ -260,11 +260,8 @@ def time_left(study: ResolvedStudy, state: State) -> str:
     """A guess from the seconds an epoch took so far, the ladder and the number of runs at once."""
     if not state.fold_epochs:
         return "time left: not known yet"
-    rows = expected(study)
-    total = sum(row[2] for row in rows)
-    starts = sum(row[1] for row in rows) - sum(c.rung + 1 for c in state.configurations.values())
-    training = max(total - state.fold_epochs, 0.0) * _epoch_seconds_to_come(study, state)
-    remaining = training + max(starts, 0.0) * START_UP
+    total = sum(row[2] for row in expected(study))
+    remaining = max(total - state.fold_epochs, 0.0) * _epoch_seconds_to_come(study, state)
     return f"about {clock(remaining / max(state.slots, 1))} left"
 
 

@@ -18,7 +18,7 @@ from raybone.data.dataset import Dataset
 from raybone.data.loader import Batch, Loader, training_loader
 from raybone.data.tiles_and_targets import Mined
 from raybone.errors import FitFailed, WrongInput
-from raybone.hpo.fold_race import START_UP, expected, name_of
+from raybone.hpo.fold_race import expected, name_of
 from raybone.hpo.state import gpu_hours
 from raybone.models._model import Model, TrainingConfig
 from raybone.results.study_folder import StudyFolder
@@ -30,6 +30,7 @@ from raybone.train.memory import refuse_too_large
 from raybone.train.samples import FoldJob, training_samples
 
 STEPS = 3  # timed training steps, after one that warms up
+START_UP = 10.0  # seconds that a slot takes to start
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ def preview(
         timed = f"timed here on {device.type}, without evaluation"
     share = _shares(checked)
     epoch_seconds = sum(share[name] * seconds[name] for name in checked.names)
-    fold_epochs, starts = sum(row[2] for row in rows), sum(row[1] for row in rows)
-    hours = (fold_epochs * epoch_seconds + starts * START_UP) / 3600
+    fold_epochs = sum(row[2] for row in rows)
+    hours = (fold_epochs * epoch_seconds + slots * START_UP) / 3600
     return Preview(
         tuple((name_of(checked.resolved.ladder, r), n, e) for r, n, e in rows),
         fold_epochs,

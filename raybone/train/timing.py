@@ -25,9 +25,10 @@ def milliseconds(model: Model, config: TrainingConfig, shape: tuple[int, int]) -
         shape: (H, W) of a scan.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = model.build(config).to(device).eval()
+        module = model.build(config).to(device).eval()  # some try a backward pass of theirs
+    with torch.random.fork_rng(), torch.no_grad():
         image_NCHW = torch.rand(image_of(model, config, shape)).to(device)
         _seconds(module, image_NCHW)  # the first prepares what the others use
         seconds = list[float]()

@@ -84,7 +84,8 @@ def _alone() -> Iterator[str]:
     folder = _folder()
     try:
         # For a Ray that no other host joins: else it takes 127.0.0.1 for this host's address in the
-        # network, and listens on every interface.
+        # network, and listens on every interface. The switch is read when ray is imported, and a
+        # user may have done that: hence the private name.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         ray_constants.ENABLE_RAY_CLUSTER = False
         yield folder
