@@ -24,8 +24,8 @@ from raybone.results.leaderboard import Entry, entries_of
 from raybone.results.study_folder import ConfigurationFolder, StudyFolder
 from raybone.results.terminal import bar, epoch_line
 from raybone.results.terminal import progress as lines
-from raybone.run.cluster import Cluster
 from raybone.run.defaults import complete
+from raybone.run.ray.cluster import Cluster
 from raybone.study import spec
 from raybone.study.files import parse_study, problems_of, read_study
 from raybone.study.param import Param, Value

@@ -11,7 +11,7 @@ from statistics import median
 ROOT = Path(__file__).resolve().parents[1] / "raybone"
 # A ratchet: it goes down with what is deleted, and up only for what an issue asks for, in a commit
 # that says so.
-NODES = 206_897
+NODES = 208_036
 FILES = {str(p.relative_to(ROOT)): p.read_text() for p in ROOT.rglob("*.py")}
 
 
@@ -19,9 +19,7 @@ FILES = {str(p.relative_to(ROOT)): p.read_text() for p in ROOT.rglob("*.py")}
 # and none is added: the tests ask for equality.
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
-MANY_PARAMETERS = {
-    "run/ray/trial.py:trainer",
-}
+MANY_PARAMETERS: set[str] = set()
 FULL_ROOMS: set[str] = set()
 
 

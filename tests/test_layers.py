@@ -44,6 +44,7 @@ HOME_OF = {
         "results/study_folder.py",
         "run/local.py",
         "run/preview.py",
+        "run/ray/group.py",
         "run/ray/worker.py",
         "deploy/",
     },

@@ -157,7 +157,7 @@ def search(
         with _following(read) as tell:
             reason = local(read, out, tell, warm_start)
     else:
-        from raybone.run.cluster import Cluster
+        from raybone.run.ray.cluster import Cluster
         from raybone.run.ray.tuner import search
 
         cluster = Cluster(where.address, where.wait)

@@ -89,11 +89,7 @@ def test_thirty_segments_of_other_models_and_sizes_leave_memory_flat(
 ) -> None:
     several = {
         **{k: v for k, v in study.items() if k not in ("model", "fixed", "space")},
-        "models": {
-            "unet": {"fixed": {"depth": 3}},
-            "res_unet": {"fixed": {"depth": 3}},
-            "attention_unet": {"fixed": {"depth": 3}},
-        },
+        "models": ["unet", "res_unet", "attention_unet"],
         "fixed": {"batch": 4, "nbs": 4},
         "space": {"imgsz": {"choice": [64, 128, 256]}, "width": {"choice": [4, 8, 16]}},
     }

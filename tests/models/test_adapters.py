@@ -32,6 +32,7 @@ from raybone.models.segmenters._segmenter import dice_loss
 from raybone.run.reference import schema
 from raybone.study.files import parse_study
 from raybone.study.spec import packages_of
+from raybone.train.timing import milliseconds
 
 DECODERS = [name.removeprefix("smp/") for name in MENU if name.startswith("smp/")]
 SMALL = {"encoder": "resnet18"}
@@ -69,6 +70,17 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("smp/Unet", SMALL), ("nnunet", NNUNET), ("timm/resnet10t", {})]
+)
+def test_a_network_that_tries_itself_when_it_is_built_can_be_timed(
+    name: str, config: dict[str, Any]
+) -> None:
+    """smp's tries a backward pass, which is refused where gradients are turned off."""
+    model = load(name)
+    assert milliseconds(model, model.Config(imgsz=64, **config), (64, 64)) > 0
 
 
 @pytest.mark.usefixtures("no_network")

@@ -26,8 +26,8 @@ import raybone as rb
 from raybone.errors import WrongInput
 from raybone.hpo.brain import Brain
 from raybone.hpo.journal import Journal
-from raybone.run.cluster import Cluster
 from raybone.run.local import search as search_locally
+from raybone.run.ray.cluster import Cluster
 from raybone.run.ray.resources import slots
 from raybone.run.ray.tuner import search
 from raybone.storage import Folder

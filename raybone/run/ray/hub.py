@@ -72,8 +72,8 @@ class _Rung:
 
 
 @dataclass
-class _Slot:
-    """A slot whose workers have come; ``idle`` is since when, in seconds."""
+class Held:
+    """What a slot has whose workers have come; ``idle`` is since when, in seconds."""
 
     group: PlacementGroup | None
     idle: float
@@ -86,7 +86,7 @@ class Hub:
     def __init__(self) -> None:
         self._messages: list[dict[str, Any]] = []
         self._rungs: dict[str, _Rung] = {}
-        self._slots: dict[str, _Slot] = {}
+        self._slots: dict[str, Held] = {}
         self._barren = 0
         self._stop = self._over = False
         self._changed = asyncio.Event()
@@ -153,7 +153,7 @@ class Hub:
 
     async def here(self, slot: str, group: PlacementGroup | None) -> None:
         """The workers of a slot have come, and hold that placement group."""
-        self._slots[slot] = _Slot(group, time.monotonic())
+        self._slots[slot] = Held(group, time.monotonic())
 
     async def claim(self, slot: str, ended: Ended | None, leaves: bool) -> Task | bool:
         """The next task of a slot; waits a moment for one.
@@ -165,7 +165,7 @@ class Hub:
         """
         mine = self._slots.get(slot)
         if mine is None:
-            return False  # it came so late that nobody counts on it
+            return False  # it has died already
         had, mine.task = mine.task, None
         if ended and had:
             mine.idle = time.monotonic()
@@ -208,16 +208,14 @@ class Hub:
         """Tell the driver why a slot's process ends itself."""
         self._messages.append({"config_id": config_id, "again": reason})
 
-    async def died(
-        self, slot: str, reason: str, outcome: Outcome, counts: bool
-    ) -> PlacementGroup | None:
+    async def died(self, slot: str, reason: str, outcome: Outcome, counts: bool) -> Held | None:
         """A slot has died; what it had is handed out again, unless that failed too often.
 
         Args:
             outcome: of the work, if this was once too often. counts: whether it may have been the
                 work's fault.
         Returns:
-            The placement group it had.
+            What it had, if its workers had come.
         """
         gone = self._slots.pop(slot, None)
         if gone and gone.task:
@@ -228,7 +226,7 @@ class Hub:
                 for config_id in self._rungs:
                     self._end(config_id, Ended("halt", reason))
         self._wake()
-        return gone.group if gone else None
+        return gone
 
     def _lost(self, task: Task, ended: Ended, counts: bool) -> None:
         config_id = task.work.config_id

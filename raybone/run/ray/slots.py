@@ -7,18 +7,16 @@ import secrets
 import threading
 import time
 import traceback
-from typing import Any
 
 import ray
 from ray import train
 from ray.exceptions import RayError
 from ray.util import remove_placement_group
 
-from raybone.results.study_folder import LOGS
-from raybone.run.ray.hub import Outcome, find
+from raybone.results.study_folder import StudyFolder
+from raybone.run.ray.hub import Held, Outcome, find
 from raybone.run.ray.trainer import cause_of, trainer
 from raybone.run.ray.worker import Slot, serve
-from raybone.storage import Folder
 from raybone.study.spec import ResolvedStudy
 
 POLL_SECONDS = 1.0
@@ -62,13 +60,14 @@ class Slots:
             thread.start()
 
     def close(self) -> None:
-        """Wait for the slots, which the hub sends away; those whose workers have not come yet are
-        left to end by themselves.
+        """Wait for the slots, which the hub sends away; those whose workers have not come yet end
+        by themselves.
         """
         self._over = True
         until = time.monotonic() + CLOSE_SECONDS
-        for thread, _ in self._living.values():
-            thread.join(max(0.0, until - time.monotonic()))
+        for name, (thread, _) in self._living.items():
+            if name in self._here:
+                thread.join(max(0.0, until - time.monotonic()))
 
     def _run(self, name: str) -> None:
         """One slot, from its start to its end."""
@@ -77,8 +76,8 @@ class Slots:
         try:
             trainer(self._study, self._folder, name, serve, config).fit()
         except Exception as error:
-            # What is to be told when the search is over is told by then.
-            with contextlib.suppress(*([Exception] if self._over else [])):
+            # Once the search is over all is told, and a call would start another Ray.
+            if not self._over:
                 self._died(name, error, dead)
 
     def _died(self, name: str, error: Exception, dead: set[str]) -> None:
@@ -86,14 +85,16 @@ class Slots:
         counts = blame != "room" and not (blame in self._of_a_node() and self._lost_a_node(dead))
         ours = isinstance(error, train.TrainingFailedError)
         outcome: Outcome = "failed" if ours and blame != "machine" else "halt"
-        with contextlib.suppress(OSError):  # the reason is told in any case
-            log = f"{LOGS}/{name}.log"
-            Folder(self._folder).write(log, traceback.format_exc().encode())
-        group: Any = ray.get(find(self._hub).died.remote(name, reason, outcome, counts))
-        if group is not None:
-            # Ray frees the group of a run whose controller was killed only where a dashboard runs.
-            with contextlib.suppress(RayError, ValueError):
-                remove_placement_group(group)
+        with contextlib.suppress(RayError, ValueError):  # without a hub there is no search
+            held: Held | None = ray.get(find(self._hub).died.remote(name, reason, outcome, counts))
+            if held and held.group:
+                # Ray frees that of a run whose controller was killed only where a dashboard runs.
+                remove_placement_group(held.group)
+            if held and held.task:
+                folder = StudyFolder(self._folder)
+                log = folder.configuration(held.task.work.config_id).log
+                with contextlib.suppress(OSError):  # the reason is told in any case
+                    folder.files.write(log, traceback.format_exc().encode())
         time.sleep(POLL_SECONDS)
 
     def _of_a_node(self) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ from ray.autoscaler.sdk import request_resources
 from raybone.errors import EndReason
 from raybone.hpo.brain import Brain
 from raybone.results.study_folder import ConfigurationFolder
-from raybone.run.cluster import Cluster
 from raybone.run.ending import conclude
+from raybone.run.ray.cluster import Cluster
 from raybone.run.ray.connection import connection
 from raybone.run.ray.driver import TRIAL, Driver
 from raybone.run.ray.resources import ROOM_SECONDS, no_room, per_worker, room, slots
