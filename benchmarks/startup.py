@@ -38,10 +38,13 @@ def opened_in(place: Path, stack: Any) -> OpenStudy:
     phantom(place / "scans", patients=6, seed=3, height=256)
     prepare(place / "scans", place / "ds", folds=3)
     study = {
+        "name": "startup",
+        "metric": "dice",
         "dataset": str(place / "ds"),
         "model": "unet",
         "epochs": 1,
         "fixed": {"batch": 4, "nbs": 4, "width": 4, "depth": 2, "imgsz": 64},
+        "space": {"lr0": {"choice": [0.01, 0.02]}},
     }
     return stack.enter_context(open_study(parse_study(study), str(place / "study")))
 

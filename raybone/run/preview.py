@@ -30,7 +30,7 @@ from raybone.train.memory import refuse_too_large
 from raybone.train.samples import FoldJob, training_samples
 
 STEPS = 3  # timed training steps, after one that warms up
-START_UP = 10.0  # seconds that a slot takes to start
+START_UP = 25.0  # seconds that a slot takes to start, in benchmarks/startup.py
 
 
 @dataclass(frozen=True)
