@@ -36,6 +36,7 @@ from raybone.hpo.brain import Brain
 from raybone.hpo.journal import Journal
 from raybone.phantom.phantom import phantom
 from raybone.results.terminal import progress
+from raybone.run.ray.cluster import Cluster as Address
 from raybone.run.ray.tuner import search
 from raybone.storage import Folder
 from raybone.study.files import parse_study
@@ -64,9 +65,9 @@ def study(dataset: Path, scheduler: str, size: dict[str, int]) -> dict[str, Any]
 
 
 class Placed:
-    """Adds up how long training runs hold their places; the search calls it a few times a second.
+    """Adds up how long slots hold their places; the search calls it a few times a second.
 
-    A run's place is a placement group that asks for a CPU; a trial's own asks for none.
+    A slot's place is a placement group that asks for a CPU; a trial's own asks for none.
     """
 
     def __init__(self) -> None:
@@ -118,7 +119,7 @@ def run(place: Path, scheduler: str, size: dict[str, int]) -> dict[str, Any]:
         reason = search(
             parse_study(study(place / "dataset", scheduler, size)),
             str(place / scheduler),
-            cluster.address,
+            Address(cluster.address),
             placed,
         )
     finally:

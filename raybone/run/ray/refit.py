@@ -68,8 +68,8 @@ def train_on_ray(
 
 def _loop(config: dict[str, Any]) -> str:
     """Train; returns why the training itself failed, which no other attempt would mend."""
-    join(config["study"])
     settle(config["study"])
+    join(config["study"])
     try:
         for epoch in epochs_of_everyone(
             config["study"], Folder(config["folder"]), config["params"]

@@ -46,8 +46,8 @@ class Slot:
 def serve(config: dict[str, Slot]) -> None:
     """Do the hub's tasks until it sends the slot away, or until its memory has grown too much."""
     slot = config["slot"]
-    join(slot.study)
     settle(slot.study)
+    join(slot.study)
     dataset, folder = dataset_of(slot.study), StudyFolder(slot.folder)
     if ray.train.get_context().get_world_rank() == 0:
         ray.get(find(slot.hub).here.remote(slot.name, ray.util.get_current_placement_group()))
