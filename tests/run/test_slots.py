@@ -167,6 +167,32 @@ def test_slots_that_die_before_their_first_task_halt_the_search() -> None:
     assert (result["outcome"], result["reason"]) == ("halt", "OSError: no GPU")
 
 
+def test_slots_that_die_on_a_new_node_do_not_halt_those_that_train() -> None:
+    async def case(hub: Hub) -> int:
+        await hub.assign(work(), {})
+        await hub.here("good", None)
+        await claim(hub, "good")
+        for number in range(3 * RETRIES):
+            await hub.died(f"s{number}", "OSError: no GPU", "halt", True)
+        for number in range(1, 5):
+            assert not await hub.put("c000", epoch(0, number))
+        return (await claim(hub, "good", Ended())).segment.fold
+
+    assert run(case) == 1
+
+
+def test_workers_that_come_after_the_death_of_their_slot_get_nothing() -> None:
+    async def case(hub: Hub) -> Any:
+        await hub.assign(work(), {})
+        await hub.died("a", "its controller was killed", "halt", True)
+        await hub.here("a", None)
+        said = await hub.drain(False)
+        assert (said.here, said.idle) == (set(), 0)
+        return await claim(hub, "a")
+
+    assert run(case) is False
+
+
 @pytest.mark.parametrize("reason", ["asked", "died"])
 def test_a_stop_ends_at_once_what_no_slot_has_and_the_rest_after_its_epoch(reason: str) -> None:
     async def case(hub: Hub) -> list[str]:
@@ -196,10 +222,13 @@ def test_a_failed_fold_ends_its_configuration_and_stops_its_other_folds() -> Non
             await claim(hub, slot)
         await claim(hub, "a", Ended("failed", "loss must be finite"))
         await hub.drain(False)
+        waits = asyncio.ensure_future(hub.rung("c000"))
+        await asyncio.sleep(0)
+        assert not waits.done()  # what another slot writes could be written after the end
         assert await hub.put("c000", epoch(1, 3))
         assert (await hub.drain(False)).messages == []
         await claim(hub, "b", Ended("interrupted"))
-        return await hub.rung("c000")
+        return await waits
 
     result = run(case)
     assert (result["outcome"], result["reason"]) == ("failed", "loss must be finite")

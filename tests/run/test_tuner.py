@@ -221,6 +221,31 @@ def test_callbacks_of_tune_hear_the_hyper_parameters_and_the_metrics_of_each_run
         assert frame.loc[config_id, "config/lr0"] == pytest.approx(row["cfg.lr0"])
 
 
+class KillsTheFirst(Callback):
+    """Kills the process of the first trial that reports, while Tune pauses it."""
+
+    def __init__(self) -> None:
+        self.killed = 0
+
+    def on_trial_result(self, *_: Any, result: Mapping, **__: Any) -> None:
+        if not self.killed:
+            self.killed = result["pid"]
+            psutil.Process(self.killed).kill()
+
+
+def test_a_trial_that_is_killed_on_its_way_to_a_pause_finishes_each_rung_once(
+    study: Mapping, tmp_path: Path
+) -> None:
+    raced = {**study, "epochs": 1, "search": {**study["search"], "scheduler": "fold_race"}}
+    killer = KillsTheFirst()
+    search(parse_study(raced), str(tmp_path / "st"), Cluster(callbacks=[killer]))
+    assert killer.killed
+    events = Journal(Folder(tmp_path / "st")).events()
+    rungs = sorted((e["config_id"], e["rung"]) for e in events if e["event"] == "rung")
+    assert rungs == [("c000", 0), ("c000", 1), ("c001", 0), ("c001", 1)]
+    assert list(board(tmp_path / "st")["state"]) == ["complete", "complete"]
+
+
 @pytest.mark.parametrize(("gpus", "fitting"), [(0.4, 16), (0.5, 16), (0.6, 8), (1, 8), (3, 2)])
 def test_shares_of_a_gpu_are_of_one_gpu(
     study: Mapping, monkeypatch: pytest.MonkeyPatch, gpus: float, fitting: int

@@ -70,8 +70,10 @@ class Driver:
         # is the truth.
         return object, ()
 
-    def drain(self) -> None:
-        """Bring what the slots have said into the journal, and begin slots for what waits."""
+    def drain(self, last: bool = False) -> None:
+        """Bring what the slots have said into the journal, and begin slots for what waits, unless
+        it is the last time.
+        """
         with self._draining:
             said: Said = ray.get(self.hub.drain.remote(bool(self.brain.stopping)))
             for message in said.messages:
@@ -86,7 +88,7 @@ class Driver:
                 for config_id, runs in self.brain.widen(said.open).items():
                     ray.get(self.hub.widen.remote(config_id, runs))
             self._open = said.open
-            if not self.brain.stopping:
+            if not (last or self.brain.stopping):
                 self.slots.follow(said.tasks - said.idle, said.here, self.brain.slots)
 
     def begin(self, work: Work) -> bool:
@@ -100,6 +102,7 @@ class Driver:
             ray.get(self.hub.assign.remote(work, had))
         except Exception as error:
             self._fail(error)
+        if self._error:
             self.brain.interrupt(work.config_id)
         return not self._error
 
@@ -126,6 +129,10 @@ class Driver:
         if result["outcome"] in ("interrupted", "halt"):
             self.brain.interrupt(config_id)
             return True
+        if self.brain.state.configurations[config_id].rung >= result["rung"]:
+            return (
+                False  # told before, by a trial that died, or could not save, on its way to a pause
+            )
         return self.brain.rung_done(config_id, result["rung"]) is not None
 
     def raise_error(self) -> None:

@@ -87,6 +87,7 @@ class Hub:
         self._messages: list[dict[str, Any]] = []
         self._rungs: dict[str, _Rung] = {}
         self._slots: dict[str, Held] = {}
+        self._dead: set[str] = set()
         self._barren = 0
         self._stop = self._over = False
         self._changed = asyncio.Event()
@@ -101,6 +102,7 @@ class Hub:
         folds = sorted(work.segments, key=lambda s: s.stop - s.start)
         epochs = {(fold, epoch + 1) for fold, (count, _) in had.items() for epoch in range(count)}
         latest = {fold: metrics for fold, (count, metrics) in had.items() if count}
+        self._rungs.pop(work.config_id, None)  # what is assigned last is last in the queue
         self._rungs[work.config_id] = _Rung(work, epochs, latest, folds)
         self._settle(work.config_id)
         self._wake()
@@ -153,7 +155,8 @@ class Hub:
 
     async def here(self, slot: str, group: PlacementGroup | None) -> None:
         """The workers of a slot have come, and hold that placement group."""
-        self._slots[slot] = Held(group, time.monotonic())
+        if slot not in self._dead:  # its run may have ended before it could end them
+            self._slots[slot] = Held(group, time.monotonic())
 
     async def claim(self, slot: str, ended: Ended | None, leaves: bool) -> Task | bool:
         """The next task of a slot; waits a moment for one.
@@ -218,13 +221,13 @@ class Hub:
             What it had, if its workers had come.
         """
         gone = self._slots.pop(slot, None)
+        self._dead.add(slot)
         if gone and gone.task:
             self._lost(gone.task, Ended(outcome, reason), counts)
-        else:
-            self._barren += counts
-            if self._barren > RETRIES:
-                for config_id in self._rungs:
-                    self._end(config_id, Ended("halt", reason))
+        self._barren += counts and gone is None
+        if self._barren > RETRIES and not any(held.task for held in self._slots.values()):
+            for config_id in self._rungs:
+                self._end(config_id, Ended("halt", reason))
         self._wake()
         return gone
 
@@ -260,16 +263,14 @@ class Hub:
         config_id = task.work.config_id
         if ended.pooled:
             self._messages.append({"config_id": config_id, "pooled": ended.pooled})
-        if ended.outcome == "interrupted":
-            self._settle(config_id)
-        elif ended.outcome != "done" or task.segment is None:
-            self._end(config_id, ended)
+        last = ended.outcome in ("failed", "halt") or task.segment is None
+        self._end(config_id, ended if last else None)
 
-    def _end(self, config_id: str, ended: Ended) -> None:
-        """End a work; what another of its slots still does for it is in vain."""
+    def _end(self, config_id: str, ended: Ended | None) -> None:
+        """End a work, if it is to end; its trial hears of it when no slot has it any more."""
         rung = self._rungs[config_id]
         rung.ended = rung.ended or ended
-        rung.end.set()
+        self._settle(config_id)
 
     def _halt(self) -> None:
         self._stop = True
@@ -277,9 +278,14 @@ class Hub:
             self._settle(config_id)
 
     def _settle(self, config_id: str) -> None:
-        """Where all is to stop, a work that no slot has ends here."""
-        if self._stop and not self._taken(config_id):
-            self._end(config_id, Ended("interrupted"))
+        """A work that no slot has is over if it has ended, or all is to stop."""
+        rung = self._rungs[config_id]
+        if self._taken(config_id):
+            return
+        if self._stop and not rung.ended:
+            rung.ended = Ended("interrupted")
+        if rung.ended:
+            rung.end.set()
 
     def _taken(self, config_id: str) -> list[Task]:
         tasks = [s.task for s in self._slots.values() if s.task]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import ray.train
-from ray.exceptions import RayError
-from ray.train import TrainingFailedError
 from ray.util.queue import Queue
 
 from raybone.errors import FitFailed, RunFailed
@@ -42,23 +40,32 @@ def train_on_ray(
         WrongInput: the cluster has no room for the study's resources.
         RunFailed: the training failed.
     """
-    with ThreadPoolExecutor(1) as pool, connection(address):
+    with connection(address):
         slots(study)
-        epochs = Queue(actor_options={"num_cpus": 0})
+        epochs, ended = Queue(actor_options={"num_cpus": 0}), list[str]()
         config = {"study": study, "folder": folder.url, "params": params, "epochs": epochs}
-        training = pool.submit(trainer(study, folder.url, "refit", _loop, config, RETRIES).fit)
-        last, done = 0, False
-        while not done:
-            done = bool(wait([training], timeout=POLL_SECONDS).done)
-            for epoch in epochs.get_nowait_batch(epochs.qsize()):
-                if epoch.epoch > last:  # a run that had died tells of the same ones again
-                    last = epoch.epoch
-                    tell(epoch)
+
+        def run() -> None:
+            try:
+                given: Any = trainer(study, folder.url, "refit", _loop, config, RETRIES).fit()
+                value = given.return_value
+                ended.append(str((value[0] if isinstance(value, list) else value) or ""))
+            except Exception as error:
+                ended.append(cause_of(error)[0])
+
+        # A daemon: Ctrl-C waits for no training.
+        training, last = threading.Thread(target=run, daemon=True), 0
+        training.start()
         try:
-            given: Any = training.result().return_value
-            reason = str((given[0] if isinstance(given, list) else given) or "")
-        except (TrainingFailedError, RayError) as error:
-            reason = cause_of(error)[0]
+            while training.is_alive() or not epochs.empty():
+                training.join(POLL_SECONDS)
+                for epoch in epochs.get_nowait_batch(epochs.qsize()):
+                    if epoch.epoch > last:  # a run that had died tells of the same ones again
+                        last = epoch.epoch
+                        tell(epoch)
+        finally:
+            epochs.shutdown(force=True)  # a run that is still at work ends with it
+        (reason,) = ended
         if reason:
             raise RunFailed(
                 f"refit: the training failed: {reason}; mend that and start the same command "

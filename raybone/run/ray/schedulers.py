@@ -71,6 +71,7 @@ class RaceScheduler(TrialScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:  # noqa: ARG002
         """STOP what is final, CONTINUE what is promoted at once, PAUSE the rest."""
         config_id = trial.config["config_id"]
+        self.driver.paused.pop(config_id, None)
         if self.driver.finished_rung(config_id, result):
             return TrialScheduler.STOP
         work = self.driver.brain.peek()

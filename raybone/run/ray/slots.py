@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 import threading
 import time
@@ -36,6 +37,7 @@ class Slots:
         self._study, self._folder, self._hub = study, folder, hub
         self._living: dict[str, tuple[threading.Thread, float]] = {}
         self._here: set[str] = set()
+        self._dead = dict.fromkeys(_dead_nodes(), -math.inf)
         self._over = False
 
     def follow(self, wanted: int, here: set[str], room: int) -> None:
@@ -71,18 +73,18 @@ class Slots:
 
     def _run(self, name: str) -> None:
         """One slot, from its start to its end."""
-        dead = _dead_nodes()
         config = {"slot": Slot(self._study, self._folder, self._hub, name)}
         try:
-            trainer(self._study, self._folder, name, serve, config).fit()
-        except Exception as error:
-            # Once the search is over all is told, and a call would start another Ray.
             if not self._over:
-                self._died(name, error, dead)
+                trainer(self._study, self._folder, name, serve, config).fit()
+        except Exception as error:
+            self._died(name, error)
 
-    def _died(self, name: str, error: Exception, dead: set[str]) -> None:
+    def _died(self, name: str, error: Exception) -> None:
         reason, blame = cause_of(error)
-        counts = blame != "room" and not (blame in self._of_a_node() and self._lost_a_node(dead))
+        counts = blame != "room" and not (blame in self._of_a_node() and self._lost_a_node())
+        if self._over:
+            return  # all is told, and a call would start another Ray
         ours = isinstance(error, train.TrainingFailedError)
         outcome: Outcome = "failed" if ours and blame != "machine" else "halt"
         with contextlib.suppress(RayError, ValueError):  # without a hub there is no search
@@ -103,14 +105,20 @@ class Slots:
         """
         return ("process", "code") if self._study.resources.workers > 1 else ("process",)
 
-    def _lost_a_node(self, dead: set[str]) -> bool:
-        """Whether another node is dead than those; of several workers, the others may notice it
-        before Ray's head does.
+    def _lost_a_node(self) -> bool:
+        """Whether a node is dead that was not a while ago; of several workers, the others may
+        notice it before Ray's head does.
         """
         until = time.monotonic() + (LOSS_SECONDS if self._study.resources.workers > 1 else 0)
-        while not (lost := _dead_nodes() > dead) and time.monotonic() < until:
+        while not self._over:
+            now = time.monotonic()
+            for node in _dead_nodes():
+                self._dead.setdefault(node, now)
+            lost = any(now < at + LOSS_SECONDS for at in self._dead.values())
+            if lost or now >= until:
+                return lost
             time.sleep(POLL_SECONDS)
-        return lost
+        return False
 
 
 def _dead_nodes() -> set[str]:

@@ -71,7 +71,7 @@ def search(
                     driver.raise_error()
                     raise
             driver.raise_error()
-            driver.drain()
+            driver.drain(last=True)
         driver.raise_error()
         if not opened.brain.done and not opened.brain.stopping:
             raise KeyboardInterrupt  # Tune ends its loop at Ctrl-C as if all were done

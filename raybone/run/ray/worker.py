@@ -57,7 +57,7 @@ def serve(config: dict[str, Slot]) -> None:
         ended = _do(slot, task, folder, dataset) if task else None
         if ended:
             free()
-            first = first or resident()
+            first = first or (resident() if task and task.segment else 0)
 
 
 def settle(study: ResolvedStudy) -> None:
@@ -147,7 +147,9 @@ def _claim(slot: Slot, ended: Ended | None, leaves: bool) -> tuple[Task | None, 
     has = from_rank_zero(isinstance(said, Task))
     if not has:
         return None, goes_on
-    return said if rank == 0 else ray.get(hub.task.remote(slot.name)), True
+    task = said if rank == 0 else ray.get(hub.task.remote(slot.name))
+    from_rank_zero(None)  # else the first could be done with it before the others ask
+    return task, True
 
 
 def _told(slot: Slot, config_id: str, epoch: Epoch) -> bool:
