@@ -20,7 +20,7 @@ from raybone.deploy.bundle import open_bundle
 from raybone.deploy.refit import Options, refit
 from raybone.errors import WrongInput
 from raybone.hpo.brain import Brain
-from raybone.hpo.fold_race import START_UP, scores
+from raybone.hpo.fold_race import scores
 from raybone.hpo.sampler import propose
 from raybone.hpo.state import Configuration, Run, State
 from raybone.hpo.warm_start import warm_start
@@ -473,7 +473,7 @@ def test_the_time_that_is_left_counts_the_seconds_of_each_model(several: dict[st
             )
     # 10 fold epochs: a res_unet at work and half a configuration of each to come
     mean = (100.0 * 1.5 + 1.0 * 0.5) / 2
-    assert time_left(study, state) == f"about {clock(10 * mean + 4 * START_UP)} left"
+    assert time_left(study, state) == f"about {clock(10 * mean)} left"
 
 
 def test_a_race_takes_the_best_of_each_model_to_the_end(tmp_path: Path) -> None:

@@ -28,6 +28,11 @@ from ray.job_submission import JobSubmissionClient
 from raybone.errors import WrongInput
 from raybone.storage import plain_url
 
+TALKERS = (
+    "ray._private.authentication.authentication_token_setup",
+    "ray.dashboard.modules.dashboard_sdk",
+    JobSubmissionClient.__module__,
+)
 PATIENCE = 10.0  # seconds for a first answer
 TOKEN = (
     "the cluster's token goes into RAY_AUTH_TOKEN or ~/.ray/auth_token, or its file's name into "
@@ -44,7 +49,7 @@ def use_token() -> str:
     Raises:
         WrongInput: RAY_AUTH_MODE or RAY_AUTH_TOKEN_PATH promise a token that is not there.
     """
-    for talker in ("ray._private.authentication", "ray.dashboard.modules"):
+    for talker in TALKERS:
         logging.getLogger(talker).setLevel(logging.ERROR)
     try:
         wanted = maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
