@@ -23,7 +23,7 @@ from raybone.study.spec import ResolvedStudy
 POLL_SECONDS = 1.0
 LOSS_SECONDS = 30.0  # by when Ray's head has noticed the loss of a node
 NOBODY_SECONDS = 300.0  # after which nobody counts on a slot whose workers have not come
-CLOSE_SECONDS = 20.0  # that slots have to retire at the end of a search
+CLOSE_SECONDS = 45.0  # that slots have to retire at the end of a search
 
 
 class Slots:
@@ -62,14 +62,13 @@ class Slots:
             thread.start()
 
     def close(self) -> None:
-        """Wait for the slots, which the hub sends away; those whose workers have not come yet end
-        by themselves.
+        """Wait for the slots, which the hub sends away, those that are coming too: a thread that is
+        in Ray when it shuts down takes this process with it.
         """
         self._over = True
         until = time.monotonic() + CLOSE_SECONDS
-        for name, (thread, _) in self._living.items():
-            if name in self._here:
-                thread.join(max(0.0, until - time.monotonic()))
+        for thread, _ in self._living.values():
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _run(self, name: str) -> None:
         """One slot, from its start to its end."""
