@@ -81,6 +81,10 @@ def ladder(epochs: int, folds: int, steps_per_epoch: float) -> Ladder:
     rungs: list[tuple[int, int]] = []
     for k, share in wanted:
         rung = (min(k, folds), max(least, round(share * epochs), 1))
+        # Below three folds a rung hardly longer than the one before it decides too early: with such
+        # rungs, the recorded detector takes 1.5 times fewer epochs at 1.8 times the regret.
+        if rungs and rung[1] < 1.25 * rungs[-1][1] and rung[0] < min(3, folds):
+            continue
         if not rungs or rung > rungs[-1]:
             rungs.append(rung)
     return tuple(rungs)

@@ -2,7 +2,7 @@
 not fit.
 
 The imports of Ray's private modules here pay for that: by ``ray.init`` alone, a wrong token takes
-20 s and a dozen warnings to "Failed to connect", and where nothing listens it waits over 200 s; an
+20 s and a warning in each to "Failed to connect", and where nothing listens it waits over 200 s; an
 address that is given never turns token authentication on.
 """
 
