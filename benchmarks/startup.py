@@ -70,9 +70,7 @@ class Bench:
 
     def close(self) -> None:
         """Send the slot away."""
-        self.driver.hub.close.remote()
-        self.driver.slots.close()
-        ray.kill(self.driver.hub)
+        self.driver.close()
 
 
 def alone(opened: OpenStudy, place: Path) -> None:

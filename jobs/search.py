@@ -5,9 +5,8 @@ started again.
 from __future__ import annotations
 
 import argparse
-import sys
 
-from raybone.cli import main
+from raybone.cli import run
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
@@ -23,18 +22,16 @@ if __name__ == "__main__":
     )
     options = parser.parse_args()
     overrides = ["--set", *options.overrides] if options.overrides else []
-    sys.exit(
-        main(
-            [
-                "search",
-                options.study,
-                "--out",
-                options.out,
-                "--address",
-                "auto",
-                "--wait",
-                options.wait,
-                *overrides,
-            ]
-        )
+    run(
+        [
+            "search",
+            options.study,
+            "--out",
+            options.out,
+            "--address",
+            "auto",
+            "--wait",
+            options.wait,
+            *overrides,
+        ]
     )

@@ -1,8 +1,6 @@
 """``python -m raybone`` is the command line."""
 
-import sys
-
-from raybone.cli import main
+from raybone.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -13,6 +13,7 @@ EndKind = Literal[
     "limits.gpu_hours",
     "limits.failed_trials",
     "stopped",  # by a person
+    "interrupted",  # by a signal
     "taken over",  # by another driver
     "halted",  # machines or storage failed
     "driver",  # this process cannot record what happens

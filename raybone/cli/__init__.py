@@ -1,6 +1,6 @@
 """The command line: one function a verb, no logic of its own.
 
-Exit codes: 0 done, 1 failed while running, 2 wrong input.
+Exit codes: 0 done, 1 failed while running, 2 wrong input, 128 and its number after a signal.
 """
 
 from __future__ import annotations
@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from typing import NoReturn
 
 from raybone import __version__
 from raybone.cli import data, results, study
@@ -58,6 +61,15 @@ VERBS = (
 )
 
 
+def run(arguments: Sequence[str] | None = None) -> NoReturn:
+    """``main`` as a process; after a signal it waits for no thread that is left."""
+    code = main(arguments)
+    if code < 128 or threading.active_count() == 1:
+        sys.exit(code)
+    sys.stdout.flush()
+    os._exit(code)
+
+
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line; ``verb`` of what it parses is the verb's function."""
     top = OneLine(
@@ -99,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         resumes = name in ("search", "demo", "forget")
         rest = "the same command resumes it" if resumes else "nothing is left of it"
-        return _failed(1, f"interrupted; {rest}")
+        return _failed(128 + (heard or [signal.SIGINT])[0], f"interrupted; {rest}")
 
 
 def _failed(code: int, *problems: str) -> int:

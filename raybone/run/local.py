@@ -10,6 +10,7 @@ from raybone.errors import EndReason, WrongInput
 from raybone.hpo.brain import Brain, Work
 from raybone.run.configuration import pool, train
 from raybone.run.ending import conclude
+from raybone.run.interrupts import heeding
 from raybone.run.session import OpenStudy, open_study
 from raybone.study.spec import Study
 
@@ -32,7 +33,7 @@ def search(
     asha = ["search.scheduler: asha is Ray's own, but --local has no Ray; use fold_race or full"]
     refuse_here(study, asha if study.search.scheduler == "asha" else [])
     torch.set_num_threads(study.resources.cpus)
-    with open_study(study, out, warm=warm) as opened:
+    with open_study(study, out, warm=warm) as opened, heeding(opened.brain.stop_for):
         brain = opened.brain
         while not opened.stop_wanted() and (work := brain.peek()):
             _work(opened, brain.start(work), tell)

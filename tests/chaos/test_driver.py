@@ -16,7 +16,10 @@ import pandas as pd
 import yaml
 from faults import epochs_of
 
+from raybone.hpo.journal import Journal
+from raybone.run.interrupts import GRACE_SECONDS
 from raybone.run.local import search as search_locally
+from raybone.storage import Folder
 from raybone.study.files import parse_study
 
 
@@ -36,7 +39,11 @@ def test_a_study_killed_and_then_interrupted_equals_an_undisturbed_one(
         "--out",
         str(out),
     ]
-    for wanted, end in ((5, signal.SIGKILL), (15, signal.SIGINT)):
+    for wanted, end, code in (
+        (5, signal.SIGKILL, -9),
+        (12, signal.SIGTERM, 143),
+        (20, signal.SIGINT, 130),
+    ):
         driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
         deadline = time.monotonic() + 120
         while (
@@ -44,7 +51,7 @@ def test_a_study_killed_and_then_interrupted_equals_an_undisturbed_one(
         ):
             time.sleep(0.05)
         os.kill(driver.pid, end)
-        assert driver.wait() == (-9 if end == signal.SIGKILL else 1)
+        assert driver.wait(30) == code
         known = epochs_of(out)
         assert wanted <= len(known) <= 36
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -56,3 +63,33 @@ def test_a_study_killed_and_then_interrupted_equals_an_undisturbed_one(
         pd.read_csv(p / "leaderboard.csv").drop(columns=timing) for p in (out, tmp_path / "whole")
     ]
     pd.testing.assert_frame_equal(*boards)
+
+
+def test_an_evicted_driver_leaves_an_epoch_that_is_too_long_and_exits_within_30_s(
+    study: dict[str, Any], tmp_path: Path
+) -> None:
+    long = {**study["fixed"], "imgsz": 512, "width": 32, "depth": 5, "batch": 1, "nbs": 1}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**study, "fixed": long}))
+    out, began = tmp_path / "evicted", time.monotonic()
+    driver = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "raybone",
+            "search",
+            str(tmp_path / "study.yaml"),
+            "--out",
+            str(out),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not epochs_of(out) and time.monotonic() < began + 300:
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGTERM)  # at the begin of an epoch
+    _, said = driver.communicate(timeout=30)
+    assert driver.returncode == 143
+    assert said == "raybone: interrupted; the same command resumes it\n"
+    (first,) = [e for e in Journal(Folder(out)).events() if e["event"] == "epoch"]
+    assert first["seconds"] > GRACE_SECONDS

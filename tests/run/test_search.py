@@ -79,7 +79,12 @@ def test_the_leaderboard_is_derived_from_the_journal_alone(study: Mapping, tmp_p
     assert (out / "leaderboard.csv").read_bytes() == before
 
 
-def test_a_killed_driver_resumes_to_the_same_leaderboard(study: Mapping, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("end", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_driver_that_a_signal_ends_resumes_to_the_same_leaderboard(
+    study: Mapping, tmp_path: Path, end: int, code: int
+) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(study, sort_keys=False))
     search(parse_study(study), str(tmp_path / "whole"))
@@ -100,8 +105,8 @@ def test_a_killed_driver_resumes_to_the_same_leaderboard(study: Mapping, tmp_pat
         if sum(e["event"] == "epoch" for e in Journal(Folder(killed)).events()) >= 4:
             break
         time.sleep(0.02)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
+    os.kill(driver.pid, end)
+    assert driver.wait() == code
     known = [
         (e["config_id"], e["fold"], e["epoch"])
         for e in Journal(Folder(killed)).events()

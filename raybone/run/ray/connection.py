@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -29,6 +29,7 @@ LONGEST = (
     - len("/session_2026-11-28_22-52-46_101842_4194304/sockets/plasma_store")
 )
 SHORT = ("/tmp", "/var/tmp", "/dev/shm")
+IN_RAY = "in Ray"
 
 
 @contextlib.contextmanager
@@ -52,7 +53,7 @@ def connection(address: str | None) -> Iterator[None]:
     on_term = signal.getsignal(signal.SIGTERM)
     with contextlib.ExitStack() as stack:
         folder = "" if address else stack.enter_context(_alone())
-        stack.callback(ray.shutdown)
+        stack.callback(_leave)
         if address:
             _join(address, asked)
         else:
@@ -60,6 +61,19 @@ def connection(address: str | None) -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_term)  # Ray's own prints a stack and aborts
         yield
+
+
+def in_ray(run: Callable[..., None], *words: str) -> threading.Thread:
+    """A thread for a run of Ray Train; a daemon, as Ctrl-C waits for no training."""
+    return threading.Thread(target=run, args=words, name=IN_RAY, daemon=True)
+
+
+def _leave() -> None:
+    """Disconnect, unless a thread is still in Ray: its end would be that of this process, without
+    its exit code.
+    """
+    if all(thread.name != IN_RAY for thread in threading.enumerate()):
+        ray.shutdown()
 
 
 def _join(address: str, asked: str) -> None:

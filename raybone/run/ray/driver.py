@@ -19,7 +19,7 @@ from raybone.errors import EndReason, RunFailed
 from raybone.hpo.brain import Brain, Work
 from raybone.run.ray.hub import NAMESPACE, Hub, Said
 from raybone.run.ray.resources import ROOM_SECONDS, no_room, per_worker, room
-from raybone.run.ray.slots import Slots
+from raybone.run.ray.slots import CLOSE_SECONDS, Slots
 from raybone.run.session import OpenStudy
 
 # Every Ray head has this resource: a trial is light, beside the driver, and trains nothing.
@@ -56,14 +56,19 @@ class Driver:
         """Drain in the background for the time of the block."""
         thread = threading.Thread(target=self._loop, daemon=True)
         thread.start()
+        patience = 0.0
         try:
             yield self
+            patience = CLOSE_SECONDS
         finally:
             self._over.set()
             thread.join()
-            self.hub.close.remote()
-            self.slots.close()
-            ray.kill(self.hub)
+            self.close(patience)
+
+    def close(self, patience: float = CLOSE_SECONDS) -> None:
+        """End slots and hub; a slot that is in an epoch has ``patience`` seconds."""
+        self.slots.close(ray.get(self.hub.close.remote()), patience)
+        ray.kill(self.hub)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tune pickles its scheduler and searcher for Tuner.restore, which is not used: the journal

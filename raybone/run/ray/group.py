@@ -1,7 +1,7 @@
 """The process group of a slot's workers, over the network by which Ray reaches their nodes.
 
 Ray's own would meet at a TCP store that listens on every interface and asks for no token; it is
-formed here by torch's public calls instead, and Ray is told to form none.
+formed here by torch's public calls instead, and Ray is told to form none (``GroupOfTheLoop``).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,24 +18,8 @@ import ray.train
 import ray.train.collective
 import ray.util
 import torch.distributed
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig
 
 from raybone.study.spec import Study
-
-
-class _FormsNone(Backend):
-    share_cuda_visible_devices = True  # as nccl wants on one node
-
-
-@dataclass
-class GroupOfTheLoop(TorchConfig):
-    """For ``TorchTrainer``: the loop forms the process group, by ``join``."""
-
-    @property
-    def backend_cls(self) -> Any:
-        """What sets nothing up."""
-        return _FormsNone
 
 
 def join(study: Study) -> None:

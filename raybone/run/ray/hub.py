@@ -128,11 +128,12 @@ class Hub:
         """Slots should end after their epoch; nothing is drained any more."""
         self._halt()
 
-    async def close(self) -> None:
-        """The search is over: slots retire."""
+    async def close(self) -> dict[str, PlacementGroup | None]:
+        """The search is over: slots retire; returns the placement groups of those that are here."""
         self._halt()
         self._over = True
         self._wake()
+        return {name: held.group for name, held in self._slots.items()}
 
     async def rung(self, config_id: str) -> dict[str, Any]:
         """Wait until the configuration's work has ended, for Tune's trial of it.

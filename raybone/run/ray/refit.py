@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray.train
@@ -11,7 +11,7 @@ from ray.util.queue import Queue
 
 from raybone.errors import FitFailed, RunFailed
 from raybone.run.everyone import epochs_of_everyone
-from raybone.run.ray.connection import connection
+from raybone.run.ray.connection import connection, in_ray
 from raybone.run.ray.group import join
 from raybone.run.ray.resources import slots
 from raybone.run.ray.slots import POLL_SECONDS
@@ -43,18 +43,17 @@ def train_on_ray(
     with connection(address):
         slots(study)
         epochs, ended = Queue(actor_options={"num_cpus": 0}), list[str]()
-        config = {"study": study, "folder": folder.url, "params": params, "epochs": epochs}
+        loop = partial(_loop, study, folder.url, params, epochs)
 
         def run() -> None:
             try:
-                given: Any = trainer(study, folder.url, "refit", _loop, config, RETRIES).fit()
+                given: Any = trainer(study, folder.url, "refit", loop, RETRIES).fit()
                 value = given.return_value
                 ended.append(str((value[0] if isinstance(value, list) else value) or ""))
             except Exception as error:
                 ended.append(cause_of(error)[0])
 
-        # A daemon: Ctrl-C waits for no training.
-        training, last = threading.Thread(target=run, daemon=True), 0
+        training, last = in_ray(run), 0
         training.start()
         try:
             while training.is_alive() or not epochs.empty():
@@ -73,16 +72,14 @@ def train_on_ray(
             )
 
 
-def _loop(config: dict[str, Any]) -> str:
+def _loop(study: ResolvedStudy, folder: str, params: dict[str, Any], epochs: Queue) -> str:
     """Train; returns why the training itself failed, which no other attempt would mend."""
-    settle(config["study"])
-    join(config["study"])
+    settle(study)
+    join(study)
     try:
-        for epoch in epochs_of_everyone(
-            config["study"], Folder(config["folder"]), config["params"]
-        ):
+        for epoch in epochs_of_everyone(study, Folder(folder), params):
             if ray.train.get_context().get_world_rank() == 0:
-                config["epochs"].put(epoch)
+                epochs.put(epoch)
             ray.train.report({"epoch": epoch.epoch})
     except FitFailed as error:
         return str(error)

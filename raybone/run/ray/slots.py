@@ -8,13 +8,17 @@ import secrets
 import threading
 import time
 import traceback
+from collections.abc import Mapping
+from functools import partial
 
 import ray
 from ray import train
 from ray.exceptions import RayError
 from ray.util import remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from raybone.results.study_folder import StudyFolder
+from raybone.run.ray.connection import in_ray
 from raybone.run.ray.hub import Held, Outcome, find
 from raybone.run.ray.trainer import cause_of, trainer
 from raybone.run.ray.worker import Slot, serve
@@ -24,6 +28,7 @@ POLL_SECONDS = 1.0
 LOSS_SECONDS = 30.0  # by when Ray's head has noticed the loss of a node
 NOBODY_SECONDS = 300.0  # after which nobody counts on a slot whose workers have not come
 CLOSE_SECONDS = 45.0  # that slots have to retire at the end of a search
+CUT_SECONDS = 8.0  # that they have when their workers are killed
 
 
 class Slots:
@@ -57,25 +62,36 @@ class Slots:
         coming = [name for name in self._living if name not in self._here]
         for _ in range(min(wanted - len(coming), room - len(self._living))):
             name = f"slot-{secrets.token_hex(4)}"
-            thread = threading.Thread(target=self._run, args=(name,), daemon=True)
+            thread = in_ray(self._run, name)
             self._living[name] = thread, now
             thread.start()
 
-    def close(self) -> None:
-        """Wait for the slots, which the hub sends away, those that are coming too: a thread that is
-        in Ray when it shuts down takes this process with it.
+    def close(self, groups: Mapping[str, PlacementGroup | None], patience: float) -> None:
+        """Wait for the slots, which the hub sends away, those that are coming too, so that no
+        thread is in Ray when it shuts down.
+
+        Args:
+            groups: of the slots whose workers have come: what is left of them after ``patience``
+                seconds, in an epoch, ends with its placement group.
         """
         self._over = True
-        until = time.monotonic() + CLOSE_SECONDS
+        self._join(patience)
+        for name, group in groups.items():
+            if group and name in self._living and self._living[name][0].is_alive():
+                remove_placement_group(group)
+        self._join(CUT_SECONDS)
+
+    def _join(self, patience: float) -> None:
+        until = time.monotonic() + patience
         for thread, _ in self._living.values():
             thread.join(max(0.0, until - time.monotonic()))
 
     def _run(self, name: str) -> None:
         """One slot, from its start to its end."""
-        config = {"slot": Slot(self._study, self._folder, self._hub, name)}
+        slot = Slot(self._study, self._folder, self._hub, name)
         try:
             if not self._over:
-                trainer(self._study, self._folder, name, serve, config).fit()
+                trainer(self._study, self._folder, name, partial(serve, slot)).fit()
         except Exception as error:
             self._died(name, error)
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import train
 from ray.exceptions import RayError
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from raybone.errors import WrongInput
 from raybone.results.study_folder import LOGS
-from raybone.run.ray.group import GroupOfTheLoop
+from raybone.run.ray.backend import GroupOfTheLoop
 from raybone.run.ray.resources import per_worker
 from raybone.storage import Folder
 from raybone.study.spec import Study
@@ -26,21 +26,20 @@ def trainer(
     study: Study,
     folder: str,
     name: str,
-    loop: Callable[[dict[str, Any]], Any],
-    config: dict[str, Any],
+    loop: Callable[[], Any],
     max_failures: int = 0,
 ) -> TorchTrainer:
     """A Ray Train run, under a name never used before, as Ray would go on with its own records.
 
     Args:
-        loop: what each worker calls with the config; max_failures: how often Ray Train starts it
+        loop: what each worker calls; its arguments are bound, not Ray's config, which the
+            controller reads: it would import torch. max_failures: how often Ray Train starts it
             again.
     """
     resources = study.resources
     return TorchTrainer(
         loop,
-        train_loop_config=config,
-        torch_config=GroupOfTheLoop(),
+        torch_config=cast(TorchConfig, GroupOfTheLoop()),
         scaling_config=train.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus > 0,

@@ -17,6 +17,7 @@ from raybone.errors import EndReason
 from raybone.hpo.brain import Brain
 from raybone.results.study_folder import ConfigurationFolder
 from raybone.run.ending import conclude
+from raybone.run.interrupts import heeding
 from raybone.run.ray.cluster import Cluster
 from raybone.run.ray.connection import connection
 from raybone.run.ray.driver import TRIAL, Driver
@@ -61,6 +62,7 @@ def search(
 
         patience = max(60 * cluster.wait, PATIENCE)
         opened = stack.enter_context(open_study(study, out, connect, warm))
+        stack.enter_context(heeding(opened.brain.stop_for))
         with Driver(opened, tell, patience).at_work() as driver:
             try:
                 _tuner(driver, cluster.callbacks).fit()
@@ -74,7 +76,7 @@ def search(
             driver.drain(last=True)
         driver.raise_error()
         if not opened.brain.done and not opened.brain.stopping:
-            raise KeyboardInterrupt  # Tune ends its loop at Ctrl-C as if all were done
+            raise KeyboardInterrupt  # Tune ends its loop at SIGUSR1 as if all were done
         reason = conclude(opened, functools.partial(_examine, patience=patience))
         tell(opened.brain)
         return reason

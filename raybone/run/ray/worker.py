@@ -43,9 +43,8 @@ class Slot:
     name: str
 
 
-def serve(config: dict[str, Slot]) -> None:
+def serve(slot: Slot) -> None:
     """Do the hub's tasks until it sends the slot away, or until its memory has grown too much."""
-    slot = config["slot"]
     settle(slot.study)
     join(slot.study)
     dataset, folder = dataset_of(slot.study), StudyFolder(slot.folder)

@@ -1,0 +1,55 @@
+"""A search that a signal ends: it finishes its epochs if there is time, and writes what it has."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from raybone.errors import EndReason
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Kubernetes and batch systems kill 30 s after SIGTERM; the slots take some of them to end.
+GRACE_SECONDS = 12.0
+
+
+@contextlib.contextmanager
+def heeding(stop: Callable[[EndReason], None]) -> Iterator[None]:
+    """For the time of the block, the first signal calls ``stop``; what it would have done at once
+    is done at the end of the block.
+
+    A second signal does so at once, as do ``GRACE_SECONDS`` after one that is not Ctrl-C.
+    """
+    usual = {number: signal.getsignal(number) for number in SIGNALS}
+    usual = {number: do for number, do in usual.items() if do != signal.SIG_IGN}
+    if threading.current_thread() is not threading.main_thread():
+        usual.clear()
+    heard = list[int]()
+
+    def first(number: int, _: object) -> None:
+        restore()
+        heard.append(number)
+        if number != signal.SIGINT:
+            signal.signal(signal.SIGALRM, late)
+            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
+        stop(EndReason("interrupted", f"by {signal.Signals(number).name}"))
+
+    def late(*_: Any) -> None:
+        signal.raise_signal(heard[0])
+
+    def restore() -> None:
+        for number, do in usual.items():
+            signal.signal(number, do)
+
+    for number in usual:
+        signal.signal(number, first)
+    try:
+        yield
+    finally:
+        if heard:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        restore()
+    if heard:
+        signal.raise_signal(heard[0])
