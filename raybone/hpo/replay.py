@@ -46,11 +46,11 @@ class Draw:
 class Replay:
     """One search replayed: what it cost, its pick, and the scores of those that ran in full."""
 
-    race: Race
     fold_epochs: int = 0
     seconds: float = 0.0
     pick: int = -1
     scores: dict[int, float] = field(default_factory=dict)
+    race: Race | None = None
 
 
 def asha_ladder(grace: float, factor: int) -> Callable[[int, int, float], Ladder]:
@@ -117,8 +117,9 @@ class _Clock:
         T_CKE = curves.T_CSKE[:, draw.seed][:, list(draw.folds)]
         _, folds, epochs = T_CKE.shape
         self.race = Race(scheduler.rungs(epochs, folds, curves.steps), scheduler.rule)
-        self.score_RCK = _scores(T_CKE, [e for _, e in self.race.ladder])
-        self.final_C = T_CKE[:, :, -1].mean(1)
+        ends = [e - 1 for _, e in self.race.ladder]
+        self.score_RCK = np.moveaxis(smoothed(T_CKE)[:, :, ends], 2, 0)
+        self.final_C = smoothed(T_CKE)[:, :, -1].mean(1)
         self.seconds_C, self.startup, self.whole = curves.seconds_C, startup, scheduler.whole
         self.model = curves.model
         self.untried = list(reversed(draw.order))
@@ -127,7 +128,7 @@ class _Clock:
         self.known: dict[int, list[int]] = {}
         self.at_work: dict[int, _Work] = {}
         self.events: list[tuple[float, int, int]] = []
-        self.out = Replay(self.race)
+        self.out = Replay(race=self.race)
 
     def run(self) -> Replay:
         """Play to the end."""
@@ -201,11 +202,10 @@ class _Clock:
             self.out.pick = max(self.out.scores, key=self.out.scores.__getitem__)
 
 
-def _scores(T_CKE: Array, ends: Sequence[int]) -> Array:
-    """Score of each fold at rungs that end so: mean of the last epochs, (R, C, K)."""
-    sums_CKE = np.cumsum(np.pad(T_CKE, ((0, 0), (0, 0), (1, 0))), 2)
-    scores = []
-    for end in ends:
-        begin = max(end - SMOOTH, 0)
-        scores.append((sums_CKE[:, :, end] - sums_CKE[:, :, begin]) / (end - begin))
-    return np.stack(scores)
+def smoothed(T: Array) -> Array:
+    """Mean of each epoch and up to two before it, along the last axis: what a race decides by."""
+    length = T.shape[-1]
+    sums = np.cumsum(np.concatenate([np.zeros((*T.shape[:-1], 1)), T], -1), -1)
+    ends = np.arange(1, length + 1)
+    begins = np.maximum(ends - SMOOTH, 0)
+    return np.asarray((sums[..., ends] - sums[..., begins]) / (ends - begins))

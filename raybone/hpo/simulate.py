@@ -15,11 +15,24 @@ from pathlib import Path
 import numpy as np
 
 from raybone.errors import WrongInput
+from raybone.hpo.baselines import BASELINES, Baseline
 from raybone.hpo.curves import Curves, read_curves
-from raybone.hpo.replay import FULL, LOCKSTEPS, SCHEDULERS, Draw, Scheduler, replay
+from raybone.hpo.replay import (
+    FULL,
+    LOCKSTEPS,
+    SCHEDULERS,
+    Draw,
+    Replay,
+    Scheduler,
+    replay,
+    smoothed,
+)
 from raybone.types import Array
 
 TOP = 0.05  # share of the configurations that counts as a good pick
+BEST = 0.25  # share whose folds say how large a standard error is: among the hopeless it is smaller
+Measured = dict[str, dict[str, Array]]
+KNOWN: dict[str, Scheduler | Baseline] = {**SCHEDULERS, **{b.name: b for b in BASELINES}}
 
 
 @dataclass(frozen=True)
@@ -56,8 +69,8 @@ def simulate(
     """Replay schedulers on tables of recorded curves and pool what they cost and find.
 
     Args:
-        schedulers: names of SCHEDULERS; all when empty. Exhaustive search and lockstep ASHA always
-            take part.
+        schedulers: names of KNOWN; all when empty. Exhaustive search and lockstep ASHA always take
+            part.
     Returns:
         By scheduler: see ``summary``.
     Raises:
@@ -65,8 +78,8 @@ def simulate(
     """
     problems = plan.problems()
     for name in schedulers:
-        if name not in SCHEDULERS:
-            known = ", ".join(SCHEDULERS)
+        if name not in KNOWN:
+            known = ", ".join(KNOWN)
             problems.append(f"--schedulers: {name!r} is unknown; known are {known}")
     tables = [read_curves(path) for path in paths]
     for table in tables:
@@ -78,9 +91,7 @@ def simulate(
     if problems:
         raise WrongInput(*problems)
     always = (FULL, *LOCKSTEPS)
-    wanted = [
-        s for s in SCHEDULERS.values() if not schedulers or s.name in schedulers or s in always
-    ]
+    wanted = [s for s in KNOWN.values() if not schedulers or s.name in schedulers or s in always]
     rows = []
     for number, table in enumerate(tables):
 
@@ -91,39 +102,49 @@ def simulate(
     return summary(rows)
 
 
-def summary(
-    tables: Sequence[Mapping[str, Array]], resamples: int = 500
-) -> dict[str, dict[str, float]]:
-    """Pool measured tables: geometric mean of costs, arithmetic mean of excess regret.
+def summary(tables: Sequence[Measured], resamples: int = 500) -> dict[str, dict[str, float]]:
+    """Pool measured tables: geometric mean of costs, arithmetic mean of what is lost.
 
     Returns:
-        By scheduler: ``fold_epochs``; ``excess_regret_pct`` with standard error
-        ``excess_regret_se``; ``top5_rate``; ``seconds``; ``speedup_vs_full``;
+        By scheduler: ``fold_epochs``; ``excess_regret_pct``, ``in_sample_regret_pct`` and both in
+        standard errors of a configuration, ``excess_regret_ses`` and ``in_sample_regret_ses`` (see
+        ``measure``), with the standard errors over repeats ``excess_regret_se`` and
+        ``in_sample_regret_se``; ``top5_rate``; ``seconds``; ``speedup_vs_full``;
         ``speedup_vs_lockstep``, the cost of the lockstep ASHA setting of equal excess regret
         (interpolated; that of the best setting for one that is better than all, NaN for one that is
         worse than all) over this one's, with its 95 % interval by bootstrap over repeats,
         ``speedup_vs_lockstep_low`` and ``_high``.
     """
-    pooled = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
-    repeats = len(next(iter(tables[0].values())))
+    pooled = {
+        name: {key: np.stack([table[name][key] for table in tables]) for key in tables[0][name]}
+        for name in tables[0]
+    }
+    repeats = len(tables[0][next(iter(pooled))]["fold_epochs"])
     draws_BR = np.random.default_rng(0).integers(repeats, size=(resamples, repeats))
-    points_B2: dict[str, Array] = {}
-    for name, rows_TR4 in pooled.items():
-        means_TB2 = rows_TR4[:, draws_BR, :2].mean(2)
-        points_B2[name] = np.stack([means_TB2[:, :, 1].mean(0), _geometric(means_TB2[:, :, 0])], 1)
-    full = float(_geometric(pooled["full"].mean(1)[:, 0])) if "full" in pooled else math.nan
+    points_B2 = {
+        name: np.stack(
+            [
+                row_TR["excess_regret_pct"][:, draws_BR].mean(2).mean(0),
+                _geometric(row_TR["fold_epochs"][:, draws_BR].mean(2)),
+            ],
+            1,
+        )
+        for name, row_TR in pooled.items()
+    }
+    full = math.nan
+    if "full" in pooled:
+        full = float(_geometric(pooled["full"]["fold_epochs"].mean(1)))
     rows: dict[str, dict[str, float]] = {}
-    for name, rows_TR4 in pooled.items():
-        mean_T4 = rows_TR4.mean(1)
-        cost = float(_geometric(mean_T4[:, 0]))
-        variance = sum(float(regret_R.var()) / repeats for regret_R in rows_TR4[:, :, 1])
+    for name, row_TR in pooled.items():
+        cost = float(_geometric(row_TR["fold_epochs"].mean(1)))
+        means = {key: float(values_TR.mean()) for key, values_TR in row_TR.items()}
         low, mid, high = _over_lockstep(points_B2, name)
         rows[name] = {
+            **means,
             "fold_epochs": cost,
-            "excess_regret_pct": float(mean_T4[:, 1].mean()),
-            "excess_regret_se": math.sqrt(variance) / len(tables),
-            "top5_rate": float(mean_T4[:, 2].mean()),
-            "seconds": float(_geometric(mean_T4[:, 3])),
+            "excess_regret_se": _error(row_TR["excess_regret_pct"]),
+            "in_sample_regret_se": _error(row_TR["in_sample_regret_pct"]),
+            "seconds": float(_geometric(row_TR["seconds"].mean(1))),
             "speedup_vs_full": full / cost,
             "speedup_vs_lockstep": mid,
             "speedup_vs_lockstep_low": low,
@@ -167,49 +188,89 @@ def plot(rows: Mapping[str, Mapping[str, float]], path: Path | str) -> None:
 
 def measure(
     curves: Curves,
-    schedulers: Sequence[Scheduler],
+    schedulers: Sequence[Scheduler | Baseline],
     plan: Plan,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Array]:
+) -> Measured:
     """Replay searches with other configurations, orders, folds and seeds in each repeat, the same
     for all schedulers.
 
+    A configuration's score is the mean of its last epochs, by which the race decides as well: a
+    last epoch alone jitters, on a detector by as much as the best differ.
+
     Returns:
-        By scheduler, an array (R, 4): fold epochs; excess regret, which is how much worse the pick
+        By scheduler, arrays (R,): ``fold_epochs``; ``excess_regret_pct``, how much worse the pick
         is than that of exhaustive cross-validation on the same folds, judged by the mean over all
-        recorded seeds and folds, in % of the best; whether the pick is among the 5 % that
-        exhaustive cross-validation ranks best; seconds.
+        recorded seeds and folds, in % of the best; ``in_sample_regret_pct``, the same by the very
+        scores that exhaustive cross-validation chooses by; both in standard errors of a
+        configuration's mean over the folds, ``_ses``; ``top5_rate``, whether the pick is among the
+        5 % that exhaustive cross-validation ranks best; ``seconds``. With one recorded seed and as
+        many folds as were recorded, excess regret is in-sample regret.
     """
     count, seeds, most, _ = curves.T_CSKE.shape
     plan = replace(plan, folds=min(plan.folds, most), trials=min(plan.trials, count))
-    rows: dict[str, list[tuple[float, ...]]] = {s.name: [] for s in schedulers}
+    S_CSKE = smoothed(curves.T_CSKE)
+    rows = {s.name: list[dict[str, float]]() for s in schedulers}
     for repeat in range(plan.repeats):
         rng = np.random.default_rng(repeat)
         order, folds = rng.permutation(count)[: plan.trials], rng.permutation(most)[: plan.folds]
         draw = Draw(order.tolist(), folds.tolist(), repeat % seeds)
         for scheduler in schedulers:
-            rows[scheduler.name].append(_measured(curves, scheduler, plan, draw))
+            S_NKE = S_CSKE[draw.order, draw.seed][:, draw.folds]
+            out = _replayed(curves, scheduler, plan, draw, S_NKE)
+            truth_N = S_CSKE[draw.order, ..., -1].mean((1, 2))
+            found = _judged(out, draw.order, S_NKE[..., -1], truth_N)
+            rows[scheduler.name].append(found)
         progress(repeat + 1, plan.repeats)
-    return {name: np.array(values, float) for name, values in rows.items()}
+    return {
+        name: {key: np.array([row[key] for row in found], float) for key in found[0]}
+        for name, found in rows.items()
+    }
 
 
-def _measured(
-    curves: Curves, scheduler: Scheduler, plan: Plan, draw: Draw
-) -> tuple[float, float, float, float]:
-    """A row of ``measure``: fold epochs, excess regret, whether the pick is good, seconds."""
-    if scheduler is FULL:
-        # Every pick is measured by what this finds, and any order of work keeps all workers busy.
-        epochs = plan.folds * curves.T_CSKE.shape[3]
-        seconds = float(curves.seconds_C[draw.order].sum()) * epochs + plan.startup * plan.trials
-        return plan.trials * epochs, 0.0, 1.0, seconds / plan.workers
-    truth_C = curves.T_CSKE[:, :, :, -1].mean((1, 2))
-    final_C = curves.T_CSKE[draw.order, draw.seed][:, draw.folds, -1].mean(1)
-    ranked = np.array(draw.order)[np.argsort(-final_C, kind="stable")]
-    scale = abs(float(truth_C[draw.order].max())) / 100 or 0.01
-    out = replay(curves, scheduler, draw, plan.workers, plan.startup)
-    excess = float(truth_C[ranked[0]] - truth_C[out.pick]) / scale
-    good = out.pick in ranked[: math.ceil(TOP * plan.trials)]
-    return out.fold_epochs, excess, float(good), out.seconds
+def _replayed(
+    curves: Curves, scheduler: Scheduler | Baseline, plan: Plan, draw: Draw, S_NKE: Array
+) -> Replay:
+    """One search; of exhaustive search no pick, as it is what every pick is measured by."""
+    if isinstance(scheduler, Scheduler) and scheduler is not FULL:
+        return replay(curves, scheduler, draw, plan.workers, plan.startup)
+    if isinstance(scheduler, Baseline):
+        found = scheduler.search(S_NKE)
+        epochs_N, pick = found.epochs_N, draw.order[found.pick]
+    else:  # any order of work keeps all workers busy
+        epochs_N, pick = np.full(plan.trials, plan.folds * S_NKE.shape[2]), -1
+    seconds = float(curves.seconds_C[draw.order] @ epochs_N) + plan.startup * plan.trials
+    return Replay(int(epochs_N.sum()), seconds / plan.workers, pick)
+
+
+def _judged(out: Replay, order: Sequence[int], final_NK: Array, truth_N: Array) -> dict[str, float]:
+    """A row of ``measure``: final scores of the search's folds, and over all folds and seeds."""
+    final_N = final_NK.mean(1)
+    ranked = np.argsort(-final_N, kind="stable")
+    best = ranked[0]
+    pick = order.index(out.pick) if out.pick >= 0 else int(best)
+    excess, inside = float(truth_N[best] - truth_N[pick]), float(final_N[best] - final_N[pick])
+    error = _standard_error(final_NK[ranked[: max(2, math.ceil(BEST * len(ranked)))]])
+    scales = abs(float(truth_N.max())) / 100 or 0.01, abs(float(final_N[best])) / 100 or 0.01
+    return {
+        "fold_epochs": out.fold_epochs,
+        "excess_regret_pct": excess / scales[0],
+        "excess_regret_ses": excess / error,
+        "in_sample_regret_pct": inside / scales[1],
+        "in_sample_regret_ses": inside / error,
+        "top5_rate": float(pick in ranked[: math.ceil(TOP * len(ranked))]),
+        "seconds": out.seconds,
+    }
+
+
+def _standard_error(final_CK: Array) -> float:
+    """Standard error of a configuration's mean over the folds, without what the folds have in
+    common; of the smallest positive size where there is none.
+    """
+    rest_CK = final_CK - final_CK.mean(0) - final_CK.mean(1, keepdims=True) + final_CK.mean()
+    count, folds = final_CK.shape
+    variance = float((rest_CK**2).sum()) / max(1, (count - 1) * (folds - 1))
+    return math.sqrt(variance / folds) or 1e-12
 
 
 def _over_lockstep(points_B2: Mapping[str, Array], name: str) -> tuple[float, float, float]:
@@ -242,6 +303,12 @@ def _frontier(points: Sequence[Array], excess: float) -> float:
         return math.nan
     regrets, logs = [regret for regret, _ in edge], [math.log(cost) for _, cost in edge]
     return float(np.exp(np.interp(excess, regrets, logs, right=math.nan)))
+
+
+def _error(values_TR: Array) -> float:
+    """Standard error over repeats of a mean over tables."""
+    tables, repeats = values_TR.shape
+    return math.sqrt(float(values_TR.var(1).sum()) / repeats) / tables
 
 
 def _geometric(values: Array) -> Array:
