@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := raybone jobs tests benchmarks setup.py
 
-.PHONY: install demo test lowest chaos benchmark papers reference vega check clean
+.PHONY: install demo test lowest chaos endurance benchmark papers reference vega check clean
 
 install: .venv/.installed
 
@@ -32,10 +32,15 @@ lowest:
 	.lowest/bin/uv pip install --quiet --python .lowest --resolution lowest-direct --editable '.[dev]'
 	.lowest/bin/python -m pytest tests/data tests/hpo tests/metrics tests/study/test_spec.py tests/results/test_report.py
 
-# Long: kills drivers and workers of running studies, as root cuts a network between two hosts, and trains a YOLO until
-# it finds lesions, by our loop and by Ultralytics' trainer.
+# Three quarters of an hour: kills drivers, trials, workers, raylets and heads of running studies, fills disks, and as root
+# cuts a network between two hosts.
 chaos: install
-	$(PY) -m pytest tests/chaos -o norecursedirs=
+	$(PY) -m pytest tests/chaos -o norecursedirs= -m "not endurance" --durations 0 --durations-min 10
+
+# Hours: two thousand damaged inputs, thirty kills of verbs that write, a hundred searches and a thousand segments in a
+# row, and a YOLO that trains until it finds lesions, by our loop and by Ultralytics' trainer.
+endurance: install
+	$(PY) -m pytest tests/chaos -o norecursedirs= -m endurance -s
 
 # Side by side with the plain ways; minutes each (cluster.py and detectors.py: half an hour), results in benchmarks/results.
 benchmark: install

@@ -340,6 +340,7 @@ def folders(parts: dict[str, Any], place: Path) -> Iterator[tuple[str, Path, int
         yield "coco", source, 1
 
 
+@pytest.mark.endurance
 @pytest.mark.timeout(3600)
 def test_damaged_scans_and_annotations_are_taken_or_told(
     parts: dict[str, Any], tmp_path: Path
@@ -381,6 +382,7 @@ def test_damaged_scans_and_annotations_are_taken_or_told(
     assert not bad, "\n".join(bad)
 
 
+@pytest.mark.endurance
 @pytest.mark.timeout(3600)
 def test_damaged_studies_journals_and_bundles_are_told(
     parts: dict[str, Any], tmp_path: Path

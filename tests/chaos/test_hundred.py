@@ -15,6 +15,7 @@ from raybone.study.files import parse_study
 SEARCHES = 100
 
 
+@pytest.mark.endurance
 @pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("local_ray")
 def test_a_hundred_searches_of_two_folds_end(

@@ -103,6 +103,7 @@ def started(words: list[str]) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.endurance
 @pytest.mark.timeout(3600)
 def test_what_is_killed_is_whole_or_absent_and_the_same_command_ends_it(
     home: Path, tmp_path: Path

@@ -17,6 +17,7 @@ from raybone.train.samples import FoldJob
 EPOCHS = 40
 
 
+@pytest.mark.endurance
 def test_after_240_steps_both_have_the_same_ap(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ def test_thirty_segments_of_other_models_and_sizes_leave_memory_flat(
     assert max(h["worker_mb"] for h in held[20:]) < 1.1 * max(h["worker_mb"] for h in held[:10])
 
 
+@pytest.mark.endurance
 def test_a_thousand_segments_of_one_epoch_in_one_search_let_nothing_grow(
     study: dict[str, Any], tmp_path: Path
 ) -> None:
