@@ -59,7 +59,9 @@ class Cluster:
             "OMP_NUM_THREADS": "1",
             "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "15",
         }
-        self.environment.pop("RAY_ADDRESS", None)
+        # The last one is of the Ray that other tests share, which no node joins.
+        for name in ("RAY_ADDRESS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"):
+            self.environment.pop(name, None)
         self.environment.update(environment)
         self.count, self.num_gpus, self.autoscaled = nodes, num_gpus, autoscaled
         self.head: subprocess.Popen[bytes] | None = None
