@@ -20,9 +20,9 @@ from typing import Any
 import machine
 import numpy as np
 
-from raybone.hpo.curves import Curves, read_curves
 from raybone.hpo.fold_race import SMOOTH
-from raybone.hpo.replay import FULL, RACES, Draw, Scheduler, replay
+from raybone.simulation.curves import Curves, read_curves
+from raybone.simulation.replay import FULL, RACES, Draw, Scheduler, replay
 from raybone.types import Array
 
 TABLE = Path(__file__).parent / "curves" / "bccd-models.npz"

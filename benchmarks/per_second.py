@@ -28,11 +28,11 @@ import numpy as np
 from models import TABLE, alike
 
 from raybone.hpo.brain import Brain
-from raybone.hpo.curves import Curves, read_curves
 from raybone.hpo.fold_race import SMOOTH, ladder, score
 from raybone.hpo.sampler import STARTUP, propose
 from raybone.hpo.state import State
 from raybone.results.study_folder import StudyFolder
+from raybone.simulation.curves import Curves, read_curves
 from raybone.study.files import read_study
 from raybone.study.space import grid, identity
 from raybone.study.spec import Resolved, ResolvedStudy, Study

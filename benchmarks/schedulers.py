@@ -18,14 +18,16 @@ from typing import Any
 import machine
 import numpy as np
 
-from raybone.hpo.curves import Curves, read_curves
 from raybone.hpo.fold_race import Rule, ladder
-from raybone.hpo.replay import FULL, LOCKSTEPS, RACES, Draw, Scheduler, replay
-from raybone.hpo.simulate import Plan, measure, summary
 from raybone.metrics.intervals import corrected_winner
+from raybone.simulation.baselines import BASELINES, Baseline
+from raybone.simulation.curves import Curves, read_curves
+from raybone.simulation.replay import COHORTS, FULL, LOCKSTEPS, RACES, Draw, Scheduler, replay
+from raybone.simulation.simulate import Plan, measure, summary
 
 REPEATS, TUNING_REPEATS, WORKERS = 200, 60, 8
 CURVES = Path(__file__).parent / "curves"
+ALL = (FULL, *RACES, *COHORTS, *BASELINES, *LOCKSTEPS)
 FACTORS, SLACKS = (2.0, 2.25, 2.4, 2.5, 3.0), (1.5, 2.0)
 MOST_REGRET, LEAST_TOP = 0.3, 0.94
 
@@ -33,7 +35,8 @@ MOST_REGRET, LEAST_TOP = 0.3, 0.94
 def part(curves: Curves, first: int) -> Curves:
     """Every second configuration."""
     rows = slice(first, None, 2)
-    return Curves(curves.name, curves.T_CSKE[rows], curves.seconds_C[rows], curves.steps)
+    X_CD = None if curves.X_CD is None else curves.X_CD[rows]
+    return Curves(curves.name, curves.T_CSKE[rows], curves.seconds_C[rows], curves.steps, X_CD=X_CD)
 
 
 def race(factor: float, slack: float) -> Scheduler:
@@ -43,19 +46,20 @@ def race(factor: float, slack: float) -> Scheduler:
 
 def table(
     curves: Sequence[Curves],
-    schedulers: Sequence[Scheduler],
+    schedulers: Sequence[Scheduler | Baseline],
     folds: int,
     repeats: int,
-    startup: float = 0.0,
     workers: int = WORKERS,
 ) -> dict[str, dict[str, float]]:
     """Rows by scheduler, pooled over the tables and printed."""
-    plan = Plan(folds, repeats, workers=workers, startup=startup)
+    plan = Plan(folds, repeats, workers=workers)
     rows = summary([measure(c, schedulers, plan) for c in curves])
     for name, row in rows.items():
         print(
             f"  {name:<22} {row['fold_epochs']:8.0f} fold epochs, x {row['speedup_vs_full']:5.1f} "
-            f"full, regret {row['excess_regret_pct']:6.3f} +- {row['excess_regret_se']:.3f} %, top "
+            f"full, excess {row['excess_regret_pct']:6.3f} +- {row['excess_regret_se']:.3f} % "
+            f"({row['excess_regret_ses']:.2f} SE), in sample {row['in_sample_regret_pct']:.3f} +- "
+            f"{row['in_sample_regret_se']:.3f} % ({row['in_sample_regret_ses']:.2f} SE), top "
             f"5 % {row['top5_rate']:.3f}, x lockstep {row['speedup_vs_lockstep']:.2f} "
             f"({row['speedup_vs_lockstep_low']:.2f}-{row['speedup_vs_lockstep_high']:.2f}), "
             f"{row['seconds']:.0f} s",
@@ -91,20 +95,16 @@ def tune(curves: Sequence[Curves]) -> dict[str, Any]:
 
 
 def report(curves: Sequence[Curves]) -> dict[str, Any]:
-    """All schedulers on the other half and on the whole, and what starting runs costs."""
+    """All schedulers on the other half and on the whole, and with few and many workers."""
     found: dict[str, Any] = {}
     for folds in (5, 10):
         for name, chosen in (("other half", [part(c, 1) for c in curves]), ("whole", list(curves))):
             print(f"{name}, K={folds}")
-            found[f"{name}, K={folds}"] = table(chosen, [FULL, *RACES, *LOCKSTEPS], folds, REPEATS)
+            found[f"{name}, K={folds}"] = table(chosen, ALL, folds, REPEATS)
         for workers in (8, 32):
-            for minutes in (0, 1):
-                # A fold epoch takes about a minute when the tables' costs are read as milliseconds.
-                print(f"whole, K={folds}, {workers} workers, start-up of {minutes} epochs")
-                startup = minutes * float(sum(c.seconds_C.mean() for c in curves) / len(curves))
-                found[f"startup {minutes}, {workers} workers, K={folds}"] = table(
-                    curves, [FULL, *RACES, LOCKSTEPS[1], LOCKSTEPS[4]], folds, 40, startup, workers
-                )
+            print(f"whole, K={folds}, {workers} workers")
+            some = [FULL, *RACES, *COHORTS, LOCKSTEPS[1], LOCKSTEPS[4]]
+            found[f"{workers} workers, K={folds}"] = table(curves, some, folds, 40, workers=workers)
     return found
 
 
@@ -182,7 +182,7 @@ def curse(repeats: int = 60) -> list[dict[str, float]]:
 def trained() -> dict[str, Any]:
     """The same schedulers on tables of real training."""
     found = {}
-    for path in sorted(CURVES.glob("phantom-*.npz")):
+    for path in sorted([*CURVES.glob("phantom-*.npz"), CURVES / "bccd-models.npz"]):
         c = read_curves(path)
         print(
             f"{path.stem}: configurations, seeds, folds, epochs {c.T_CSKE.shape}, {c.steps:g} "
@@ -192,7 +192,7 @@ def trained() -> dict[str, Any]:
             "shape": c.T_CSKE.shape,
             "steps": c.steps,
             "rungs": RACES[0].rungs(c.T_CSKE.shape[3], c.T_CSKE.shape[2], c.steps),
-            "rows": table([c], [FULL, *RACES, *LOCKSTEPS], c.T_CSKE.shape[2], REPEATS, workers=2),
+            "rows": table([c], ALL, c.T_CSKE.shape[2], REPEATS, workers=2),
         }
     return found
 

@@ -20,6 +20,7 @@ FLOORS = [
     {"study", "metrics"},
     {"data"},
     {"hpo"},
+    {"simulation"},
     {"models", "phantom"},
     {"tasks"},
     {"train"},

@@ -282,7 +282,7 @@ def simulate(*, replay: Replay, plot: str | None = None, json: bool = False) -> 
         plot FILE.png: draw regret against cost
         json: one JSON document on stdout
     """
-    from raybone.hpo import simulate as simulator
+    from raybone.simulation import simulate as simulator
 
     if plot and Path(plot).suffix.lower() not in (".png", ".pdf", ".svg"):
         raise WrongInput(f"--plot {plot}: must end in .png, .pdf or .svg; choose one")

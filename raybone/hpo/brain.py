@@ -1,6 +1,4 @@
-"""The scheduler of a running search. All of its state is derived from the journal, which it
-writes.
-"""
+"""The scheduler of a running search; its state is derived from the journal, which it writes."""
 
 from __future__ import annotations
 
@@ -12,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from raybone.errors import EndReason, InvalidConfig
-from raybone.hpo import fold_race as race
 from raybone.hpo import stopping as goal
 from raybone.hpo.events import Event
+from raybone.hpo.fold_race import Next, score, scores
 from raybone.hpo.journal import Journal
+from raybone.hpo.races import RACES, Pool, race_of, skipped, tell
 from raybone.hpo.sampler import ATTEMPTS, propose
 from raybone.hpo.state import Configuration, State, gpu_hours
 from raybone.study.spec import ResolvedStudy
@@ -51,14 +50,15 @@ class Brain:
         slots: int,
     ) -> None:
         self.study, self.journal, self.check, self.slots = study, journal, check, slots
-        self.state, self.race = State(), race.race_of(study)
+        self.state, self._pool = State(), Pool(study)
+        self.race = race_of(study, self._pool, slots)
         self.stopping: EndReason | None = None
         self.version = 0
         self.lock = threading.RLock()
         self._busy: dict[str, int] = {}
         self._draft: tuple[str, dict[str, Any], int] | None = None
         self._exhausted = False
-        self._races = study.search.scheduler == "fold_race"
+        self._races = study.search.scheduler in RACES
         self._began = time.monotonic()
         last: Event = {"event": ""}
         for event in journal.events():
@@ -175,7 +175,7 @@ class Brain:
             if self._segments(config_id, rung):
                 self.fail(config_id, "its runs ended before all its folds did")
                 return Decision(config_id, "stop", rung, configuration.reason)
-            value = race.score(self.study, configuration, rung)
+            value = score(self.study, configuration, rung)
             self._record(
                 "rung",
                 config_id=config_id,
@@ -235,8 +235,7 @@ class Brain:
         """
         with self.lock:
             at_work = sum(self._busy.values()) + sum(waiting.values())
-            left = self.study.search.trials - len(self.state.configurations)
-            new = 0 if self._exhausted else left
+            new = self._left()
             step = self._next_step() if self._races else None
             if step is None and self._races and not new and not self._busy:
                 step = self.race.last_push()
@@ -271,6 +270,8 @@ class Brain:
                     if c.status == "paused":
                         why_out = self.race.why_out(c.id, c.rung)
                         self._decide(Decision(c.id, "stop", c.rung, *why_out))
+                for skip in [] if self.state.skipped else skipped(self.race, self._pool):
+                    self._record("skipped", **skip)
             self._record("end", reason=str(reason))
             self.journal.close()
             return reason
@@ -319,12 +320,13 @@ class Brain:
     def _new(self) -> Work | None:
         """The next configuration of the sampler; a model may refuse some, which do not count."""
         index = len(self.state.configurations)
-        if self._exhausted or index >= self.study.search.trials:
-            return None
         for _ in range(ATTEMPTS if self._draft is None else 0):
-            params = propose(self.study, self.state, index)
+            key = self.race.next_new() if self._left() else None
+            if key is None:
+                return None
+            params = self._pool.params[key] if key else propose(self.study, self.state, index)
             if params is None:
-                self._exhausted = True
+                self._exhaust()
                 return None
             try:
                 self._draft = (f"c{index:03d}", params, self.check(params))
@@ -332,10 +334,21 @@ class Brain:
             except InvalidConfig as error:
                 self._record("invalid", params=params, reason=str(error))
         if self._draft is None:
-            self._exhausted = True
+            self._exhaust()
             return None
         config_id, params, _ = self._draft
-        return Work(config_id, params, 0, self._segments(config_id, 0), new=True)
+        rung = self.race.first
+        return Work(config_id, params, rung, self._segments(config_id, rung), new=True)
+
+    def _left(self) -> int:
+        """Configurations that are yet to begin, as far as is known."""
+        none = self._exhausted or self.race.next_new() is None
+        return 0 if none else max(0, self.study.search.trials - len(self.state.configurations))
+
+    def _exhaust(self) -> None:
+        """The sampler has no more, or the model refuses all."""
+        self._exhausted = True
+        self.race.exhaust()
 
     def _promote(self, work: Work) -> None:
         step = self._next_step() or self.race.last_push()
@@ -343,9 +356,9 @@ class Brain:
             rung = self.state.configurations[work.config_id].rung
             self._decide(Decision(work.config_id, "promote", rung, step.reason, step.evidence))
 
-    def _next_step(self) -> race.Next | None:
-        tail = self._exhausted or len(self.state.configurations) >= self.study.search.trials
-        return self.race.next_step(self.slots - sum(self._busy.values()) if tail else 0)
+    def _next_step(self) -> Next | None:
+        spare = self.slots - sum(self._busy.values())
+        return self.race.next_step(0 if self._left() else spare)
 
     def _decide(self, decision: Decision) -> None:
         evidence = {
@@ -371,9 +384,11 @@ class Brain:
         kind, config_id = event["event"], event.get("config_id", "")
         if kind == "rung":
             configuration = self.state.configurations[config_id]
-            folds, tie = race.scores(self.study, configuration, event["rung"])
+            folds, tie = scores(self.study, configuration, event["rung"])
             model = self.study.under(configuration.params).model
             self.race.arrive(config_id, event["rung"], folds, tie, model)
+        elif kind in ("config", "invalid"):
+            tell(self.race, self.study, self._pool, event)
         elif kind == "work":
             self.race.go(config_id, event["rung"])
         elif kind == "failed" or (kind == "decision" and event["action"] != "promote"):

@@ -12,6 +12,7 @@ NEEDS = {
     "slots": ("slots",),
     "config": ("config_id", "params"),
     "invalid": ("params", "reason"),
+    "skipped": ("params", "reason"),
     "work": ("config_id", "rung"),
     "epoch": ("config_id", "fold", "epoch", "metrics", "seconds"),
     "rung": ("config_id", "rung"),

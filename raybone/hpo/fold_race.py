@@ -21,10 +21,6 @@ from raybone.types import Decision
 
 SMOOTH = 3  # epochs averaged for a decision
 MEMORY = 40  # full configurations that the residual variance is estimated from
-SURVIVAL = (
-    0.8  # share of racing configurations that get to the next rung, in benchmarks/schedulers.py
-)
-HASTE = 0.7  # promotions too many are this times the root of the arrivals, in the same benchmark
 FIRST_STEPS = 130  # optimiser steps before which detectors from scratch score exactly 0
 Ladder = tuple[tuple[int, int], ...]
 Evidence = dict[str, float | int | str]
@@ -115,40 +111,6 @@ def score(study: ResolvedStudy, configuration: Configuration, rung: int) -> floa
     return value if math.isfinite(value) else -math.inf
 
 
-def race_of(study: ResolvedStudy) -> Race:
-    """The race that a study's scheduler runs; for the other schedulers, one that decides nothing
-    before the end.
-    """
-    race = study.search.scheduler == "fold_race"
-    rule = Rule(races=race, promotion=not race or study.search.type == "promotion")
-    return Race(study.resolved.ladder, rule, study.sign)
-
-
-def expected(study: ResolvedStudy) -> list[tuple[int, float, float]]:
-    """(rung, configurations that get there, fold epochs spent on the way to it from the rung
-    before), before a search.
-
-    A rung passes on its share, and a few more as it decides before all have arrived; of those that
-    race, SURVIVAL get to the next rung.
-    """
-    rungs, rule = study.resolved.ladder, race_of(study)
-    arrive, rows, spent = float(study.search.trials), [], 0
-    for rung, (folds, epochs) in enumerate(rungs):
-        rows.append((rung, arrive, arrive * (folds * epochs - spent)))
-        spent = folds * epochs
-        if study.search.scheduler == "asha":
-            arrive = max(arrive / 3, 1)
-        elif study.search.scheduler == "fold_race":
-            passes = (
-                arrive / rule.rule.factor + HASTE * math.sqrt(arrive)
-                if rung < rule.full
-                else arrive * SURVIVAL
-            )
-            least = min(max(rule.rule.finalists, len(study.names)), study.search.trials)
-            arrive = max(min(passes, arrive), least)
-    return rows
-
-
 def name_of(rungs: Ladder, rung: int) -> str:
     """A rung in words, such as ``2 folds x 30 epochs``."""
     folds, epochs = rungs[rung]
@@ -166,7 +128,7 @@ class Race:
     """
 
     def __init__(self, rungs: Ladder, rule: Rule = Rule(), sign: int = 1) -> None:
-        self.ladder, self.rule, self.sign = rungs, rule, sign
+        self.ladder, self.rule, self.sign, self.first = rungs, rule, sign, 0
         last_folds, last_epochs = rungs[-1]
         self.full = (
             next(
@@ -183,6 +145,13 @@ class Race:
         self.model_of: dict[str, str] = {}
         self._complete: list[str] = []
         self._variance: float | None = None
+
+    def next_new(self) -> str:
+        """Which configuration should begin: whichever is proposed."""
+        return ""
+
+    def exhaust(self) -> None:
+        """There is nothing more to propose."""
 
     def arrive(
         self, config_id: str, rung: int, folds: Sequence[float], tie: float = 0.0, model: str = ""

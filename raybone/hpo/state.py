@@ -124,6 +124,8 @@ class State:
         self.taken: set[str] = set()
         # Why it refused them.
         self.refused: list[str] = []
+        # Hyper-parameters that were not worth a start.
+        self.skipped: list[dict[str, Any]] = []
         self.fold_epochs = 0
         self.train_seconds = 0.0
         # Seconds and fold epochs of each model of a study over models.
@@ -212,6 +214,9 @@ class State:
     def _on_invalid(self, event: Event) -> None:
         self.taken.add(identity(event["params"]))
         self.refused.append(event["reason"])
+
+    def _on_skipped(self, event: Event) -> None:
+        self.skipped.append(event["params"])
 
     def _on_work(self, event: Event) -> None:
         configuration = self._of(event)

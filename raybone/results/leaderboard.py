@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raybone.errors import WrongInput
+from raybone.hpo.fold_race import SMOOTH
 from raybone.hpo.state import Configuration, State, gpu_hours
 from raybone.metrics.intervals import (
     bootstrap_interval,
@@ -43,6 +44,7 @@ def leaderboard(study: ResolvedStudy, state: State) -> pd.DataFrame:
     well; they stand in ``ci`` and ``delta_ci`` too where there is no bootstrap: val_loss, folds of
     one patient, rows that are not complete. No p is corrected for the number of configurations.
     ``corrected`` is the winner's score without the curse of the choice among complete rows.
+    ``smoothed`` is the mean of the last three epochs, and ``rank_smoothed`` the order by it.
     """
     return merged_leaderboard({study.name: (study, state)})
 
@@ -107,7 +109,7 @@ def _ranked(entries: Mapping[str, Entry], studies: Sequence[ResolvedStudy]) -> p
         key=lambda r: (
             r["state"] != "complete",
             *_progress(r),
-            -study.sign * r[mean] if math.isfinite(r[mean]) else math.inf,
+            _best_first(study, r[mean]),
             r["config_id"],
         )
     )
@@ -116,6 +118,9 @@ def _ranked(entries: Mapping[str, Entry], studies: Sequence[ResolvedStudy]) -> p
         row["rank"] = rank
         row["delta_to_best"] = row[mean] - complete[0][mean]
         row |= against(row, complete[0], entries) if rank > 1 else {"verdict": "best"}
+    smooth = f"{study.metric}_smoothed"
+    for rank, row in enumerate(sorted(complete, key=lambda r: _best_first(study, r[smooth])), 1):
+        row["rank_smoothed"] = rank
     if complete:
         complete[0][f"{study.metric}_corrected"] = corrected(study, complete)
     looks = [name for name, (_, c, _) in entries.items() if c.test]
@@ -127,7 +132,8 @@ def _ranked(entries: Mapping[str, Entry], studies: Sequence[ResolvedStudy]) -> p
 
     columns = [*_row(study, Configuration("", {}), False, more)]  # of no rows as well
     table = pd.DataFrame(rows, columns=columns)
-    table["rank"] = table["rank"].astype("Int64")
+    ranks = ["rank", "rank_smoothed"]
+    table[ranks] = table[ranks].astype("Int64")
     return table
 
 
@@ -253,7 +259,20 @@ def _row(
         **({f"{m}_test_folds": test_folds} if study.search.test_fold else {}),
         "verdict": math.nan,
         **{f"{part}_mean": _mean(c, folds, part) for part in more.parts},
+        f"{m}_smoothed": smoothed(study, c),
+        "rank_smoothed": None,
     }
+
+
+def _best_first(study: ResolvedStudy, score: float) -> float:
+    return -study.sign * score if math.isfinite(score) else math.inf
+
+
+def smoothed(study: ResolvedStudy, configuration: Configuration) -> float:
+    """The score by which a race decides, from the last epochs of all folds; NaN unless they are
+    there.
+    """
+    return configuration.mean(study.resolved.folds, study.epochs, study.metric, SMOOTH)
 
 
 def _mean(configuration: Configuration, folds: int, metric: str) -> float:

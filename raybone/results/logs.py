@@ -18,6 +18,7 @@ WORDS = {
     "start": "a driver starts, with {slots} run(s) at once",
     "config": "is new: {params}",
     "invalid": "the model refuses {params}: {reason}",
+    "skipped": "not worth a start: {params}: {reason}",
     "rung": "has done {rung}: {score} as the mean of its last epochs",
     "decision": "{action}: {reason}",
     "again": "a run starts again: {reason}",

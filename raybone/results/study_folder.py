@@ -175,7 +175,7 @@ class StudyFolder:
         Raises:
             WrongInput: no study here, or fewer than two configurations ran in full.
         """
-        from raybone.hpo.curves import curves_of
+        from raybone.simulation.curves import curves_of
 
         content, taken = curves_of(self.url, self.study, self.state)
         self.files.write(CURVES, content)

@@ -31,8 +31,13 @@ def tell_end(reason: EndReason, out: str) -> None:
     folder = StudyFolder(out)
     table = folder.table()
     show_table(table)
-    tried, trials = len(table), folder.study.search.trials
-    if reason.kind == "complete" and tried < trials:
+    tried, trials, skipped = len(table), folder.study.search.trials, len(folder.state.skipped)
+    if skipped:
+        say(
+            f"{skipped} of {trials} configurations were not worth a start, by their "
+            f"hyper-parameters; `raybone logs {shlex.quote(out)}` names them"
+        )
+    if reason.kind == "complete" and tried + skipped < trials:
         say(
             f"the space is used up: {tried} of search.trials {trials}; search.reject or the model "
             "refused the rest, if there is one"

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from raybone.hpo.fold_race import expected, name_of
+from raybone.hpo.fold_race import name_of
 from raybone.hpo.lease import EXPIRES, Lease
+from raybone.hpo.races import expected
 from raybone.hpo.state import Configuration, State, gpu_hours
 from raybone.results.leaderboard import interval
 from raybone.results.logs import in_words

@@ -13,7 +13,7 @@ import numpy as np
 from raybone.data.annotations import foci
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.errors import InvalidConfig, WrongInput
-from raybone.hpo.fold_race import ladder
+from raybone.hpo.races import rungs_of
 from raybone.hpo.sampler import propose
 from raybone.hpo.state import State
 from raybone.models._model import names_study
@@ -63,7 +63,7 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[ResolvedStudy, Dat
         code_version=version(),
         folds=dataset.folds,
         steps=steps,
-        ladder=_ladder(study, dataset.folds, steps),
+        ladder=rungs_of(study, dataset.folds, steps),
         warnings=tuple(dict.fromkeys(warnings)),
     )
     if out is not None and out.local:
@@ -270,18 +270,6 @@ def _steps(member: Member, dataset: Dataset) -> int:
         for fold in range(dataset.folds)
     ]
     return min(math.ceil(member.task.count(scans, config) / pairs / largest) for scans in trained)
-
-
-def _ladder(study: Study, folds: int, steps: int) -> tuple[tuple[int, int], ...]:
-    if study.search.scheduler == "full":
-        return ((folds, study.epochs),)
-    if study.search.scheduler == "fold_race":
-        return ladder(study.epochs, folds, steps)
-    # Lockstep: all folds advance together, thrice as far at every rung, as Ray's ASHA is told.
-    rungs = [study.epochs]
-    while rungs[0] // 3 >= max(1, study.epochs // 27) and (rungs[0] // 3) * steps >= 100:
-        rungs.insert(0, rungs[0] // 3)
-    return tuple((folds, e) for e in rungs)
 
 
 def _check_disk(study: Study, members: Sequence[Member], out: Path, folds: int) -> None:

@@ -18,7 +18,8 @@ from raybone.data.dataset import Dataset
 from raybone.data.loader import Batch, Loader, training_loader
 from raybone.data.tiles_and_targets import Mined
 from raybone.errors import FitFailed, WrongInput
-from raybone.hpo.fold_race import expected, name_of
+from raybone.hpo.fold_race import name_of
+from raybone.hpo.races import expected
 from raybone.hpo.state import gpu_hours
 from raybone.models._model import Model, TrainingConfig
 from raybone.results.study_folder import StudyFolder

@@ -41,11 +41,11 @@ class Search(Strict):
         description="what proposes; gp is a Gaussian process, for few parameters; grid needs "
         "choices alone",
     )
-    scheduler: Literal["fold_race", "asha", "full"] = Field(
+    scheduler: Literal["fold_race", "cohort_race", "asha", "full"] = Field(
         "fold_race",
-        description="fold_race trains one fold first, then the better part fold by fold; asha all "
-        "folds, "
-        "by epochs; full everything",
+        description="fold_race trains one fold first, then the better part fold by fold; "
+        "cohort_race decides each rung once, and starts no configuration that has no chance; asha "
+        "all folds, by epochs; full everything",
     )
     type: Literal["promotion", "stopping"] = Field(
         "promotion",

@@ -13,9 +13,9 @@ import yaml
 
 from raybone.cli import main
 from raybone.errors import WrongInput
-from raybone.hpo.curves import read_curves
 from raybone.hpo.journal import Journal
 from raybone.results.study_folder import StudyFolder
+from raybone.simulation.curves import read_curves
 from raybone.storage import Folder
 from raybone.study.files import parse_study, write_study
 

@@ -39,16 +39,16 @@ NEW = [
 FOLDS = {"a": [0.9, 0.52, 0.7], "b": [0.6, 0.6, 0.6]}
 
 
-def made(metric: str = "dice") -> ResolvedStudy:
+def made(metric: str = "dice", epochs: int = 1) -> ResolvedStudy:
     study = parse_study(
-        {"name": "s", "dataset": "d", "model": "unet", "epochs": 1, "metric": metric}
+        {"name": "s", "dataset": "d", "model": "unet", "epochs": epochs, "metric": metric}
     )
     return study.resolved_as(
         Resolved(
             dataset_hash="0",
             code_version="0",
             folds=3,
-            ladder=((3, 1),),
+            ladder=((3, epochs),),
             warnings=("few patients",),
         )
     )
@@ -87,8 +87,13 @@ def journal(metric: str = "dice", replicates: bool = True) -> list[Mapping]:
 def test_new_columns_stand_at_the_end_and_intervals_come_from_the_journals_replicates() -> None:
     events = journal()
     table = leaderboard(made(), State(events))
-    assert [c.removeprefix("dice_") for c in table.columns[-9:]] == [*NEW, "verdict"]
-    assert list(table.columns[-11:-9]) == ["reason", "warnings"]
+    assert [c.removeprefix("dice_") for c in table.columns[-11:]] == [
+        *NEW,
+        "verdict",
+        "smoothed",
+        "rank_smoothed",
+    ]
+    assert list(table.columns[-13:-11]) == ["reason", "warnings"]
     best, second = table.iloc[0], table.iloc[1]
     drawn = {
         e["config_id"]: np.array(e["replicates"][1:]) for e in events if e["event"] == "pooled"
@@ -304,3 +309,28 @@ def test_losses_of_different_models_are_not_compared() -> None:
     }
     with pytest.raises(WrongInput, match=r"model \(of a loss\) is y there and x in x"):
         merged_leaderboard(boards)
+
+
+def test_the_smoothed_score_and_its_order_stand_beside_those_of_the_last_epoch() -> None:
+    """c000 jumps at its last epoch, c001 was better in the mean of the last three."""
+    events: list[Mapping] = []
+    for name, values in {"c000": (0.1, 0.1, 0.7), "c001": (0.5, 0.5, 0.6)}.items():
+        events.append({"event": "config", "config_id": name, "params": {"name": name}})
+        events += [
+            {
+                "event": "epoch",
+                "config_id": name,
+                "fold": fold,
+                "epoch": epoch,
+                "metrics": {"dice": value},
+                "seconds": 1,
+            }
+            for fold in range(3)
+            for epoch, value in enumerate(values, 1)
+        ]
+        events.append({"event": "decision", "config_id": name, "action": "complete", "reason": ""})
+    events = [{"time": n, **e} for n, e in enumerate(events)]
+    table = leaderboard(made(epochs=3), State(events)).set_index("config_id")
+    assert table.loc[["c000", "c001"], "rank"].tolist() == [1, 2]
+    assert table.loc[["c000", "c001"], "rank_smoothed"].tolist() == [2, 1]
+    assert table.loc["c000", "dice_smoothed"] == pytest.approx(0.3)

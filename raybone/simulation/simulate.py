@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from raybone.errors import WrongInput
-from raybone.hpo.baselines import BASELINES, Baseline
-from raybone.hpo.curves import Curves, read_curves
-from raybone.hpo.replay import (
+from raybone.simulation.baselines import BASELINES, Baseline
+from raybone.simulation.curves import Curves, read_curves
+from raybone.simulation.replay import (
     FULL,
     LOCKSTEPS,
     SCHEDULERS,

@@ -24,7 +24,8 @@ class Curves:
     """Recorded scores of every configuration, more is better.
 
     T_CSKE: scores; seconds_C: of one fold epoch; steps: optimiser steps an epoch, inf when not
-    known; model_C: whose configuration it is, empty names when not known.
+    known; model_C: whose configuration it is, empty names when not known; X_CD: its
+    hyper-parameters as numbers, None when not known.
     """
 
     name: str
@@ -32,10 +33,15 @@ class Curves:
     seconds_C: Array
     steps: float = math.inf
     model_C: tuple[str, ...] = ()
+    X_CD: Array | None = None
 
     def model(self, c: int) -> str:
         """The model of a configuration, empty when not known."""
         return self.model_C[c] if self.model_C else ""
+
+    def x(self, c: int) -> Array | None:
+        """The hyper-parameters of a configuration as numbers, None when not known."""
+        return None if self.X_CD is None else self.X_CD[c]
 
 
 def read_curves(path: Path | str) -> Curves:
@@ -73,8 +79,21 @@ def read_curves(path: Path | str) -> Curves:
             f"--curves {path}: model must name that of each of {len(T_CSKE)} configurations, but "
             f"has {len(model_C)} names; record the table again"
         )
+    X_CD = arrays.get("F")
+    if X_CD is not None and (
+        X_CD.ndim != 2 or len(X_CD) != len(T_CSKE) or X_CD.dtype.kind not in "fiub"
+    ):
+        raise WrongInput(
+            f"--curves {path}: F must be numbers (configurations, hyper-parameters), got "
+            f"{X_CD.shape}; record the table again"
+        )
     return Curves(
-        Path(path).stem, sign * T_CSKE.astype(float), seconds_C.astype(float), steps, model_C
+        Path(path).stem,
+        sign * T_CSKE.astype(float),
+        seconds_C.astype(float),
+        steps,
+        model_C,
+        None if X_CD is None else X_CD.astype(float),
     )
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from raybone.hpo.curves import Curves
+from raybone.hpo.cohort_plan import CohortRule, cohort_ladder
+from raybone.hpo.cohort_race import CohortRace
 from raybone.hpo.fold_race import SMOOTH, Ladder, Race, Rule, ladder
+from raybone.simulation.curves import Curves
 from raybone.types import Array
 
 # Settings (grace as a share of E, reduction factor) of lockstep ASHA, which are the frontier to
@@ -27,8 +29,18 @@ class Scheduler:
 
     name: str
     rungs: Callable[[int, int, float], Ladder]
-    rule: Rule = field(default_factory=Rule)
+    rule: Rule | CohortRule = field(default_factory=Rule)
     whole: bool = False  # all folds of a rung in one run
+
+    def race(self, curves: Curves, draw: Draw, workers: int) -> Race | CohortRace:
+        """The race of one search."""
+        rungs = self.rungs(curves.T_CSKE.shape[3], len(draw.folds), curves.steps)
+        if isinstance(self.rule, CohortRule):
+            X_CD = curves.X_CD
+            pool = None if X_CD is None else {str(c): X_CD[c] for c in draw.order}
+            trials = len(draw.order)
+            return CohortRace(rungs, trials, self.rule, workers=workers, pool=pool)
+        return Race(rungs, self.rule)
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class Replay:
     seconds: float = 0.0
     pick: int = -1
     scores: dict[int, float] = field(default_factory=dict)
-    race: Race | None = None
+    race: Race | CohortRace | None = None
 
 
 def asha_ladder(grace: float, factor: int) -> Callable[[int, int, float], Ladder]:
@@ -75,6 +87,11 @@ RACES = (
     Scheduler("fold_race", ladder),
     Scheduler("fold_race_stopping", ladder, Rule(promotion=False)),
 )
+COHORTS = (
+    Scheduler(
+        "cohort_race", lambda epochs, folds, steps: cohort_ladder(epochs, folds), CohortRule()
+    ),
+)
 LOCKSTEPS = tuple(
     Scheduler(
         f"asha_{'1' if not g else f'E/{round(1 / g)}'}_x{f}",
@@ -84,7 +101,7 @@ LOCKSTEPS = tuple(
     )
     for g, f in LOCKSTEP
 )
-SCHEDULERS = {s.name: s for s in (FULL, *RACES, *LOCKSTEPS)}
+SCHEDULERS = {s.name: s for s in (FULL, *RACES, *COHORTS, *LOCKSTEPS)}
 
 
 def replay(
@@ -115,14 +132,13 @@ class _Clock:
         self, curves: Curves, scheduler: Scheduler, draw: Draw, workers: int, startup: float
     ) -> None:
         T_CKE = curves.T_CSKE[:, draw.seed][:, list(draw.folds)]
-        _, folds, epochs = T_CKE.shape
-        self.race = Race(scheduler.rungs(epochs, folds, curves.steps), scheduler.rule)
+        self.race = scheduler.race(curves, draw, workers)
         ends = [e - 1 for _, e in self.race.ladder]
         self.score_RCK = np.moveaxis(smoothed(T_CKE)[:, :, ends], 2, 0)
         self.final_C = smoothed(T_CKE)[:, :, -1].mean(1)
         self.seconds_C, self.startup, self.whole = curves.seconds_C, startup, scheduler.whole
-        self.model = curves.model
-        self.untried = list(reversed(draw.order))
+        self.model, self.x = curves.model, curves.x
+        self.untried = {str(c): c for c in draw.order}
         self.free, self.now = workers, 0.0
         # Epochs of each fold, by configuration.
         self.known: dict[int, list[int]] = {}
@@ -142,9 +158,14 @@ class _Clock:
 
     def _hand_out(self) -> bool:
         """Give a free worker something to do; returns False where there is nothing for it."""
-        step = self.race.next_step(0 if self.untried else self.free)
-        if step is None and self.untried:
-            self._begin(self.untried.pop(), 0)
+        key = self.race.next_new() if self.untried else None
+        step = self.race.next_step(self.free if key is None else 0)
+        key = key if step is None else None
+        if key is not None:
+            name = key or next(iter(self.untried))
+            if isinstance(self.race, CohortRace):
+                self.race.begin(name, key, self.x(int(name)), self.model(int(name)))
+            self._begin(self.untried.pop(name), self.race.first)
             return True
         if step is None and not self.at_work:
             step = self.race.last_push()

@@ -5,20 +5,40 @@ decisions.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 
 from raybone.cli import main
 from raybone.errors import WrongInput
 from raybone.hpo.brain import Brain
-from raybone.hpo.curves import Curves, read_curves
-from raybone.hpo.fold_race import ladder
 from raybone.hpo.journal import Journal
-from raybone.hpo.replay import FULL, LOCKSTEPS, RACES, Draw, Scheduler, replay
-from raybone.hpo.simulate import Plan, simulate, summary
+from raybone.hpo.races import rungs_of
+from raybone.simulation.baselines import (
+    Baseline,
+    Found,
+    early_stopped,
+    hyperband,
+    one_fold_first,
+    pasha,
+    wilcoxon_pruned,
+)
+from raybone.simulation.curves import Curves, read_curves
+from raybone.simulation.replay import (
+    FULL,
+    LOCKSTEPS,
+    RACES,
+    SCHEDULERS,
+    Draw,
+    Scheduler,
+    replay,
+    smoothed,
+)
+from raybone.simulation.simulate import Plan, measure, simulate, summary
 from raybone.storage import Folder
 from raybone.study.spec import Resolved, Study
 from raybone.types import Epoch
@@ -49,7 +69,7 @@ def test_exhaustive_search_costs_every_fold_epoch_and_finds_the_best() -> None:
     out = replay(curves, FULL, Draw(range(40), range(5)))
     assert out.fold_epochs == 40 * 5 * 27
     assert len(out.scores) == 40
-    assert out.pick == int(np.argmax(curves.T_CSKE[:, 0, :, -1].mean(1)))
+    assert out.pick == int(np.argmax(curves.T_CSKE[:, 0, :, -3:].mean((1, 2))))
 
 
 def test_wall_clock_is_work_over_workers_and_each_start_costs() -> None:
@@ -74,9 +94,11 @@ def test_the_race_finds_the_best_for_a_fraction_and_beats_lockstep() -> None:
     assert replay(curves, RACES[0], Draw(range(40), range(5))).fold_epochs < lockstep.fold_epochs
 
 
-@pytest.mark.parametrize("kind", ["promotion", "stopping"])
+@pytest.mark.parametrize("kind", ["promotion", "stopping", "cohorts"])
 def test_simulate_decides_what_the_brain_decides(kind: str, tmp_path: Path) -> None:
-    curves = made_up(30, epochs=18, seed=4)
+    curves = replace(made_up(30, epochs=18, seed=4), X_CD=np.eye(30))
+    scheduler = "cohort_race" if kind == "cohorts" else "fold_race"
+    way = "stopping" if kind == "stopping" else "promotion"
     study = Study.model_validate(
         {
             "name": "s",
@@ -85,12 +107,11 @@ def test_simulate_decides_what_the_brain_decides(kind: str, tmp_path: Path) -> N
             "epochs": 18,
             "metric": "AP",
             "space": {"place": {"choice": list(range(30))}},
-            "search": {"trials": 30, "sampler": "grid", "scheduler": "fold_race", "type": kind},
+            "search": {"trials": 30, "sampler": "grid", "scheduler": scheduler, "type": way},
         }
     )
-    study = study.resolved_as(
-        Resolved(dataset_hash="h", code_version="v", folds=5, ladder=ladder(18, 5, 1000))
-    )
+    rungs = rungs_of(study, 5, 1000)
+    study = study.resolved_as(Resolved(dataset_hash="h", code_version="v", folds=5, ladder=rungs))
     brain = Brain(study, Journal(Folder(tmp_path)), lambda params: 1, slots=1)
     spent = 0
     while work := brain.peek():
@@ -104,7 +125,8 @@ def test_simulate_decides_what_the_brain_decides(kind: str, tmp_path: Path) -> N
                 spent += 1
         brain.rung_done(work.config_id, work.rung)
     brain.finish()
-    out = replay(curves, RACES[kind == "stopping"], Draw(range(30), range(5)), workers=1)
+    name = {"stopping": "fold_race_stopping", "cohorts": "cohort_race"}.get(kind, "fold_race")
+    out = replay(curves, SCHEDULERS[name], Draw(range(30), range(5)), workers=1)
     complete = {
         c.params["place"] for c in brain.state.configurations.values() if c.status == "complete"
     }
@@ -116,8 +138,15 @@ def test_simulate_decides_what_the_brain_decides(kind: str, tmp_path: Path) -> N
 
 
 def test_noise_free_summaries_are_what_arithmetic_says() -> None:
-    def rows(cost: float, regret: float) -> np.ndarray:
-        return np.tile([cost, regret, 1.0, 60.0], (10, 1))
+    def rows(cost: float, regret: float) -> dict[str, np.ndarray]:
+        row = {
+            "fold_epochs": cost,
+            "excess_regret_pct": regret,
+            "in_sample_regret_pct": 2 * regret,
+            "top5_rate": 1.0,
+            "seconds": 60.0,
+        }
+        return {key: np.full(10, value) for key, value in row.items()}
 
     table = {
         "full": rows(1000, 0),
@@ -139,6 +168,7 @@ def test_noise_free_summaries_are_what_arithmetic_says() -> None:
         0.0,
         1.0,
     )
+    assert mine["in_sample_regret_pct"] == 1.0
 
 
 def test_the_command_line_pools_files_and_draws(
@@ -220,7 +250,7 @@ def test_what_is_no_table_is_one_clear_line(content: Any, says: str, tmp_path: P
 def test_numbers_and_names_out_of_range_are_told_together(tmp_path: Path) -> None:
     path = save(tmp_path / "c.npz", made_up(5))
     with pytest.raises(WrongInput) as error:
-        simulate([path], Plan(folds=9, repeats=0), ["hyperband"])
+        simulate([path], Plan(folds=9, repeats=0), ["bohb"])
     assert len(error.value.problems) == 3
     with pytest.raises(WrongInput, match="--startup nan"):
         simulate([path], Plan(startup=float("nan")))
@@ -230,3 +260,83 @@ def test_numbers_and_names_out_of_range_are_told_together(tmp_path: Path) -> Non
 def test_another_scheduler_can_be_replayed() -> None:
     halving = Scheduler("two rungs", lambda epochs, folds, steps: ((1, 3), (folds, epochs)))
     assert 0 < replay(made_up(), halving, Draw(range(40), range(5))).fold_epochs < 40 * 5 * 27
+
+
+def test_regret_is_counted_in_percent_and_in_standard_errors() -> None:
+    """Two configurations of which a race can only take the worse one, as the folds say it."""
+    noise = np.array([0.01, -0.01, 0.02, -0.02])
+    T_CSKE = np.stack([0.8 + noise, 0.6 - noise])[:, None, :, None].repeat(3, 3)
+    curves = Curves("two", T_CSKE, np.ones(2))
+    worst = Baseline(
+        "worst", lambda S_NKE: Found(np.ones(2, int), int(S_NKE.mean((1, 2)).argmin()))
+    )
+    (row,) = measure(curves, [worst], Plan(4, 1)).values()
+    assert row["excess_regret_pct"] == pytest.approx(100 * 0.2 / 0.8)
+    assert row["in_sample_regret_pct"] == pytest.approx(100 * 0.2 / 0.8)
+    # Residuals are the noise itself and its mirror; 3 degrees of freedom, 4 folds.
+    error = (2 * (noise**2).sum() / 3 / 4) ** 0.5
+    assert row["in_sample_regret_ses"] == pytest.approx(0.2 / error)
+
+
+def test_a_score_is_the_mean_of_the_last_three_epochs() -> None:
+    assert smoothed(np.array([1.0, 2.0, 6.0, 4.0])).tolist() == [1.0, 1.5, 3.0, 4.0]
+
+
+def curves_of(*levels: float, folds: int = 5, epochs: int = 9) -> np.ndarray:
+    """Scores (N, K, E) that stand at a level from the first epoch on."""
+    return np.array(levels)[:, None, None] * np.ones((1, folds, epochs))
+
+
+def test_early_stopped_cv_ends_below_the_worst_fold_of_the_best() -> None:
+    S_NKE = curves_of(0.5, 0.45, 0.1, 0.7)
+    S_NKE[0, 4] = 0.4
+    found = early_stopped(S_NKE)
+    assert found.epochs_N.tolist() == [45, 45, 9, 45]  # 0.45 is above the worst fold, 0.4
+    assert found.pick == 3
+
+
+def test_one_fold_first_gives_the_other_folds_to_ten() -> None:
+    S_NKE = curves_of(*np.linspace(0.1, 0.9, 20))
+    found = one_fold_first(S_NKE)
+    assert sorted(found.epochs_N.tolist()) == [9] * 10 + [45] * 10
+    assert found.pick == 19
+
+
+def test_halvings_on_all_folds_cost_what_their_papers_say() -> None:
+    S_NKE = curves_of(*np.linspace(0.1, 0.9, 27), folds=2, epochs=27)
+    found = hyperband(S_NKE)  # one bracket: 27 at 1 epoch, 9 at 3, 3 at 9, 1 at 27
+    assert sorted(found.epochs_N.tolist()) == [2] * 18 + [6] * 6 + [18] * 2 + [54]
+    assert found.pick == 26
+    found = pasha(S_NKE)  # curves that never cross: the order is settled at the second rung
+    assert sorted(found.epochs_N.tolist()) == [2] * 18 + [6] * 9
+    assert found.pick == 26
+
+
+def test_pasha_goes_on_while_the_order_of_the_best_changes() -> None:
+    S_NKE = curves_of(*np.linspace(0.1, 0.9, 27), folds=2, epochs=27)
+    S_NKE[20, :, 2:] = 2.0  # in the upper third, and the best from the third epoch on
+    assert pasha(S_NKE).epochs_N.max() > 2 * 3
+    assert pasha(S_NKE).pick == 20
+
+
+def test_the_wilcoxon_pruner_is_that_of_optuna() -> None:
+    noise = np.random.default_rng(0)
+    final_NK = noise.uniform(0.3, 0.7, (40, 1)) + noise.normal(0, 0.1, (40, 8))
+    found = wilcoxon_pruned(final_NK[:, :, None])
+    study = optuna.create_study(
+        direction="maximize", pruner=optuna.pruners.WilcoxonPruner(p_threshold=0.1)
+    )
+    folds_N = []
+    for folds_K in final_NK:
+        trial = study.ask()
+        for fold, value in enumerate(folds_K):
+            trial.report(float(value), fold)
+            if trial.should_prune():
+                break
+        pruned = fold < 7 or trial.should_prune()
+        state = optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.COMPLETE
+        study.tell(trial, None if pruned else float(folds_K.mean()), state=state)
+        folds_N.append(fold + 1)
+    assert found.epochs_N.tolist() == folds_N
+    assert found.pick == study.best_trial.number
+    assert min(folds_N) < 8

@@ -1,0 +1,1 @@
+"""Schedulers replayed on recorded learning curves."""

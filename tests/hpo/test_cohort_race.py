@@ -1,0 +1,254 @@
+"""cohort_race: each rung is decided once, the hopeless never start, and a restart decides the
+same.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raybone.hpo.brain import Brain
+from raybone.hpo.cohort_plan import CohortRule, climb, cohort_ladder, normal_scores
+from raybone.hpo.cohort_race import CohortRace
+from raybone.hpo.journal import Journal
+from raybone.hpo.races import expected, features, rungs_of
+from raybone.hpo.state import Configuration
+from raybone.hpo.surrogate import modelled
+from raybone.simulation.curves import Curves
+from raybone.simulation.replay import SCHEDULERS, Draw, replay
+from raybone.storage import Folder
+from raybone.study.spec import Resolved, ResolvedStudy, Study
+from raybone.types import Epoch
+
+EPOCHS, FOLDS = 18, 5
+COHORT = SCHEDULERS["cohort_race"]
+
+
+def study_of(trials: int = 40, sampler: str = "random", **more: Any) -> ResolvedStudy:
+    study = Study.model_validate(
+        {
+            "name": "s",
+            "dataset": "d",
+            "model": "m",
+            "epochs": EPOCHS,
+            "metric": "AP",
+            "space": {"lr0": {"log_uniform": [1e-4, 1e-1]}, "mosaic": {"uniform": [0, 1]}},
+            "search": {"trials": trials, "sampler": sampler, "scheduler": "cohort_race"},
+            **more,
+        }
+    )
+    rungs = rungs_of(study, FOLDS, 12)
+    return study.resolved_as(
+        Resolved(dataset_hash="h", code_version="v", folds=FOLDS, ladder=rungs)
+    )
+
+
+def score_of(params: dict[str, Any], fold: int, epoch: int) -> float:
+    """Best at a rate of 0.003; a fold's difficulty, and a little noise of its own."""
+    best = 0.8 - 0.1 * (np.log10(params["lr0"]) + 2.5) ** 2 + 0.01 * params.get("mosaic", 0)
+    noise = np.random.default_rng([int(1e6 * params["lr0"]), fold, epoch]).normal(0, 0.005)
+    return float(best * (1 - np.exp(-epoch / 5)) + 0.02 * fold + noise)
+
+
+def run(brain: Brain, most: float = np.inf, score: Callable[..., float] = score_of) -> int:
+    """Train what the brain wants, for so many epochs at most; returns how many."""
+    spent = 0
+    while work := brain.peek():
+        brain.start(work)
+        for segment in work.segments:
+            for epoch in range(segment.start + 1, segment.stop + 1):
+                if spent >= most:
+                    return spent
+                metrics = {"AP": score(work.params, segment.fold, epoch), "val_loss": 0.0}
+                brain.epoch(work.config_id, Epoch(segment.fold, epoch, metrics, 1.0))
+                spent += 1
+        brain.rung_done(work.config_id, work.rung)
+    brain.finish()
+    return spent
+
+
+def brain_of(study: ResolvedStudy, place: Path, slots: int = 1, refuses: str = "") -> Brain:
+    def check(params: dict[str, Any]) -> int:
+        if refuses and eval(refuses, {}, params):
+            from raybone.errors import InvalidConfig
+
+            raise InvalidConfig("too large")
+        return 1
+
+    return Brain(study, Journal(Folder(place)), check, slots)
+
+
+def decisions(brain: Brain) -> list[tuple[str, str, int]]:
+    return [(e["config_id"], e["action"], e["rung"]) for e in brain.state.news if "action" in e]
+
+
+def best_of(brain: Brain) -> Configuration:
+    complete = [c for c in brain.state.configurations.values() if c.status == "complete"]
+    return max(complete, key=lambda c: c.mean(FOLDS, EPOCHS, "AP"))
+
+
+def test_it_finds_the_best_for_a_fraction_and_says_why(tmp_path: Path) -> None:
+    brain = brain_of(study_of(), tmp_path)
+    spent = run(brain)
+    assert abs(np.log10(best_of(brain).params["lr0"]) + 2.5) < 0.3
+    assert spent < 40 * FOLDS * EPOCHS / 4
+    assert all(e["reason"] for e in brain.state.news if "action" in e)
+    # One model says that most rates are hopeless: they never began.
+    assert len(brain.state.configurations) < 40
+    assert len(brain.state.skipped) == 40 - len(brain.state.configurations)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_search_that_is_cut_anywhere_ends_with_the_same_decisions(
+    sampler: str, tmp_path: Path
+) -> None:
+    whole = brain_of(study_of(24, sampler), tmp_path / "whole")
+    spent = run(whole)
+    for cut in range(7, spent, spent // 9):
+        place = tmp_path / f"cut{cut}"
+        run(brain_of(study_of(24, sampler), place), cut)
+        resumed = brain_of(study_of(24, sampler), place)
+        assert run(resumed) == spent - cut
+        assert sorted(decisions(resumed)) == sorted(decisions(whole))
+
+
+def test_who_goes_on_does_not_depend_on_who_arrives_first() -> None:
+    noise = np.random.default_rng(3)
+    quality_C = noise.uniform(0.3, 0.9, 60)
+    rise_E = 1 - np.exp(-np.arange(1, 28) / 6)
+    T_CSKE = quality_C[:, None, None, None] * rise_E + noise.normal(0, 0.01, (60, 1, 5, 27))
+    curves = Curves("c", T_CSKE, noise.uniform(1, 100, 60), X_CD=quality_C[:, None])
+    found = [replay(curves, COHORT, Draw(range(60), range(5)), workers) for workers in (1, 2, 3)]
+    other = replay(
+        replace(curves, seconds_C=curves.seconds_C[::-1]), COHORT, Draw(range(60), range(5)), 3
+    )
+    assert {o.pick for o in (*found, other)} == {int(np.argmax(quality_C))}
+    assert len({tuple(sorted(o.scores)) for o in (*found, other)}) == 1
+
+
+def test_nobody_is_judged_before_scores_are_alive(tmp_path: Path) -> None:
+    """A detector from scratch scores exactly 0 for half of its training."""
+
+    def late(params: dict[str, Any], fold: int, epoch: int) -> float:
+        return max(0.0, score_of(params, fold, epoch - 9)) if epoch > 9 else 0.0
+
+    brain = brain_of(study_of(), tmp_path)
+    run(brain, score=late)
+    folds, epochs = brain.race.ladder[brain.race.first]
+    assert folds == 1
+    assert epochs > 9
+    assert abs(np.log10(best_of(brain).params["lr0"]) + 2.5) < 0.3
+
+
+def test_failures_refusals_and_small_spaces_end(tmp_path: Path) -> None:
+    brain = brain_of(study_of(12), tmp_path / "nan")
+    run(brain, score=lambda *_: float("nan"))
+    assert brain.done
+    brain = brain_of(study_of(1), tmp_path / "one")
+    assert run(brain) == FOLDS * EPOCHS
+    small = study_of(40, "grid", space={"lr0": {"choice": [0.001, 0.003, 0.01]}})
+    brain = brain_of(small, tmp_path / "grid")
+    run(brain)
+    assert len(brain.state.configurations) == 3
+    brain = brain_of(study_of(30), tmp_path / "refused", refuses="lr0 > 0.003")
+    run(brain)
+    assert brain.state.refused
+    assert all(c.params["lr0"] <= 0.003 for c in brain.state.configurations.values())
+    assert any(c.status == "complete" for c in brain.state.configurations.values())
+    brain = brain_of(study_of(30), tmp_path / "failed", 2)
+    while (work := brain.peek()) and len(brain.state.configurations) < 6:
+        brain.start(work)
+        brain.fail(work.config_id, "out of memory")
+    run(brain)
+    assert any(c.status == "complete" for c in brain.state.configurations.values())
+
+
+def test_every_model_of_a_study_gets_to_the_end(tmp_path: Path) -> None:
+    def two(params: dict[str, Any], fold: int, epoch: int) -> float:
+        return score_of(params, fold, epoch) - 0.3 * (params["model"] == "n")
+
+    study = study_of(40, model="", models={"m": {}, "n": {}})
+    brain = brain_of(study, tmp_path)
+    run(brain, score=two)
+    complete = [c for c in brain.state.configurations.values() if c.status == "complete"]
+    assert {c.params["model"] for c in complete} == {"m", "n"}
+
+
+def test_the_ladder_climbs_on_one_fold_and_ends_with_all() -> None:
+    assert climb(27) == (1, 2, 3, 4, 6, 9, 14, 21, 27)
+    rungs = cohort_ladder(27, 5)
+    assert rungs == tuple(sorted(set(rungs)))
+    assert rungs[0] == (1, 1)
+    assert rungs[-1] == (5, 27)
+    assert cohort_ladder(1, 2) == ((1, 1), (2, 1))
+
+
+def test_what_is_expected_is_about_what_is_spent(tmp_path: Path) -> None:
+    study = study_of(60)
+    spent = run(brain_of(study, tmp_path))
+    assert 0.5 < sum(row[2] for row in expected(study)) / spent < 2
+
+
+def test_hyper_parameters_as_numbers() -> None:
+    space = {
+        "lr0": {"log_uniform": [1e-4, 1e-2]},
+        "kind": {"choice": ["a", "b"]},
+        "width": {"int_uniform": [1, 5], "when": {"kind": "b"}},
+    }
+    study = study_of(space=space)
+    assert features(study, {"lr0": 1e-3, "kind": "a"}) == pytest.approx([0.5, 1, 0, 0.5])
+    assert features(study, {"lr0": 1e-2, "kind": "b", "width": 2}) == pytest.approx([1, 0, 1, 0.25])
+
+
+def test_the_process_is_that_of_scikit_learn() -> None:
+    gaussian = pytest.importorskip("sklearn.gaussian_process")
+    kernels = gaussian.kernels
+    noise = np.random.default_rng(0)
+    X_ND = noise.normal(size=(40, 3))
+    y_N = normal_scores(np.sin(X_ND[:, 0]) + noise.normal(0, 0.3, 40))
+    X_MD = noise.normal(size=(10, 3))
+    X_ND = (X_ND - X_ND.mean(0)) / X_ND.std(0)
+    mean_M, sd_M = modelled(X_ND, y_N, X_MD)
+    found = []
+    for length, slope, nugget in itertools.product((0.5, 1, 2), (0, 1), (0.03, 0.1, 0.3, 1, 3)):
+        kernel = kernels.RBF(length * 3**0.5)
+        if slope:  # x.x / D
+            kernel = kernel + kernels.ConstantKernel(1 / 3) * kernels.DotProduct(0)
+        fitted = gaussian.GaussianProcessRegressor(kernel, alpha=nugget, optimizer=None)
+        fitted.fit(X_ND, y_N - y_N.mean())
+        # The scale is free: the likelihood at its best one.
+        scale = float((y_N - y_N.mean()) @ fitted.alpha_) / 40
+        log_determinant = 2 * np.log(np.diag(fitted.L_)).sum()
+        likelihood = -0.5 * (40 * np.log(scale) + log_determinant)
+        mean, sd = fitted.predict(X_MD, return_std=True)
+        found.append((likelihood, y_N.mean() + mean, (scale * (sd**2 + nugget)) ** 0.5))
+    _, mean, sd = max(found, key=lambda row: row[0])
+    assert np.allclose(mean_M, mean, atol=1e-6)
+    assert np.allclose(sd_M, sd, atol=1e-6)
+
+
+def test_ten_thousand_configurations_are_decided_in_seconds() -> None:
+    race = CohortRace(cohort_ladder(27, 5), 10_000, CohortRule(), workers=8)
+    noise = np.random.default_rng(0)
+    number = 0
+    while (key := race.next_new()) is not None or race.next_step():
+        step = race.next_step() if key is None else None
+        if key is not None:
+            name = f"c{number:05d}"
+            race.begin(name, key, noise.uniform(size=4))
+            race.go(name, race.first)
+            race.arrive(name, race.first, [float(noise.uniform())])
+            number += 1
+        elif step:
+            race.go(step.config_id, step.rung)
+            folds, epochs = race.ladder[step.rung]
+            level = 0.5 + 0.01 * epochs + 1e-4 * int(step.config_id[1:])
+            race.arrive(step.config_id, step.rung, [level] * folds)
+    assert number == 10_000
+    assert race.judge("c09999", len(race.ladder) - 1)
