@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from raybone.errors import EndReason
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Kubernetes and batch systems kill 30 s after SIGTERM; the slots take some of them to end.
 GRACE_SECONDS = 12.0
+LAST_SECONDS = 26.0
 
 
 @contextlib.contextmanager
@@ -20,7 +22,9 @@ def heeding(stop: Callable[[EndReason], None]) -> Iterator[None]:
     """For the time of the block, the first signal calls ``stop``; what it would have done at once
     is done at the end of the block.
 
-    A second signal does so at once, as do ``GRACE_SECONDS`` after one that is not Ctrl-C.
+    A second signal does so at once, as do ``GRACE_SECONDS`` after one that is not Ctrl-C. The
+    process is over ``LAST_SECONDS`` after that: where Ray's processes had the same signal, leaving
+    Ray takes minutes, and all that counts is in the journal.
     """
     usual = {number: signal.getsignal(number) for number in SIGNALS}
     usual = {number: do for number, do in usual.items() if do != signal.SIG_IGN}
@@ -34,6 +38,9 @@ def heeding(stop: Callable[[EndReason], None]) -> Iterator[None]:
         if number != signal.SIGINT:
             signal.signal(signal.SIGALRM, late)
             signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
+            end = threading.Timer(LAST_SECONDS, os._exit, (128 + number,))
+            end.daemon = True
+            end.start()
         stop(EndReason("interrupted", f"by {signal.Signals(number).name}"))
 
     def late(*_: Any) -> None:
