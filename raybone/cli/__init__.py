@@ -1,6 +1,7 @@
 """The command line: one function a verb, no logic of its own.
 
-Exit codes: 0 done, 1 failed while running, 2 wrong input, 128 and its number after a signal.
+Exit codes: 0 done, 1 failed while running, 2 wrong input; of a search, 128 and its number after a
+signal.
 """
 
 from __future__ import annotations
@@ -111,7 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         resumes = name in ("search", "demo", "forget")
         rest = "the same command resumes it" if resumes else "nothing is left of it"
-        return _failed(128 + (heard or [signal.SIGINT])[0], f"interrupted; {rest}")
+        evicted = 128 + (heard or [signal.SIGINT])[0]
+        code = evicted if name in ("search", "demo") else 1
+        return _failed(code, f"interrupted; {rest}")
 
 
 def _failed(code: int, *problems: str) -> int:

@@ -18,6 +18,7 @@ from raybone.results.terminal import bar, progress, say, show, tell_end
 
 if TYPE_CHECKING:
     from raybone.hpo.brain import Brain
+    from raybone.simulation.simulate import Plan
     from raybone.study.spec import Study
 
 
@@ -275,17 +276,22 @@ class Replay:
     schedulers: Sequence[str] = ()
 
 
-def simulate(*, replay: Replay, plot: str | None = None, json: bool = False) -> None:
+def simulate(
+    *, replay: Replay, plot: str | None = None, limit: float | None = None, json: bool = False
+) -> None:
     """replay schedulers on recorded curves: cost and regret
 
     Args:
         plot FILE.png: draw regret against cost
+        limit PERCENT: find the cheapest ladder of that regret as well, with the answers known
         json: one JSON document on stdout
     """
     from raybone.simulation import simulate as simulator
 
     if plot and Path(plot).suffix.lower() not in (".png", ".pdf", ".svg"):
         raise WrongInput(f"--plot {plot}: must end in .png, .pdf or .svg; choose one")
+    if limit is not None and not 0 <= limit < math.inf:
+        raise WrongInput(f"--limit {limit:g}: must be at least 0, in percent of the best score")
     plan = simulator.Plan(
         replay.folds, replay.repeats, replay.trials, replay.workers, replay.startup
     )
@@ -300,17 +306,41 @@ def simulate(*, replay: Replay, plot: str | None = None, json: bool = False) -> 
         say(dumps(finite, indent=1))
         return
     say(
-        f"{'scheduler':<20} {'fold epochs':>11} {'x full':>7} {'regret %':>15} {'top 5 %':>8} "
-        f"{'hours':>9}  x lockstep ASHA (95 %)"
+        f"{'scheduler':<20} {'fold epochs':>11} {'x full':>7} {'excess regret %':>15} "
+        f"{'in sample %':>15} {'in SE':>6} {'top 5 %':>8} {'hours':>9}  x lockstep ASHA (95 %)"
     )
     for name, row in rows.items():
         say(
             f"{name:<20} {row['fold_epochs']:11.0f} {row['speedup_vs_full']:7.1f} "
             f"{row['excess_regret_pct']:7.2f} +- {row['excess_regret_se']:4.2f} "
+            f"{row['in_sample_regret_pct']:7.2f} +- {row['in_sample_regret_se']:4.2f} "
+            f"{row['in_sample_regret_ses']:6.2f} "
             f"{row['top5_rate']:8.2f} {row['seconds'] / 3600:9.2f}  "
             f"{row['speedup_vs_lockstep']:.1f} "
             f"({row['speedup_vs_lockstep_low']:.1f}-{row['speedup_vs_lockstep_high']:.1f})"
         )
+    say("SE: standard errors of a configuration's mean over the folds; scores are of 3 epochs each")
+    if any(row["out_of_sample"] < 1 for row in rows.values()):
+        say(
+            "a table of one seed is judged by the folds that were searched: its excess is in sample"
+        )
+    for path in replay.curves if limit is not None else ():
+        _tell_limit(path, plan, limit or 0.0)
+
+
+def _tell_limit(path: str, plan: Plan, regret_pct: float) -> None:
+    from raybone.simulation.curves import read_curves
+    from raybone.simulation.limit import limit
+    from raybone.simulation.simulate import draws_of
+
+    curves = read_curves(path)
+    found = limit(curves, draws_of(curves, plan), regret_pct, bar("limit"))
+    first = found.ladder[0].count * curves.T_CSKE.shape[3] * min(plan.folds, curves.T_CSKE.shape[2])
+    rungs = ", ".join(f"{s.count} at {s.folds}x{s.epochs}" for s in found.ladder)
+    say(
+        f"{curves.name}: with the answers known, x {first / found.fold_epochs:.1f} full at "
+        f"{found.regret_pct:.2f} % in sample: {rungs}"
+    )
 
 
 def watch(study: str, *, once: bool = False) -> None:

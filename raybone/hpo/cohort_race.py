@@ -9,7 +9,7 @@ of the order in which they arrive, so that a restart decides the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,7 @@ from scipy.special import ndtr, ndtri
 
 from raybone.hpo.cohort_plan import CohortRule, climb, normal_scores, stages
 from raybone.hpo.fold_race import Evidence, Ladder, Next, name_of
+from raybone.hpo.rungs import Rung
 from raybone.hpo.surrogate import modelled
 from raybone.types import Array, Decision
 
@@ -32,16 +33,18 @@ class _Verdict:
 
     order: tuple[str, ...]
     room: int
+    by_model: bool
+    places: dict[str, int]
 
-    def why(self, config_id: str, scores: Mapping[str, float], sign: int) -> tuple[str, Evidence]:
+    def why(self, config_id: str, level: Rung, sign: int) -> tuple[str, Evidence]:
         """A configuration's place among them, and the other side of the cut."""
-        place = self.order.index(config_id)
+        place = self.places[config_id]
         goes = place < self.room
         beside = self.order[self.room : self.room + 1] if goes else self.order[: self.room][-1:]
         words = f"one of the {self.room} that go on" if goes else f"the best {self.room} go on"
         evidence: Evidence = {"rank": place + 1, "of": len(self.order)}
         for other in beside:
-            rival = sign * scores[other]
+            rival = sign * level.score(other)
             words += f"{'; next is' if goes else ', down to'} {other} with {rival:.4f}"
             evidence |= {"against": other, "rival": rival}
         return words, evidence
@@ -73,15 +76,16 @@ class CohortRace:
         # Of those that do not start, their chance to get on
         self.skipped: dict[str, float] = {}
         folds, epochs = rungs[-1]
-        self._plan = list(stages(epochs, folds, rule.keep))
+        self._plan, self._stage = stages(epochs, folds, rule.keep), 0
         self._phase: Literal["pilot", "gate", "cohorts", "over"] = "pilot"
         self._batch = max(10, trials // 8)
         self._begun, self._x = dict.fromkeys(pool or (), False), dict[str, Array | None]()
         self._waiting = self._untried()[: self._batch]
         self._cohort, self._ahead, self._size = set[str](), set[str](), float(trials)
         self._rung = 0  # that is decided next
-        self._queue: list[tuple[str, int]] = []
-        self._score: list[dict[str, float]] = [{} for _ in rungs]
+        self._queue: dict[str, int] = {}  # rungs to which they go
+        self._rungs = [Rung(1) for _ in rungs]
+        self._absent = set[str]()  # that the rung waits for
         self._full: dict[str, tuple[float, ...]] = {}
         self._model: dict[str, str] = {}
         self._verdicts: dict[int, _Verdict] = {}
@@ -101,17 +105,19 @@ class CohortRace:
         """A configuration of these features begins."""
         self._x[config_id], self._model[config_id] = x, model
         self._cohort.add(config_id)
+        self._absent.add(config_id)
         if key in self._begun:
             self._begun[key] = True
         self._waiting.remove(key if key in self._waiting else "")
 
     def go(self, config_id: str, rung: int) -> None:
         """A configuration is on its way to a rung."""
-        queued = [step for step in self._queue if step[0] == config_id]
-        if queued:
-            self._queue.remove(queued[0])
+        if config_id in self._queue:
+            del self._queue[config_id]
         elif rung > self._rung:
             self._ahead.add(config_id)
+        for before in self._rungs[:rung]:
+            before.leave(config_id)
 
     def arrive(
         self, config_id: str, rung: int, folds: Sequence[float], tie: float = 0.0, model: str = ""
@@ -123,9 +129,13 @@ class CohortRace:
         epochs = self.ladder[rung][1]
         for number, (count, end) in enumerate(self.ladder):
             # At full length, more folds say what fewer would have.
-            if number == rung or (end == epochs == self.ladder[-1][1] and count <= len(folds)):
-                value = sum(folds[:count]) / count
-                self._score[number][config_id] = value if math.isfinite(value) else -math.inf
+            same = number == rung or (end == epochs == self.ladder[-1][1] and count <= len(folds))
+            if same and config_id not in self._rungs[number].arrived:
+                self._rungs[number].arrive(config_id, sum(folds[:count]) / count)
+        for before in self._rungs[:rung]:
+            before.leave(config_id)
+        if self._is_at(config_id):
+            self._absent.discard(config_id)
         if epochs == self.ladder[-1][1]:
             self._full[config_id] = tuple(folds)
         self._settle()
@@ -145,17 +155,20 @@ class CohortRace:
 
     def end(self, config_id: str, how: Literal["complete", "stop", "failed"]) -> None:
         """A configuration is finished; one that failed arrives last."""
-        if how == "failed" and config_id in self._cohort:
-            self._score[self._rung][config_id] = -math.inf
+        if how == "failed" and config_id in self._cohort and not self._is_at(config_id):
+            self._rungs[self._rung].arrive(config_id, -math.inf)
         elif how == "stop":
             self._cohort.discard(config_id)
-        self._queue = [step for step in self._queue if step[0] != config_id or how == "complete"]
+        self._absent.discard(config_id)
+        for rung in self._rungs:
+            rung.leave(config_id)
+        self._queue.pop(config_id, None)
         self._settle()
 
     def next_step(self, idle: int = 0) -> Next | None:  # noqa: ARG002
         """The configuration that goes on next, or None: wait, or a new one is due."""
         if self._queue:
-            config_id, rung = self._queue[0]
+            config_id, rung = next(iter(self._queue.items()))
             return Next(config_id, rung, *self._why(config_id))
         return self._early() if self._phase == "cohorts" else None
 
@@ -177,15 +190,16 @@ class CohortRace:
     # -- decisions
 
     def _is_at(self, config_id: str) -> bool:
-        return config_id in self._score[self._rung]
+        return config_id in self._rungs[self._rung].arrived
 
-    def _missing(self) -> set[str]:
-        """Those that the rung waits for."""
-        return {c for c in self._cohort - self._ahead if not self._is_at(c)}
+    def _scores(self, rung: int, names: Iterable[str]) -> Array:
+        """Scores of configurations at a rung, -inf for those that are not there."""
+        level = self._rungs[rung]
+        return np.array([level.score(c) if c in level.arrived else -math.inf for c in names])
 
     def _settle(self) -> None:
         """Decide a rung that is full."""
-        while not self._queue and not self._waiting and self._cohort and not self._missing():
+        while not self._queue and not self._waiting and self._cohort and not self._absent:
             if self._phase == "pilot":
                 self._pilot()
             elif self._phase == "gate":
@@ -203,13 +217,13 @@ class CohortRace:
             self._phase = "gate"
             return
         self.first = self._rung = self.ladder.index(steps[here + 1])
-        self._queue = [(c, self.first) for c in sorted(self._cohort) if not self._is_at(c)]
+        self._queue = {c: self.first for c in sorted(self._cohort) if not self._is_at(c)}
+        self._absent = set(self._queue)
 
     def _alive(self, before: tuple[int, int]) -> bool:
         """Whether scores are distinct, the better quarter is stable, and it has ceased to leap."""
         names = sorted(self._cohort)
-        then = np.array([self._score[self.ladder.index(before)].get(c, -math.inf) for c in names])
-        now = np.array([self._score[self.first][c] for c in names])
+        then, now = self._scores(self.ladder.index(before), names), self._scores(self.first, names)
         if len(np.unique(now)) < len(now) / 2:
             return False
         quarter = np.argsort(-now, kind="stable")[: max(2, math.ceil(len(now) / 4))]
@@ -244,8 +258,8 @@ class CohortRace:
         """Chance of each to be among the share that is kept, by the scores of those that have
         arrived.
         """
-        names = sorted(self._score[self.first])
-        y_N = normal_scores(np.array([self._score[self.first][c] for c in names]))
+        names = sorted(self._rungs[self.first].arrived)
+        y_N = normal_scores(self._scores(self.first, names))
         mean_M, sd_M = modelled(self._features(names), y_N, np.array([*pool.values()], float))
         chance_M = 1 - ndtr((ndtri(1 - self.rule.keep) - mean_M) / sd_M)
         return dict(zip(pool, chance_M.tolist()))
@@ -259,10 +273,9 @@ class CohortRace:
         if stage is None:
             self._phase = "over"
             return
-        to, room, self._size = stage
-        names = sorted(
-            c for c in self._cohort if math.isfinite(self._score[rung].get(c, -math.inf))
-        )
+        self._stage, to, room, self._size = stage
+        names = sorted(self._cohort)
+        names = [c for c, v in zip(names, self._scores(rung, names)) if math.isfinite(v)]
         merit = self._merit(names, rung)
         order = sorted(names, key=lambda c: (c not in self._ahead, -merit[c]))
         best = self._close(order[:room], rung)
@@ -272,19 +285,20 @@ class CohortRace:
         last_folds, last_epochs = self.ladder[-1]
         if epochs == last_epochs and len(best) * (last_folds - folds) <= WIDE * self.workers:
             to = len(self.ladder) - 1
-        self._verdicts[rung] = _Verdict(tuple(order), len(best))
+        places = {c: n for n, c in enumerate(order)}
+        self._verdicts[rung] = _Verdict(tuple(order), len(best), self._by_model(order), places)
         ahead, self._cohort, self._ahead, self._rung = self._ahead, set(best), set(), to
-        self._queue = [(c, to) for c in best if c not in ahead and not self._is_at(c)]
+        self._queue = {c: to for c in best if c not in ahead and not self._is_at(c)}
+        self._absent = {c for c in best if not self._is_at(c)}
         if not best:
             self._phase = "over"
 
-    def _next_stage(self) -> tuple[int, int, float] | None:
-        """The rung to which those of this one go, how many, and the number that their share is
-        of.
+    def _next_stage(self) -> tuple[int, int, int, float] | None:
+        """The number of the stage after the next, the rung to which those of this one go, how many,
+        and the number that their share is of.
         """
         rung, here, epochs = self._rung, self.ladder[self._rung], self.ladder[-1][1]
-        while self._plan:
-            stage = self._plan.pop(0)
+        for number, stage in enumerate(self._plan[self._stage :], self._stage + 1):
             if stage.folds == 1 and stage.epochs < 1.25 * here[1]:
                 continue
             if here == (1, epochs) and stage.epochs < epochs:
@@ -296,29 +310,24 @@ class CohortRace:
             share = self.rule.keep if rung == self.first and not stage.of_all else stage.share
             size = max(share * (self.trials if of_all else self._size), self.rule.finalists)
             to = next(i for i, (k, e) in enumerate(self.ladder) if k >= stage.folds and e >= end)
-            return to, math.ceil(size - 1e-9), size
+            return number, to, math.ceil(size - 1e-9), size
         return None
 
     def _early(self) -> Next | None:
         """Who goes on while a rung fills, as it does however the others end."""
-        missing, rung = self._missing(), self._rung
-        here = self._cohort - self._ahead - missing
-        plan = [*self._plan]
-        stage = self._next_stage() if here and missing else None
-        self._plan = plan
-        if stage is None:
+        level, missing = self._rungs[self._rung], len(self._absent)
+        best, stage = level.best, self._next_stage() if missing else None
+        if stage is None or best is None:
             return None
-        to, room, _ = stage
-        best = min(here, key=lambda c: (-self._score[rung][c], c))
-        score = self._score[rung][best]
-        rank = 1 + sum(self._score[rung].get(c, -math.inf) > score for c in self._cohort)
-        races = self.ladder[rung][0] > 1 and self.ladder[rung][1] == self.ladder[-1][1]
-        sure = rank + len(missing) <= room and not races
-        if not sure or not math.isfinite(score):
+        _, to, room, _ = stage
+        folds, epochs = self.ladder[self._rung]
+        rank, score = level.place(best) + 1, level.score(best)
+        races = folds > 1 and epochs == self.ladder[-1][1]
+        if races or rank + missing > room or not math.isfinite(score):
             return None
         words = (
-            f"rank {rank} at {name_of(self.ladder, rung)}: among the best {room} however the "
-            f"{len(missing)} end that it waits for"
+            f"rank {rank} at {name_of(self.ladder, self._rung)}: among the best {room} however the "
+            f"{missing} end that it waits for"
         )
         return Next(best, to, words, {"score": self.sign * score, "rank": rank})
 
@@ -326,7 +335,7 @@ class CohortRace:
         """Mean of the normal score and of what the model of the hyper-parameters makes of it."""
         if not names:
             return {}
-        z_N = normal_scores(np.array([self._score[rung][c] for c in names]))
+        z_N = normal_scores(self._scores(rung, names))
         if self._by_model(names):
             X_ND = self._features(names)
             z_N = (1 - self.rule.mix) * z_N + self.rule.mix * modelled(X_ND, z_N, X_ND)[0]
@@ -345,10 +354,11 @@ class CohortRace:
         last_folds, last_epochs = self.ladder[-1]
         if epochs < last_epochs or folds == 1 or len(best) < 2:
             return best
-        order = sorted(best, key=lambda c: -self._score[rung][c])
+        scores = dict(zip(best, self._scores(rung, best).tolist()))
+        order = sorted(best, key=lambda c: -scores[c])
         spread = math.sqrt(2 * self._residual() * (1 / folds - 1 / last_folds))
-        least = self._score[rung][order[0]] - self.rule.slack * spread
-        return [c for n, c in enumerate(order) if n < 2 or self._score[rung][c] >= least]
+        least = scores[order[0]] - self.rule.slack * spread
+        return [c for n, c in enumerate(order) if n < 2 or scores[c] >= least]
 
     def _residual(self) -> float:
         """Variance of configuration x fold residuals at full length, by Helmert contrasts: each
@@ -368,14 +378,15 @@ class CohortRace:
     # -- words
 
     def _why(self, config_id: str) -> tuple[str, Evidence]:
-        rung = max((n for n, found in enumerate(self._score) if config_id in found), default=-1)
+        on = (n for n, level in enumerate(self._rungs) if config_id in level.arrived)
+        rung = max(on, default=-1)
         if rung < 0:
             return "it has not arrived anywhere", {}
-        score = self.sign * self._score[rung][config_id]
+        score = self.sign * self._rungs[rung].score(config_id)
         words, verdict = f"{score:.4f} at {name_of(self.ladder, rung)}", self._verdicts.get(rung)
-        if verdict is None or config_id not in verdict.order:
+        if verdict is None or config_id not in verdict.places:
             return f"{words}: the pilots climb until scores are alive", {"score": score}
-        place, evidence = verdict.why(config_id, self._score[rung], self.sign)
-        by = " by score and hyper-parameters" if self._by_model(verdict.order) else ""
+        place, evidence = verdict.why(config_id, self._rungs[rung], self.sign)
+        by = " by score and hyper-parameters" if verdict.by_model else ""
         rank = f"rank {evidence['rank']} of {evidence['of']}{by}"
         return f"{words}, {rank}: {place}", {"score": score, **evidence}

@@ -186,6 +186,17 @@ def plot(rows: Mapping[str, Mapping[str, float]], path: Path | str) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draws_of(curves: Curves, plan: Plan) -> list[Draw]:
+    """The searches of a plan."""
+    count, seeds, most, _ = curves.T_CSKE.shape
+    draws = []
+    for repeat in range(plan.repeats):
+        rng = np.random.default_rng(repeat)
+        order, folds = rng.permutation(count)[: plan.trials], rng.permutation(most)[: plan.folds]
+        draws.append(Draw(order.tolist(), folds.tolist(), repeat % seeds))
+    return draws
+
+
 def measure(
     curves: Curves,
     schedulers: Sequence[Scheduler | Baseline],
@@ -204,22 +215,21 @@ def measure(
         recorded seeds and folds, in % of the best; ``in_sample_regret_pct``, the same by the very
         scores that exhaustive cross-validation chooses by; both in standard errors of a
         configuration's mean over the folds, ``_ses``; ``top5_rate``, whether the pick is among the
-        5 % that exhaustive cross-validation ranks best; ``seconds``. With one recorded seed and as
-        many folds as were recorded, excess regret is in-sample regret.
+        5 % that exhaustive cross-validation ranks best; ``seconds``; ``out_of_sample``, whether
+        more was recorded than the search sees: with one seed and no other folds, excess regret is
+        in-sample regret.
     """
     count, seeds, most, _ = curves.T_CSKE.shape
     plan = replace(plan, folds=min(plan.folds, most), trials=min(plan.trials, count))
     S_CSKE = smoothed(curves.T_CSKE)
     rows = {s.name: list[dict[str, float]]() for s in schedulers}
-    for repeat in range(plan.repeats):
-        rng = np.random.default_rng(repeat)
-        order, folds = rng.permutation(count)[: plan.trials], rng.permutation(most)[: plan.folds]
-        draw = Draw(order.tolist(), folds.tolist(), repeat % seeds)
+    for repeat, draw in enumerate(draws_of(curves, plan)):
         for scheduler in schedulers:
             S_NKE = S_CSKE[draw.order, draw.seed][:, draw.folds]
             out = _replayed(curves, scheduler, plan, draw, S_NKE)
             truth_N = S_CSKE[draw.order, ..., -1].mean((1, 2))
             found = _judged(out, draw.order, S_NKE[..., -1], truth_N)
+            found["out_of_sample"] = float(seeds > 1 or plan.folds < most)
             rows[scheduler.name].append(found)
         progress(repeat + 1, plan.repeats)
     return {

@@ -28,6 +28,7 @@ from raybone.simulation.baselines import (
     wilcoxon_pruned,
 )
 from raybone.simulation.curves import Curves, read_curves
+from raybone.simulation.limit import limit
 from raybone.simulation.replay import (
     FULL,
     LOCKSTEPS,
@@ -38,7 +39,7 @@ from raybone.simulation.replay import (
     replay,
     smoothed,
 )
-from raybone.simulation.simulate import Plan, measure, simulate, summary
+from raybone.simulation.simulate import Plan, draws_of, measure, simulate, summary
 from raybone.storage import Folder
 from raybone.study.spec import Resolved, Study
 from raybone.types import Epoch
@@ -340,3 +341,33 @@ def test_the_wilcoxon_pruner_is_that_of_optuna() -> None:
     assert found.epochs_N.tolist() == folds_N
     assert found.pick == study.best_trial.number
     assert min(folds_N) < 8
+
+
+def test_the_limit_is_the_ladder_that_is_cheapest_when_the_answers_are_known() -> None:
+    """Scores stand from the first epoch on: one fold epoch each, and the best in full."""
+    T_CSKE = curves_of(*np.linspace(0.1, 0.9, 20))[:, None]
+    found = limit(Curves("flat", T_CSKE, np.ones(20)), [Draw(range(20), range(5))], 0.0)
+    assert found.fold_epochs == 20 + 5 * 9 - 1
+    assert found.regret_pct == 0
+    jitter = np.random.default_rng(0).normal(0, 0.3, T_CSKE.shape)
+    hard = Curves("hard", T_CSKE + jitter, np.ones(20))
+    draws = draws_of(hard, Plan(5, 10))
+    strict, loose = (limit(hard, draws, regret) for regret in (0.0, 20.0))
+    assert strict.regret_pct == 0
+    assert loose.regret_pct <= 20
+    assert found.fold_epochs <= loose.fold_epochs < strict.fold_epochs <= 20 * 5 * 9
+
+
+def test_the_command_line_tells_the_limit_and_what_is_in_sample(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(save(tmp_path / "c.npz", made_up(12)))
+    words = ["simulate", "--curves", path, "--repeats", "2", "--schedulers", "cohort_race"]
+    assert main([*words, "--limit", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "its excess is in sample" in told
+    assert "c: with the answers known, x " in told
+    assert main([*words, "--limit", "-1"]) == 2
+    two = str(save(tmp_path / "two.npz", made_up(12, seeds=2)))
+    assert main(["simulate", "--curves", two, *words[3:]]) == 0
+    assert "its excess is in sample" not in capsys.readouterr().out
