@@ -1,7 +1,7 @@
 """A search with four workers at once on four Ray nodes: how much of their time is training, and how
 much is not.
 
-    python benchmarks/cluster.py [--quick]
+    python benchmarks/cluster.py [--short]
 
 Nodes are processes of this machine with one CPU each, so an epoch lasts longer where they are more
 than its cores.
@@ -42,10 +42,10 @@ from raybone.storage import Folder
 from raybone.study.files import parse_study
 
 NODES = 4
-# Epochs take about 15 s of a core that they have for themselves, or 1 s with --quick.
+# Epochs take about 15 s of a core that they have for themselves, or 1 s with --short.
 SIZES = {
-    "whole": {"patients": 27, "epochs": 5, "trials": 4, "imgsz": 512, "width": 16},
-    "quick": {"patients": 12, "epochs": 3, "trials": 4, "imgsz": 256, "width": 16},
+    "long": {"patients": 27, "epochs": 5, "trials": 4, "imgsz": 512, "width": 16},
+    "short": {"patients": 12, "epochs": 12, "trials": 4, "imgsz": 256, "width": 16},
 }
 
 
@@ -130,11 +130,9 @@ def run(place: Path, scheduler: str, size: dict[str, int]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="minutes, to see that it works; nothing is kept"
-    )
-    quick = parser.parse_args().quick
-    chosen, rows = SIZES["quick" if quick else "whole"], {}
+    parser.add_argument("--short", action="store_true", help="epochs of seconds, in minutes")
+    short = parser.parse_args().short
+    chosen, rows = SIZES["short" if short else "long"], {}
     with tempfile.TemporaryDirectory() as folder:
         cohort = phantom(Path(folder) / "cohort", patients=chosen["patients"], seed=0)
         prepare(cohort, Path(folder) / "dataset", folds=3, key=cohort.with_suffix(".key"))
@@ -143,6 +141,6 @@ if __name__ == "__main__":
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 rows[name] = pool.submit(run, Path(folder), name, chosen).result()
             print(name, json.dumps(rows[name]), flush=True)
-            if not quick:
-                machine.keep("cluster", {"nodes": NODES, "size": chosen, "searches": rows})
+            kept = {"nodes": NODES, "size": chosen, "searches": rows}
+            machine.keep("cluster_short" if short else "cluster", kept)
     shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from raybone.errors import WrongInput
+from raybone.hpo.races import features
 from raybone.hpo.state import Configuration, State
 from raybone.study.spec import ResolvedStudy
 from raybone.types import Array
@@ -102,7 +103,8 @@ def curves_of(url: str, study: ResolvedStudy, state: State) -> tuple[bytes, int]
     simulate`.
 
     T (configurations, 1, folds, epochs) scores as in the journal, cost seconds of a fold epoch
-    (median), direction of the metric, steps, the optimiser steps of an epoch, and model.
+    (median), direction of the metric, steps, the optimiser steps of an epoch, model, and F, the
+    hyper-parameters as numbers (configurations, features).
 
     Args:
         url: what to call the study.
@@ -127,6 +129,7 @@ def curves_of(url: str, study: ResolvedStudy, state: State) -> tuple[bytes, int]
         direction=np.array(study.direction),
         steps=np.array(study.resolved.steps or math.inf),
         model=np.array([study.under(c.params).model for c, _ in curves]),
+        F=np.stack([features(study, c.params) for c, _ in curves]),
     )
     return content.getvalue(), len(curves)
 

@@ -15,7 +15,7 @@ from raybone.simulation.curves import Curves
 from raybone.simulation.replay import Draw, smoothed
 from raybone.types import Array
 
-STEPS = 6000  # changes that are tried
+STARTS, STEPS = 6, 3000  # climbs from the whole grid, and changes that each tries
 LONGEST = 7  # rungs of a ladder
 
 
@@ -55,17 +55,18 @@ def limit(
     S_RNKE = np.stack([S_CSKE[list(d.order), d.seed][:, list(d.folds)] for d in draws])
     means_RNKE = np.cumsum(S_RNKE, 2) / np.arange(1, S_RNKE.shape[2] + 1)[:, None]
     _, count, folds, epochs = S_RNKE.shape
-    best = Limit((Stage(folds, epochs, count),), float(count * folds * epochs), 0.0)
-    rng = np.random.default_rng(0)
-    for step in range(STEPS):
-        ladder = _changed(best.ladder, count, folds, epochs, rng)
-        cost = _cost(ladder)
-        if ladder != best.ladder and cost < best.fold_epochs:
-            regret = _regret(means_RNKE, ladder)
-            if regret <= regret_pct:
+    whole = Limit((Stage(folds, epochs, count),), float(count * folds * epochs), 0.0)
+    found = []
+    for start in range(STARTS):
+        best, rng = whole, np.random.default_rng(start)
+        for _ in range(STEPS):
+            ladder = _changed(best.ladder, count, folds, epochs, rng)
+            cost = _cost(ladder)
+            if cost < best.fold_epochs and (regret := _regret(means_RNKE, ladder)) <= regret_pct:
                 best = Limit(ladder, cost, regret)
-        progress(step + 1, STEPS)
-    return best
+        found.append(best)
+        progress(start + 1, STARTS)
+    return min(found, key=lambda best: best.fold_epochs)
 
 
 def _changed(

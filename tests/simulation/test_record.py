@@ -37,6 +37,9 @@ def test_the_full_grid_is_recorded_once_and_replayed(
     )
     assert curves.T_CSKE.shape == (3, 1, 3, 3)
     assert np.isfinite(curves.steps)
+    assert curves.X_CD is not None
+    assert curves.X_CD.shape[0] == 3
+    assert len(np.unique(curves.X_CD, axis=0)) == 3
     for fold in range(3):
         assert np.allclose(curves.T_CSKE[:, 0, fold, -1], table[f"dice_fold{fold}"])
     assert (
