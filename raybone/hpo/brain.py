@@ -51,7 +51,7 @@ class Brain:
     ) -> None:
         self.study, self.journal, self.check, self.slots = study, journal, check, slots
         self.state, self._pool = State(), Pool(study)
-        self.race = race_of(study, self._pool, slots)
+        self.race = race_of(study, self._pool)
         self.stopping: EndReason | None = None
         self.version = 0
         self.lock = threading.RLock()
@@ -280,12 +280,13 @@ class Brain:
         """What comes next, whether or not there is a slot for it."""
         if self._interrupted:
             configuration = self.state.configurations[self._interrupted[0]]
-            return self._work(configuration.id, max(configuration.target, configuration.rung + 1))
+            least = configuration.rung + 1 or self.race.first
+            return self._work(configuration.id, max(configuration.target, least))
         step = self._next_step() if self._races else None
-        if step is None and self._new() is not None:
-            return self._new()
-        if step is None and not self._busy and self._races:
-            step = self.race.last_push()
+        if step is None and (new := self._new()) is not None:
+            return new
+        if step is None and self._races:  # the space may be found used up
+            step = self._next_step() or (None if self._busy else self.race.last_push())
         return self._work(step.config_id, step.rung) if step else None
 
     def _cut_off(self, configuration: Configuration) -> bool:
@@ -347,8 +348,7 @@ class Brain:
 
     def _exhaust(self) -> None:
         """The sampler has no more, or the model refuses all."""
-        self._exhausted = True
-        self.race.exhaust()
+        self._record("exhausted")
 
     def _promote(self, work: Work) -> None:
         step = self._next_step() or self.race.last_push()
@@ -381,14 +381,15 @@ class Brain:
     def _apply(self, event: Event) -> None:
         """The one way into state and race, for what is new and for what is replayed."""
         self.state.apply(event)
+        tell(self.race, self.study, self._pool, event)
         kind, config_id = event["event"], event.get("config_id", "")
         if kind == "rung":
             configuration = self.state.configurations[config_id]
             folds, tie = scores(self.study, configuration, event["rung"])
             model = self.study.under(configuration.params).model
             self.race.arrive(config_id, event["rung"], folds, tie, model)
-        elif kind in ("config", "invalid"):
-            tell(self.race, self.study, self._pool, event)
+        elif kind == "exhausted":
+            self._exhausted = True
         elif kind == "work":
             self.race.go(config_id, event["rung"])
         elif kind == "failed" or (kind == "decision" and event["action"] != "promote"):

@@ -56,7 +56,6 @@ class CohortRace:
     Args:
         trials: configurations of the search.
         sign: -1 when scores are those of a metric to minimise, turned over.
-        workers: that finalists' last folds may occupy at once.
         pool: features of all of them by a key, where they are known before the search; else they
             are proposed on the way, and none is kept from starting.
     """
@@ -67,11 +66,11 @@ class CohortRace:
         trials: int,
         rule: CohortRule,
         sign: int = 1,
-        workers: int = 1,
         pool: Mapping[str, Array] | None = None,
     ) -> None:
         self.ladder, self.trials, self.rule = rungs, trials, rule
-        self.sign, self.workers, self.pool = sign, workers, pool
+        self.sign, self.pool = sign, pool
+        self.workers = 1  # that finalists' last folds may occupy at once
         self.first = 0  # rung to which a new configuration goes
         # Of those that do not start, their chance to get on
         self.skipped: dict[str, float] = {}
@@ -99,6 +98,7 @@ class CohortRace:
     def exhaust(self) -> None:
         """There is nothing more to propose."""
         self._waiting, self.trials = [], len(self._x)
+        self._begun = {key: begun for key, begun in self._begun.items() if begun}
         self._settle()
 
     def begin(self, config_id: str, key: str, x: Array | None, model: str = "") -> None:
@@ -154,11 +154,10 @@ class CohortRace:
         self._settle()
 
     def end(self, config_id: str, how: Literal["complete", "stop", "failed"]) -> None:
-        """A configuration is finished; one that failed arrives last."""
-        if how == "failed" and config_id in self._cohort and not self._is_at(config_id):
-            self._rungs[self._rung].arrive(config_id, -math.inf)
-        elif how == "stop":
+        """A configuration is finished; nobody waits for one that failed."""
+        if how != "complete":
             self._cohort.discard(config_id)
+            self._ahead.discard(config_id)
         self._absent.discard(config_id)
         for rung in self._rungs:
             rung.leave(config_id)
@@ -199,7 +198,7 @@ class CohortRace:
 
     def _settle(self) -> None:
         """Decide a rung that is full."""
-        while not self._queue and not self._waiting and self._cohort and not self._absent:
+        while not self._queue and not self._waiting and not self._absent:
             if self._phase == "pilot":
                 self._pilot()
             elif self._phase == "gate":
@@ -213,7 +212,11 @@ class CohortRace:
         """The pilots climb to the first rung at which scores are alive."""
         steps = [(1, e) for e in climb(self.ladder[-1][1])]
         here = steps.index(self.ladder[self.first])
-        if here == len(steps) - 1 or (here > 0 and self._alive(steps[here - 1])):
+        if (
+            not self._cohort
+            or here == len(steps) - 1
+            or (here > 0 and self._alive(steps[here - 1]))
+        ):
             self._phase = "gate"
             return
         self.first = self._rung = self.ladder.index(steps[here + 1])
@@ -238,7 +241,8 @@ class CohortRace:
         chance, the most promising first; each batch is twice as large.
         """
         left = self._untried()
-        if self.pool is not None and left:
+        few = len(self._rungs[self.first].arrived) < FEWEST_TO_MODEL
+        if self.pool is not None and left and not few:
             chance = self._chances({key: self.pool[key] for key in left})
             order = sorted(left, key=lambda key: -chance[key])
             left = [key for key in order if chance[key] >= self.rule.gate]

@@ -13,6 +13,7 @@ NEEDS = {
     "config": ("config_id", "params"),
     "invalid": ("params", "reason"),
     "skipped": ("params", "reason"),
+    "exhausted": (),
     "work": ("config_id", "rung"),
     "epoch": ("config_id", "fold", "epoch", "metrics", "seconds"),
     "rung": ("config_id", "rung"),

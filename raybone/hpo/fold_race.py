@@ -150,9 +150,6 @@ class Race:
         """Which configuration should begin: whichever is proposed."""
         return ""
 
-    def exhaust(self) -> None:
-        """There is nothing more to propose."""
-
     def arrive(
         self, config_id: str, rung: int, folds: Sequence[float], tie: float = 0.0, model: str = ""
     ) -> None:

@@ -70,7 +70,7 @@ def rungs_of(study: Study, folds: int, steps: float) -> Ladder:
     return tuple((folds, e) for e in rungs)
 
 
-def race_of(study: ResolvedStudy, pool: Pool | None = None, slots: int = 1) -> Race | CohortRace:
+def race_of(study: ResolvedStudy, pool: Pool | None = None) -> Race | CohortRace:
     """The race that a study's scheduler runs; for the other schedulers, one that decides nothing
     before the end.
     """
@@ -79,15 +79,22 @@ def race_of(study: ResolvedStudy, pool: Pool | None = None, slots: int = 1) -> R
         drawn = pool.params if pool else {}
         known = {key: features(study, params) for key, params in drawn.items()}
         trials = len(known) or search.trials
-        return CohortRace(rungs, trials, CohortRule(), study.sign, slots, known or None)
+        return CohortRace(rungs, trials, CohortRule(), study.sign, known or None)
     race = search.scheduler == "fold_race"
     rule = Rule(races=race, promotion=not race or search.type == "promotion")
     return Race(rungs, rule, study.sign)
 
 
 def tell(race: Race | CohortRace, study: ResolvedStudy, pool: Pool, event: Event) -> None:
-    """Tell a race of a configuration that begins, or that its model refuses."""
+    """Tell a cohort race of slots, of a configuration that begins, or that its model refuses, and
+    of the end of the space.
+    """
     if isinstance(race, Race):
+        return
+    race.workers = event.get("slots", race.workers)
+    if event["event"] == "exhausted":
+        race.exhaust()
+    if event["event"] not in ("config", "invalid"):
         return
     key = identity(event["params"])
     if event["event"] == "config":

@@ -27,7 +27,8 @@ def heeding(stop: Callable[[EndReason], None]) -> Iterator[None]:
     Ray takes minutes, and all that counts is in the journal.
     """
     usual = {number: signal.getsignal(number) for number in SIGNALS}
-    usual = {number: do for number, do in usual.items() if do != signal.SIG_IGN}
+    usual = {number: do for number, do in usual.items() if do not in (None, signal.SIG_IGN)}
+    alarm = signal.getsignal(signal.SIGALRM)
     if threading.current_thread() is not threading.main_thread():
         usual.clear()
     heard = list[int]()
@@ -57,6 +58,7 @@ def heeding(stop: Callable[[EndReason], None]) -> Iterator[None]:
     finally:
         if heard:
             signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, alarm)
         restore()
     if heard:
         signal.raise_signal(heard[0])

@@ -39,7 +39,9 @@ class Scheduler:
             X_CD = curves.X_CD
             pool = None if X_CD is None else {str(c): X_CD[c] for c in draw.order}
             trials = len(draw.order)
-            return CohortRace(rungs, trials, self.rule, workers=workers, pool=pool)
+            race = CohortRace(rungs, trials, self.rule, pool=pool)
+            race.workers = workers
+            return race
         return Race(rungs, self.rule)
 
 

@@ -5,6 +5,7 @@ same.
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raybone.hpo.brain import Brain
+from raybone.hpo.brain import Brain, Work
 from raybone.hpo.cohort_plan import CohortRule, climb, cohort_ladder, normal_scores
 from raybone.hpo.cohort_race import CohortRace
 from raybone.hpo.journal import Journal
@@ -234,7 +235,7 @@ def test_the_process_is_that_of_scikit_learn() -> None:
 
 
 def test_ten_thousand_configurations_are_decided_in_seconds() -> None:
-    race = CohortRace(cohort_ladder(27, 5), 10_000, CohortRule(), workers=8)
+    race = CohortRace(cohort_ladder(27, 5), 10_000, CohortRule())
     noise = np.random.default_rng(0)
     number = 0
     while (key := race.next_new()) is not None or race.next_step():
@@ -252,3 +253,91 @@ def test_ten_thousand_configurations_are_decided_in_seconds() -> None:
             race.arrive(step.config_id, step.rung, [level] * folds)
     assert number == 10_000
     assert race.judge("c09999", len(race.ladder) - 1)
+
+
+def run_side_by_side(
+    brain: Brain, seed: int, fails: Callable[[str], bool] = lambda config_id: False, most: int = 0
+) -> None:
+    """Work in as many slots as the brain has, which end in any order; for so many works at most."""
+    dice, at_work, ended = random.Random(seed), list[Work](), 0
+    while not most or ended < most:
+        while work := brain.peek():
+            at_work.append(brain.start(work))
+        if not at_work:
+            brain.finish()
+            return
+        work = at_work.pop(dice.randrange(len(at_work)))
+        ended += 1
+        if fails(work.config_id):
+            brain.fail(work.config_id, "out of memory")
+            continue
+        for segment in work.segments:
+            for epoch in range(segment.start + 1, segment.stop + 1):
+                metrics = {"AP": score_of(work.params, segment.fold, epoch), "val_loss": 0.0}
+                brain.epoch(work.config_id, Epoch(segment.fold, epoch, metrics, 1.0))
+        brain.rung_done(work.config_id, work.rung)
+
+
+def complete(brain: Brain) -> int:
+    return sum(c.status == "complete" for c in brain.state.configurations.values())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_failures_at_any_time_end_no_search(seed: int, tmp_path: Path) -> None:
+    dice = random.Random(seed)
+    brain = brain_of(study_of(limits={"failed_trials": 99}), tmp_path, 4)
+    run_side_by_side(brain, seed, lambda config_id: dice.random() < 0.1)
+    assert complete(brain) >= 2
+    begun = [e["config_id"] for e in Journal(Folder(tmp_path)).events() if e["event"] == "work"]
+    failed = [c.id for c in brain.state.configurations.values() if c.status == "failed"]
+    assert failed
+    assert all(begun.count(c) < len(brain.race.ladder) for c in failed)
+
+
+def test_what_has_failed_is_not_tried_again(tmp_path: Path) -> None:
+    brain = brain_of(study_of(20, limits={"failed_trials": 99}), tmp_path, 2)
+    run_side_by_side(brain, 0, lambda config_id: True)
+    begun = [e["config_id"] for e in Journal(Folder(tmp_path)).events() if e["event"] == "work"]
+    assert len(begun) == len(set(begun)) == 20
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_space_that_is_used_up_on_the_way_ends_in_a_leaderboard(
+    sampler: str, tmp_path: Path
+) -> None:
+    few = {"lr0": {"choice": [0.0003, 0.001, 0.003]}, "mosaic": {"choice": [0.0, 1.0]}}
+    study = study_of(40, sampler, space=few)
+    whole = brain_of(study, tmp_path / "whole")
+    run_side_by_side(whole, 0)
+    assert complete(whole) >= 2
+    for cut in (2, 5, 7, 9):
+        run_side_by_side(brain_of(study, tmp_path / f"{cut}"), 0, most=cut)
+        resumed = brain_of(study, tmp_path / f"{cut}")
+        run_side_by_side(resumed, 0)
+        assert sorted(decisions(resumed)) == sorted(decisions(whole))
+
+
+def test_a_driver_that_dies_before_a_configuration_has_work_is_resumed(tmp_path: Path) -> None:
+    whole = brain_of(study_of(), tmp_path / "whole")
+    run(whole)
+    (file,) = (tmp_path / "whole" / "journal").iterdir()
+    lines = file.read_text().splitlines(keepends=True)
+    configs = [n for n, line in enumerate(lines) if '"event":"config"' in line]
+    for number in configs[::5]:
+        place = tmp_path / f"{number}" / "journal"
+        place.mkdir(parents=True)
+        (place / file.name).write_text("".join(lines[: number + 1]))
+        resumed = brain_of(study_of(), place.parent)
+        run(resumed)
+        assert sorted(decisions(resumed)) == sorted(decisions(whole))
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 16), (16, 1), (2, 5)])
+def test_a_restart_with_other_slots_ends_as_well(before: int, after: int, tmp_path: Path) -> None:
+    for cut in range(20, 60, 4):
+        place = tmp_path / f"{cut}"
+        run_side_by_side(brain_of(study_of(), place, before), 0, most=cut)
+        resumed = brain_of(study_of(), place, after)
+        run_side_by_side(resumed, 1)
+        assert complete(resumed) >= 2, cut
+        assert not resumed.race._absent

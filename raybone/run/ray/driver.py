@@ -67,7 +67,10 @@ class Driver:
 
     def close(self, patience: float = CLOSE_SECONDS) -> None:
         """End slots and hub; a slot that is in an epoch has ``patience`` seconds."""
-        self.slots.close(ray.get(self.hub.close.remote()), patience)
+        groups: dict[str, Any] = {}
+        with contextlib.suppress(RayError):  # what killed the hub is told elsewhere
+            groups = ray.get(self.hub.close.remote())
+        self.slots.close(groups, patience)
         ray.kill(self.hub)
 
     def __reduce__(self) -> tuple[Any, ...]:
