@@ -32,13 +32,13 @@ from raybone.study.space import identity
 from raybone.study.spec import Resolved, Study
 from raybone.types import Epoch
 
-SEEDS, TRIALS, EPOCHS, FOLDS, JITTER, FOLD = 10, 48, 27, 5, 0.01, 0.02
+SEEDS, TRIALS, EPOCHS, FOLDS, JITTER, FOLD = 8, 32, 27, 5, 0.01, 0.02
 SPACE: dict[str, Any] = {
     "lr0": {"log_uniform": [1e-5, 1e-1]},
     "imgsz": {"choice": [512, 768, 1024]},
     "fliplr": {"uniform": [0, 0.5]},
 }
-SCHEDULERS, SAMPLERS = ("fold_race", "cohort_race"), ("random", "sobol", "tpe", "gp")
+SCHEDULERS, SAMPLERS = ("fold_race", "cohort_race"), ("random", "tpe", "gp")
 # Configuration, fold, epoch: its score.
 Score = Callable[[dict[str, Any], int, int], float]
 
