@@ -286,12 +286,18 @@ def simulate(
         limit PERCENT: find the cheapest ladder of that regret as well, with the answers known
         json: one JSON document on stdout
     """
+    from raybone.hpo.fold_race import SMOOTH
     from raybone.simulation import simulate as simulator
 
     if plot and Path(plot).suffix.lower() not in (".png", ".pdf", ".svg"):
         raise WrongInput(f"--plot {plot}: must end in .png, .pdf or .svg; choose one")
     if limit is not None and not 0 <= limit < math.inf:
-        raise WrongInput(f"--limit {limit:g}: must be at least 0, in percent of the best score")
+        raise WrongInput(
+            f"--limit: must be at least 0, in percent of the best score, got {limit:g}; give 0.3 "
+            "or 1"
+        )
+    if limit is not None and json:
+        raise WrongInput("--limit: is told in words, got --json as well; leave one of them out")
     plan = simulator.Plan(
         replay.folds, replay.repeats, replay.trials, replay.workers, replay.startup
     )
@@ -319,7 +325,10 @@ def simulate(
             f"{row['speedup_vs_lockstep']:.1f} "
             f"({row['speedup_vs_lockstep_low']:.1f}-{row['speedup_vs_lockstep_high']:.1f})"
         )
-    say("SE: standard errors of a configuration's mean over the folds; scores are of 3 epochs each")
+    say(
+        "SE: standard errors of a configuration's mean over the folds; a score is the mean of the "
+        f"last {SMOOTH} epochs"
+    )
     if any(row["out_of_sample"] < 1 for row in rows.values()):
         say(
             "a table of one seed is judged by the folds that were searched: its excess is in sample"

@@ -149,8 +149,7 @@ class CohortRace:
         self._begun.pop(key)
         if instead and x is not None:
             self.pool[instead], self._begun[instead] = x, False
-        self._waiting = [instead if k == key else k for k in self._waiting]
-        self._waiting = [k for k in self._waiting if k]
+        self._waiting = [k for w in self._waiting if (k := instead if w == key else w)]
         self._settle()
 
     def end(self, config_id: str, how: Literal["complete", "stop", "failed"]) -> None:
@@ -172,7 +171,7 @@ class CohortRace:
         return self._early() if self._phase == "cohorts" else None
 
     def last_push(self) -> Next | None:
-        """Nothing: so few are never dropped."""
+        """Nothing: finalists run to the end by themselves."""
         return None
 
     def judge(self, config_id: str, rung: int) -> Decision | None:
@@ -289,6 +288,8 @@ class CohortRace:
         last_folds, last_epochs = self.ladder[-1]
         if epochs == last_epochs and len(best) * (last_folds - folds) <= WIDE * self.workers:
             to = len(self.ladder) - 1
+        # Of models, and of those that are close, also others than the first go on.
+        order = [*best, *(c for c in order if c not in set(best))]
         places = {c: n for n, c in enumerate(order)}
         self._verdicts[rung] = _Verdict(tuple(order), len(best), self._by_model(order), places)
         ahead, self._cohort, self._ahead, self._rung = self._ahead, set(best), set(), to

@@ -22,6 +22,8 @@ from raybone.run.local import search as search_locally
 from raybone.storage import Folder
 from raybone.study.files import parse_study
 
+SEARCH = [sys.executable, "-m", "raybone", "search"]
+
 
 def test_a_study_killed_and_then_interrupted_equals_an_undisturbed_one(
     study: dict[str, Any], tmp_path: Path
@@ -30,15 +32,7 @@ def test_a_study_killed_and_then_interrupted_equals_an_undisturbed_one(
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     search_locally(parse_study(study), str(tmp_path / "whole"))
     out = tmp_path / "killed"
-    command = [
-        sys.executable,
-        "-m",
-        "raybone",
-        "search",
-        str(tmp_path / "study.yaml"),
-        "--out",
-        str(out),
-    ]
+    command = [*SEARCH, str(tmp_path / "study.yaml"), "--out", str(out)]
     for wanted, end, code in (
         (5, signal.SIGKILL, -9),
         (12, signal.SIGTERM, 143),
@@ -73,15 +67,7 @@ def test_an_evicted_driver_leaves_an_epoch_that_is_too_long_and_exits_within_30_
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**study, "fixed": long}))
     out, began = tmp_path / "evicted", time.monotonic()
     driver = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "raybone",
-            "search",
-            str(tmp_path / "study.yaml"),
-            "--out",
-            str(out),
-        ],
+        [*SEARCH, str(tmp_path / "study.yaml"), "--out", str(out)],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -94,4 +80,4 @@ def test_an_evicted_driver_leaves_an_epoch_that_is_too_long_and_exits_within_30_
     assert said == "raybone: interrupted; the same command resumes it\n"
     epochs = [e for e in Journal(Folder(out)).events() if e["event"] == "epoch"]
     assert all(e["seconds"] > GRACE_SECONDS for e in epochs)
-    assert len(epochs) <= 2
+    assert 1 <= len(epochs) <= 2  # one in each slot

@@ -179,6 +179,11 @@ def test_every_model_of_a_study_gets_to_the_end(tmp_path: Path) -> None:
     run(brain, score=two)
     complete = [c for c in brain.state.configurations.values() if c.status == "complete"]
     assert {c.params["model"] for c in complete} == {"m", "n"}
+    # Who goes on and who does not is told so, also where a model's best is not among the first.
+    for event in (e for e in brain.state.news if "action" in e and "that go on" in e["reason"]):
+        assert event["action"] == "promote", event
+    for event in (e for e in brain.state.news if "action" in e and ", down to" in e["reason"]):
+        assert event["action"] == "stop", event
 
 
 def test_the_ladder_climbs_on_one_fold_and_ends_with_all() -> None:
@@ -237,7 +242,7 @@ def test_the_process_is_that_of_scikit_learn() -> None:
 def test_ten_thousand_configurations_are_decided_in_seconds() -> None:
     race = CohortRace(cohort_ladder(27, 5), 10_000, CohortRule())
     noise = np.random.default_rng(0)
-    number = 0
+    number = finished = 0
     while (key := race.next_new()) is not None or race.next_step():
         step = race.next_step() if key is None else None
         if key is not None:
@@ -251,8 +256,9 @@ def test_ten_thousand_configurations_are_decided_in_seconds() -> None:
             folds, epochs = race.ladder[step.rung]
             level = 0.5 + 0.01 * epochs + 1e-4 * int(step.config_id[1:])
             race.arrive(step.config_id, step.rung, [level] * folds)
+            finished += step.rung == len(race.ladder) - 1
     assert number == 10_000
-    assert race.judge("c09999", len(race.ladder) - 1)
+    assert finished >= 2
 
 
 def run_side_by_side(

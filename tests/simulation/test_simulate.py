@@ -368,6 +368,7 @@ def test_the_command_line_tells_the_limit_and_what_is_in_sample(
     assert "its excess is in sample" in told
     assert "c: with the answers known, x " in told
     assert main([*words, "--limit", "-1"]) == 2
+    assert main([*words, "--limit", "1", "--json"]) == 2
     two = str(save(tmp_path / "two.npz", made_up(12, seeds=2)))
     assert main(["simulate", "--curves", two, *words[3:]]) == 0
     assert "its excess is in sample" not in capsys.readouterr().out
