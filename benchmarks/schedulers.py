@@ -3,7 +3,7 @@ the configurations of two tables of small models, the figures come from the othe
 whole, and then from tables of detectors and segmenters that `raybone search --record` trained on a
 phantom cohort.
 
-    python benchmarks/schedulers.py [trained]
+    python benchmarks/schedulers.py [trained|risk]
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import itertools
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import machine
 import numpy as np
 
+from raybone.hpo.cohort.plan import CohortRule
 from raybone.hpo.fold_race import Rule, ladder
 from raybone.metrics.intervals import corrected_winner
 from raybone.simulation.baselines import BASELINES, Baseline
@@ -30,6 +32,8 @@ CURVES = Path(__file__).parent / "curves"
 ALL = (FULL, *RACES, *COHORTS, *BASELINES, *LOCKSTEPS)
 FACTORS, SLACKS = (2.0, 2.25, 2.4, 2.5, 3.0), (1.5, 2.0)
 MOST_REGRET, LEAST_TOP = 0.3, 0.94
+RISKS, RISK_REPEATS, SMALL = (0.02, 0.01, 0.003), 100, ("diabetes", "digits")
+KEYS = ("fold_epochs", "speedup_vs_full", "in_sample_regret_pct", "in_sample_regret_se")
 
 
 def part(curves: Curves, first: int) -> Curves:
@@ -197,9 +201,35 @@ def trained() -> dict[str, Any]:
     return found
 
 
+def risks() -> dict[str, Any]:
+    """What a cohort race loses at the risk that it was asked for, against exhaustive
+    cross-validation's own scores.
+    """
+    found = {}
+    for path, folds in itertools.product(sorted(CURVES.glob("*.npz")), (5, 10)):
+        c = read_curves(path)
+        if folds > max(5, c.T_CSKE.shape[2]):
+            continue
+        small = path.stem in SMALL
+        races = [
+            replace(COHORTS[0], name=f"risk {risk}", rule=CohortRule(risk=risk)) for risk in RISKS
+        ]
+        print(f"{path.stem}, K={folds}")
+        plan = (FULL, *COHORTS, *races), folds, RISK_REPEATS if small else REPEATS
+        rows = table([c], *plan, workers=WORKERS if small else 2)
+        found[f"{path.stem}, K={folds}"] = {
+            name: {key: rows[name][key] for key in KEYS} for name in rows
+        }
+    return found
+
+
 if __name__ == "__main__":
     small = [read_curves(CURVES / name) for name in ("diabetes.npz", "digits.npz")]
-    if sys.argv[1:] == ["trained"]:
+    if sys.argv[1:] == ["risk"]:
+        last = json.loads((machine.RESULTS / "schedulers.json").read_text())
+        result = {**last, "risk": risks()}
+        del result["machine"]
+    elif sys.argv[1:] == ["trained"]:
         last = json.loads((machine.RESULTS / "schedulers.json").read_text())
         result = {
             **last,

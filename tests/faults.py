@@ -12,7 +12,8 @@ import psutil
 from raybone.hpo.journal import Journal
 from raybone.storage import Folder
 
-TRIAL, WORKER = ("ray::Trial",), ("ray::RayTrainWorker",)
+# Ray calls an actor by its class while it waits, and by what tune.with_resources made of it at work.
+TRIAL, WORKER = ("ray::Trial", "ray::ResourceTrainable"), ("ray::RayTrainWorker",)
 
 
 def epochs_of(out: Path) -> list[tuple[str, int, int]]:

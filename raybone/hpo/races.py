@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from raybone.hpo.cohort_plan import CohortRule, climb, cohort_ladder, stages
-from raybone.hpo.cohort_race import CohortRace
+from raybone.hpo.cohort.plan import CohortRule, climb, cohort_ladder, stages
+from raybone.hpo.cohort.race import CohortRace
 from raybone.hpo.events import Event
 from raybone.hpo.fold_race import Ladder, Race, Rule, ladder
 from raybone.hpo.sampler import propose
@@ -81,7 +81,7 @@ def race_of(study: ResolvedStudy, pool: Pool | None = None) -> Race | CohortRace
         drawn = pool.params if pool else {}
         known = {key: features(study, params) for key, params in drawn.items()}
         trials = len(known) or search.trials
-        return CohortRace(rungs, trials, CohortRule(), study.sign, known or None)
+        return CohortRace(rungs, trials, CohortRule(risk=search.risk), study.sign, known or None)
     race = search.scheduler == "fold_race"
     rule = Rule(races=race, promotion=not race or search.type == "promotion")
     return Race(rungs, rule, study.sign)

@@ -210,6 +210,7 @@ class State:
             event["config_id"], event["params"], event.get("parameters", 0)
         )
         self.taken.add(identity(event["params"]))
+        self.skipped = [params for params in self.skipped if params != event["params"]]
 
     def _on_invalid(self, event: Event) -> None:
         self.taken.add(identity(event["params"]))

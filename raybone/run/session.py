@@ -160,10 +160,10 @@ def _agree(folder: StudyFolder, study: ResolvedStudy) -> ResolvedStudy:
     same = old.dataset_hash == new.dataset_hash
     kept = [k for k in Study.model_fields if k not in CHANGEABLE and (k, same) != ("dataset", True)]
     changed = [k for k in kept if getattr(started, k) != getattr(study, k)]
-    trials = {"trials": study.search.trials}
     # What a cohort race decides depends on how many there are.
-    more = started.search.scheduler != "cohort_race"
-    if more and changed == ["search"] and started.search.model_copy(update=trials) == study.search:
+    free = "risk" if started.search.scheduler == "cohort_race" else "trials"
+    more = {free: getattr(study.search, free)}
+    if changed == ["search"] and started.search.model_copy(update=more) == study.search:
         changed = []
     if "models" not in changed and started.names != study.names:
         changed.append("the order of models")

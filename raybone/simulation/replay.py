@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from raybone.hpo.cohort_plan import CohortRule, cohort_ladder
-from raybone.hpo.cohort_race import CohortRace
+from raybone.hpo.cohort.plan import CohortRule, cohort_ladder
+from raybone.hpo.cohort.race import CohortRace
 from raybone.hpo.fold_race import SMOOTH, Ladder, Race, Rule, ladder
 from raybone.simulation.curves import Curves
 from raybone.types import Array

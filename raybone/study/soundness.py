@@ -32,6 +32,11 @@ def unsound(study: Study) -> list[str]:
             f"search.type: stopping is a kind of fold_race, got scheduler {search.scheduler}; "
             "leave it out"
         )
+    if search.risk is not None and search.scheduler != "cohort_race":
+        problems.append(
+            f"search.risk: only cohort_race knows what it risks, got scheduler {search.scheduler}; "
+            "leave it out, or set search.scheduler=cohort_race"
+        )
     # What is wrong with what all models share is wrong with each of them.
     return list(dict.fromkeys(problems)) or _of_rules_and_points(study)
 

@@ -52,6 +52,13 @@ class Search(Strict):
         description="fold_race: whether a configuration waits "
         "at a rung for its promotion, or is judged once as it arrives",
     )
+    risk: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="cohort_race: expected loss of the pick against exhaustive cross-validation, "
+        "as a share of its score, down to which the search goes on",
+    )
     folds: int | None = Field(
         None, ge=2, description="the dataset's number of folds; another number is refused"
     )

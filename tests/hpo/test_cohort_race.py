@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from raybone.hpo.brain import Brain, Work
-from raybone.hpo.cohort_plan import CohortRule, climb, cohort_ladder, normal_scores
-from raybone.hpo.cohort_race import CohortRace
+from raybone.hpo.cohort.plan import CohortRule, climb, cohort_ladder, normal_scores
+from raybone.hpo.cohort.race import CohortRace
+from raybone.hpo.cohort.surrogate import modelled
 from raybone.hpo.journal import Journal
 from raybone.hpo.races import expected, features, rungs_of
 from raybone.hpo.state import Configuration
-from raybone.hpo.surrogate import modelled
 from raybone.simulation.curves import Curves
 from raybone.simulation.replay import SCHEDULERS, Draw, replay
 from raybone.storage import Folder
@@ -347,3 +348,73 @@ def test_a_restart_with_other_slots_ends_as_well(before: int, after: int, tmp_pa
         run_side_by_side(resumed, 1)
         assert complete(resumed) >= 2, cut
         assert not resumed.race._absent
+
+
+def test_a_smaller_risk_goes_on_with_those_it_rests_on_and_says_why(tmp_path: Path) -> None:
+    plain, spent = brain_of(study_of(), tmp_path / "plain"), list[int]()
+    spent.append(run(plain))
+    for risk in (0.001, 0.0001):
+        careful = brain_of(at_risk(risk), tmp_path / f"risk{risk}")
+        spent.append(run(careful))
+    assert spent == sorted(set(spent)), spent
+    hopes = [e for e in careful.state.news if "share" in e.get("evidence", {})]
+    assert hopes
+    assert all("of what the pick may lose" in e["reason"] for e in hopes)
+    assert all(0 < e["evidence"]["share"] <= 1 for e in hopes)
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_finished_search_goes_on_at_a_smaller_risk_as_if_that_had_been_asked_at_first(
+    slots: int, tmp_path: Path
+) -> None:
+    asked = brain_of(at_risk(0.0005), tmp_path / "asked", slots)
+    spent = run(asked)
+    first = run(brain_of(study_of(), tmp_path / "later", slots))
+    later = brain_of(at_risk(0.0005), tmp_path / "later", slots)
+    assert first < spent
+    assert run(later) == spent - first
+    assert ends(later) == ends(asked)
+    assert run(brain_of(at_risk(0.0005), tmp_path / "later", slots)) == 0
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.9, 0.95, 0.99])
+def test_a_search_that_lowers_its_risk_may_be_cut_anywhere(share: float, tmp_path: Path) -> None:
+    whole = brain_of(at_risk(0.0005), tmp_path / "whole")
+    spent = run(whole)
+    run(brain_of(at_risk(0.0005), tmp_path / "cut"), int(share * spent))
+    resumed = brain_of(at_risk(0.0005), tmp_path / "cut")
+    assert run(resumed) == spent - int(share * spent)
+    assert ends(resumed) == ends(whole)
+
+
+def test_who_fails_is_not_hoped_for_again(tmp_path: Path) -> None:
+    brain = brain_of(at_risk(0.0001), tmp_path)
+    while work := brain.peek():
+        brain.start(work)
+        if work.rung >= 4:
+            brain.fail(work.config_id, "out of memory")
+            continue
+        for segment in work.segments:
+            for epoch in range(segment.start + 1, segment.stop + 1):
+                metrics = {"AP": score_of(work.params, segment.fold, epoch), "val_loss": 0.0}
+                brain.epoch(work.config_id, Epoch(segment.fold, epoch, metrics, 1.0))
+        brain.rung_done(work.config_id, work.rung)
+    assert brain.finish().kind in ("complete", "limits.failed_trials")
+
+
+def test_a_risk_is_a_cohort_races() -> None:
+    study = {"scheduler": "fold_race", "sampler": "random", "risk": 0.01}
+    with pytest.raises(ValidationError, match=r"search\.risk: only cohort_race knows"):
+        study_of(search=study)
+
+
+def at_risk(risk: float) -> ResolvedStudy:
+    search = {"trials": 40, "sampler": "random", "scheduler": "cohort_race", "risk": risk}
+    return study_of(search=search)
+
+
+def ends(brain: Brain) -> dict[str, tuple[str, int, int]]:
+    return {
+        c.id: (c.status, c.rung, sum(map(len, c.epochs.values())))
+        for c in brain.state.configurations.values()
+    }

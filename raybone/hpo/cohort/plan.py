@@ -21,7 +21,8 @@ class CohortRule:
     which a configuration does not start. mix: weight of the model in the order of a rung. alive: of
     the better quarter of a rung that was in the better half before; grow: least ratio of its median
     score at the rung before to that of now. slack: standard errors behind the leader at which a
-    finalist is dropped. finalists: number that go on at the least.
+    finalist is dropped. finalists: number that go on at the least. risk: expected loss of the pick
+    against exhaustive cross-validation, down to which a search goes on; None: it does not.
     """
 
     keep: float = 0.25
@@ -31,6 +32,7 @@ class CohortRule:
     grow: float = 0.6
     slack: float = 2.0
     finalists: int = 4
+    risk: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,3 +89,16 @@ def normal_scores(values_N: Array) -> Array:
     _, inverse, counts = np.unique(values_N, return_inverse=True, return_counts=True)
     places = (np.cumsum(counts) - counts + (counts - 1) / 2)[inverse]
     return np.asarray(ndtri((places + 0.5) / len(values_N)))
+
+
+def alive(then_N: Array, now_N: Array, rule: CohortRule) -> bool:
+    """Whether scores are distinct, their better quarter is stable, and it has ceased to leap."""
+    count = len(now_N)
+    if len(np.unique(now_N)) < count / 2:
+        return False
+    quarter = np.argsort(-now_N, kind="stable")[: max(2, math.ceil(count / 4))]
+    medians = abs(float(np.median(then_N[quarter]))), abs(float(np.median(now_N[quarter])))
+    if not min(medians) >= rule.grow * max(medians):
+        return False
+    places = [(then_N > v).sum() + ((then_N == v).sum() - 1) / 2 for v in then_N[quarter]]
+    return bool((np.array(places) < math.ceil(count / 2)).mean() >= rule.alive)

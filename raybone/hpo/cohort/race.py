@@ -10,44 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
-from raybone.hpo.cohort_plan import CohortRule, climb, normal_scores, stages
+from raybone.hpo.cohort.guide import FEWEST, Guide
+from raybone.hpo.cohort.plan import CohortRule, alive, climb, stages
+from raybone.hpo.cohort.risk import Told, beliefs, residual, risk
+from raybone.hpo.cohort.verdict import Verdict
 from raybone.hpo.fold_race import Evidence, Ladder, Next, name_of
 from raybone.hpo.rungs import Rung
-from raybone.hpo.surrogate import modelled
 from raybone.types import Array, Decision
 
-FEWEST_TO_MODEL = 8  # arrivals below which the model of the hyper-parameters is not asked
+FEWEST_OF_MODEL = 3  # pilots of a model that can say whether its scores are alive
 WIDE = 2  # folds that finalists lack, for each worker, at which they train them all at once
-PRIOR, WEIGHT = 0.03, 4  # of the residuals: a share of the best score, and observations
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    """A rung that was decided: its configurations, best first, and how many of them go on."""
-
-    order: tuple[str, ...]
-    room: int
-    by_model: bool
-    places: dict[str, int]
-
-    def why(self, config_id: str, level: Rung, sign: int) -> tuple[str, Evidence]:
-        """A configuration's place among them, and the other side of the cut."""
-        place = self.places[config_id]
-        goes = place < self.room
-        beside = self.order[self.room : self.room + 1] if goes else self.order[: self.room][-1:]
-        words = f"one of the {self.room} that go on" if goes else f"the best {self.room} go on"
-        evidence: Evidence = {"rank": place + 1, "of": len(self.order)}
-        for other in beside:
-            rival = sign * level.score(other)
-            words += f"{'; next is' if goes else ', down to'} {other} with {rival:.4f}"
-            evidence |= {"against": other, "rival": rival}
-        return words, evidence
 
 
 class CohortRace:
@@ -76,18 +52,20 @@ class CohortRace:
         self.skipped: dict[str, float] = {}
         folds, epochs = rungs[-1]
         self._plan, self._stage = stages(epochs, folds, rule.keep), 0
-        self._phase: Literal["pilot", "gate", "cohorts", "over"] = "pilot"
+        self._phase: Literal["pilot", "gate", "cohorts", "risk", "over"] = "pilot"
         self._batch = max(10, trials // 8)
-        self._begun, self._x = dict.fromkeys(pool or (), False), dict[str, Array | None]()
+        self._begun, self._guide = dict.fromkeys(pool or (), False), Guide(rule)
         self._waiting = self._untried()[: self._batch]
         self._cohort, self._ahead, self._size = set[str](), set[str](), float(trials)
         self._rung = 0  # that is decided next
         self._queue: dict[str, int] = {}  # rungs to which they go
         self._rungs = [Rung(1) for _ in rungs]
-        self._absent = set[str]()  # that the rung waits for
+        self._absent = dict[str, int]()  # whom it waits for, and at which rung
+        self._failed = set[str]()
+        self._hopes = dict[str, tuple[str, Evidence]]()  # why one goes on that had been cut
         self._full: dict[str, tuple[float, ...]] = {}
         self._model: dict[str, str] = {}
-        self._verdicts: dict[int, _Verdict] = {}
+        self._verdicts: dict[int, Verdict] = {}
 
     def next_new(self) -> str | None:
         """The key of the configuration that should begin, empty for whichever is proposed; None:
@@ -97,21 +75,23 @@ class CohortRace:
 
     def exhaust(self) -> None:
         """There is nothing more to propose."""
-        self._waiting, self.trials = [], len(self._x)
+        self._waiting, self.trials = [], len(self._guide.x)
         self._begun = {key: begun for key, begun in self._begun.items() if begun}
         self._settle()
 
     def begin(self, config_id: str, key: str, x: Array | None, model: str = "") -> None:
         """A configuration of these features begins."""
-        self._x[config_id], self._model[config_id] = x, model
+        self._guide.x[config_id], self._model[config_id] = x, model
         self._cohort.add(config_id)
-        self._absent.add(config_id)
+        self._absent[config_id] = self.first
+        self.skipped.pop(key, None)
         if key in self._begun:
             self._begun[key] = True
         self._waiting.remove(key if key in self._waiting else "")
 
     def go(self, config_id: str, rung: int) -> None:
         """A configuration is on its way to a rung."""
+        self._hopes.pop(config_id, None)
         if config_id in self._queue:
             del self._queue[config_id]
         elif rung > self._rung:
@@ -134,8 +114,8 @@ class CohortRace:
                 self._rungs[number].arrive(config_id, sum(folds[:count]) / count)
         for before in self._rungs[:rung]:
             before.leave(config_id)
-        if self._is_at(config_id):
-            self._absent.discard(config_id)
+        if config_id in self._rungs[self._absent.get(config_id, self._rung)].arrived:
+            self._absent.pop(config_id, None)
         if epochs == self.ladder[-1][1]:
             self._full[config_id] = tuple(folds)
         self._settle()
@@ -153,11 +133,16 @@ class CohortRace:
         self._settle()
 
     def end(self, config_id: str, how: Literal["complete", "stop", "failed"]) -> None:
-        """A configuration is finished; nobody waits for one that failed."""
-        if how != "complete":
+        """A configuration is finished; nobody waits for one that failed. One that is stopped at the
+        end of a search goes on where the search does, for a smaller risk.
+        """
+        if how == "stop":
+            return
+        if how == "failed":
             self._cohort.discard(config_id)
             self._ahead.discard(config_id)
-        self._absent.discard(config_id)
+            self._failed.add(config_id)
+        self._absent.pop(config_id, None)
         for rung in self._rungs:
             rung.leave(config_id)
         self._queue.pop(config_id, None)
@@ -204,6 +189,8 @@ class CohortRace:
                 self._admit()
             elif self._phase == "cohorts":
                 self._cut()
+            elif self._phase == "risk":
+                self._lower()
             else:
                 return
 
@@ -220,29 +207,31 @@ class CohortRace:
             return
         self.first = self._rung = self.ladder.index(steps[here + 1])
         self._queue = {c: self.first for c in sorted(self._cohort) if not self._is_at(c)}
-        self._absent = set(self._queue)
+        self._absent = dict(self._queue)
 
     def _alive(self, before: tuple[int, int]) -> bool:
-        """Whether scores are distinct, the better quarter is stable, and it has ceased to leap."""
-        names = sorted(self._cohort)
-        then, now = self._scores(self.ladder.index(before), names), self._scores(self.first, names)
-        if len(np.unique(now)) < len(now) / 2:
-            return False
-        quarter = np.argsort(-now, kind="stable")[: max(2, math.ceil(len(now) / 4))]
-        medians = abs(float(np.median(then[quarter]))), abs(float(np.median(now[quarter])))
-        if not min(medians) >= self.rule.grow * max(medians):
-            return False
-        place = np.array([(then > v).sum() + ((then == v).sum() - 1) / 2 for v in then[quarter]])
-        return bool((place < math.ceil(len(now) / 2)).mean() >= self.rule.alive)
+        """Whether the scores of each model are that has enough pilots, else those of all."""
+        by_model = [
+            [c for c in sorted(self._cohort) if self._model[c] == model]
+            for model in sorted({self._model[c] for c in self._cohort})
+        ]
+        enough = [names for names in by_model if len(names) >= FEWEST_OF_MODEL]
+        rung = self.ladder.index(before)
+        return all(
+            alive(self._scores(rung, names), self._scores(self.first, names), self.rule)
+            for names in enough or [sorted(self._cohort)]
+        )
 
     def _admit(self) -> None:
         """The next batch: of a known pool those that the model of the hyper-parameters gives a
         chance, the most promising first; each batch is twice as large.
         """
         left = self._untried()
-        few = len(self._rungs[self.first].arrived) < FEWEST_TO_MODEL
+        few = len(self._rungs[self.first].arrived) < FEWEST
         if self.pool is not None and left and not few:
-            chance = self._chances({key: self.pool[key] for key in left})
+            names = sorted(self._rungs[self.first].arrived)
+            known = dict(zip(names, self._scores(self.first, names).tolist()))
+            chance = self._guide.chances(known, {key: self.pool[key] for key in left})
             order = sorted(left, key=lambda key: -chance[key])
             left = [key for key in order if chance[key] >= self.rule.gate]
             self.skipped = {} if left else chance
@@ -254,33 +243,19 @@ class CohortRace:
 
     def _untried(self) -> list[str]:
         if self.pool is None:
-            return [""] * (self.trials - len(self._x))
+            return [""] * (self.trials - len(self._guide.x))
         return [key for key, begun in self._begun.items() if not begun]
-
-    def _chances(self, pool: Mapping[str, Array]) -> dict[str, float]:
-        """Chance of each to be among the share that is kept, by the scores of those that have
-        arrived.
-        """
-        names = sorted(self._rungs[self.first].arrived)
-        y_N = normal_scores(self._scores(self.first, names))
-        mean_M, sd_M = modelled(self._features(names), y_N, np.array([*pool.values()], float))
-        chance_M = 1 - ndtr((ndtri(1 - self.rule.keep) - mean_M) / sd_M)
-        return dict(zip(pool, chance_M.tolist()))
-
-    def _features(self, names: Sequence[str]) -> Array:
-        return np.array([self._x[c] for c in names], float)
 
     def _cut(self) -> None:
         """Decide the rung where the cohort stands."""
         rung, stage = self._rung, self._next_stage()
         if stage is None:
-            self._phase = "over"
+            self._phase = "risk"
             return
         self._stage, to, room, self._size = stage
-        names = sorted(self._cohort)
-        names = [c for c, v in zip(names, self._scores(rung, names)) if math.isfinite(v)]
-        merit = self._merit(names, rung)
-        order = sorted(names, key=lambda c: (c not in self._ahead, -merit[c]))
+        scores = self._finite(rung)
+        merit = self._guide.merits({c: v for c, v in scores.items() if c in self._cohort})
+        order = sorted(merit, key=lambda c: (c not in self._ahead, -merit[c]))
         best = self._close(order[:room], rung)
         for model in {self._model[c] for c in order} - {self._model[c] for c in best}:
             best.append(next(c for c in order if self._model[c] == model))
@@ -291,12 +266,51 @@ class CohortRace:
         # Of models, and of those that are close, also others than the first go on.
         order = [*best, *(c for c in order if c not in set(best))]
         places = {c: n for n, c in enumerate(order)}
-        self._verdicts[rung] = _Verdict(tuple(order), len(best), self._by_model(order), places)
+        self._verdicts[rung] = Verdict(tuple(order), len(best), self._guide.knows(order), places)
         ahead, self._cohort, self._ahead, self._rung = self._ahead, set(best), set(), to
         self._queue = {c: to for c in best if c not in ahead and not self._is_at(c)}
-        self._absent = {c for c in best if not self._is_at(c)}
+        self._absent = {c: to for c in best if not self._is_at(c)}
         if not best:
             self._phase = "over"
+
+    def _lower(self) -> None:
+        """While the risk is larger than was asked, those go on that have most of it for what they
+        cost, also such as had been cut or had not begun.
+        """
+        self._phase = "over"
+        full = self._finite(len(self.ladder) - 1)
+        if self.rule.risk is None or not full:
+            return
+        known = beliefs(full, [self._told(rung) for rung in range(len(self.ladder) - 1)])
+        lost = risk(known).per(abs(max(full.values())) or 1)
+        if lost.loss <= self.rule.risk:
+            return
+        on = {c: r for r, level in enumerate(self._rungs) for c in level.arrived}
+        on = {c: r for c, r in on.items() if c not in self._failed}
+        steps = lost.steps(on, self.ladder, self._plan, self.first)[: self.workers]
+        self._phase = "risk"
+        self._waiting = [c for c, _, _ in steps if c in self.skipped]
+        self._queue = {c: to for c, to, _ in steps if c not in self.skipped}
+        self._absent = dict(self._queue)
+        self._hopes = {c: words for c, _, words in steps}
+
+    def _finite(self, rung: int) -> dict[str, float]:
+        level = self._rungs[rung]
+        return {c: v for c in sorted(level.arrived) if math.isfinite(v := level.score(c))}
+
+    def _told(self, rung: int) -> Told:
+        """What a rung tells of final scores. At full length what the other folds add has no slope,
+        and a variance that is known.
+        """
+        x = {c: (v, 0.0) for c, v in self._finite(rung).items()}
+        if rung == self.first:
+            pool = self.pool or {}
+            idle = {key: pool[key] for key in self.skipped}
+            x |= self._guide.guesses(self._finite(rung), idle)
+        noise, (folds, epochs), of = residual(self._full), self.ladder[rung], self.ladder[-1]
+        if epochs == of[1]:
+            return Told(x, noise * (1 / folds - 1 / of[0]), 1.0)
+        return Told(x, noise / 2)
 
     def _next_stage(self) -> tuple[int, int, int, float] | None:
         """The number of the stage after the next, the rung to which those of this one go, how many,
@@ -336,21 +350,6 @@ class CohortRace:
         )
         return Next(best, to, words, {"score": self.sign * score, "rank": rank})
 
-    def _merit(self, names: Sequence[str], rung: int) -> dict[str, float]:
-        """Mean of the normal score and of what the model of the hyper-parameters makes of it."""
-        if not names:
-            return {}
-        z_N = normal_scores(self._scores(rung, names))
-        if self._by_model(names):
-            X_ND = self._features(names)
-            z_N = (1 - self.rule.mix) * z_N + self.rule.mix * modelled(X_ND, z_N, X_ND)[0]
-        return dict(zip(names, z_N.tolist()))
-
-    def _by_model(self, names: Sequence[str]) -> bool:
-        """Whether there is enough for a model of the hyper-parameters."""
-        known = all(self._x[c] is not None for c in names)
-        return known and len(names) >= FEWEST_TO_MODEL and self.rule.mix > 0
-
     def _close(self, best: list[str], rung: int) -> list[str]:
         """Of finalists, those that are not clearly behind the leader on the same folds, two at the
         least.
@@ -361,28 +360,15 @@ class CohortRace:
             return best
         scores = dict(zip(best, self._scores(rung, best).tolist()))
         order = sorted(best, key=lambda c: -scores[c])
-        spread = math.sqrt(2 * self._residual() * (1 / folds - 1 / last_folds))
+        spread = math.sqrt(2 * residual(self._full) * (1 / folds - 1 / last_folds))
         least = scores[order[0]] - self.rule.slack * spread
         return [c for n, c in enumerate(order) if n < 2 or scores[c] >= least]
-
-    def _residual(self) -> float:
-        """Variance of configuration x fold residuals at full length, by Helmert contrasts: each
-        fold against the mean of those before it.
-        """
-        rows = [folds for folds in self._full.values() if all(map(math.isfinite, folds))]
-        squares, freedom = 0.0, 0
-        for fold in range(1, self.ladder[-1][0]):
-            rest = np.array([r[fold] - sum(r[:fold]) / fold for r in rows if len(r) > fold])
-            if len(rest) < 2:
-                break
-            squares += float(((rest - rest.mean()) ** 2).sum()) * fold / (fold + 1)
-            freedom += len(rest) - 1
-        best = max((abs(sum(r) / len(r)) for r in rows), default=0.0)
-        return (WEIGHT * (PRIOR * best) ** 2 + squares) / (WEIGHT + freedom)
 
     # -- words
 
     def _why(self, config_id: str) -> tuple[str, Evidence]:
+        if config_id in self._hopes:
+            return self._hopes[config_id]
         on = (n for n, level in enumerate(self._rungs) if config_id in level.arrived)
         rung = max(on, default=-1)
         if rung < 0:

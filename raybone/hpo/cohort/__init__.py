@@ -1,0 +1,1 @@
+"""cohort_race: rungs that are decided once, by a pilot, a gate and a posterior."""
