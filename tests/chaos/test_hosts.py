@@ -29,6 +29,7 @@ TOOLS = ("ip", "unshare", "nsenter", "mount", "hostname")
 # about.
 SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",  # the tests' own Ray turns it off, for itself
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "4",
