@@ -171,6 +171,19 @@ def test_failures_refusals_and_small_spaces_end(tmp_path: Path) -> None:
     assert any(c.status == "complete" for c in brain.state.configurations.values())
 
 
+def test_a_model_that_starts_late_is_waited_for(tmp_path: Path) -> None:
+    def score(params: dict[str, Any], fold: int, epoch: int) -> float:
+        late = params["model"] == "late"
+        return (score_of(params, fold, epoch) + 0.1 * late) * (epoch > 9 or not late)
+
+    brain = brain_of(study_of(40, model="", models={"early": {}, "late": {}}), tmp_path)
+    spent = run(brain, score=score)
+    assert best_of(brain).params["model"] == "late"
+    late = [c for c in brain.state.configurations.values() if c.params["model"] == "late"]
+    assert len(late) > 40 / 4  # not the pilots alone
+    assert spent < 40 * FOLDS * EPOCHS / 2
+
+
 def test_every_model_of_a_study_gets_to_the_end(tmp_path: Path) -> None:
     def two(params: dict[str, Any], fold: int, epoch: int) -> float:
         return score_of(params, fold, epoch) - 0.3 * (params["model"] == "n")
