@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,11 @@ class Pool:
         if search.scheduler == "cohort_race" and search.sampler not in ("tpe", "gp"):
             while self._index < search.trials <= LARGEST and self.draw():
                 pass
+        if search.sampler == "grid":
+            # Its first ones are alike, and a race learns most from such as are not.
+            keys, first = [*self.params], len(search.points)
+            random.Random(search.seed).shuffle(rest := keys[first:])
+            self.params = {key: self.params[key] for key in [*keys[:first], *rest]}
 
     def draw(self) -> str:
         """One more; returns its key, empty when the space is used up."""

@@ -171,6 +171,22 @@ def test_failures_refusals_and_small_spaces_end(tmp_path: Path) -> None:
     assert any(c.status == "complete" for c in brain.state.configurations.values())
 
 
+def test_pilots_of_a_grid_are_from_all_over_it_after_the_points_that_were_named(
+    tmp_path: Path,
+) -> None:
+    rates = [0.0001, 0.0003, 0.001, 0.003, 0.01]
+    point = {"lr0": 0.01, "mosaic": 0.5}
+    search = {"trials": 40, "sampler": "grid", "scheduler": "cohort_race", "points": [point]}
+    space = {"lr0": {"choice": rates}, "mosaic": {"choice": [n / 8 for n in range(8)]}}
+    brain = brain_of(study_of(search=search, space=space), tmp_path)
+    run(brain)
+    pilots = [c.params for c in brain.state.configurations.values()][:10]
+    assert pilots[0] == point
+    assert {p["lr0"] for p in pilots} == set(rates)
+    assert len({p["mosaic"] for p in pilots}) > 3
+    assert best_of(brain).params["lr0"] == 0.003
+
+
 def test_a_model_that_starts_late_is_waited_for(tmp_path: Path) -> None:
     def score(params: dict[str, Any], fold: int, epoch: int) -> float:
         late = params["model"] == "late"
