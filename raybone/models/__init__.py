@@ -35,6 +35,8 @@ MENU = {
     },
     **{name: f"segmenters.{name}" for name in ("unet", "double_unet", "msma_unet")},
     **dict.fromkeys(("unet_plus_plus", "attention_unet", "res_unet"), "segmenters.unet_variants"),
+    **dict.fromkeys(("cmunext-s", "cmunext", "cmunext-l"), "segmenters.cmunext"),
+    "amsunet": "segmenters.amsunet",
     **dict.fromkeys(
         ("lesion_resnet50", "lesion_inception_v3", "lesion_vgg16", "lesion_densenet169"),
         "classifiers.lesion",

@@ -41,6 +41,27 @@ def test_the_menu_has_networks_of_these_sizes(name: str, millions: float) -> Non
 
 
 @pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("cmunext-s", 417_361),
+        ("cmunext", 3_148_897),
+        ("cmunext-l", 8_286_145),
+        ("amsunet", 2_619_289),
+    ],
+)
+def test_small_networks_have_their_papers_parameters_to_the_last_one(
+    name: str, parameters: int
+) -> None:
+    """Of the authors' networks with one channel in and one out, as counted from their code."""
+    model = load(name)
+    net = model.build(model.Config())
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    with torch.no_grad():
+        (found,) = net.eval()(torch.rand(1, 1, 64, 32))
+    assert found.mask_CHW.shape == (1, 64, 32)
+
+
+@pytest.mark.parametrize(
     "name",
     ["attention_unet", "res_unet", "lesion_inception_v3", "lesion_vgg16", "lesion_densenet169"],
 )
@@ -120,8 +141,12 @@ def test_every_weight_of_a_segmenter_is_trained() -> None:
         "unet_plus_plus",
         "attention_unet",
         "res_unet",
+        "cmunext-s",
+        "amsunet",
     ):
-        net = load(name).build(load(name).Config(width=8)).train()
+        model = load(name)
+        small = {"width": 8} if "width" in model.Config.model_fields else {}
+        net = model.build(model.Config(**small)).train()
         mask = torch.zeros(2, 1, 64, 32, dtype=torch.uint8)
         mask[..., 4:9, 4:9] = 1
         torch.stack(list(net(batch(mask)).values())).sum().backward()
