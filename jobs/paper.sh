@@ -50,11 +50,13 @@ wbbs)
     ;;
 spect)
     cohort spect 3 dicom --steps max_min bladder
-    small="dataset=$out/spect fixed.imgsz=256 fixed.tile=64 fixed.batch=8 fixed.nbs=8 fixed.width=16 search.trials=1"
+    small="dataset=$out/spect fixed.imgsz=256 fixed.tile=64 fixed.batch=8 fixed.nbs=8 search.trials=1"
     parts='"multi_pooling":true,"non_local":true,"multi_scale":true,"vit":true'
-    study spect_msma_unet spect-msma-unet $small "search.points=[{\"lr0\":0.001,$parts,\"fliplr\":0.5}]"
-    for model in unet unet_plus_plus attention_unet res_unet; do
-        study spect_msma_unet "spect-$(echo $model | tr _ -)" $small model=$model search.points=[] \
+    study spect_msma_unet spect-msma-unet $small fixed.width=16 "search.points=[{\"lr0\":0.001,$parts,\"fliplr\":0.5}]"
+    for model in unet unet_plus_plus attention_unet resunet_a amsunet cmunext multi_inception_unet rar_unet \
+        icunet_plus_plus; do
+        case $model in amsunet | cmunext) narrow= ;; *) narrow=fixed.width=16 ;; esac
+        study spect_msma_unet "spect-$(echo $model | tr _ -)" $small $narrow model=$model search.points=[] \
             "space={lr0: {choice: [0.001]}, fliplr: {choice: [0.5]}}"
     done
     ;;

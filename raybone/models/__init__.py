@@ -37,6 +37,9 @@ MENU = {
     **dict.fromkeys(("unet_plus_plus", "attention_unet", "res_unet"), "segmenters.unet_variants"),
     **dict.fromkeys(("cmunext-s", "cmunext", "cmunext-l"), "segmenters.cmunext"),
     "amsunet": "segmenters.amsunet",
+    "resunet_a": "segmenters.resunet_a",
+    "rar_unet": "segmenters.rar_unet",
+    **dict.fromkeys(("multi_inception_unet", "icunet_plus_plus"), "segmenters.inception_unets"),
     **dict.fromkeys(
         ("lesion_resnet50", "lesion_inception_v3", "lesion_vgg16", "lesion_densenet169"),
         "classifiers.lesion",

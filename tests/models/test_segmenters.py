@@ -9,6 +9,7 @@ import torch
 from raybone.data.loader import Batch
 from raybone.errors import WrongInput
 from raybone.models import load
+from raybone.models.segmenters.rar_unet import Cbam
 
 THREE = {"nm": "otsu", "width": 4, "depth": 2}
 
@@ -109,6 +110,21 @@ def test_metastasis_in_air_costs_overlap_although_air_has_no_loss_of_its_own() -
     assert float(net.net.head.weight.grad.abs().sum()) > 0
 
 
+def test_who_reads_a_network_into_a_paper_says_so() -> None:
+    for name in ("rar_unet", "multi_inception_unet", "icunet_plus_plus"):
+        assert load(name).SOURCE.startswith("our reading of")
+
+
+def test_cbam_weighs_channels_and_places_and_keeps_the_shape() -> None:
+    """By hand: without weights all attention is a half, twice."""
+    cbam, image = Cbam(8), torch.rand(2, 8, 12, 4)
+    for parameter in cbam.parameters():
+        torch.nn.init.zeros_(parameter)
+    torch.testing.assert_close(cbam(image), image / 4)
+    torch.nn.init.constant_(cbam.channels[2].bias, 50.0)
+    torch.testing.assert_close(cbam(image), image / 2)
+
+
 @pytest.mark.parametrize("switch", ["multi_scale", "multi_pooling", "vit", "non_local"])
 def test_each_part_of_the_multi_attention_unet_can_be_left_out(switch: str) -> None:
     model = load("msma_unet")
@@ -143,6 +159,10 @@ def test_every_weight_of_a_segmenter_is_trained() -> None:
         "res_unet",
         "cmunext-s",
         "amsunet",
+        "resunet_a",
+        "rar_unet",
+        "multi_inception_unet",
+        "icunet_plus_plus",
     ):
         model = load(name)
         small = {"width": 8} if "width" in model.Config.model_fields else {}

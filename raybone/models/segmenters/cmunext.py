@@ -24,10 +24,14 @@ SIZES = {
 }
 
 
-class _Residual(nn.Sequential):
+class _Residual(nn.Module):
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(*parts)
+
     def forward(self, x: Tensor) -> Tensor:
         """What it is given, and what its parts make of that."""
-        return cast(Tensor, x + super().forward(x))
+        return cast(Tensor, x + self.inner(x))
 
 
 def _relu(inputs: int, outputs: int) -> nn.Module:

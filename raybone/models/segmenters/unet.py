@@ -4,6 +4,7 @@ convolutions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -40,16 +41,21 @@ class Config(SegmenterConfig):
 
 
 class Unet(nn.Module):
-    """Encoder, decoder and skip connections; logits, one channel a category."""
+    """Encoder, decoder and skip connections; logits, one channel a category.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        block: makes what is at each level from its channels in and out.
+    """
+
+    def __init__(self, config: Config, block: Callable[[int, int], nn.Module] = DoubleConv) -> None:
         super().__init__()
         widths = [config.width * 2**i for i in range(config.depth + 1)]
-        self.down = nn.ModuleList(DoubleConv(i, o) for i, o in zip([1, *widths], widths))
+        self.down = nn.ModuleList(block(i, o) for i, o in zip([1, *widths], widths))
+        self.skip = nn.ModuleList(nn.Identity() for _ in widths[:-1])
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(o, i, 2, stride=2) for i, o in zip(widths, widths[1:])
         )
-        self.merge = nn.ModuleList(DoubleConv(2 * i, i) for i in widths[:-1])
+        self.merge = nn.ModuleList(block(2 * i, i) for i in widths[:-1])
         self.head = nn.Conv2d(config.width, config.channels, 1)
         rare(self.head)
 
@@ -61,7 +67,9 @@ class Unet(nn.Module):
             x = block(functional.max_pool2d(x, 2) if levels else x)
             levels.append(x)
         for level in reversed(range(len(self.up))):
-            x = self.merge[level](torch.cat([levels[level], self.up[level](x)], 1))
+            x = self.merge[level](
+                torch.cat([self.skip[level](levels[level]), self.up[level](x)], 1)
+            )
         return cast(Tensor, self.head(x))
 
 

@@ -1,8 +1,9 @@
-"""The general comparators of the multi-attention U-Net study (doi 10.21037/qims-24-1246), from
-MONAI.
+"""U-Nets from MONAI.
 
-U-Net++ (Zhou et al. 2018, arXiv:1807.10165), Attention U-Net (Oktay et al. 2018, arXiv:1804.03999),
-and a U-Net of residual units (Zhang et al. 2018, arXiv:1711.10684).
+U-Net++ (Zhou et al. 2018, arXiv:1807.10165) and Attention U-Net (Oktay et al. 2018,
+arXiv:1804.03999), comparators of the multi-attention U-Net study (doi 10.21037/qims-24-1246), whose
+third is ``resunet_a``; and MONAI's own U-Net of residual units, with strided convolutions and PReLU
+(Kerfoot et al. 2019, doi 10.1007/978-3-030-12029-0_40).
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ MODELS = [
         Config,
         builder(_residual),
         SPACE,
-        "Zhang et al. 2018, arXiv:1711.10684; MONAI",
+        "Kerfoot et al. 2019, doi 10.1007/978-3-030-12029-0_40; MONAI",
         graph=GRAPH,
     ),
 ]
