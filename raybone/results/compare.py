@@ -21,6 +21,8 @@ from raybone.study.spec import ResolvedStudy
 from raybone.tasks import task_of
 from raybone.types import Finding
 
+# The mean that a study of double U-Nets prints of its folds: F1 of mean precision and sensitivity
+F1_OF_MEANS = "F1 of means"
 OTHER = (
     "published figures are of other patients, scanners and readers: they say what to expect, not "
     "who is better"
@@ -97,6 +99,7 @@ def beside(
         shown = {k: figure[k] for k in ("system", "variant", "table", "value")}
         said.setdefault((figure["metric"], figure["subgroup"]), []).append(shown)
     measured = {m for run in best.epochs.values() for m in run.metrics if m in METRICS}
+    measured |= {F1_OF_MEANS} if {"precision", "sensitivity"} <= measured else set()
     rows = []
     for (metric, part), figures_of_it in said.items():
         if metric in measured - {"val_loss"} and part in ("", *groups):
@@ -212,6 +215,10 @@ def comparison_lines(compared: dict[str, Any]) -> list[str]:
 
 
 def _measured(best: Configuration, folds: int, metric: str) -> dict[str, float]:
+    if metric == F1_OF_MEANS:
+        means = [_measured(best, folds, name) for name in ("precision", "sensitivity")]
+        f1 = {k: 2 / sum(1 / m[k] if m[k] else math.inf for m in means) for k in ("mean", "test")}
+        return {"low": math.nan, "high": math.nan, **f1}
     values_K, tests_K = (
         np.array([best.epochs[k].last(name) for k in range(folds)])
         for name in (metric, f"test_{metric}")
