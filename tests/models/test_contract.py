@@ -50,6 +50,9 @@ PACE = {
     "lesion_resnet50": (12, 4e-4),
     **dict.fromkeys(("double_unet", "unet_plus_plus"), (24, 1e-2)),
     "msma_unet": (30, 3e-3),
+    **dict.fromkeys(("cmunext-s", "resunet_a"), (16, 1e-2)),
+    "amsunet": (8, 1e-2),
+    **dict.fromkeys(("rar_unet", "multi_inception_unet"), (16, 1e-2)),
     **dict.fromkeys(("smp/Unet", "nnunet", "timm/resnet18"), (12, 3e-3)),
 }
 
