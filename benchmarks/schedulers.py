@@ -206,18 +206,18 @@ def risks() -> dict[str, Any]:
     cross-validation's own scores.
     """
     found = {}
-    for path, folds in itertools.product(sorted(CURVES.glob("*.npz")), (5, 10)):
-        c = read_curves(path)
-        if folds > max(5, c.T_CSKE.shape[2]):
-            continue
-        small = path.stem in SMALL
+    tables = [read_curves(path) for path in sorted(CURVES.glob("*.npz"))]
+    for c, folds in [
+        (c, k) for c in tables for k in sorted({min(k, c.T_CSKE.shape[2]) for k in (5, 10)})
+    ]:
+        small = c.name in SMALL
         races = [
             replace(COHORTS[0], name=f"risk {risk}", rule=CohortRule(risk=risk)) for risk in RISKS
         ]
-        print(f"{path.stem}, K={folds}")
+        print(f"{c.name}, K={folds}")
         plan = (FULL, *COHORTS, *races), folds, RISK_REPEATS if small else REPEATS
         rows = table([c], *plan, workers=WORKERS if small else 2)
-        found[f"{path.stem}, K={folds}"] = {
+        found[f"{c.name}, K={folds}"] = {
             name: {key: rows[name][key] for key in KEYS} for name in rows
         }
     return found
@@ -225,19 +225,11 @@ def risks() -> dict[str, Any]:
 
 if __name__ == "__main__":
     small = [read_curves(CURVES / name) for name in ("diabetes.npz", "digits.npz")]
-    if sys.argv[1:] == ["risk"]:
-        last = json.loads((machine.RESULTS / "schedulers.json").read_text())
-        result = {**last, "risk": risks()}
+    parts = {"risk": risks, "trained": trained}
+    if sys.argv[1:]:  # only these are measured anew
+        result = json.loads((machine.RESULTS / "schedulers.json").read_text())
         del result["machine"]
-    elif sys.argv[1:] == ["trained"]:
-        last = json.loads((machine.RESULTS / "schedulers.json").read_text())
-        result = {
-            **last,
-            "survival": survival(small),
-            "winners_curse": curse(),
-            "trained": trained(),
-        }
-        del result["machine"]
+        result |= {name: parts[name]() for name in sys.argv[1:]}
     else:
         result = {
             "survival": survival(small),
@@ -245,5 +237,6 @@ if __name__ == "__main__":
             "report": report(small),
             "winners_curse": curse(),
             "trained": trained(),
+            "risk": risks(),
         }
     machine.keep("schedulers", result)

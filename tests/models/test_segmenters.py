@@ -125,6 +125,39 @@ def test_cbam_weighs_channels_and_places_and_keeps_the_shape() -> None:
     torch.testing.assert_close(cbam(image), image / 2)
 
 
+def test_what_a_paper_says_and_we_do_otherwise_is_a_switch() -> None:
+    """Off, the networks are those of before; on, each part is there and trained."""
+    model, image = load("msma_unet"), torch.rand(1, 1, 32, 32)
+    counts = {}
+    for switch in ("", "multi_scale_bottom", "post_norm", "token_head"):
+        net = model.build(model.Config(width=8, **({switch: True} if switch else {}))).train()
+        counts[switch] = sum(p.numel() for p in net.parameters())
+        torch.stack(
+            list(net(batch(torch.ones(1, 1, 32, 32, dtype=torch.uint8))).values())
+        ).sum().backward()
+        assert [n for n, p in net.named_parameters() if p.grad is None] == []
+        layers = net.net.bottom[0].layers.layers
+        assert {layer.norm_first for layer in layers} == {switch != "post_norm"}
+    assert counts["token_head"] == counts[""] + 64 * 64 + 64
+    assert counts["multi_scale_bottom"] > counts[""] == counts["post_norm"]
+    for pools in ((1,), (1, 2), (1, 2, 4)):  # Figure 14
+        net = model.build(model.Config(width=8, pools=pools)).eval()
+        with torch.no_grad():
+            assert net(image)[0].mask_CHW.shape == (1, 32, 32)
+    with pytest.raises(ValueError, match="pools must be positive"):
+        model.Config(pools=(0,))
+
+
+def test_the_pool_of_aspp_is_normalised_as_its_authors_do_and_takes_a_single_scan() -> None:
+    model = load("double_unet")
+    net = model.build(model.Config(width=8, pool_norm=True)).train()
+    plain = model.build(model.Config(width=8))
+    assert len(net.state_dict()) == len(plain.state_dict()) + 2 * 5  # both pyramids
+    for count in (2, 1):
+        losses = net(batch(torch.ones(count, 1, 64, 64, dtype=torch.uint8)))
+        assert all(torch.isfinite(v) for v in losses.values())
+
+
 @pytest.mark.parametrize("switch", ["multi_scale", "multi_pooling", "vit", "non_local"])
 def test_each_part_of_the_multi_attention_unet_can_be_left_out(switch: str) -> None:
     model = load("msma_unet")

@@ -49,6 +49,10 @@ class Config(SegmenterConfig):
     )
 
     norm: bool = Field(True, description="batch norm in the VGG encoder; the papers' has none")
+    pool_norm: bool = Field(
+        False,
+        description="batch norm in the pooling branch of ASPP, as its authors' code has",
+    )
 
 
 class DoubleUnet(nn.Module):
@@ -68,7 +72,7 @@ class DoubleUnet(nn.Module):
             _Block(i, o) for i, o in zip((config.channels, *widths), widths)
         )
         self.necks = nn.ModuleList(
-            _Aspp(inputs, config.width) for inputs in (stages[-1], widths[-1])
+            _Aspp(inputs, config.width, config.pool_norm) for inputs in (stages[-1], widths[-1])
         )
         both = [a + b for a, b in zip(stages, widths)]
         self.decoders = nn.ModuleList(
@@ -126,13 +130,27 @@ class _Block(nn.Module):
         return cast(Tensor, x * self.excitation(x))
 
 
+class _PoolNorm(nn.BatchNorm2d):
+    """Batch norm of one value a scan; a single scan is normalised by those seen before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) == 1:
+            return functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return super().forward(x)
+
+
 class _Aspp(nn.Module):
     """Atrous spatial pyramid pooling (Chen et al. 2017, arXiv:1706.05587)."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, norm: bool) -> None:
         super().__init__()
         self.whole = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(inputs, outputs, 1), nn.ReLU()
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(inputs, outputs, 1),
+            _PoolNorm(outputs) if norm else nn.Identity(),
+            nn.ReLU(),
         )
         self.parts = nn.ModuleList(
             _conv(inputs, outputs, 1 if rate == 1 else 3, rate) for rate in RATES

@@ -9,7 +9,10 @@ text speaks of five branches, equation 1 has those of 1x1, 3x3, 5x5 and pooling,
 varies); the multi-pooling windows are grids of 1, 2, 4 and 8 cells, by adaptive average pooling,
 and a 1x1 convolution brings the result back to the level's channels; the transformer's class token
 is added to the bottom map at every place; its positions are learned for 16x16 and interpolated for
-maps of another size; its hidden layer has four times its width.
+maps of another size; its hidden layer has four times its width. Where the paper says one thing and
+we train another, there is a switch: its equations 13 and 15 normalise after the residual sums
+(``post_norm``), Table 1 has a linear head on the class token (``token_head``), and a multi-scale
+block is in every layer, the bottom too (``multi_scale_bottom``).
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from raybone.models.segmenters._segmenter import GRAPH, SPACE, SegmenterConfig, 
 from raybone.models.segmenters.unet import DoubleConv
 from raybone.study.param import Param
 
-LEVELS, GRID, POOLS = 4, 16, (1, 2, 4, 8)
+LEVELS, GRID = 4, 16
 DEPTH, HEADS, DROPOUT = 6, 8, 0.1  # of the transformer, Table 1
 
 
@@ -50,8 +53,18 @@ class Config(SegmenterConfig):
     multi_pooling: bool = Field(
         True, description="context of several grids after the first halving"
     )
+    pools: tuple[int, ...] = Field(
+        (1, 2, 4, 8), min_length=1, description="cells a side of those grids, as in Figure 14"
+    )
     vit: bool = Field(True, description="a vision transformer at the bottom")
     non_local: bool = Field(True, description="non-local attention at the bottom")
+    multi_scale_bottom: bool = Field(
+        False, description="with multi_scale: its branches at the bottom too"
+    )
+    post_norm: bool = Field(
+        False, description="the transformer normalises after its sums, as equations 13 and 15 do"
+    )
+    token_head: bool = Field(False, description="a linear layer on the transformer's class token")
 
     @model_validator(mode="after")
     def _kernels_fit(self) -> Config:
@@ -59,6 +72,11 @@ class Config(SegmenterConfig):
             raise ValueError(
                 f"kernels must be odd and fewer than the width {self.width}, got "
                 f"{list(self.kernels)}"
+            )
+        if any(pool < 1 for pool in self.pools) or len(self.pools) > self.width:
+            raise ValueError(
+                f"pools must be positive and at most as many as the width {self.width}, got "
+                f"{list(self.pools)}"
             )
         return self
 
@@ -70,11 +88,13 @@ class MsmaUnet(nn.Module):
         super().__init__()
         widths = [config.width * 2**level for level in range(LEVELS)]
         self.down = nn.ModuleList(_level(i, o, config) for i, o in zip([1, *widths], widths))
-        self.pooling = _MultiPooling(widths[0]) if config.multi_pooling else nn.Identity()
+        self.pooling = (
+            _MultiPooling(widths[0], config.pools) if config.multi_pooling else nn.Identity()
+        )
         self.bottom = nn.Sequential(
-            _Transformer(widths[-1]) if config.vit else nn.Identity(),
+            _Transformer(widths[-1], config) if config.vit else nn.Identity(),
             _NonLocal(widths[-1]) if config.non_local else nn.Identity(),
-            DoubleConv(widths[-1], widths[-1]),
+            _level(widths[-1], widths[-1], config, config.multi_scale_bottom),
         )
         below = [*widths[1:], widths[-1]]
         self.up = nn.ModuleList(
@@ -130,17 +150,18 @@ class _MultiPooling(nn.Module):
     itself.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, pools: tuple[int, ...]) -> None:
         super().__init__()
-        self.reduce = nn.ModuleList(nn.Conv2d(channels, channels // len(POOLS), 1) for _ in POOLS)
-        self.join = nn.Conv2d(2 * channels, channels, 1)
+        share, self.pools = channels // len(pools), pools
+        self.reduce = nn.ModuleList(nn.Conv2d(channels, share, 1) for _ in pools)
+        self.join = nn.Conv2d(channels + share * len(pools), channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         wide = [
             functional.interpolate(
                 reduce(functional.adaptive_avg_pool2d(x, size)), x.shape[2:], mode="bilinear"
             )
-            for size, reduce in zip(POOLS, self.reduce)
+            for size, reduce in zip(self.pools, self.reduce)
         ]
         return cast(Tensor, self.join(torch.cat([x, *wide], 1)))
 
@@ -150,14 +171,17 @@ class _Transformer(nn.Module):
     arXiv:2010.11929).
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, config: Config) -> None:
         super().__init__()
         self.embed = nn.Linear(channels, channels)
         self.token = nn.Parameter(torch.randn(1, 1, channels) * 0.02)
         self.places = nn.Parameter(torch.randn(1, channels, GRID, GRID) * 0.02)
         layer = nn.TransformerEncoderLayer(
-            channels, HEADS, 4 * channels, DROPOUT, "gelu", batch_first=True, norm_first=True
+            *(channels, HEADS, 4 * channels, DROPOUT, "gelu"),
+            batch_first=True,
+            norm_first=not config.post_norm,
         )
+        self.head = nn.Linear(channels, channels) if config.token_head else nn.Identity()
         self.layers = nn.TransformerEncoder(
             layer, DEPTH, nn.LayerNorm(channels), enable_nested_tensor=False
         )
@@ -170,7 +194,7 @@ class _Transformer(nn.Module):
         )
         tokens_NLC = self.embed(x.flatten(2).transpose(1, 2)) + places.flatten(2).transpose(1, 2)
         whole_NC = self.layers(torch.cat([self.token.expand(len(x), -1, -1), tokens_NLC], 1))[:, 0]
-        return x + whole_NC[:, :, None, None]
+        return cast(Tensor, x + self.head(whole_NC)[:, :, None, None])
 
 
 class _NonLocal(nn.Module):
@@ -190,11 +214,11 @@ class _NonLocal(nn.Module):
         return cast(Tensor, x + self.out(seen_NCL.unflatten(2, x.shape[2:])))
 
 
-def _level(inputs: int, outputs: int, config: Config) -> nn.Module:
+def _level(inputs: int, outputs: int, config: Config, scales: bool = True) -> nn.Module:
     block = DoubleConv(inputs, outputs)
-    return (
-        nn.Sequential(block, _MultiScale(outputs, config.kernels)) if config.multi_scale else block
-    )
+    if not (config.multi_scale and scales):
+        return block
+    return nn.Sequential(block, _MultiScale(outputs, config.kernels))
 
 
 MODEL = Model(
