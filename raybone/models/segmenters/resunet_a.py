@@ -46,7 +46,7 @@ class _Atrous(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape."""
-        return cast(Tensor, x + torch.stack([branch(x) for branch in self.branches]).sum(0))
+        return x + torch.stack([branch(x) for branch in self.branches]).sum(0)
 
 
 def _dilated(width: int, dilation: int) -> tuple[nn.Module, ...]:
