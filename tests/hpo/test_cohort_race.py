@@ -388,7 +388,7 @@ def test_a_smaller_risk_goes_on_with_those_it_rests_on_and_says_why(tmp_path: Pa
     assert spent == sorted(set(spent)), spent
     hopes = [e for e in careful.state.news if "share" in e.get("evidence", {})]
     assert hopes
-    assert all("of what the pick may lose" in e["reason"] for e in hopes)
+    assert all("of the risk is its own" in e["reason"] for e in hopes)
     assert all(0 < e["evidence"]["share"] <= 1 for e in hopes)
 
 

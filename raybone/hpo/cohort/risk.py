@@ -51,10 +51,7 @@ class Risk:
                 to = _after(here, ladder, plan) if c in on else first
                 cost = math.prod(ladder[to]) - math.prod(here)
                 part = share / self.loss
-                words = (
-                    f"{part:.0%} of what the pick may lose is as this one may be better, which "
-                    f"{cost} fold epochs tell"
-                )
+                words = f"{part:.0%} of the risk is its own; {cost} fold epochs tell more"
                 found.append((share / cost, c, to, (words, {"share": part})))
         found.sort(key=lambda step: (-step[0], step[1]))
         return [(c, to, why) for _, c, to, why in found]
