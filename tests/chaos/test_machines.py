@@ -115,8 +115,9 @@ def test_a_worker_without_memory_is_tried_again_and_says_why(
     driver = Driver(cluster, written, tmp_path / "out")
     until(lambda: sum(progress(tmp_path / "out")[0].values()) >= 3)
     worker = cluster.processes(*WORKER)[0]
-    used = worker.memory_info().vms
-    psutil.Process(worker.pid).rlimit(resource.RLIMIT_AS, (used, used))
+    # What it has mapped would do, as a slot gives back and takes again; half of that hangs it.
+    most = worker.memory_info().vms - 2**28
+    psutil.Process(worker.pid).rlimit(resource.RLIMIT_AS, (most, most))
     assert driver.wait() == 0
     reasons = [str(e["reason"]) for e in events(tmp_path / "out") if e["event"] == "again"]
     assert len(reasons) == 1
@@ -124,7 +125,7 @@ def test_a_worker_without_memory_is_tried_again_and_says_why(
     pd.testing.assert_frame_equal(table(tmp_path / "out"), table(tmp_path / "whole"))
 
 
-def test_a_configuration_that_never_gets_its_memory_fails_with_that_reason(
+def test_a_node_that_never_has_memory_ends_the_search_with_that_reason(
     written: Path, tmp_path: Path
 ) -> None:
     cluster = Cluster(0)
@@ -134,13 +135,11 @@ def test_a_configuration_that_never_gets_its_memory_fails_with_that_reason(
             RAY_memory_usage_threshold="0.0", RAY_memory_monitor_refresh_ms="250"
         )
         cluster.join()
-        driver = Driver(
-            cluster, written, tmp_path / "out", "--set", "search.trials=1", "limits.failed_trials=0"
-        )
+        driver = Driver(cluster, written, tmp_path / "out", "--set", "search.trials=1")
         assert driver.wait() == 1
-        assert "limits.failed_trials" in last_line(driver)
-        state = table(tmp_path / "out")
-        assert list(state["state"]) == ["failed"]
-        assert "low on memory" in state["reason"][0]
+        # Its workers die before they take a segment: no configuration is to blame.
+        assert "halted: OutOfMemoryError" in last_line(driver)
+        assert "low on memory" in last_line(driver)
+        assert "failed" not in {e["event"] for e in events(tmp_path / "out")}
     finally:
         cluster.end()
