@@ -99,7 +99,7 @@ def test_a_searched_study_is_one_file_with_its_ranking_warnings_scans_and_how_to
     assert re.search(r"torch \d", said)
     # Of other data, and marked so.
     assert "Other data: published figures are of other patients" in said
-    assert page.count('class="n other"') == 3
+    assert page.count('class="n other"') == 4  # precision, sensitivity, and F1 in both readings
     csv = base64.b64decode(re.search(r'href="data:text/csv;base64,([^"]+)"', page)[1])
     assert pd.read_csv(io.BytesIO(csv)).columns.tolist() == board.columns.tolist()
     assert {
