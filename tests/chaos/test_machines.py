@@ -115,9 +115,8 @@ def test_a_worker_without_memory_is_tried_again_and_says_why(
     driver = Driver(cluster, written, tmp_path / "out")
     until(lambda: sum(progress(tmp_path / "out")[0].values()) >= 3)
     worker = cluster.processes(*WORKER)[0]
-    # What it has mapped would do, as a slot gives back and takes again; half of that hangs it.
-    most = worker.memory_info().vms - 2**28
-    psutil.Process(worker.pid).rlimit(resource.RLIMIT_AS, (most, most))
+    used = worker.memory_info().vms
+    psutil.Process(worker.pid).rlimit(resource.RLIMIT_AS, (used, used))
     assert driver.wait() == 0
     reasons = [str(e["reason"]) for e in events(tmp_path / "out") if e["event"] == "again"]
     assert len(reasons) == 1
