@@ -8,6 +8,7 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -417,18 +418,34 @@ def test_a_search_that_lowers_its_risk_may_be_cut_anywhere(share: float, tmp_pat
 
 
 def test_who_fails_is_not_hoped_for_again(tmp_path: Path) -> None:
-    brain = brain_of(at_risk(0.0001), tmp_path)
-    while work := brain.peek():
-        brain.start(work)
-        if work.rung >= 4:
-            brain.fail(work.config_id, "out of memory")
-            continue
-        for segment in work.segments:
-            for epoch in range(segment.start + 1, segment.stop + 1):
-                metrics = {"AP": score_of(work.params, segment.fold, epoch), "val_loss": 0.0}
-                brain.epoch(work.config_id, Epoch(segment.fold, epoch, metrics, 1.0))
-        brain.rung_done(work.config_id, work.rung)
-    assert brain.finish().kind in ("complete", "limits.failed_trials")
+    hoped = 0
+    for seed in range(6):
+        dice, place = random.Random(seed), tmp_path / str(seed)
+        brain = brain_of(at_risk(0.00001, limits={"failed_trials": 99}), place, 2)
+        run_side_by_side(brain, seed, lambda config_id, dice=dice: dice.random() < 0.15)
+        failed = set[str]()
+        for event in Journal(Folder(place)).events():
+            hoped += bool(failed) and "share" in event.get("evidence", {})
+            if event["event"] == "failed":
+                failed.add(event["config_id"])
+            assert event["event"] != "work" or event["config_id"] not in failed
+    assert hoped > 10
+
+
+def test_what_had_no_chance_may_begin_after_all_and_be_refused_by_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = partial(CohortRule, gate=0.9)  # that it should be wrong at times
+    monkeypatch.setattr("raybone.hpo.races.CohortRule", strict)
+    run(plain := brain_of(study_of(), tmp_path / "plain"))
+    skipped = {params["lr0"] for params in plain.state.skipped}
+    careful = brain_of(at_risk(0.00001), tmp_path / "careful")
+    run(careful)
+    assert {c.params["lr0"] for c in careful.state.configurations.values()} & skipped
+    refusing = brain_of(at_risk(0.00001), tmp_path / "refusing", refuses=f"lr0 in {skipped}")
+    run(refusing)
+    assert not {c.params["lr0"] for c in refusing.state.configurations.values()} & skipped
+    assert refusing.state.refused
 
 
 def test_a_risk_is_a_cohort_races() -> None:
@@ -437,9 +454,9 @@ def test_a_risk_is_a_cohort_races() -> None:
         study_of(search=study)
 
 
-def at_risk(risk: float) -> ResolvedStudy:
+def at_risk(risk: float, **more: Any) -> ResolvedStudy:
     search = {"trials": 40, "sampler": "random", "scheduler": "cohort_race", "risk": risk}
-    return study_of(search=search)
+    return study_of(search=search, **more)
 
 
 def ends(brain: Brain) -> dict[str, tuple[str, int, int]]:

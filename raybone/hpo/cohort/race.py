@@ -127,6 +127,7 @@ class CohortRace:
         assert self.pool is not None
         self.pool = {k: v for k, v in self.pool.items() if k != key}
         self._begun.pop(key)
+        self.skipped.pop(key, None)
         if instead and x is not None:
             self.pool[instead], self._begun[instead] = x, False
         self._waiting = [k for w in self._waiting if (k := instead if w == key else w)]
@@ -282,11 +283,11 @@ class CohortRace:
         if self.rule.risk is None or not full:
             return
         known = beliefs(full, [self._told(rung) for rung in range(len(self.ladder) - 1)])
-        lost = risk(known).per(abs(max(full.values())) or 1)
+        best = max(full.values())
+        lost = risk(known, best).per(abs(best) or 1)
         if lost.loss <= self.rule.risk:
             return
         on = {c: r for r, level in enumerate(self._rungs) for c in level.arrived}
-        on = {c: r for c, r in on.items() if c not in self._failed}
         steps = lost.steps(on, self.ladder, self._plan, self.first)[: self.workers]
         self._phase = "risk"
         self._waiting = [c for c, _, _ in steps if c in self.skipped]
@@ -302,7 +303,7 @@ class CohortRace:
         """What a rung tells of final scores. At full length what the other folds add has no slope,
         and a variance that is known.
         """
-        x = {c: (v, 0.0) for c, v in self._finite(rung).items()}
+        x = {c: (v, 0.0) for c, v in self._finite(rung).items() if c not in self._failed}
         if rung == self.first:
             pool = self.pool or {}
             idle = {key: pool[key] for key in self.skipped}

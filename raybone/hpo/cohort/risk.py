@@ -144,11 +144,10 @@ def _line(
     return found
 
 
-def risk(known: Mapping[str, Belief]) -> Risk:
-    """Expected loss of the best that is sure, over what the others may be."""
+def risk(known: Mapping[str, Belief], pick: float) -> Risk:
+    """Expected loss of a pick with that score, over what the others may be."""
     names = sorted(known)
     mean_N, variance_N = np.array([known[c] for c in names]).T
-    pick = mean_N[variance_N == 0].max()
     z_DN = np.random.default_rng(0).standard_normal((DRAWS, len(names)))
     drawn_DN = mean_N + np.sqrt(variance_N) * z_DN
     loss_D = np.maximum(drawn_DN.max(1) - pick, 0)
