@@ -33,12 +33,19 @@ def cluster() -> Iterator[Cluster]:
         cluster.end()
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("undisturbed")
+
+
 @pytest.fixture
-def written(study: dict[str, Any], tmp_path: Path) -> Path:
+def written(study: dict[str, Any], place: Path) -> Path:
+    """A study's file, beside the folder ``whole`` of the undisturbed search."""
     study = {**study, "metric": "val_loss", "epochs": 12, "fixed": {**study["fixed"], "imgsz": 256}}
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    search_locally(parse_study(study), str(tmp_path / "whole"))
-    return tmp_path / "study.yaml"
+    (place / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    if not (place / "whole").exists():
+        search_locally(parse_study(study), str(place / "whole"))
+    return place / "study.yaml"
 
 
 def mounted(command: list[str]) -> None:
@@ -69,7 +76,7 @@ def test_a_disk_that_fills_up_ends_a_search_in_one_line_and_space_lets_it_go_on(
         (disk / "filler").unlink()
         driver.start()
         assert driver.wait() == 0
-        pd.testing.assert_frame_equal(table(disk / "out"), table(tmp_path / "whole"))
+        pd.testing.assert_frame_equal(table(disk / "out"), table(written.parent / "whole"))
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
@@ -95,7 +102,7 @@ def test_a_storage_that_stands_still_for_a_while_costs_nothing(
             time.sleep(12)
             subprocess.run(["fsfreeze", "-u", str(disk)], check=True)
         assert driver.wait() == 0
-        pd.testing.assert_frame_equal(table(disk / "out"), table(tmp_path / "whole"))
+        pd.testing.assert_frame_equal(table(disk / "out"), table(written.parent / "whole"))
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
@@ -115,13 +122,13 @@ def test_a_worker_without_memory_is_tried_again_and_says_why(
     driver = Driver(cluster, written, tmp_path / "out")
     until(lambda: sum(progress(tmp_path / "out")[0].values()) >= 3)
     worker = cluster.processes(*WORKER)[0]
-    used = worker.memory_info().vms
-    psutil.Process(worker.pid).rlimit(resource.RLIMIT_AS, (used, used))
+    used = worker.memory_info().data
+    psutil.Process(worker.pid).rlimit(resource.RLIMIT_DATA, (used, used))
     assert driver.wait() == 0
     reasons = [str(e["reason"]) for e in events(tmp_path / "out") if e["event"] == "again"]
     assert len(reasons) == 1
     assert "memory" in reasons[0] or "MemoryError" in reasons[0] or "bad_alloc" in reasons[0]
-    pd.testing.assert_frame_equal(table(tmp_path / "out"), table(tmp_path / "whole"))
+    pd.testing.assert_frame_equal(table(tmp_path / "out"), table(written.parent / "whole"))
 
 
 def test_a_node_that_never_has_memory_ends_the_search_with_that_reason(

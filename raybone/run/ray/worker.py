@@ -8,8 +8,10 @@ import ctypes
 import errno
 import faulthandler
 import gc
+import math
 import os
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +33,7 @@ from raybone.study.spec import ResolvedStudy
 from raybone.types import Epoch
 
 GROWTH = 2.0  # times the memory after the first segment, above which a slot's process is replaced
+WATCH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,35 @@ class Slot:
     name: str
 
 
+class Watchdog:
+    """Ends this process when an epoch does not: one that hangs is better dead, as the dead are
+    replaced.
+    """
+
+    def __init__(self, hub: str, minutes: float) -> None:
+        self._hub, self._minutes = hub, minutes
+        self._fold, self._due = ("", 0), math.inf
+        # One thread from the start: where no memory is left, Thread.start() waits for ever.
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def expect(self, config_id: str, fold: int) -> None:
+        """An epoch of that fold begins."""
+        self._fold, self._due = (config_id, fold), time.monotonic() + 60 * self._minutes
+
+    def rest(self) -> None:
+        """It has ended."""
+        self._due = math.inf
+
+    def _watch(self) -> None:
+        while time.monotonic() < self._due:
+            time.sleep(WATCH_SECONDS)
+        faulthandler.dump_traceback()  # into Ray's log of this worker
+        config_id, fold = self._fold
+        reason = f"fold {fold}: no epoch ended within limits.stall_minutes {self._minutes:g}"
+        ray.wait([find(self._hub).again.remote(config_id, reason)], timeout=10)
+        os._exit(1)
+
+
 def serve(slot: Slot) -> None:
     """Do the hub's tasks until it sends the slot away, or until its memory has grown too much."""
     settle(slot.study)
@@ -50,10 +82,11 @@ def serve(slot: Slot) -> None:
     dataset, folder = dataset_of(slot.study), StudyFolder(slot.folder)
     if ray.train.get_context().get_world_rank() == 0:
         ray.get(find(slot.hub).here.remote(slot.name, ray.util.get_current_placement_group()))
+    watchdog = Watchdog(slot.hub, slot.study.limits.stall_minutes)
     ended, first, stays = None, 0, True
     while stays:
         task, stays = _claim(slot, ended, leaves=bool(first) and resident() > GROWTH * first)
-        ended = _do(slot, task, folder, dataset) if task else None
+        ended = _do(slot, task, folder, dataset, watchdog) if task else None
         if ended:
             free()
             first = first or (resident() if task and task.segment else 0)
@@ -97,42 +130,24 @@ def resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _do(slot: Slot, task: Task, folder: StudyFolder, dataset: Dataset) -> Ended:
+def _do(slot: Slot, task: Task, folder: StudyFolder, dataset: Dataset, watchdog: Watchdog) -> Ended:
     """Train the task's segment, or pool."""
     work, segment = task.work, task.segment
     if segment is None:
         mine = ray.train.get_context().get_world_rank() == 0
         return Ended(pooled=pool(folder, dataset, work) if mine else None)
-    timer = _timer(slot, work.config_id, segment.fold)
     try:
+        watchdog.expect(work.config_id, segment.fold)
         for epoch in train(folder, dataset, work, segment):
-            timer.cancel()
+            watchdog.rest()
             if _told(slot, work.config_id, epoch):
                 return Ended("interrupted")
-            timer = _timer(slot, work.config_id, segment.fold)
+            watchdog.expect(work.config_id, segment.fold)
     except FitFailed as error:
         return Ended("failed", str(error))
     finally:
-        timer.cancel()
+        watchdog.rest()
     return Ended()
-
-
-def _timer(slot: Slot, config_id: str, fold: int) -> threading.Timer:
-    """Ends this process when an epoch does not: one that hangs is better dead, as the dead are
-    replaced.
-    """
-    minutes = slot.study.limits.stall_minutes
-
-    def give_up() -> None:
-        faulthandler.dump_traceback()  # into Ray's log of this worker
-        reason = f"fold {fold}: no epoch ended within limits.stall_minutes {minutes:g}"
-        ray.wait([find(slot.hub).again.remote(config_id, reason)], timeout=10)
-        os._exit(1)
-
-    timer = threading.Timer(60 * minutes, give_up)
-    timer.daemon = True
-    timer.start()
-    return timer
 
 
 def _claim(slot: Slot, ended: Ended | None, leaves: bool) -> tuple[Task | None, bool]:
