@@ -73,11 +73,14 @@ class _Rung:
 
 @dataclass
 class Held:
-    """What a slot has whose workers have come; ``idle`` is since when, in seconds."""
+    """What a slot has whose workers have come; ``idle`` is since when, in seconds; ``reason`` why
+    it ends itself.
+    """
 
     group: PlacementGroup | None
     idle: float
     task: Task | None = None
+    reason: str = ""
 
 
 class Hub:
@@ -208,9 +211,10 @@ class Hub:
         rung.latest[epoch.fold] = epoch.metrics
         return self._stop
 
-    async def again(self, config_id: str, reason: str) -> None:
-        """Tell the driver why a slot's process ends itself."""
-        self._messages.append({"config_id": config_id, "again": reason})
+    async def gives_up(self, slot: str, reason: str) -> None:
+        """Why a slot's process ends itself: a better reason than how it died."""
+        if mine := self._slots.get(slot):
+            mine.reason = reason
 
     async def died(self, slot: str, reason: str, outcome: Outcome, counts: bool) -> Held | None:
         """A slot has died; what it had is handed out again, unless that failed too often.
@@ -224,7 +228,7 @@ class Hub:
         gone = self._slots.pop(slot, None)
         self._dead.add(slot)
         if gone and gone.task:
-            self._lost(gone.task, Ended(outcome, reason), counts)
+            self._lost(gone.task, Ended(outcome, gone.reason or reason), counts)
         self._barren += counts and gone is None
         if self._barren > RETRIES and not any(held.task for held in self._slots.values()):
             for config_id in self._rungs:

@@ -51,15 +51,15 @@ class Watchdog:
     replaced.
     """
 
-    def __init__(self, hub: str, minutes: float) -> None:
-        self._hub, self._minutes = hub, minutes
-        self._fold, self._due = ("", 0), math.inf
+    def __init__(self, slot: Slot) -> None:
+        self._slot, self._fold, self._due = slot, 0, math.inf
         # One thread from the start: where no memory is left, Thread.start() waits for ever.
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def expect(self, config_id: str, fold: int) -> None:
+    def expect(self, fold: int) -> None:
         """An epoch of that fold begins."""
-        self._fold, self._due = (config_id, fold), time.monotonic() + 60 * self._minutes
+        minutes = self._slot.study.limits.stall_minutes
+        self._fold, self._due = fold, time.monotonic() + 60 * minutes
 
     def rest(self) -> None:
         """It has ended."""
@@ -69,9 +69,10 @@ class Watchdog:
         while time.monotonic() < self._due:
             time.sleep(WATCH_SECONDS)
         faulthandler.dump_traceback()  # into Ray's log of this worker
-        config_id, fold = self._fold
-        reason = f"fold {fold}: no epoch ended within limits.stall_minutes {self._minutes:g}"
-        ray.wait([find(self._hub).again.remote(config_id, reason)], timeout=10)
+        minutes = self._slot.study.limits.stall_minutes
+        reason = f"fold {self._fold}: no epoch ended within limits.stall_minutes {minutes:g}"
+        hub = find(self._slot.hub)
+        ray.wait([hub.gives_up.remote(self._slot.name, reason)], timeout=10)
         os._exit(1)
 
 
@@ -82,7 +83,7 @@ def serve(slot: Slot) -> None:
     dataset, folder = dataset_of(slot.study), StudyFolder(slot.folder)
     if ray.train.get_context().get_world_rank() == 0:
         ray.get(find(slot.hub).here.remote(slot.name, ray.util.get_current_placement_group()))
-    watchdog = Watchdog(slot.hub, slot.study.limits.stall_minutes)
+    watchdog = Watchdog(slot)
     ended, first, stays = None, 0, True
     while stays:
         task, stays = _claim(slot, ended, leaves=bool(first) and resident() > GROWTH * first)
@@ -137,12 +138,12 @@ def _do(slot: Slot, task: Task, folder: StudyFolder, dataset: Dataset, watchdog:
         mine = ray.train.get_context().get_world_rank() == 0
         return Ended(pooled=pool(folder, dataset, work) if mine else None)
     try:
-        watchdog.expect(work.config_id, segment.fold)
+        watchdog.expect(segment.fold)
         for epoch in train(folder, dataset, work, segment):
             watchdog.rest()
             if _told(slot, work.config_id, epoch):
                 return Ended("interrupted")
-            watchdog.expect(work.config_id, segment.fold)
+            watchdog.expect(segment.fold)
     except FitFailed as error:
         return Ended("failed", str(error))
     finally:
