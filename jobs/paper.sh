@@ -1,7 +1,7 @@
 #!/bin/sh
 # The rows of one paper's tables, beside its figures, on a phantom: other data, a narrower network, fewer epochs and a
-# higher learning rate, so that the figures show that the protocol runs and not what it is worth. Half an hour a paper
-# on two cores; resumes what is there.
+# higher learning rate, so that the figures show that the protocol runs and not what it is worth. Half an hour to an hour
+# a paper on two cores; resumes what is there.
 #   jobs/paper.sh wbbs|spect|lesions|bs80k [OUT]
 # EPOCHS and PATIENTS make it longer. On your data, run jobs/*.yaml as their first lines say, then `raybone compare`.
 set -e
@@ -35,8 +35,11 @@ wbbs)
     steps="--steps body_range brightness knee_cut montage"
     cohort breast 1 dicom --negatives training $steps
     cohort prostate 2 dicom --negatives training $steps
-    dice='search.points=[{"lr0":0.003,"dice":1.0,"focal_tversky":0.0,"fliplr":0.5,"gamma":0.0}]'
-    small="dataset=$out/breast search.trials=1 fixed.imgsz=160 fixed.width=16 space.lr0.log_uniform=[0.0001,0.01] $dice"
+    # Both losses of each row, one at a time; the other cohort is of one.
+    same='"lr0":0.003,"fliplr":0.5,"gamma":0.0'
+    one="{$same,\"dice\":1.0,\"focal_tversky\":0.0}" other="{$same,\"dice\":0.0,\"focal_tversky\":1.0}"
+    size="fixed.imgsz=160 fixed.width=16 space.lr0.log_uniform=[0.0001,0.01]"
+    small="dataset=$out/breast $size search.trials=2 search.points=[$one,$other]"
     study wbbs_double_unet wbbs-double-unet $small
     study wbbs_double_unet_otsu wbbs-double-unet-otsu $small
     study wbbs_double_unet_otsu wbbs-double-unet-otsu-negatives $small fixed.negatives=true
@@ -44,7 +47,8 @@ wbbs)
     study wbbs_double_unet_mining wbbs-double-unet-mining-negatives $small fixed.nm="$out/wbbs-double-unet" \
         fixed.negatives=true
     tables=$done
-    study wbbs_double_unet_otsu wbbs-prostate $small dataset="$out/prostate" fixed.negatives=true
+    study wbbs_double_unet_otsu wbbs-prostate dataset="$out/prostate" $size search.trials=1 "search.points=[$one]" \
+        fixed.negatives=true
     study wbbs_transfer wbbs-transfer $small fixed.init_from="$out/wbbs-prostate"
     done="$tables $out/wbbs-transfer"
     ;;
@@ -53,6 +57,12 @@ spect)
     small="dataset=$out/spect fixed.imgsz=256 fixed.tile=64 fixed.batch=8 fixed.nbs=8 search.trials=1"
     parts='"multi_pooling":true,"non_local":true,"multi_scale":true,"vit":true'
     study spect_msma_unet spect-msma-unet $small fixed.width=16 "search.points=[{\"lr0\":0.001,$parts,\"fliplr\":0.5}]"
+    # The rows of Table 7, below the whole.
+    no='"fliplr":0.5,"lr0":0.001,"multi_pooling":false'
+    rows="{$no,\"non_local\":true,\"multi_scale\":true,\"vit\":true},{$no,\"non_local\":false,\"multi_scale\":true,\"vit\":true}"
+    rows="$rows,{$no,\"non_local\":false,\"multi_scale\":false,\"vit\":true}"
+    rows="$rows,{$no,\"non_local\":false,\"multi_scale\":false,\"vit\":false}"
+    study spect_msma_unet spect-ablation $small fixed.width=16 search.trials=4 "search.points=[$rows]"
     for model in unet unet_plus_plus attention_unet resunet_a amsunet cmunext multi_inception_unet rar_unet \
         icunet_plus_plus; do
         case $model in amsunet | cmunext) narrow= ;; *) narrow=fixed.width=16 ;; esac

@@ -43,8 +43,8 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True)
 class Lesion:
-    """One annotated focus, or a bone or another structure that is no lesion (categories ``bone``
-    and ``other``).
+    """One annotated focus, or a bone or another structure that is no lesion (categories ``bone``,
+    ``other`` and the regions of the skeleton).
 
     box_xyxy: (x1, y1, x2, y2) in pixels, 0 <= x1 < x2 <= W and 0 <= y1 < y2 <= H. category: a name
     of the dataset's categories, such as "malignant". rle: COCO run-length mask of the scan's size

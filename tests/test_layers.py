@@ -57,7 +57,7 @@ HOME_OF = {
     "safetensors": {"models/_weights.py", "deploy/bundle.py"},
     "optuna": {"hpo/", "results/study_folder.py", "api.py"},
     "altair": {"results/charts/"},
-    "jinja2": {"results/page.py", "deploy/refit.py"},
+    "jinja2": {"results/page.py", "deploy/patient_page.py", "deploy/refit.py"},
     "rich": {"results/live.py"},
     "pycocotools": {"data/annotations.py", "data/ingest/annotations/coco.py"},
     "faster_coco_eval": {"metrics/boxes.py"},

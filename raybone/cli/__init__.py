@@ -58,6 +58,7 @@ VERBS = (
     results.report,
     results.refit,
     results.predict,
+    results.burden,
     data.forget,
 )
 

@@ -21,7 +21,7 @@ def phantom(
     """a synthetic cohort: DICOM and annotations with known truth
 
     Args:
-        layout: dicom, coco, labelme, bs80k or masks (default %(default)s)
+        layout: dicom, coco, labelme, bs80k, masks or skeleton (default %(default)s)
         height: rows of a scan, columns are a quarter (default 1024)
     """
     from raybone.phantom.phantom import phantom

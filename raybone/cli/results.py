@@ -165,9 +165,10 @@ def predict(
         least SCORE: lowest score of a detector's boxes (default %(default)s)
     """
     from raybone.deploy.bundle import open_bundle
-    from raybone.deploy.predict import predict
+    from raybone.deploy.predict import Options, predict
 
-    done = predict(open_bundle(bundle), scans, out, modality_of(modality), least, bar("predict"))
+    options = Options(modality_of(modality), least)
+    done = predict(open_bundle(bundle), scans, out, options, bar("predict"))
     findings = sum(len(frame.findings) for frame in done.frames)
     rate = len(done.frames) / max(done.predicting, 1e-9)
     say(
@@ -189,3 +190,50 @@ def predict(
         )
     for line in lines:
         say(" ".join(f"warning: {line}".splitlines()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judging:
+    """Which findings count.
+
+    Args:
+        classifier BUNDLE: of lesions, malignant or not; without it, what the finder says holds
+        least SCORE: lowest score of a detector's boxes (default %(default)s)
+    """
+
+    classifier: str | None = None
+    least: float = 0.5
+
+
+def burden(
+    finder: str,
+    skeleton: str,
+    scans: Sequence[str],
+    *,
+    out: str,
+    judging: Judging,
+    modality: str = "NM",
+) -> None:
+    """a patient's tumour burden: lesions found, classified, laid on the skeleton; one page each
+
+    Args:
+        finder: bundle of a detector or segmenter of lesions
+        skeleton: bundle of a segmenter of the regions of the skeleton
+        scans: files, folders or archives, as `prepare` reads them
+        out DIR: folder to make; it names the scans' files and shows them
+        modality: DICOM Modality to take, or 'any' (default %(default)s)
+    """
+    from raybone.deploy.bundle import open_bundle
+    from raybone.deploy.burden import Chain, burden
+
+    judge = open_bundle(judging.classifier) if judging.classifier else None
+    chain = Chain(open_bundle(finder), open_bundle(skeleton), judge)
+    done = burden(chain, scans, out, modality_of(modality), judging.least, bar("burden"))
+    for patient in done:
+        index = f"{patient.burden.index:.2f} %"
+        if patient.low is not None and patient.high is not None:
+            index += f" ({patient.low:.2f} to {patient.high:.2f})"
+        say(
+            f"{out}/{patient.number:04d}.html: bone scan index {index}, "
+            f"{len(patient.malignant)} malignant findings in {len(patient.views)} views"
+        )

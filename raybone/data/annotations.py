@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from raybone.metrics.burden import regions
 from raybone.types import Array, Lesion, Scan
 
 Remarks = Counter[str]
@@ -35,8 +36,10 @@ TERMS = {
     "benign": ("physiological", "physiologic", "degenerative", "non-metastatic"),
     "bone": ("bones", "skeleton"),
     "other": (),
+    **regions(),
 }
-NOT_LESIONS = ("bone", "other")  # categories that are no foci: not counted where lesions are
+# Categories that are no foci: not counted where lesions are.
+NOT_LESIONS = ("bone", "other", *regions())
 MOST_LESIONS = 1000  # of a mask; more islands are noise, or a picture
 # The rules for what annotations get wrong; each is counted and named by scan.
 CUT = "box beyond the border of its scan: cut there"
@@ -152,8 +155,9 @@ def foci(scan: Scan) -> list[Lesion]:
 
 
 def nothing_to_learn(scans: Sequence[Scan]) -> list[str]:
-    """A line where no scan has a lesion or a label of two classes; none otherwise."""
-    if any(foci(s) for s in scans) or {"0", "1"} <= {value for s in scans for _, value in s.labels}:
+    """A line where no scan has a lesion, a bone or a label of two classes; none otherwise."""
+    drawn = any(le.category != "other" and not le.crowd for s in scans for le in s.lesions)
+    if drawn or {"0", "1"} <= {value for s in scans for _, value in s.labels}:
         return []
     return [
         "no scan has a lesion: there is nothing to train on; prepare it with the annotations "

@@ -26,6 +26,8 @@ TALL, NARROW, LEGEND = 5.6, 1.7, 0.4  # inches: the long side, the least width, 
 # Okabe & Ito's blue and vermilion, which no colour blindness confuses; the lines differ as well.
 TRUTH: dict[str, Any] = {"color": "#0072B2", "linestyle": "-", "linewidth": 1.6}
 FOUND: dict[str, Any] = {"color": "#D55E00", "linestyle": (0, (3, 2)), "linewidth": 1.2}
+APART: dict[str, Any] = {"color": "#0072B2", "linestyle": (0, (1, 1)), "linewidth": 1.2}
+REGION = "#009E73"
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,10 @@ def overlay(
         _outline(axes, rle, None, FOUND)
     for box_4, score in zip(finding.get("boxes", ()), finding.get("scores", ())):
         if "masks" in finding:
-            _score(axes, box_4, score, width)
+            _beside(axes, box_4, f"{score:.2f}", width)
         elif score >= least:
             _outline(axes, None, box_4, FOUND)
-            _score(axes, box_4, score, width)
+            _beside(axes, box_4, f"{score:.2f}", width)
     words = {"judged" if "score" in finding else "truth": TRUTH} if lesions else {}
     if "score" not in finding:
         words["found"] = FOUND
@@ -112,9 +114,32 @@ def overlay(
     return content.getvalue()
 
 
-def _score(axes: Axes, box_4: Sequence[float], score: float, width: int) -> None:
-    """The score beside its box: to the right, to the left where the scan ends there, or inside
-    where it fills it.
+def numbered(
+    picture: Picture, regions: Sequence[Array], lesions: Sequence[tuple[int, Lesion, bool]]
+) -> bytes:
+    """A PNG of a scan with the regions of its skeleton, boolean (H, W), in thin green, and lesions
+    with their numbers.
+
+    Args:
+        lesions: number, lesion, and whether it counts: those that do are in dashed orange, the
+            others in dotted blue.
+    """
+    figure, width = picture.figure(), picture.counts_HW.shape[1]
+    axes = figure.axes[0]
+    for mask_HW in regions:
+        if mask_HW.any():
+            axes.contour(mask_HW, levels=[0.5], colors=REGION, linewidths=0.6)
+    for number, lesion, counts in lesions:
+        _outline(axes, lesion.rle, lesion.box_xyxy, FOUND if counts else APART)
+        _beside(axes, lesion.box_xyxy, str(number), width)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def _beside(axes: Axes, box_4: Sequence[float], words: str, width: int) -> None:
+    """Words beside a box: to the right, to the left where the scan ends there, or inside where it
+    fills it.
     """
     if box_4[2] < width * 0.75:
         x, side, away = box_4[2], "left", 2
@@ -123,7 +148,7 @@ def _score(axes: Axes, box_4: Sequence[float], score: float, width: int) -> None
     else:
         x, side, away = box_4[0], "left", 2
     text = axes.annotate(
-        f"{score:.2f}",
+        words,
         (x, box_4[1]),
         (away, 0),
         textcoords="offset points",

@@ -122,11 +122,12 @@ class Bundle:
         Raises:
             WrongInput: no scans that could be read, weights that are changed, or ``out`` exists.
         """
-        from raybone.deploy.predict import predict
+        from raybone.deploy.predict import Options, predict
 
         several = [scans] if isinstance(scans, str | os.PathLike) else scans
         paths = [os.fspath(scan) for scan in several]
-        return predict(self, paths, None if out is None else Path(out), modality, least)
+        options = Options(modality, least)
+        return predict(self, paths, None if out is None else Path(out), options)
 
     def _member(self, entry: Mapping[str, str]) -> nn.Module:
         file = self.path / entry["file"]

@@ -44,10 +44,12 @@ class Found:
 class Frame:
     """What is known of one frame of a source: the numbers of its files, and its findings.
 
-    source: path of the input; frame: 0-based; notes: what was not written, and why.
+    patient: the number of the patient, in the order of the frames. source: path of the input;
+    frame: 0-based; notes: what was not written, and why.
     """
 
     number: int
+    patient: int
     source: str
     frame: int
     view: str

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raybone.data.annotations import mask_of
+from raybone.data.annotations import lesion_mask, lesion_of_mask, mask_of
 from raybone.data.cache import intensities_of
 from raybone.data.ingest.dicom.frames import is_dicom
 from raybone.data.ingest.intake import UNANNOTATED
@@ -35,10 +36,11 @@ from raybone.deploy.out_of_distribution import oddities
 from raybone.errors import WrongInput
 from raybone.private import put, workplace
 from raybone.tasks import task_named
-from raybone.types import Array, Scan, safe_cell
+from raybone.types import Array, Lesion, Scan, safe_cell
 
 COLUMNS = (
     "number",
+    "patient",
     "source",
     "frame",
     "category",
@@ -57,15 +59,35 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
+class Options:
+    """What is asked of a prediction.
+
+    modality: for DICOM, the only Modality taken; None takes all. least: lowest score of a
+    detector's boxes. lesions: what a classifier of lesions is to judge, in pixels of each frame, by
+    its source and number; without it, what is annotated beside the scans. each: whether to tell
+    what each member finds by itself. shown: called with each frame, its counts (H, W) and the upper
+    edge of their window.
+    """
+
+    modality: str | None = "NM"
+    least: float = 0.1
+    lesions: Mapping[tuple[str, int], Sequence[Lesion]] | None = None
+    each: bool = False
+    shown: Callable[[Frame, Array, float], None] | None = None
+
+
+@dataclass(frozen=True)
 class Predicted:
     """What was found, and how long each part took, in seconds.
 
-    frames: with their findings. rejected: inputs that were not taken (source, reason). remarks:
+    frames: with their findings. members: the frames as each member alone sees them, if that was
+    asked. rejected: inputs that were not taken (source, reason). remarks:
     rules applied to inputs that were. without: frames of DICOM sources whose findings could not be
     written as DICOM Segmentation.
     """
 
     frames: tuple[Frame, ...]
+    members: tuple[tuple[Frame, ...], ...]
     rejected: tuple[tuple[str, str], ...]
     remarks: tuple[str, ...]
     without: int
@@ -85,8 +107,7 @@ def predict(
     bundle: Bundle,
     scans: Sequence[str],
     out: Path | str | None = None,
-    modality: str | None = "NM",
-    least: float = 0.1,
+    options: Options = Options(),
     progress: Progress = lambda done, total: None,
 ) -> Predicted:
     """Find what the bundle finds; write predictions.json, predictions.csv, and of each frame an
@@ -101,34 +122,37 @@ def predict(
         scans: files, folders, zip archives. A classifier of lesions needs their annotations beside
             them, in a folder.
         out: folder to make; None writes nothing.
-        modality: for DICOM, the only Modality taken; None takes all.
-        least: lowest score of a detector's boxes.
     Raises:
         WrongInput: no scans that could be read, weights that are changed, or ``out`` exists.
     """
-    _check(scans, out, least)
+    _check(scans, out, options.least)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     members = bundle.members(device)
     times = [time.monotonic()]
     with _workplace(out) as half:
         steps = bundle.meta["preprocessing"]["steps"]
-        options = ReadOptions("any", modality, steps=steps, allow_unmatched=True)
-        reading = read([Path(s) for s in scans], half, options, progress=progress)
+        how = ReadOptions("any", options.modality, steps=steps, allow_unmatched=True)
+        reading = read([Path(s) for s in scans], half, how, progress=progress)
         if not reading.store.scans:
             raise reading.nothing("predict", "--modality", show_paths=False)
-        job = _Job(bundle, reading, least)
+        job = _Job(bundle, reading, options)
         times.append(time.monotonic())
         _fill(job, members, device, progress)
         times.append(time.monotonic())
         (half / "new").mkdir()
         without = 0
-        for number, frame in enumerate(job.frames if out else (), 1):
-            without += not _draw(half / "new", job, frame)
+        for number, frame in enumerate(job.frames if out or options.shown else (), 1):
+            seen_HW, high = job.seen(frame)
+            if options.shown:
+                options.shown(frame, seen_HW, high)
+            without += bool(out) and not _draw(half / "new", job, frame, Picture(seen_HW, high))
             progress(number, len(job.frames))
         times.append(time.monotonic())
         rejected, remarks = reading.rejected(), reading.warnings(without=(UNANNOTATED,))
         seconds = [after - before for before, after in pairwise(times)]
-        found = Predicted(tuple(job.frames), tuple(rejected), tuple(remarks), without, *seconds)
+        members_own = tuple(map(tuple, job.voices[1:]))
+        told = tuple(rejected), tuple(remarks), without
+        found = Predicted(tuple(job.frames), members_own, *told, *seconds)
         if out:
             _write(half / "new", bundle, found)
             put(half / "new", Path(out))
@@ -166,14 +190,17 @@ class _Job:
 
     Attributes:
         scans: by scan_id, with the window of the training scans, where they shared one.
-        frames: every frame of every source, in order. parts: of each, by its number, the scans that
+        voices: every frame of every source, in order: as all members together see it, and then, if
+            that is asked, as each of them does. parts: of each frame, by its number, the scans that
             cover it and where.
     """
 
-    def __init__(self, bundle: Bundle, reading: Reading, least: float) -> None:
-        self.bundle, self.reading, self.least = bundle, reading, least
+    def __init__(self, bundle: Bundle, reading: Reading, options: Options) -> None:
+        self.bundle, self.reading, self.options = bundle, reading, options
         window = bundle.meta["preprocessing"]["window"]
         scans = [replace(s, high=window or s.high) for s in reading.store.scans]
+        if options.lesions is not None:
+            scans = [replace(s, lesions=tuple(self._lesions(s, options.lesions))) for s in scans]
         self.scans = {s.scan_id: s for s in scans}
         by_frame: dict[tuple[str, int], list[tuple[Scan, Origin]]] = {}
         for scan_id, origins in reading.origins.items():
@@ -181,12 +208,40 @@ class _Job:
                 part = (self.scans[scan_id], origin)
                 by_frame.setdefault((origin.name, origin.frame), []).append(part)
         self.parts = dict(enumerate((by_frame[key] for key in sorted(by_frame)), 1))
-        self.frames = [self._frame(n, *parts[0]) for n, parts in self.parts.items()]
+        seen = dict.fromkeys(parts[0][0].patient_id for parts in self.parts.values())
+        self._patients = {patient: number for number, patient in enumerate(seen, 1)}
+        copies = 1 + len(bundle.meta["members"]) * options.each
+        self.voices = [
+            [self._frame(n, *parts[0]) for n, parts in self.parts.items()] for _ in range(copies)
+        ]
+        self.frames = self.voices[0]
+
+    def seen(self, frame: Frame) -> tuple[Array, float]:
+        """The counts of a frame, as the model saw them, and the upper edge of their window."""
+        parts, seen_HW = self.parts[frame.number], np.zeros((frame.height, frame.width), np.uint16)
+        for scan, origin in parts:
+            counts_HW = self.reading.store.counts(scan)
+            part_HW = part_of(counts_HW, origin.y, origin.x, frame.height, frame.width)
+            seen_HW = np.maximum(seen_HW, part_HW)
+        return seen_HW, parts[0][0].high
 
     def _frame(self, number: int, scan: Scan, origin: Origin) -> Frame:
         flags = [f for f in scan.flags if f != "unannotated"]
         source, size = self.reading.path_of(origin.name), (origin.height, origin.width)
-        return Frame(number, source, origin.frame, scan.view, *size, scan.pixel_mm, flags, [])
+        patient = self._patients[scan.patient_id]
+        place = (number, patient, source, origin.frame, scan.view)
+        return Frame(*place, *size, scan.pixel_mm, flags, [])
+
+    def _lesions(
+        self, scan: Scan, known: Mapping[tuple[str, int], Sequence[Lesion]]
+    ) -> Iterator[Lesion]:
+        """The lesions of a scan's frames, in its own pixels."""
+        for origin in self.reading.origins[scan.scan_id]:
+            for lesion in known.get((self.reading.path_of(origin.name), origin.frame), ()):
+                mask_HW = lesion_mask(lesion, origin.height, origin.width)
+                moved_HW = part_of(mask_HW, -origin.y, -origin.x, scan.height, scan.width)
+                if moved_HW.any():
+                    yield lesion_of_mask(moved_HW, lesion.category)
 
 
 def _fill(
@@ -205,39 +260,36 @@ def _fill(
             "predict: this bundle says of lesions what they are, but no scan has annotated ones; "
             "give a folder with annotations beside the scans, as `raybone prepare` reads them"
         )
-    on: dict[str, list[tuple[Origin, Canvas]]] = {scan_id: [] for scan_id in job.scans}
+    on: dict[str, list[tuple[Origin, list[Canvas]]]] = {scan_id: [] for scan_id in job.scans}
     canvases = []
-    for frame in job.frames:
-        parts = job.parts[frame.number]
-        canvases.append(Canvas(frame, bundle, len(parts)))
+    for frames in zip(*job.voices):
+        parts = job.parts[frames[0].number]
+        canvases.append([Canvas(frame, bundle, len(parts)) for frame in frames])
         for scan, origin in parts:
             on[scan.scan_id].append((origin, canvases[-1]))
     for scan in samples.scans:
         odd = oddities(counts(scan), scan.high, bundle.meta["likeness"])
-        for _, canvas in on[scan.scan_id]:
+        for _, (canvas, *_) in on[scan.scan_id]:
             canvas.frame.oddities = list(dict.fromkeys([*canvas.frame.oddities, *odd]))
     loader = validation_loader(samples, 4, 0, 1, 0)
     predicted = outputs(task, members, samples, loader, device)
     for number, (index, predictions) in enumerate(predicted, 1):
-        prediction, sd = task.shown(*task.agreed(predictions), job.least)
-        row, prediction = task.placed(samples, index, prediction)
-        for origin, canvas in on[samples.scans[row].scan_id]:
-            canvas.add(origin, prediction, sd)
+        said = [predictions, *([p] for p in predictions)]
+        for voice, spoken in zip(range(len(job.voices)), said):
+            prediction, sd = task.shown(*task.agreed(spoken), job.options.least)
+            row, prediction = task.placed(samples, index, prediction)
+            for origin, several in on[samples.scans[row].scan_id]:
+                several[voice].add(origin, prediction, sd)
         progress(number, len(samples))
-    for canvas in canvases:
+    for canvas in itertools.chain(*canvases):
         canvas.finish()
 
 
-def _draw(out: Path, job: _Job, frame: Frame) -> bool:
+def _draw(out: Path, job: _Job, frame: Frame, seen: Picture) -> bool:
     """The pictures and DICOM objects of a frame, as the model saw it; False when there could be no
     DICOM object of its findings.
     """
-    parts, seen_HW = job.parts[frame.number], np.zeros((frame.height, frame.width), np.uint16)
-    for scan, origin in parts:
-        counts_HW = job.reading.store.counts(scan)
-        part_HW = part_of(counts_HW, origin.y, origin.x, frame.height, frame.width)
-        seen_HW = np.maximum(seen_HW, part_HW)
-    names, high = job.bundle.meta["categories"], parts[0][0].high
+    names = job.bundle.meta["categories"]
     finding: dict[str, Any] = {
         "boxes": [f.box for f in frame.findings],
         "scores": [f.score for f in frame.findings],
@@ -245,8 +297,8 @@ def _draw(out: Path, job: _Job, frame: Frame) -> bool:
     if frame.masks:
         finding["masks"] = [frame.masks[n] for n in names]
     picture = out / f"{frame.number:04d}.png"
-    shown = Picture(seen_HW, high, frame.flags, native=True)
-    picture.write_bytes(overlay(shown, finding, (), names, job.least))
+    shown = replace(seen, flags=frame.flags, native=True)
+    picture.write_bytes(overlay(shown, finding, (), names, job.options.least))
     frame.files.append(picture.name)
     return not frame.masks or _segment(out, frame, job.bundle)
 
@@ -303,6 +355,7 @@ def _write(out: Path, bundle: Bundle, result: Predicted) -> None:
         for frame in result.frames:
             common = {
                 "number": frame.number,
+                "patient": frame.patient,
                 "source": frame.source,
                 "frame": frame.frame,
                 "oddities": "; ".join(frame.oddities),

@@ -17,7 +17,7 @@ from raybone.data.annotations import mask_of, to_coco
 from raybone.data.ingest.dicom.frames import write_scan
 from raybone.types import Array, Lesion, Scan
 
-LAYOUTS = ("dicom", "coco", "labelme", "bs80k", "masks")
+LAYOUTS = ("dicom", "coco", "labelme", "bs80k", "masks", "skeleton")
 VOC_NAMES = {"malignant": "nidus", "benign": "physiological"}
 
 
@@ -73,6 +73,12 @@ def write_view(out: Path, layout: str, scan: Scan, counts_HW: Array) -> str:
                 if lesion.category == "malignant" and lesion.rle:
                     whole_HW[mask_of(lesion.rle)] = 255
             cv2.imwrite(str(out / "masks" / path.name), whole_HW)
+        elif layout == "skeleton":
+            for region in scan.lesions:
+                folder = out / f"masks_{region.category}"
+                folder.mkdir(exist_ok=True)
+                mask_HW = mask_of(region.rle or {}).astype(np.uint8) * 255
+                cv2.imwrite(str(folder / path.name), mask_HW)
     return path.relative_to(out).as_posix()
 
 
@@ -88,7 +94,7 @@ def write_coco(out: Path, names: Sequence[str], scans: Sequence[Scan]) -> None:
 
 def write_labels(out: Path, layout: str, names: Sequence[str], scans: Sequence[Scan]) -> None:
     """labels.csv: by patient, or by file where the layout itself does not tell patients apart."""
-    by_file = layout in ("labelme", "masks")
+    by_file = layout in ("labelme", "masks", "skeleton")
     own = [
         {"file": name, "patient_id": s.patient_id, "view": s.view, "pixel_mm": str(s.pixel_mm)}
         if by_file

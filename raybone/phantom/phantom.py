@@ -9,28 +9,22 @@ patients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
-import yaml
 
 from raybone.data.annotations import lesion_of_mask
 from raybone.errors import WrongInput
+from raybone.phantom.body import HEIGHT, VIEWS, WIDTH, Patient, View, body, pose, skeleton
 from raybone.phantom.export import LAYOUTS, write_coco, write_labels, write_view
-from raybone.study.param import Strict
 from raybone.types import Array, Lesion, Scan
 
-HEIGHT, WIDTH, PIXEL_MM = 1024, 256, 2.26
+PIXEL_MM = 2.26
 PSF_SIGMA = 1.9  # pixels: about 10 mm FWHM of a low-energy collimator at body distance
 KEY = "raybone phantom: no secret"
-View = Literal["anterior", "posterior"]
-VIEWS: tuple[View, View] = ("anterior", "posterior")
 
 # Where lesions occur: name, centre (x, y) on the right of the image, spread, share of malignant
 # lesions, and how near the front the bone lies (1 = seen from the front alone).
@@ -53,37 +47,6 @@ BENIGN_SITES = (
     ("foot", 28, 812, 7, 0.6),
     ("sternoclavicular", 12, 222, 3, 0.9),
 )
-
-
-@dataclass(frozen=True)
-class Patient:
-    """What makes one phantom patient: size, tilt, counts and contrast; hard ones have few counts
-    and faint foci.
-    """
-
-    name: str
-    stretch: float
-    girth: float
-    tilt: float
-    counts: float
-    bone: float
-    bladder: float
-    kidneys: float
-    injection: float
-    hard: bool
-
-
-class Shape(Strict):
-    """A part of the body, in pixels about the midline: an ellipse (x, y, half axes), or points.
-
-    ``width`` is that of a stroke along the points; with none they are the corners of an area.
-    ``uptake`` is what is seen of it from the front and from behind.
-    """
-
-    uptake: tuple[float, float]
-    ellipse: tuple[float, float, float, float] | None = None
-    points: tuple[tuple[float, float], ...] = ()
-    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +76,8 @@ def phantom(
         out: a folder that does not exist or is empty.
         patients: two views each, named PHANTOM-0001 and so on.
         layout: ``dicom`` (a folder a patient, annotations.json beside), ``coco``, ``labelme`` or
-            ``masks`` (16-bit PNG), or ``bs80k`` (8-bit JPEG).
+            ``masks`` (16-bit PNG), ``bs80k`` (8-bit JPEG), or ``skeleton``: as ``masks``, of the
+            regions of the skeleton instead of lesions.
         height: rows of the images, a multiple of 4; columns are a quarter of it.
     Raises:
         WrongInput: the folder holds something, another key lies beside it, or a number is out of
@@ -129,25 +93,7 @@ def phantom(
     out.mkdir(parents=True, exist_ok=True)
     scans, names = list[Scan](), list[str]()
     for number in range(patients):
-        rng = np.random.default_rng([seed, number])
-        patient = _patient(f"PHANTOM-{number + 1:04d}", rng)
-        foci = _foci(patient, rng)
-        tumours = np.random.default_rng([seed, number, 1])
-        tumour = str(tumours.choice(("breast", "lung", "prostate")))
-        for view in VIEWS:
-            counts_HW, lesions = render(patient, foci, view, rng, height)
-            scan = Scan(
-                "",
-                patient.name,
-                view,
-                height,
-                height // 4,
-                PIXEL_MM * HEIGHT / height,
-                0,
-                1.0,
-                labels=(("primary_tumour", tumour),),
-                lesions=lesions,
-            )
+        for scan, counts_HW in _views(seed, number, layout, height):
             scans.append(scan)
             names.append(write_view(out, layout, scan, counts_HW))
         progress(number + 1, patients)
@@ -158,6 +104,25 @@ def phantom(
     key.write_text(KEY, encoding="utf-8")
     key.chmod(0o600)
     return out
+
+
+def _views(seed: int, number: int, layout: str, height: int) -> Iterator[tuple[Scan, Array]]:
+    """Both views of a patient, with their counts; for the layout ``skeleton`` with its regions
+    instead of lesions.
+    """
+    rng = np.random.default_rng([seed, number])
+    patient = _patient(f"PHANTOM-{number + 1:04d}", rng)
+    foci = _foci(patient, rng)
+    tumours = np.random.default_rng([seed, number, 1])
+    labels = (("primary_tumour", str(tumours.choice(("breast", "lung", "prostate")))),)
+    size, pixel_mm = (height, height // 4), PIXEL_MM * HEIGHT / height
+    for view in VIEWS:
+        counts_HW, lesions = render(patient, foci, view, rng, height)
+        if layout == "skeleton":
+            drawn = skeleton(patient, view, height).items()
+            lesions = tuple(lesion_of_mask(m, region) for region, m in drawn if m.any())
+        about = Scan("", patient.name, view, *size, pixel_mm, 0, 1.0, labels=labels)
+        yield replace(about, lesions=lesions), counts_HW
 
 
 def _check(out: Path, layout: str) -> None:
@@ -191,9 +156,9 @@ def render(
     """Counts uint16 of shape (height, height / 4) of one view, and its lesions with boxes and
     masks.
     """
-    body_HW = _body(patient, view)
+    body_HW = body(patient, view)
     lesions: list[Lesion] = []
-    warp_23 = _pose(patient, view)
+    warp_23 = pose(patient, view)
     size = (height // 4, height)
     for focus in foci:
         seen = focus.front if view == "anterior" else 1 - focus.front
@@ -282,103 +247,3 @@ def _blobs(focus: Focus) -> Array:
         )
         spot_HW = np.maximum(spot_HW, weight * across.astype(np.float32))
     return spot_HW
-
-
-def _pose(patient: Patient, view: View) -> Array:
-    """Affine 2x3 of the patient's size and tilt; the back view is the mirror image."""
-    matrix_23 = cv2.getRotationMatrix2D((WIDTH / 2, HEIGHT / 2), patient.tilt, 1.0)
-    matrix_23 = matrix_23 @ np.array(
-        [
-            [patient.girth, 0, WIDTH / 2 * (1 - patient.girth)],
-            [0, patient.stretch, 90 * (1 - patient.stretch)],
-            [0, 0, 1],
-        ]
-    )
-    if view == "posterior":
-        matrix_23 = np.array([[-1, 0, WIDTH - 1], [0, 1, 0]], float) @ np.vstack(
-            [matrix_23, [0, 0, 1]]
-        )
-    return np.asarray(matrix_23, np.float64)
-
-
-def _body(patient: Patient, view: View) -> Array:
-    """Activity of a healthy body, about 1 in soft tissue, float32 (HEIGHT, WIDTH)."""
-    anatomy = _anatomy()
-    soft_HW = _drawn(view, anatomy["soft"], anatomy["soft, each side"])
-    bone_HW = _drawn(view, anatomy["bone"], [*_ribs(view), *anatomy["bone, each side"]])
-    # The rim of the skull stands over what is there.
-    cv2.ellipse(bone_HW, _at(0, 120), (32 * 16, 36 * 16), 0, 180, 360, 1.4, 4, cv2.LINE_AA, 4)
-    bladder = Shape(ellipse=(0, 436, 15, 12), uptake=(patient.bladder, patient.bladder * 0.6))
-    kidney = Shape(ellipse=(32, 340, 9, 15), uptake=(patient.kidneys * 0.25, patient.kidneys))
-    injection = Shape(ellipse=(100, 352, 4, 6), uptake=(patient.injection, patient.injection))
-    organ_HW = _drawn(view, [bladder, injection], [kidney])
-    soft_HW = cv2.GaussianBlur(soft_HW, (0, 0), 5)
-    bone_HW = cv2.GaussianBlur(bone_HW, (0, 0), 1.2)
-    whole_HW = soft_HW + patient.bone * bone_HW + organ_HW
-    posed_HW = cv2.warpAffine(whole_HW, _pose(patient, view), (WIDTH, HEIGHT))
-    return np.asarray(posed_HW + 0.02, np.float32)
-
-
-@cache
-def _anatomy() -> dict[str, list[Shape]]:
-    content = yaml.safe_load(
-        files("raybone.phantom").joinpath("anatomy.yaml").read_text(encoding="utf-8")
-    )
-    return {
-        name: [Shape.model_validate(shape) for shape in shapes] for name, shapes in content.items()
-    }
-
-
-def _ribs(view: View) -> Iterator[Shape]:
-    """Ribs of a side: twelve down and out from the spine behind, ten of them up and in to the
-    sternum in front.
-    """
-    front, turn_T = view == "anterior", np.linspace(0, 1, 9)
-    for number in range(10 if front else 12):
-        top = 212 + number * 10.5
-        reach = 50 + 14 * np.sin(np.pi * (number + 1) / 13)
-        if front:
-            xs = 12 + (reach - 12) * np.sin(turn_T * np.pi / 2)
-            ys = top + 8 + 30 * turn_T**2 * (1 - number / 18)
-        else:
-            xs = 8 + (reach - 8) * np.sin(turn_T * np.pi / 2)
-            ys = top - 2 + 26 * turn_T**1.5
-        yield Shape(points=tuple(zip(xs.tolist(), ys.tolist())), width=3, uptake=(0.75, 0.9))
-
-
-def _drawn(view: View, middle: Sequence[Shape], each_side: Sequence[Shape]) -> Array:
-    """The sum of shapes, float32 (HEIGHT, WIDTH); those of each side are given for the right of the
-    image.
-    """
-    image_HW = np.zeros((HEIGHT, WIDTH), np.float32)
-    for side, shape in [
-        *((1, s) for s in middle),
-        *((side, s) for side in (-1, 1) for s in each_side),
-    ]:
-        layer_HW, value = np.zeros_like(image_HW), shape.uptake[VIEWS.index(view)]
-        points_N2 = np.array([_at(side * x, y) for x, y in shape.points], np.int32)
-        if shape.ellipse:
-            x, y, *axes = shape.ellipse
-            cv2.ellipse(
-                layer_HW,
-                _at(side * x, y),
-                [round(a * 16) for a in axes],
-                0,
-                0,
-                360,
-                value,
-                -1,
-                cv2.LINE_AA,
-                4,
-            )
-        elif shape.width:
-            cv2.polylines(layer_HW, [points_N2], False, value, shape.width, cv2.LINE_AA, 4)
-        else:
-            cv2.fillPoly(layer_HW, [points_N2], value, cv2.LINE_AA, 4)
-        image_HW += layer_HW
-    return image_HW
-
-
-def _at(x: float, y: float) -> tuple[int, int]:
-    """OpenCV's fixed-point place (4 fractional bits) of a point given about the midline."""
-    return round((WIDTH / 2 + x) * 16), round(y * 16)

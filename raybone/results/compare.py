@@ -1,4 +1,6 @@
-"""The winner of a study beside the figures that the papers published, which are of other data."""
+"""A study beside the figures that the papers published, which are of other data: its winner, and
+the rows of its table.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def compare(url: str, dataset: str = "") -> dict[str, Any]:
     Returns:
         study, config_id, dataset_hash, note; rows: metric, mean over folds, low and high of Nadeau
         & Bengio's interval, test (mean over test folds, NaN without), and ``published``, a list of
-        {system, variant, table, value}, empty where the paper has none; subgroups, confusion and
+        {system, variant, table, value}, empty where the paper has none; configurations: all that
+        are complete, best first, with the hyper-parameters in which they differ and the mean of
+        each of those metrics, as the rows of a paper's table; subgroups, confusion and
         roc of a classifier's out-of-fold predictions, or ``not_shown``, why there are none. What a
         paper published of a ``subgroup`` has a row of its own, with ours of that subgroup (of all
         folds together).
@@ -56,14 +60,38 @@ def compare(url: str, dataset: str = "") -> dict[str, Any]:
         else:
             opened = open_dataset(study.dataset)
             cases = classified(opened, findings_of(best, opened))
+    rows = beside(study, best.record, cases.get("subgroups", {}))
     return {
         "study": study.name,
         "config_id": best.id,
         "dataset_hash": study.resolved.dataset_hash,
         "note": OTHER,
-        "rows": beside(study, best.record, cases.get("subgroups", {})),
+        "rows": rows,
+        "configurations": table_of(
+            study, folder.complete(), list(dict.fromkeys(row["metric"] for row in rows))
+        ),
         **cases,
     }
+
+
+def table_of(
+    study: ResolvedStudy, complete: list[ConfigurationFolder], metrics: list[str]
+) -> list[dict[str, Any]]:
+    """``configurations`` of ``compare``: of each the means of these metrics over the folds, and
+    what differs among them.
+    """
+    params = {c.id: c.params for c in complete}
+    names = dict.fromkeys(name for own in params.values() for name in own)
+    differ = [n for n in names if len({repr(own.get(n)) for own in params.values()}) > 1]
+    folds = study.resolved.folds
+    return [
+        {
+            "config_id": c.id,
+            "params": {name: params[c.id].get(name) for name in differ},
+            **{m: _measured(c.record, folds, m)["mean"] for m in metrics},
+        }
+        for c in complete
+    ]
 
 
 def unfetched(study: ResolvedStudy, moved: str) -> str:
@@ -194,6 +222,7 @@ def comparison_lines(compared: dict[str, Any]) -> list[str]:
             f"{row['metric']:<12} {ours:<26} {test:<11} {said[0]}",
             *(f"{'':<52}{more}" for more in said[1:]),
         ]
+    lines += _table_lines(compared["configurations"])
     names = ("sensitivity", "specificity", "accuracy", "PPV", "NPV")
     for name, table in compared.get("subgroups", {}).items():
         lines += ["", f"{name:<22}{'count':>7}" + "".join(f"{m:>13}" for m in (*names, "AUC"))]
@@ -212,6 +241,24 @@ def comparison_lines(compared: dict[str, Any]) -> list[str]:
             "confusion: " + ", ".join(f"{k} {v}" for k, v in compared["confusion"].items()),
         ]
     return lines
+
+
+def _table_lines(configurations: list[dict[str, Any]]) -> list[str]:
+    """All complete configurations, where there are several."""
+    if len(configurations) < 2:
+        return []
+    metrics = [name for name in configurations[0] if name not in ("config_id", "params")]
+    head = f"{'configuration':<14}" + "".join(f"{m:>{max(13, len(m) + 2)}}" for m in metrics)
+    lines = ["", head + "  where they differ"]
+    for own in configurations:
+        means = "".join(f"{own[m]:>{max(13, len(m) + 2)}.4f}" for m in metrics)
+        params = ", ".join(f"{k} {_short(v)}" for k, v in own["params"].items() if v is not None)
+        lines.append(f"{own['config_id']:<14}{means}  {params}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _measured(best: Configuration, folds: int, metric: str) -> dict[str, float]:

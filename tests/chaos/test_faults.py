@@ -42,7 +42,7 @@ def long_study(study: dict[str, Any]) -> dict[str, Any]:
     return {
         **study,
         "metric": "val_loss",
-        "epochs": 40,
+        "epochs": 30,
         "fixed": {**study["fixed"], "imgsz": 256, "batch": 2, "nbs": 2},
         "limits": {"stall_minutes": 0.5},
     }
@@ -141,7 +141,7 @@ def torment(
 def test_a_study_under_faults_is_the_undisturbed_one(
     scheduler: str, long_study: dict[str, Any], tmp_path: Path, cluster: Cluster
 ) -> None:
-    trials = {"full": 4, "fold_race": 6}[scheduler]  # a race trains less of each
+    trials = {"full": 3, "fold_race": 5}[scheduler]  # a race trains less of each
     study = {
         **long_study,
         "search": {**long_study["search"], "scheduler": scheduler, "trials": trials},

@@ -124,3 +124,44 @@ def test_the_key_lies_beside_the_cohort_and_another_one_is_kept(tmp_path: Path) 
         phantom(tmp_path / "own", 1, 1, height=128)
     assert (tmp_path / "own.key").read_text() == "a key of somebody"
     assert not (tmp_path / "own").exists()
+
+
+def test_the_skeleton_is_prepared_as_regions_that_a_segmenter_can_learn(tmp_path: Path) -> None:
+    """The same patients and counts as of the other layouts; the sternum is seen in front alone."""
+    for layout in ("masks", "skeleton"):
+        phantom(tmp_path / layout, 3, 5, layout, 512)
+        prepare(tmp_path / layout, tmp_path / f"{layout}-ds", folds=3, key=tmp_path / "key")
+    opened = open_dataset(tmp_path / "skeleton-ds")
+    other = {s.scan_id: s for s in open_dataset(tmp_path / "masks-ds").scans}
+    assert {s.scan_id for s in opened.scans} == set(other)
+    assert opened.meta["warnings"] == []
+    for scan in opened.scans:
+        seen = {le.category for le in scan.lesions}
+        assert {"skull", "thoracic", "ribs", "pelvis", "femur"} <= seen
+        assert ("sternum" in seen, "scapula" in seen) == (
+            scan.view == "anterior",
+            scan.view == "posterior",
+        )
+
+
+def test_masks_of_numbers_are_read_as_the_regions_that_they_stand_for(tmp_path: Path) -> None:
+    """As the public skeleton masks are kept: a number a region, later ones on top."""
+    phantom(tmp_path / "scans", 2, 5, "skeleton", 512)
+    names = ("ribs", "scapula", "pelvis")
+    (tmp_path / "scans" / "masks").mkdir()
+    for path in sorted((tmp_path / "scans" / "images").iterdir()):
+        index_HW = np.zeros((512, 128), np.uint8)
+        for number, name in enumerate(names, 1):
+            mask = tmp_path / "scans" / f"masks_{name}" / path.name
+            if mask.exists():
+                index_HW[cv2.imread(str(mask), cv2.IMREAD_UNCHANGED) > 0] = number
+        cv2.imwrite(str(tmp_path / "scans" / "masks" / path.name), index_HW)
+    for folder in (tmp_path / "scans").glob("masks_*"):
+        shutil.rmtree(folder)
+    categories = {str(number): name for number, name in enumerate(names, 1)}
+    key = tmp_path / "key"
+    prepare(tmp_path / "scans", tmp_path / "ds", folds=2, key=key, categories=categories)
+    opened = open_dataset(tmp_path / "ds")
+    assert set(opened.categories) == set(names)
+    behind = [s for s in opened.scans if s.view == "posterior"]
+    assert all({le.category for le in s.lesions} == set(names) for s in behind)

@@ -92,3 +92,23 @@ def test_the_interval_of_a_metric_ends_where_the_metric_does(
     assert distance_row["mean"] == pytest.approx(56 / 3)
     assert distance_row["low"] == 0.0
     assert distance_row["high"] > 30
+
+
+def test_all_complete_configurations_are_rows_of_a_table(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the points of an ablation: best first, with what they differ in, and nothing else."""
+    search = {"trials": 6, "scheduler": "full"}
+    pretend(tmp_path / "st", dataset, name="spect-msma-unet", search=search)
+    found = compare(str(tmp_path / "st"))
+    own = found["configurations"]
+    assert len(own) == 6
+    assert own[0]["config_id"] == found["config_id"]
+    dice = [row["dice"] for row in own]
+    assert dice == sorted(dice, reverse=True)
+    assert dice[0] == pytest.approx(found["rows"][0]["mean"])
+    assert "lr0" in own[0]["params"]
+    assert main(["compare", str(tmp_path / "st")]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{row['config_id']:<14}" in shown for row in own)
+    assert "where they differ" in shown

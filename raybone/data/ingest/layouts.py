@@ -71,12 +71,9 @@ def _layout_of(root: Path, other: str) -> str:
         return "bs80k"
     if {"imagesTr", "labelsTr"} <= folders:
         return "nnunet"
-    return (
-        "masks"
-        if {"images", "masks"} <= folders
-        and any(is_image(p.name) for p in (root / "masks").rglob("*"))
-        else other
-    )
+    masks = [root / name for name in folders if mask_folder(name)]
+    drawn = any(is_image(p.name) for folder in masks for p in folder.rglob("*"))
+    return "masks" if "images" in folders and drawn else other
 
 
 def _bs80k(root: Path, files: Mapping[str, Path]) -> Sources:  # noqa: ARG001
