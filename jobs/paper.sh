@@ -4,9 +4,14 @@
 # a paper on two cores; resumes what is there.
 #   jobs/paper.sh wbbs|spect|lesions|bs80k [OUT]
 # EPOCHS and PATIENTS make it longer. On your data, run jobs/*.yaml as their first lines say, then `raybone compare`.
-set -e
-paper=${1:-}
+set -ef
+paper=${1:-} done=
 out=${2:-runs/paper-$paper}
+case $out in *[[:space:]]*)
+    echo "jobs/paper.sh: OUT must be without blanks, got '$out'" >&2
+    exit 2
+    ;;
+esac
 case $paper in
 wbbs) folds=5 epochs=${EPOCHS:-16} patients=${PATIENTS:-36} ;;
 spect) folds=3 epochs=${EPOCHS:-16} patients=${PATIENTS:-36} ;;
@@ -16,8 +21,11 @@ esac
 cohort() { # NAME SEED LAYOUT PREPARE-OPTIONS...
     name=$1 seed=$2 layout=$3
     shift 3
-    test -d "$out/$name-raw" ||
-        raybone phantom "$out/$name-raw" --patients "$patients" --seed "$seed" --height 256 --layout "$layout"
+    if ! test -d "$out/$name-raw"; then
+        rm -rf "$out/$name-half"
+        raybone phantom "$out/$name-half" --patients "$patients" --seed "$seed" --height 256 --layout "$layout"
+        mv "$out/$name-half" "$out/$name-raw"
+    fi
     # A key of its own: phantoms have the same names whatever their seed, and would count as the same patients.
     test -d "$out/$name" || raybone prepare "$out/$name-raw" "$out/$name" --folds $folds --key "$out/$name.key" "$@"
 }

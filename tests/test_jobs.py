@@ -256,3 +256,51 @@ def test_fixed_values_that_only_a_searched_one_makes_whole_are_a_study(
         in capsys.readouterr().err
     )
     assert not (tmp_path / "bad").exists()
+
+
+def test_images_of_bs80k_are_classified_and_patients_by_their_worst_view(tmp_path: Path) -> None:
+    raw, dataset, out = (str(tmp_path / name) for name in ("raw", "ds", "study"))
+    words = ["--patients", "16", "--height", "128", "--layout", "bs80k", "--seed", "2"]
+    assert main(["phantom", raw, *words]) == 0
+    key = str(tmp_path / "key")
+    assert main(["prepare", raw, dataset, "--layout", "bs80k", "--folds", "2", "--key", key]) == 0
+    settings = [s for s in SMALL if not s.startswith("space")]
+    own = [f"dataset={dataset}", "models=[timm/resnet18]", "fixed.imgsz=64", *settings]
+    job = str(JOBS / "bs80k_abnormal.yaml")
+    assert main(["search", job, "--out", out, "--local", "--set", *own]) == 0
+    (row,) = pd.read_csv(tmp_path / "study" / "leaderboard.csv").to_dict("records")
+    assert row["state"] == "complete"
+    assert 0 <= row["AUC_mean"] <= 1
+    assert 0 <= row["patient_AUC_mean"] <= 1
+    assert read_study(JOBS / "bs80k_regions.yaml").fixed["target"] == "abnormal"
+
+
+def test_lesions_and_bone_that_overlap_are_learned_together(tmp_path: Path) -> None:
+    """Slices with a bone around each lesion; both have a Dice of their own."""
+    raw, rng = tmp_path / "raw", np.random.default_rng(0)
+    for folder in ("images", "masks", "masks_bone"):
+        (raw / folder).mkdir(parents=True)
+    for number in range(9):
+        bone_HW, lesion_HW = np.zeros((2, 64, 64), np.uint8)
+        cv2.circle(bone_HW, (30 + number, 30), 18, 255, -1)
+        cv2.circle(lesion_HW, (26 + number, 28), 6, 255, -1)
+        image_HW = rng.integers(0, 40, (64, 64)) + bone_HW // 3 + lesion_HW // 3
+        parts = {"images": image_HW.astype(np.uint8), "masks": lesion_HW, "masks_bone": bone_HW}
+        for folder, picture_HW in parts.items():
+            cv2.imwrite(str(raw / folder / f"p{number}_0.png"), picture_HW)
+    prepare(raw, tmp_path / "ds", layout="masks", folds=3, key=tmp_path / "key")
+    own = [
+        f"dataset={tmp_path / 'ds'}",
+        "models={hybrid_att_unet_plus_plus: {fixed: {width: 4, imgsz: 64}}}",
+        "epochs=8",
+        "search={trials: 1, scheduler: full, sampler: random, folds: 3}",
+        "space={lr0: {choice: [0.01]}}",
+        "resources={cpus: 1, gpus: 0}",
+        "fixed={categories: [malignant, bone], batch: 2, nbs: 2, warmup_epochs: 0, ema: 0.0}",
+    ]
+    job, out = str(JOBS / "bmseg_bone.yaml"), str(tmp_path / "study")
+    assert main(["search", job, "--out", out, "--local", "--set", *own]) == 0
+    (row,) = pd.read_csv(tmp_path / "study" / "leaderboard.csv").to_dict("records")
+    assert row["dice_bone_mean"] > 0.5
+    both = (row["dice_bone_mean"] + row["dice_malignant_mean"]) / 2
+    assert row["dice_mean"] == pytest.approx(both, abs=1e-6)

@@ -135,13 +135,26 @@ def modality_of(text: str) -> str | None:
     return None if text.lower() == "any" else text
 
 
-def inspect(dataset: str, *, json: bool = False, png: str | None = None) -> None:
+def inspect(
+    dataset: str,
+    *,
+    json: bool = False,
+    png: str | None = None,
+    annotate_next: str | None = None,
+    count: int = 10,
+) -> None:
     """integrity, leakage, near-duplicates and fingerprint of a dataset
 
     Args:
         json: one JSON document on stdout
         png FILE: write a contact sheet: scans to look at first, then a selection
+        annotate_next BUNDLE: instead, the scans without annotation on which its members disagree
+            most, one a patient
+        count N: how many of them (default %(default)s)
     """
+    if annotate_next:
+        _show_next(dataset, annotate_next, count, json)
+        return
     from raybone.data.inspect import inspect, inspection_lines
 
     seen = inspect(dataset, bar("inspect"))
@@ -150,6 +163,21 @@ def inspect(dataset: str, *, json: bool = False, png: str | None = None) -> None
         from raybone.data.contact_sheet import contact_sheet
 
         say(f"{png}: {contact_sheet(dataset, png, seen)} scans", file=sys.stderr)
+
+
+def _show_next(dataset: str, bundle: str, count: int, json: bool) -> None:
+    from raybone.deploy.annotate_next import annotate_next
+    from raybone.deploy.bundle import open_bundle
+
+    found = annotate_next(open_bundle(bundle), dataset, count, bar("inspect"))
+    names = ("scan_id", "patient_id", "view", "sd")
+    rows = [(scan.scan_id, scan.patient_id, scan.view, spread) for scan, spread in found]
+    if json:
+        say(dumps([dict(zip(names, row)) for row in rows], indent=1))
+        return
+    for scan_id, patient_id, view, spread in rows:
+        say(f"{scan_id}  {patient_id}  {view:<10} members differ by {spread:.3f}")
+    say("which file a scan is of is in the table beside the key of the pseudonyms (docs/data.md)")
 
 
 def models(model: str | None = None, *, json: bool = False) -> None:

@@ -165,7 +165,8 @@ def predict(
         least SCORE: lowest score of a detector's boxes (default %(default)s)
     """
     from raybone.deploy.bundle import open_bundle
-    from raybone.deploy.predict import Options, predict
+    from raybone.deploy.job import Options
+    from raybone.deploy.predict import predict
 
     options = Options(modality_of(modality), least)
     done = predict(open_bundle(bundle), scans, out, options, bar("predict"))
@@ -229,11 +230,15 @@ def burden(
     judge = open_bundle(judging.classifier) if judging.classifier else None
     chain = Chain(open_bundle(finder), open_bundle(skeleton), judge)
     done = burden(chain, scans, out, modality_of(modality), judging.least, bar("burden"))
-    for patient in done:
-        index = f"{patient.burden.index:.2f} %"
-        if patient.low is not None and patient.high is not None:
-            index += f" ({patient.low:.2f} to {patient.high:.2f})"
-        say(
-            f"{out}/{patient.number:04d}.html: bone scan index {index}, "
-            f"{len(patient.malignant)} malignant findings in {len(patient.views)} views"
-        )
+    for study in done:
+        index = f"{study.burden.index:.2f} %"
+        if study.low is not None and study.high is not None:
+            index += f" ({study.low:.2f} to {study.high:.2f})"
+        page = f"{out}/{study.number:04d}.html"
+        views = f"{len(study.malignant)} malignant findings in {len(study.views)} views"
+        say(f"{page}: bone scan index {index}, {views}")
+        for warning in study.warnings:
+            say(f"warning: {page}: {warning}")
+    lines = [f"{source}: not taken: {reason}" for source, reason in done.rejected]
+    for line in (*lines, *done.remarks):
+        say(" ".join(f"warning: {line}".splitlines()))

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -28,6 +29,7 @@ TRUTH: dict[str, Any] = {"color": "#0072B2", "linestyle": "-", "linewidth": 1.6}
 FOUND: dict[str, Any] = {"color": "#D55E00", "linestyle": (0, (3, 2)), "linewidth": 1.2}
 APART: dict[str, Any] = {"color": "#0072B2", "linestyle": (0, (1, 1)), "linewidth": 1.2}
 REGION = "#009E73"
+HEAT = "autumn_r"  # from yellow to red, on grey
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,14 @@ class Picture:
     counts_HW: counts, shape (H, W). high: upper edge of its window, in counts. flags: of the scan;
     its modality says which way round it is drawn. native: each pixel of the scan is one of the
     picture, or a square of them where the scan is small; else the picture has at most about 600
-    pixels a side.
+    pixels a side. heat_HW: what is laid over it, from 0 to 1, as where a classifier sees its class.
     """
 
     counts_HW: Array
     high: float
     flags: Sequence[str] = ()
     native: bool = False
+    heat_HW: Array | None = None
 
     def figure(self) -> Figure:
         """The scan above room for a legend."""
@@ -62,6 +65,9 @@ class Picture:
             vmax=1,
             interpolation="nearest" if self.native else "bilinear",
         )
+        if self.heat_HW is not None:
+            seen_HW = np.clip(self.heat_HW, 0, 1)
+            axes.imshow(seen_HW, cmap=HEAT, alpha=0.6 * seen_HW, vmin=0, vmax=1)
         axes.set_axis_off()
         return figure
 

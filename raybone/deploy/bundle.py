@@ -122,7 +122,8 @@ class Bundle:
         Raises:
             WrongInput: no scans that could be read, weights that are changed, or ``out`` exists.
         """
-        from raybone.deploy.predict import Options, predict
+        from raybone.deploy.job import Options
+        from raybone.deploy.predict import predict
 
         several = [scans] if isinstance(scans, str | os.PathLike) else scans
         paths = [os.fspath(scan) for scan in several]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import statistics
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,16 @@ from raybone.data.annotations import NOT_LESIONS
 from raybone.data.overlay import Picture, numbered
 from raybone.deploy.bundle import Bundle
 from raybone.deploy.frames import Frame
-from raybone.deploy.laid import Judged, Seen, Sight, lesions_of
+from raybone.deploy.job import Options
+from raybone.deploy.laid import MALIGNANT, Judged, Seen, Sight, by_place, lesions_of
 from raybone.deploy.patient_page import patient_page
-from raybone.deploy.predict import Options, Predicted, predict
+from raybone.deploy.predict import Predicted, predict, refuse
 from raybone.errors import WrongInput
 from raybone.metrics.burden import Burden, bone_scan_index, bones, regions
 from raybone.metrics.lesions import THRESHOLD
 from raybone.private import put, workplace
 from raybone.types import Array, safe_cell
 
-MALIGNANT = "malignant"
 NOTE = "Research software: not a medical device."
 Progress = Callable[[int, int], None]
 
@@ -37,7 +38,8 @@ class Chain:
     """The bundles of a chain.
 
     finder: a detector or segmenter of lesions. skeleton: a segmenter of the regions of the
-    skeleton. classifier: of lesions, malignant or not; without it, what the finder says holds.
+    skeleton. classifier: of lesions, malignant or not; without it, what the finder calls malignant
+    is.
     """
 
     finder: Bundle
@@ -47,8 +49,12 @@ class Chain:
     def problems(self) -> list[str]:
         """A line for each bundle that cannot do its part."""
         judge, lines = self.classifier, list[str]()
-        if self.finder.model.task not in ("detection", "segmentation") or not self._lesions:
+        found = [n for n in self.finder.meta["categories"] if n not in NOT_LESIONS]
+        if self.finder.model.task not in ("detection", "segmentation") or not found:
             rule = "must find lesions; give a detector or segmenter of lesions first"
+            lines.append(_wrong(self.finder, rule))
+        elif not judge and MALIGNANT not in found:
+            rule = "must find malignant lesions; give another, or a --classifier of what it finds"
             lines.append(_wrong(self.finder, rule))
         if self.skeleton.model.task != "segmentation" or not (
             set(self.skeleton.meta["categories"]) & set(regions())
@@ -56,58 +62,75 @@ class Chain:
             some = ", ".join([*regions()][:4])
             rule = f"must segment regions of the skeleton ({some}, ...); give one of them second"
             lines.append(_wrong(self.skeleton, rule))
-        if judge and (judge.model.task != "classification" or judge.meta["config"].get("target")):
-            rule = "must classify lesions; leave --classifier out, or give another"
+        if judge and not (
+            judge.model.task == "classification"
+            and not judge.meta["config"].get("target")
+            and judge.meta["categories"] == [MALIGNANT]
+        ):
+            rule = "must tell malignant lesions; leave --classifier out, or give another"
             lines.append(_wrong(judge, rule))
         return lines
-
-    @property
-    def sought(self) -> list[str]:
-        """The finder's categories that count without a classifier: malignant, or all lesions."""
-        return [MALIGNANT] if MALIGNANT in self._lesions else self._lesions
-
-    @property
-    def _lesions(self) -> list[str]:
-        return [n for n in self.finder.meta["categories"] if n not in NOT_LESIONS]
 
 
 @dataclass(frozen=True)
 class Patient:
-    """What a chain says of one patient.
+    """What a chain says of one study of a patient.
 
-    views: each frame with its lesions and a PNG of them. burden: with the index by all members
-    together. low, high: 95 % interval of the index, from the spread of the members alone; None
-    where no bundle has several. They train on much the same patients: what all of them get wrong is
-    not in it.
+    number: of the study, in the order of the frames; patient: of whom it is. views: each frame with
+    its lesions. burden: with the index by all members together. low, high: 1.96 standard deviations
+    of the index over the members around it, at most what is covered; None where no bundle has
+    several. The members train on much the same patients, and a classifier's are not in it: what all
+    of them get wrong is not, either. warnings: what makes the index doubtful.
     """
 
     number: int
-    views: tuple[tuple[Frame, tuple[Judged, ...], bytes], ...]
+    patient: int
+    views: tuple[tuple[Frame, tuple[Judged, ...]], ...]
     burden: Burden
     low: float | None
     high: float | None
+    warnings: tuple[str, ...]
 
     @property
     def malignant(self) -> list[Judged]:
         """The lesions that count, of all views: one that is seen in two counts twice."""
-        return [le for _, lesions, _ in self.views for le in lesions if le.malignant]
+        return [le for _, lesions in self.views for le in lesions if le.malignant]
 
     def told(self) -> dict[str, Any]:
-        """As JSON, without the pictures."""
+        """As JSON."""
         index = asdict(self.burden) | {"low": self.low, "high": self.high}
         for name, bone in index["bones"].items():
             bone |= {"weight": bones()[name].weight, "share": self.burden.bones[name].share}
         areas = [le.area_mm2 for le in self.malignant]
         known = [area for area in areas if area is not None]
         return {
-            "patient": self.number,
+            "number": self.number,
+            "patient": self.patient,
             "note": NOTE,
             "malignant": len(self.malignant),
-            "uncertain": sum(bool(le.doubt) for _, lesions, _ in self.views for le in lesions),
+            "uncertain": sum(bool(le.doubt) for _, lesions in self.views for le in lesions),
             "area_mm2": round(sum(known), 1) if len(known) == len(areas) else None,
             "bone_scan_index": index,
-            "views": [_view(frame, lesions) for frame, lesions, _ in self.views],
+            "warnings": self.warnings,
+            "views": [_view(frame, lesions) for frame, lesions in self.views],
         }
+
+
+@dataclass(frozen=True)
+class Burdens:
+    """All that was found: studies of patients, in the order of their frames; inputs that were not
+    taken (source, reason), and rules applied to those that were.
+    """
+
+    patients: tuple[Patient, ...]
+    rejected: tuple[tuple[str, str], ...]
+    remarks: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[Patient]:
+        return iter(self.patients)
+
+    def __len__(self) -> int:
+        return len(self.patients)
 
 
 def burden(
@@ -117,15 +140,15 @@ def burden(
     modality: str | None = "NM",
     least: float = THRESHOLD,
     progress: Progress = lambda done, total: None,
-) -> list[Patient]:
+) -> Burdens:
     """Find lesions, judge them, lay them on the skeleton; write NNNN.html and NNNN.json of each
-    patient and patients.csv; all of it, or nothing.
+    study of a patient and patients.csv; all of it, or nothing.
 
     The files name the sources and show the scans: they are to be kept as the scans are.
 
     Args:
-        scans: files, folders, zip archives. Views are of one patient where the scans or a
-            labels.csv say so.
+        scans: files, folders, zip archives. Views are of one study where the scans or a labels.csv
+            say so.
         out: folder to make; None writes nothing.
         modality: for DICOM, the only Modality taken; None takes all.
         least: lowest score of a detector's boxes; of a box the ellipse inside it counts as lesion.
@@ -133,32 +156,48 @@ def burden(
         WrongInput: a bundle that cannot do its part, no scans that could be read, or ``out``
             exists.
     """
+    refuse("burden", scans, out, least)
     if problems := chain.problems():
         raise WrongInput(*problems)
-    if out is not None and Path(out).exists():
-        raise WrongInput(f"--out {out}: must not exist yet; choose another name or remove it")
-    with tempfile.TemporaryDirectory(prefix="raybone-") as place:
-        stored = _Stored(Path(place))
-        options = Options(modality, least, each=True, shown=stored.put)
-        found = predict(chain.finder, scans, None, options, progress)
-        by_patient = defaultdict[int, list[Frame]](list)
-        for frame in found.frames:
-            by_patient[frame.patient].append(frame)
-        seen = _seen(chain, scans, found, modality, progress)
-        patients = [
-            _patient([(seen[f.number], stored.picture(f)) for f in frames])
-            for frames in by_patient.values()
-        ]
-    if out is not None:
-        _write(Path(out), chain, patients)
-    return patients
+    once = list({Path(scan).resolve(): scan for scan in scans}.values())
+    with _workplace(out) as half:
+        stored = _Stored(half)
+        options = Options(modality, least, each=True, shown=stored.put, place=half)
+        found = predict(chain.finder, once, None, options, progress)
+        usual = Options(modality, place=half)
+        drawn = predict(chain.skeleton, once, None, replace(usual, each=True), progress)
+        seen, lost = _seen(found, drawn, _judged(chain, once, found, usual, progress))
+        pages = _Pages(half / "new", chain) if out else None
+        patients = []
+        for views in _studies(seen):
+            patients.append(_patient(views))
+            if pages:
+                pages.add(patients[-1], [_shown(own, stored.picture(own.frame)) for own in views])
+        if out and pages:
+            pages.end()
+            put(half / "new", Path(out))
+    told = Counter((*found.remarks, *drawn.remarks))
+    return Burdens(tuple(patients), (*found.rejected, *lost), tuple(told))
+
+
+@contextlib.contextmanager
+def _workplace(out: Path | str | None) -> Iterator[Path]:
+    """A private folder, beside the one that is made, which goes at the end."""
+    if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        with workplace(Path(out)) as half:
+            yield half
+    else:
+        with tempfile.TemporaryDirectory(prefix="raybone-") as place:
+            yield Path(place)
 
 
 class _Stored:
     """The counts of frames, on disk: those of a cohort need not fit into memory."""
 
     def __init__(self, place: Path) -> None:
-        self._place, self._high = place, dict[int, float]()
+        self._place, self._high = place / "counts", dict[int, float]()
+        self._place.mkdir()
 
     def put(self, frame: Frame, counts_HW: Array, high: float) -> None:
         np.save(self._place / f"{frame.number}.npy", counts_HW)
@@ -169,52 +208,72 @@ class _Stored:
         return Picture(counts_HW, self._high[frame.number], frame.flags, native=True)
 
 
-def _seen(
+def _judged(
     chain: Chain,
     scans: Sequence[str],
     found: Predicted,
-    modality: str | None,
+    usual: Options,
     progress: Progress,
-) -> dict[int, Seen]:
-    """By the number of its frame, what all bundles say of it."""
-    drawn = predict(chain.skeleton, scans, None, Options(modality, each=True), progress)
-    skeletons = [_by_place(frames) for frames in (drawn.frames, *drawn.members)]
-    lesions = {key: [le for le, _ in lesions_of(f)] for key, f in _by_place(found.frames).items()}
-    judged: dict[tuple[str, int], Frame] | None = None
-    if chain.classifier and any(lesions.values()):
-        options = Options(modality, lesions=lesions)
-        judged = _by_place(predict(chain.classifier, scans, None, options, progress).frames)
-    return {
-        frame.number: Seen(
-            frame,
-            [member[number] for member in found.members],
-            [known[key].masks for known in skeletons],
-            judged[key].findings if judged else None,
-            chain.sought,
-        )
-        for number, (key, frame) in enumerate(_by_place(found.frames).items())
-    }
+) -> Predicted | None:
+    """What the classifier says of all that was found."""
+    if not chain.classifier:
+        return None
+    by_frame = by_place(found.frames).items()
+    lesions = {key: [le for le, _ in lesions_of(frame)] for key, frame in by_frame}
+    return predict(chain.classifier, scans, None, replace(usual, lesions=lesions), progress)
 
 
-def _by_place(frames: Sequence[Frame]) -> dict[tuple[str, int], Frame]:
-    """Frames by their source and number there, which is the same for all bundles."""
-    return {(frame.source, frame.frame): frame for frame in frames}
+def _seen(
+    found: Predicted, drawn: Predicted, judged: Predicted | None
+) -> tuple[list[Seen], list[tuple[str, str]]]:
+    """What all bundles say of each frame, and the frames that not all of them could look at."""
+    skeletons = [by_place(frames) for frames in (drawn.frames, *drawn.members)]
+    verdicts = by_place(judged.frames) if judged else {}
+    seen, lost = list[Seen](), list[tuple[str, str]]()
+    for frame in found.frames:
+        key = frame.source, frame.frame
+        if key not in skeletons[0]:
+            lost.append((frame.source, f"frame {frame.frame}: the skeleton's steps leave it out"))
+        elif judged and key not in verdicts:
+            lost.append((frame.source, f"frame {frame.frame}: the classifier's steps leave it out"))
+        else:
+            finders = [member[frame.number - 1] for member in found.members]
+            own = [known[key] for known in skeletons]
+            seen.append(Seen(frame, finders, own, verdicts.get(key)))
+    return seen, lost
 
 
-def _patient(views: Sequence[tuple[Seen, Picture]]) -> Patient:
-    """Lay all views of a patient together."""
-    shown, number, sights = [], 1, []
-    for seen, picture in views:
+def _studies(seen: Sequence[Seen]) -> Iterator[list[Seen]]:
+    """The frames of each study of each patient."""
+    by_study = defaultdict[int, list[Seen]](list)
+    for own in seen:
+        by_study[own.frame.study].append(own)
+    yield from by_study.values()
+
+
+def _patient(views: Sequence[Seen]) -> Patient:
+    """Lay all views of a study together."""
+    shown, sights = [], []
+    for seen in views:
         lesions = tuple(seen.lesions())
-        marks = [(n, le.lesion, le.malignant) for n, le in enumerate(lesions, number)]
-        number += len(lesions)
-        shown.append((seen.frame, lesions, numbered(picture, [*seen.regions(0).values()], marks)))
+        shown.append((replace(seen.frame, oddities=seen.oddities), lesions))
         sights.append(seen.sights(lesions))
     whole = bone_scan_index([by_all for by_all, _, _ in sights])
     by_finder = list(_indices([own for _, own, _ in sights]))
     by_skeleton = list(_indices([own for _, _, own in sights]))
-    low, high = _interval(whole.index, by_finder, by_skeleton)
-    return Patient(shown[0][0].patient, tuple(shown), whole, low, high)
+    low, high = _interval(whole, by_finder, by_skeleton)
+    first, warnings = views[0].frame, tuple(_warnings([frame for frame, _ in shown]))
+    return Patient(first.study, first.patient, tuple(shown), whole, low, high, warnings)
+
+
+def _warnings(frames: Sequence[Frame]) -> Iterator[str]:
+    """What makes an index of these views doubtful."""
+    sides = Counter(frame.view for frame in frames)
+    if set(sides) != {"anterior", "posterior"} or max(sides.values()) > 1:
+        told = ", ".join(f"{count} {view}" for view, count in sides.items())
+        yield f"an index is of one anterior and one posterior view, but here are {told}"
+    if len({frame.pixel_mm for frame in frames}) > 1:
+        yield "the views have pixels of different sizes: each pixel counts alike"
 
 
 def _indices(views: Sequence[Sequence[Sight]]) -> Iterator[float]:
@@ -222,13 +281,13 @@ def _indices(views: Sequence[Sequence[Sight]]) -> Iterator[float]:
     return (bone_scan_index(own).index for own in zip(*views))
 
 
-def _interval(index: float, *members: Sequence[float]) -> tuple[float | None, float | None]:
+def _interval(whole: Burden, *members: Sequence[float]) -> tuple[float | None, float | None]:
     """1.96 standard deviations of all kinds of members together to either side."""
     spreads = [statistics.variance(own) for own in members if len(own) > 1]
     if not spreads:
         return None, None
     away = 1.96 * sum(spreads) ** 0.5
-    return max(0.0, index - away), min(100.0, index + away)
+    return max(0.0, whole.index - away), min(max(whole.covered, whole.index), whole.index + away)
 
 
 def _wrong(bundle: Bundle, rule: str) -> str:
@@ -241,39 +300,58 @@ def _view(frame: Frame, lesions: Sequence[Judged]) -> dict[str, Any]:
     return {**{k: getattr(frame, k) for k in own}, "lesions": [le.told() for le in lesions]}
 
 
-def _write(out: Path, chain: Chain, patients: Sequence[Patient]) -> None:
-    bundles = {
-        part: {"name": bundle.meta["name"], "model": bundle.model.name}
-        for part, bundle in vars(chain).items()
-        if bundle
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with workplace(out) as half:
-        folder = half / "new"
+def _shown(seen: Seen, picture: Picture) -> Callable[[int], bytes]:
+    """What draws a view, given the number of its first lesion."""
+
+    def draw(number: int) -> bytes:
+        marks = [(n, le.lesion, le.malignant) for n, le in enumerate(seen.lesions(), number)]
+        return numbered(picture, [*seen.regions(0).values()], marks)
+
+    return draw
+
+
+class _Pages:
+    """The files of all patients, in a folder that they are written into one after the other."""
+
+    def __init__(self, folder: Path, chain: Chain) -> None:
+        self.folder, self.rows = folder, list[dict[str, Any]]()
         folder.mkdir()
-        rows = list[dict[str, Any]]()
-        for patient in patients:
-            content = {**patient.told(), "bundles": bundles}
-            stem = folder / f"{patient.number:04d}"
-            stem.with_suffix(".json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-            page = patient_page(content, [png for *_, png in patient.views])
-            stem.with_suffix(".html").write_text(page, encoding="utf-8")
-            rows.append(_row(content))
-        path = folder / "patients.csv"
+        self.bundles = {
+            part: {"name": bundle.meta["name"], "model": bundle.model.name}
+            for part, bundle in vars(chain).items()
+            if bundle
+        }
+
+    def add(self, patient: Patient, draw: Sequence[Callable[[int], bytes]]) -> None:
+        """A page and its JSON."""
+        content, number, pictures = {**patient.told(), "bundles": self.bundles}, 1, []
+        for (_, lesions), drawn in zip(patient.views, draw):
+            pictures.append(drawn(number))
+            number += len(lesions)
+        stem = self.folder / f"{patient.number:04d}"
+        stem.with_suffix(".json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        page = patient_page(content, pictures).encode("utf-8", "backslashreplace")
+        stem.with_suffix(".html").write_bytes(page)
+        self.rows.append(_row(content))
+
+    def end(self) -> None:
+        """The table of all."""
+        path = self.folder / "patients.csv"
         with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.DictWriter(file, [*rows[0]])
+            writer = csv.DictWriter(file, [*self.rows[0]] if self.rows else ["number"])
             writer.writeheader()
-            writer.writerows({k: safe_cell(v) for k, v in row.items()} for row in rows)
-        put(folder, out)
+            writer.writerows({k: safe_cell(v) for k, v in row.items()} for row in self.rows)
 
 
 def _row(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A patient's line of patients.csv."""
+    """A line of patients.csv."""
     index = content["bone_scan_index"]
     return {
+        "number": content["number"],
         "patient": content["patient"],
         "views": len(content["views"]),
         **{name: content[name] for name in ("malignant", "uncertain", "area_mm2")},
         **{name: index[name] for name in ("index", "low", "high", "covered", "outside_px")},
+        "warnings": "; ".join(content["warnings"]),
         "sources": "; ".join(dict.fromkeys(view["source"] for view in content["views"])),
     }

@@ -44,18 +44,21 @@ class Found:
 class Frame:
     """What is known of one frame of a source: the numbers of its files, and its findings.
 
-    patient: the number of the patient, in the order of the frames. source: path of the input;
-    frame: 0-based; notes: what was not written, and why.
+    patient, study: numbers of the patient and of the study that it is a view of, in the order of
+    the frames. source: path of the input; frame: 0-based. seen_xyxy: the box around what the
+    model saw of it, in pixels. notes: what was not written, and why.
     """
 
     number: int
     patient: int
+    study: int
     source: str
     frame: int
     view: str
     height: int
     width: int
     pixel_mm: float | None
+    seen_xyxy: tuple[int, int, int, int]
     flags: list[str]
     oddities: list[str]
     findings: list[Found] = field(default_factory=list)

@@ -17,6 +17,7 @@ from raybone.metrics.burden import regions
 from raybone.metrics.lesions import THRESHOLD
 from raybone.types import Array, Lesion
 
+MALIGNANT = "malignant"
 DOUBT = (0.3, 0.7)  # probabilities between which a lesion is called uncertain
 SPREAD = 0.15  # standard deviation over the members from which it is
 Sight = tuple[Array, dict[str, Array]]  # pixels of malignant lesions, and of each region
@@ -26,8 +27,9 @@ Sight = tuple[Array, dict[str, Array]]  # pixels of malignant lesions, and of ea
 class Judged:
     """A lesion that was found.
 
-    score: the finder's; probability: that it is malignant, by the classifier, None without one; sd:
-    of the latter, or else of the score, over the members. malignant: whether it is taken for that.
+    score: the finder's; probability: that it is malignant, by the classifier, or the finder's own
+    where that is calibrated, or None; sd: of it, or of the score, over the members. malignant:
+    whether it is taken for that. judged: whether a classifier, if there is one, has seen it.
     region: of the skeleton, on which most of it lies, or empty.
     """
 
@@ -36,6 +38,7 @@ class Judged:
     probability: float | None
     sd: float | None
     malignant: bool
+    judged: bool
     region: str
     area_px: int
     area_mm2: float | None
@@ -43,15 +46,19 @@ class Judged:
     @property
     def doubt(self) -> str:
         """Why it is uncertain; empty if it is not."""
-        value = self.score if self.probability is None else self.probability
+        if not self.judged:
+            return "the classifier has not seen it"
+        word, value = ("probability", self.probability)
+        if value is None:
+            word, value = "score", self.score
         if DOUBT[0] <= value <= DOUBT[1]:
-            return f"probability {value:.2f}"
+            return f"{word} {value:.2f}"
         return f"members differ, sd {self.sd:.2f}" if (self.sd or 0) >= SPREAD else ""
 
     def told(self) -> dict[str, Any]:
         """As JSON."""
-        own = {k: v for k, v in vars(self).items() if k != "lesion"}
         about = {"category": self.lesion.category, "box": self.lesion.box_xyxy}
+        own = {k: v for k, v in vars(self).items() if k != "lesion"}
         return {**about, **own, "doubt": self.doubt}
 
 
@@ -59,61 +66,71 @@ class Judged:
 class Seen:
     """One frame with all that the bundles of a chain say of it.
 
-    frame: by all finders together; finders: by each alone. skeletons: masks by all skeleton models
-    together, then by each. judged: findings of a classifier, or None. sought: categories that count
-    as malignant without one.
+    frame: by all finders together; finders: by each alone. skeletons: the frame by all skeleton
+    models together, then by each. judged: the frame by the classifier, None without one.
     """
 
     frame: Frame
     finders: Sequence[Frame]
-    skeletons: Sequence[Mapping[str, Any]]
-    judged: Sequence[Found] | None
-    sought: Sequence[str]
+    skeletons: Sequence[Frame]
+    judged: Frame | None
+
+    @property
+    def oddities(self) -> list[str]:
+        """In what it is unlike the training scans of any bundle."""
+        frames = [self.frame, self.skeletons[0], *filter(None, [self.judged])]
+        return list(dict.fromkeys(odd for frame in frames for odd in frame.oddities))
 
     def lesions(self) -> Iterator[Judged]:
         """Each lesion with what is said of it, best first."""
         bones, mm = self.regions(0), self.frame.pixel_mm
+        square = "not-square" not in self.frame.flags
         for lesion, found in lesions_of(self.frame):
             mask_HW = mask_of(lesion.rle or {})
             on = {name: int((mask_HW & bone_HW).sum()) for name, bone_HW in bones.items()}
-            said = None if self.judged is None else _nearest(lesion, self.judged)
-            probability = _chance(said) if said else None
-            area = int(mask_HW.sum())
-            square = mm is not None and "not-square" not in self.frame.flags
+            verdict = _nearest(lesion, self.judged.findings) if self.judged else None
+            said, area = verdict or found, int(mask_HW.sum())
+            chance = _chance(verdict) if verdict else found.probability
             yield Judged(
-                lesion,
-                found.score,
-                probability,
-                (said or found).sd,
-                lesion.category in self.sought if probability is None else probability >= THRESHOLD,
-                max(on, key=lambda name: on[name]) if any(on.values()) else "",
-                area,
-                round(area * mm * mm, 1) if square and mm else None,
+                lesion=lesion,
+                score=found.score,
+                probability=chance,
+                sd=said.sd,
+                malignant=_chance(verdict) >= THRESHOLD if verdict else _may_be(lesion),
+                judged=bool(verdict) or self.judged is None,
+                region=max(on, key=lambda name: on[name]) if any(on.values()) else "",
+                area_px=area,
+                area_mm2=round(area * mm * mm, 1) if square and mm else None,
             )
 
     def regions(self, skeleton: int) -> dict[str, Array]:
-        """Pixels of each region of the skeleton, boolean (H, W)."""
-        masks = self.skeletons[skeleton]
-        return {name: mask_of(rle) for name, rle in masks.items() if name in regions()}
+        """Pixels of each region of the skeleton, boolean (H, W), where the finder has looked."""
+        x1, y1, x2, y2 = self.frame.seen_xyxy
+        found = dict[str, Array]()
+        for name, rle in self.skeletons[skeleton].masks.items():
+            if name in regions():
+                found[name] = np.zeros((self.frame.height, self.frame.width), bool)
+                found[name][y1:y2, x1:x2] = mask_of(rle)[y1:y2, x1:x2]
+        return found
 
     def sights(self, lesions: Sequence[Judged]) -> tuple[Sight, list[Sight], list[Sight]]:
         """What a bone scan index is made of: by all members; by each finder on the skeleton of all;
         and by all finders on each skeleton.
+
+        What the members together take for malignant, or for benign, is so to each of them.
         """
         malignant_HW = self._union([le.lesion for le in lesions if le.malignant])
         benign_HW = self._union([le.lesion for le in lesions if not le.malignant])
-        whole = self.regions(0)
-        by_finder = []
+        whole, by_finder = self.regions(0), []
         for frame in self.finders:
             own = [le for le, _ in lesions_of(frame)]
-            # What the members together find benign is benign to each.
-            kept = [le for le in own if not (mask_of(le.rle or {}) & benign_HW).any()]
-            by_finder.append((self._union([le for le in kept if self._may_count(le)]), whole))
+            kept = [le for le in own if _may_be(le) or self._overlaps(le, malignant_HW)]
+            by_finder.append((self._union(kept) & ~(benign_HW & ~malignant_HW), whole))
         by_skeleton = [(malignant_HW, self.regions(n)) for n in range(1, len(self.skeletons))]
         return (malignant_HW, whole), by_finder, by_skeleton
 
-    def _may_count(self, lesion: Lesion) -> bool:
-        return self.judged is not None or lesion.category in self.sought
+    def _overlaps(self, lesion: Lesion, mask_HW: Array) -> bool:
+        return bool((mask_of(lesion.rle or {}) & mask_HW).any())
 
     def _union(self, lesions: Sequence[Lesion]) -> Array:
         whole_HW = np.zeros((self.frame.height, self.frame.width), bool)
@@ -134,8 +151,13 @@ def lesions_of(frame: Frame) -> list[tuple[Lesion, Found]]:
     return [
         (shapes.get((f.category, *f.box)) or _ellipse(f, frame), f)
         for f in frame.findings
-        if f.category not in NOT_LESIONS
+        if f.category not in NOT_LESIONS and f.box[0] < f.box[2] and f.box[1] < f.box[3]
     ]
+
+
+def by_place(frames: Sequence[Frame]) -> Mapping[tuple[str, int], Frame]:
+    """Frames by their source and number there, which is the same for all bundles."""
+    return {(frame.source, frame.frame): frame for frame in frames}
 
 
 def _ellipse(found: Found, frame: Frame) -> Lesion:
@@ -143,23 +165,29 @@ def _ellipse(found: Found, frame: Frame) -> Lesion:
     x1, y1, x2, y2 = found.box
     mask_HW = np.zeros((frame.height, frame.width), np.uint8)
     centre = (round((x1 + x2 - 1) * 8), round((y1 + y2 - 1) * 8))  # 4 fractional bits
-    size = (round((x2 - x1 - 1) * 8), round((y2 - y1 - 1) * 8))
+    size = (max(0, round((x2 - x1 - 1) * 8)), max(0, round((y2 - y1 - 1) * 8)))
     cv2.ellipse(mask_HW, centre, size, 0, 0, 360, 1, -1, cv2.LINE_8, 4)
     return Lesion((x1, y1, x2, y2), found.category, rle_of(mask_HW > 0))
 
 
-def _chance(said: Found) -> float:
+def _may_be(lesion: Lesion) -> bool:
+    """Whether a lesion is malignant where no classifier says otherwise."""
+    return lesion.category == MALIGNANT
+
+
+def _chance(found: Found) -> float:
     """A classifier's probability, calibrated where it is."""
-    return said.score if said.probability is None else said.probability
+    return found.score if found.probability is None else found.probability
 
 
 def _nearest(lesion: Lesion, judged: Sequence[Found]) -> Found | None:
-    """What a classifier says of a lesion: of the box with the nearest centre, if that is inside."""
-    x1, y1, x2, y2 = lesion.box_xyxy
+    """What a classifier says of a lesion: of the box whose edges are nearest, within half of the
+    lesion's own sides, as tiles cut lesions.
+    """
+    sides = [b - a for a, b in zip(lesion.box_xyxy[:2], lesion.box_xyxy[2:])] * 2
 
     def away(found: Found) -> float:
-        left, top, right, bottom = found.box
-        return max(abs(left + right - x1 - x2) / (x2 - x1), abs(top + bottom - y1 - y2) / (y2 - y1))
+        return max(abs(a - b) / side for a, b, side in zip(lesion.box_xyxy, found.box, sides))
 
     nearest = min(judged, key=away, default=None)
-    return nearest if nearest and away(nearest) <= 1 else None
+    return nearest if nearest and away(nearest) <= 0.5 else None

@@ -31,7 +31,7 @@ def likeness_of(scans: Sequence[Scan], counts_of: Callable[[Scan], Array]) -> di
     """What scans have in common, ready for JSON: their mean, and the usual range [low, high] of
     each property.
     """
-    mean_HW = np.mean([_small(counts_of(s), s.high) for s in scans], axis=0)
+    mean_HW = np.mean([thumbnail(counts_of(s), s.high) for s in scans], axis=0)
     seen = [_properties(counts_of(s), s.high, mean_HW) for s in scans]
     usual = {}
     for name, slack in SLACK.items():
@@ -56,7 +56,7 @@ def oddities(counts_HW: Array, high: float, known: Mapping[str, Any]) -> list[st
 
 
 def _properties(counts_HW: Array, high: float, mean_HW: Array) -> dict[str, float]:
-    small_HW, body_HW = _small(counts_HW, high, mean_HW.shape), body_mask(counts_HW)
+    small_HW, body_HW = thumbnail(counts_HW, high, mean_HW.shape), body_mask(counts_HW)
     border_N = np.concatenate([small_HW[:, 0], small_HW[:, -1]])
     values = (
         counts_HW.shape[0] / counts_HW.shape[1],
@@ -64,17 +64,19 @@ def _properties(counts_HW: Array, high: float, mean_HW: Array) -> dict[str, floa
         body_HW.mean(),
         small_HW.mean(),
         np.median(border_N),
-        _correlation(small_HW, mean_HW),
+        correlation(small_HW, mean_HW),
     )
     return {name: float(value) for name, value in zip(SLACK, values)}
 
 
-def _small(counts_HW: Array, high: float, shape: tuple[int, ...] = SMALL) -> Array:
+def thumbnail(counts_HW: Array, high: float, shape: tuple[int, ...] = SMALL) -> Array:
+    """Intensities of a scan as a small image."""
     return np.asarray(
         cv2.resize(to_intensity(counts_HW, high), shape[::-1], interpolation=cv2.INTER_AREA)
     )
 
 
-def _correlation(a_HW: Array, b_HW: Array) -> float:
+def correlation(a_HW: Array, b_HW: Array) -> float:
+    """Pearson's r of two images of one shape; 0 of one that is flat."""
     a_N, b_N = (v.ravel() - v.mean() for v in (a_HW, b_HW))
     return float(a_N @ b_N / max(float(np.linalg.norm(a_N) * np.linalg.norm(b_N)), 1e-9))

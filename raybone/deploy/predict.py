@@ -10,33 +10,33 @@ import itertools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from raybone.data.annotations import lesion_mask, lesion_of_mask, mask_of
+from raybone.data.annotations import mask_of
 from raybone.data.cache import intensities_of
 from raybone.data.ingest.dicom.frames import is_dicom
 from raybone.data.ingest.intake import UNANNOTATED
 from raybone.data.ingest.options import ReadOptions
-from raybone.data.ingest.read import Reading, read
-from raybone.data.ingest.steps import Origin, part_of
-from raybone.data.loader import validation_loader
+from raybone.data.ingest.read import read
+from raybone.data.ingest.steps import BLIND, Origin
+from raybone.data.loader import ScanSamples, validation_loader
 from raybone.data.overlay import Picture, overlay
 from raybone.deploy.bundle import Bundle
 from raybone.deploy.dicom_seg import MadeBy, write_segmentation
 from raybone.deploy.ensemble import outputs
 from raybone.deploy.frames import Canvas, Found, Frame
+from raybone.deploy.job import USUAL, Job, Options
 from raybone.deploy.out_of_distribution import oddities
 from raybone.errors import WrongInput
 from raybone.private import put, workplace
 from raybone.tasks import task_named
-from raybone.types import Array, Lesion, Scan, safe_cell
+from raybone.types import Array, Scan, safe_cell
 
 COLUMNS = (
     "number",
@@ -56,24 +56,6 @@ COLUMNS = (
     "oddities",
 )
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is asked of a prediction.
-
-    modality: for DICOM, the only Modality taken; None takes all. least: lowest score of a
-    detector's boxes. lesions: what a classifier of lesions is to judge, in pixels of each frame, by
-    its source and number; without it, what is annotated beside the scans. each: whether to tell
-    what each member finds by itself. shown: called with each frame, its counts (H, W) and the upper
-    edge of their window.
-    """
-
-    modality: str | None = "NM"
-    least: float = 0.1
-    lesions: Mapping[tuple[str, int], Sequence[Lesion]] | None = None
-    each: bool = False
-    shown: Callable[[Frame, Array, float], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +89,7 @@ def predict(
     bundle: Bundle,
     scans: Sequence[str],
     out: Path | str | None = None,
-    options: Options = Options(),
+    options: Options = USUAL,
     progress: Progress = lambda done, total: None,
 ) -> Predicted:
     """Find what the bundle finds; write predictions.json, predictions.csv, and of each frame an
@@ -125,19 +107,19 @@ def predict(
     Raises:
         WrongInput: no scans that could be read, weights that are changed, or ``out`` exists.
     """
-    _check(scans, out, options.least)
+    refuse("predict", scans, out, options.least)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     members = bundle.members(device)
     times = [time.monotonic()]
-    with _workplace(out) as half:
-        steps = bundle.meta["preprocessing"]["steps"]
+    with _workplace(out, options.place) as half:
+        steps = [BLIND.get(step, step) for step in bundle.meta["preprocessing"]["steps"]]
         how = ReadOptions("any", options.modality, steps=steps, allow_unmatched=True)
         reading = read([Path(s) for s in scans], half, how, progress=progress)
         if not reading.store.scans:
             raise reading.nothing("predict", "--modality", show_paths=False)
-        job = _Job(bundle, reading, options)
+        job = Job(bundle, reading, members, options)
         times.append(time.monotonic())
-        _fill(job, members, device, progress)
+        samples = _fill(job, device, progress)
         times.append(time.monotonic())
         (half / "new").mkdir()
         without = 0
@@ -145,7 +127,9 @@ def predict(
             seen_HW, high = job.seen(frame)
             if options.shown:
                 options.shown(frame, seen_HW, high)
-            without += bool(out) and not _draw(half / "new", job, frame, Picture(seen_HW, high))
+            if out:
+                seen = Picture(seen_HW, high, heat_HW=job.heat(frame, samples))
+                without += not _draw(half / "new", job, frame, seen)
             progress(number, len(job.frames))
         times.append(time.monotonic())
         rejected, remarks = reading.rejected(), reading.warnings(without=(UNANNOTATED,))
@@ -159,95 +143,38 @@ def predict(
     return found
 
 
-def _check(scans: Sequence[str], out: Path | str | None, least: float) -> None:
-    """Refuse what cannot be."""
+def refuse(verb: str, scans: Sequence[str], out: Path | str | None, least: float) -> None:
+    """Refuse what cannot be.
+
+    Raises:
+        WrongInput: scans that are not there, an ``out`` that is, or a score that is none.
+    """
     if "://" in str(out) or not 0 <= least <= 1:
         raise WrongInput(
-            "predict: --out must be a folder of this machine and --least a score from 0 to 1, got "
+            f"{verb}: --out must be a folder of this machine and --least a score from 0 to 1, got "
             f"{out} and {least:g}; change that"
         )
     if out is not None and Path(out).exists():
         raise WrongInput(f"--out {out}: must not exist yet; choose another name or remove it")
     if missing := [s for s in scans if not Path(s).exists()]:
         rule = "must be a file or folder of scans, but is not there; check the path"
-        raise WrongInput(*(f"predict {s}: {rule}" for s in missing))
+        raise WrongInput(*(f"{verb} {s}: {rule}" for s in missing))
 
 
 @contextlib.contextmanager
-def _workplace(out: Path | str | None) -> Iterator[Path]:
+def _workplace(out: Path | str | None, place: Path | None) -> Iterator[Path]:
     """A private folder, beside the one that is made, which goes at the end."""
     if out:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         with workplace(Path(out)) as half:
             yield half
     else:
-        with tempfile.TemporaryDirectory(prefix="raybone-") as folder:
+        with tempfile.TemporaryDirectory(prefix="raybone-", dir=place) as folder:
             yield Path(folder)
 
 
-class _Job:
-    """What is predicted on.
-
-    Attributes:
-        scans: by scan_id, with the window of the training scans, where they shared one.
-        voices: every frame of every source, in order: as all members together see it, and then, if
-            that is asked, as each of them does. parts: of each frame, by its number, the scans that
-            cover it and where.
-    """
-
-    def __init__(self, bundle: Bundle, reading: Reading, options: Options) -> None:
-        self.bundle, self.reading, self.options = bundle, reading, options
-        window = bundle.meta["preprocessing"]["window"]
-        scans = [replace(s, high=window or s.high) for s in reading.store.scans]
-        if options.lesions is not None:
-            scans = [replace(s, lesions=tuple(self._lesions(s, options.lesions))) for s in scans]
-        self.scans = {s.scan_id: s for s in scans}
-        by_frame: dict[tuple[str, int], list[tuple[Scan, Origin]]] = {}
-        for scan_id, origins in reading.origins.items():
-            for origin in origins:
-                part = (self.scans[scan_id], origin)
-                by_frame.setdefault((origin.name, origin.frame), []).append(part)
-        self.parts = dict(enumerate((by_frame[key] for key in sorted(by_frame)), 1))
-        seen = dict.fromkeys(parts[0][0].patient_id for parts in self.parts.values())
-        self._patients = {patient: number for number, patient in enumerate(seen, 1)}
-        copies = 1 + len(bundle.meta["members"]) * options.each
-        self.voices = [
-            [self._frame(n, *parts[0]) for n, parts in self.parts.items()] for _ in range(copies)
-        ]
-        self.frames = self.voices[0]
-
-    def seen(self, frame: Frame) -> tuple[Array, float]:
-        """The counts of a frame, as the model saw them, and the upper edge of their window."""
-        parts, seen_HW = self.parts[frame.number], np.zeros((frame.height, frame.width), np.uint16)
-        for scan, origin in parts:
-            counts_HW = self.reading.store.counts(scan)
-            part_HW = part_of(counts_HW, origin.y, origin.x, frame.height, frame.width)
-            seen_HW = np.maximum(seen_HW, part_HW)
-        return seen_HW, parts[0][0].high
-
-    def _frame(self, number: int, scan: Scan, origin: Origin) -> Frame:
-        flags = [f for f in scan.flags if f != "unannotated"]
-        source, size = self.reading.path_of(origin.name), (origin.height, origin.width)
-        patient = self._patients[scan.patient_id]
-        place = (number, patient, source, origin.frame, scan.view)
-        return Frame(*place, *size, scan.pixel_mm, flags, [])
-
-    def _lesions(
-        self, scan: Scan, known: Mapping[tuple[str, int], Sequence[Lesion]]
-    ) -> Iterator[Lesion]:
-        """The lesions of a scan's frames, in its own pixels."""
-        for origin in self.reading.origins[scan.scan_id]:
-            for lesion in known.get((self.reading.path_of(origin.name), origin.frame), ()):
-                mask_HW = lesion_mask(lesion, origin.height, origin.width)
-                moved_HW = part_of(mask_HW, -origin.y, -origin.x, scan.height, scan.width)
-                if moved_HW.any():
-                    yield lesion_of_mask(moved_HW, lesion.category)
-
-
-def _fill(
-    job: _Job, members: Sequence[torch.nn.Module], device: torch.device, progress: Progress
-) -> None:
-    """Give each frame its findings."""
+def _fill(job: Job, device: torch.device, progress: Progress) -> ScanSamples:
+    """Give each frame its findings; returns what was predicted on."""
     bundle, counts = job.bundle, job.reading.store.counts
     config, task = bundle.config, task_named(bundle.model.task)
 
@@ -255,7 +182,7 @@ def _fill(
         return intensities_of(counts(scan), scan.high, config.imgsz)
 
     samples = task.predicted(images, list(job.scans.values()), config)
-    if not len(samples):
+    if not len(samples) and job.options.lesions is None:
         raise WrongInput(
             "predict: this bundle says of lesions what they are, but no scan has annotated ones; "
             "give a folder with annotations beside the scans, as `raybone prepare` reads them"
@@ -267,12 +194,14 @@ def _fill(
         canvases.append([Canvas(frame, bundle, len(parts)) for frame in frames])
         for scan, origin in parts:
             on[scan.scan_id].append((origin, canvases[-1]))
-    for scan in samples.scans:
+    # What is usual is known of tiles with lesions alone, where the bundle has learned from these.
+    blind = set(BLIND) & set(bundle.meta["preprocessing"]["steps"])
+    for scan in () if blind else samples.scans:
         odd = oddities(counts(scan), scan.high, bundle.meta["likeness"])
         for _, (canvas, *_) in on[scan.scan_id]:
             canvas.frame.oddities = list(dict.fromkeys([*canvas.frame.oddities, *odd]))
     loader = validation_loader(samples, 4, 0, 1, 0)
-    predicted = outputs(task, members, samples, loader, device)
+    predicted = outputs(task, job.members, samples, loader, device)
     for number, (index, predictions) in enumerate(predicted, 1):
         said = [predictions, *([p] for p in predictions)]
         for voice, spoken in zip(range(len(job.voices)), said):
@@ -283,9 +212,10 @@ def _fill(
         progress(number, len(samples))
     for canvas in itertools.chain(*canvases):
         canvas.finish()
+    return samples
 
 
-def _draw(out: Path, job: _Job, frame: Frame, seen: Picture) -> bool:
+def _draw(out: Path, job: Job, frame: Frame, seen: Picture) -> bool:
     """The pictures and DICOM objects of a frame, as the model saw it; False when there could be no
     DICOM object of its findings.
     """

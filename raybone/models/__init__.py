@@ -40,6 +40,7 @@ MENU = {
     "resunet_a": "segmenters.resunet_a",
     "rar_unet": "segmenters.rar_unet",
     **dict.fromkeys(("multi_inception_unet", "icunet_plus_plus"), "segmenters.inception_unets"),
+    "hybrid_att_unet_plus_plus": "segmenters.hybrid_att_unet",
     **dict.fromkeys(
         ("lesion_resnet50", "lesion_inception_v3", "lesion_vgg16", "lesion_densenet169"),
         "classifiers.lesion",

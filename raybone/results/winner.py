@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from raybone.data.annotations import foci
 from raybone.data.dataset import Dataset
 from raybone.data.overlay import Picture, overlay
-from raybone.errors import WrongInput
+from raybone.errors import DamagedFile, WrongInput
 from raybone.hpo.state import Configuration
 from raybone.metrics.lesions import THRESHOLD, operating_points
 from raybone.results.charts.curves import ALL, curve, histogram
 from raybone.results.charts.vega import Chart
 from raybone.results.compare import findings_of
-from raybone.results.study_folder import StudyFolder
-from raybone.tasks import task_of
+from raybone.results.study_folder import ConfigurationFolder, StudyFolder
+from raybone.tasks import configured, task_of
 from raybone.tasks.base import Outcome, Task
 from raybone.types import Array, Finding, Scan
 
@@ -47,12 +48,15 @@ class Figure:
 
 @dataclass(frozen=True)
 class Winner:
-    """The best complete configuration's findings, out of fold."""
+    """The best complete configuration's findings, out of fold; ``heat`` is where a classifier sees
+    what it judges, (H, W) of the scan, None where that is not known.
+    """
 
     task: Task
     categories: list[str]
     findings: list[Finding]
     dataset: Dataset
+    heat: Callable[[Finding], Array | None] = lambda _: None
 
     def of(self, folds: Sequence[int]) -> tuple[list[Finding], list[Scan]]:
         """Findings and scans of some folds; only those scans that are scored."""
@@ -85,7 +89,8 @@ def winner_of(
     try:
         categories = list(study.values(best.params).get("categories") or ["malignant"])
         findings = findings_of(folder.configuration(best.id), dataset)
-        winner = Winner(task_of(study), categories, findings, dataset)
+        heat = partial(_heat, folder.configuration(best.id), dataset)
+        winner = Winner(task_of(study), categories, findings, dataset, heat)
         own, scans = winner.of(range(dataset.folds))
         each = winner.task.judged or len(own) == len(scans)
         if len(own) != len(findings) or not each:
@@ -189,13 +194,33 @@ def _picture(winner: Winner, scan: Scan, case: Case, kind: str) -> Figure:
             f" Of {len(scores)} boxes, the {sum(s >= THRESHOLD for s in scores)} that score at "
             f"least {THRESHOLD:g} are drawn."
         )
-    shown = Picture(winner.dataset.counts(scan), scan.high, scan.flags)
+    heat_HW = winner.heat(case.finding) if winner.task.judged else None
+    if heat_HW is not None:
+        words += " Red: what speaks for the class (Grad-CAM)."
+    shown = Picture(winner.dataset.counts(scan), scan.high, scan.flags, heat_HW=heat_HW)
     png = overlay(shown, case.finding, scan.lesions, winner.categories)
     return Figure(
         words,
         base64.b64encode(png).decode(),
         f"Scan with outlines of truth (solid) and prediction (dashed). {words}",
     )
+
+
+def _heat(best: ConfigurationFolder, dataset: Dataset, finding: Finding) -> Array | None:
+    """Where the model of a finding's fold sees what it judges; None where its weights are gone."""
+    from raybone.train.grad_cam import out_of_fold
+    from raybone.train.samples import FoldJob
+
+    scan = next(s for s in dataset.scans if s.scan_id == finding["scan_id"])
+    fold = dataset.fold_of[scan.patient_id]
+    try:
+        weights = best.weights(int(fold))
+    except DamagedFile:
+        weights = None  # a report needs none, and `refit` tells it
+    if weights is None:
+        return None
+    model, config = configured(best.folder.study, best.params)
+    return out_of_fold(FoldJob(dataset, model, config, int(fold), 0), weights, finding["index"])
 
 
 def _sick(winner: Winner, scans: Sequence[Scan]) -> list[Scan]:

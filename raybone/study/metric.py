@@ -57,6 +57,7 @@ METRICS = dict.fromkeys(
         "NPV",
         "precision",
         "sensitivity",
+        "patient_AUC",
         "patient_precision",
         "patient_sensitivity",
         "val_loss",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
@@ -122,8 +122,12 @@ class Classification(Task):
         ]
 
     def score(self, outcome: Outcome) -> dict[str, float]:
-        """``classification_metrics``."""
-        return classification_metrics(*_judged(outcome.findings))
+        """``classification_metrics``; where scans are classified, the AUC of patients as well: of
+        the highest score of a patient's scans against whether one of them is positive.
+        """
+        own = classification_metrics(*_judged(outcome.findings))
+        whole = [f for f in outcome.findings if f["lesion"] < 0]
+        return {**own, **_of_patients(whole, outcome.scans)} if whole else own
 
     def resampled(self, outcome: Outcome, weights_BN: Array) -> dict[str, Array]:
         """All metrics; samples of a scan are drawn together."""
@@ -158,6 +162,16 @@ def targets(scan: Scan, categories: list[str], target: str) -> list[tuple[int, b
 
 def _target(config: TrainingConfig) -> str:
     return cast("ClassifierConfig", config).target
+
+
+def _of_patients(findings: Sequence[Finding], scans: Sequence[Scan]) -> dict[str, float]:
+    patient_of = {s.scan_id: s.patient_id for s in scans}
+    by_patient = defaultdict[str, list[Finding]](list)
+    for finding in findings:
+        by_patient[patient_of[finding["scan_id"]]].append(finding)
+    score_P = np.array([max(f["score"] for f in own) for own in by_patient.values()])
+    truth_P = np.array([any(f["positive"] for f in own) for own in by_patient.values()])
+    return {"patient_AUC": classification_metrics(score_P, truth_P)["AUC"]}
 
 
 def _judged(findings: Sequence[Finding]) -> tuple[Array, Array]:

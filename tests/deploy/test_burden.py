@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from bundles import bundle_of
 
 from raybone.cli import main
 from raybone.data.annotations import foci, mask_of
@@ -18,11 +18,12 @@ from raybone.data.cache import intensities_of
 from raybone.data.dataset import open_dataset
 from raybone.data.ingest.prepare import prepare
 from raybone.data.loader import masks_of
-from raybone.deploy.bundle import Bundle, write_bundle
+from raybone.deploy.bundle import Bundle
 from raybone.deploy.burden import Chain, burden
+from raybone.deploy.job import Options
+from raybone.deploy.predict import predict
 from raybone.errors import WrongInput
 from raybone.metrics.burden import bone_scan_index
-from raybone.models import load
 from raybone.phantom.phantom import phantom
 from raybone.types import Array, Prediction
 
@@ -106,35 +107,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
         "lesions": bundle_of(place / "lesions", "unet", both, 3, **small),
         "boxes": bundle_of(place / "boxes", "fcos_r18", ["malignant"], channels=32),
         "skeleton": bundle_of(place / "skeleton", "unet", REGIONS, 2, **small),
-        "judge": bundle_of(place / "judge", "lesion_resnet50", ["malignant"], imgsz=SMALL),
+        "judge": bundle_of(place / "judge", "timm/resnet18", ["malignant"], imgsz=SMALL),
     }
-
-
-def bundle_of(
-    place: Path, model: str, categories: list[str], members: int = 1, **config: Any
-) -> Bundle:
-    """A bundle of networks that have learned nothing."""
-    own = load(model)
-    fixed = own.Config.model_validate(
-        {"imgsz": SIZE, "batch": 1, "nbs": 1, "categories": categories, **config}
-    )
-    meta = {
-        "name": place.name,
-        "kind": "fold models",
-        "model": model,
-        "task": own.task,
-        "config": fixed.model_dump(mode="json"),
-        "categories": categories,
-        "preprocessing": {"steps": [], "window": None},
-        "calibration": {},
-        "likeness": {"mean": [[0.0]], "usual": {}},
-        "patients": [],
-    }
-    states = {}
-    for k in range(members):
-        torch.manual_seed(k)
-        states[f"fold{k}"] = own.build(fixed).state_dict()
-    return write_bundle(place, meta, states, "card")
 
 
 def test_the_truth_laid_on_the_true_skeleton_has_the_true_index(
@@ -149,7 +123,7 @@ def test_the_truth_laid_on_the_true_skeleton_has_the_true_index(
     chain = Chain(bundles["lesions"], bundles["skeleton"], bundles["judge"])
     judged = burden(chain, [str(truth.place / "coco")])
     assert sorted(p.burden.index for p in judged) == pytest.approx(truth.indices(), rel=0.02)
-    lesions = [le for p in judged for _, own, _ in p.views for le in own]
+    lesions = [le for p in judged for _, own in p.views for le in own]
     assert {le.probability for le in lesions} == {0.1, 0.9}
 
 
@@ -173,9 +147,7 @@ def test_members_that_differ_make_an_interval_around_the_index(
         assert patient.high is not None
         if patient.burden.index:
             assert 0 <= patient.low < patient.burden.index < patient.high
-            assert {le.doubt[:14] for _, own, _ in patient.views for le in own} == {
-                "probability 0."
-            }
+            assert {le.doubt for _, own in patient.views for le in own} == {"probability 0."}
 
 
 def test_boxes_of_a_detector_count_as_the_ellipses_inside_them(
@@ -227,7 +199,7 @@ def test_networks_that_have_learned_nothing_go_through_the_whole_chain(
         (("skeleton", "lesions"), "must find lesions, but is of segmentation of skull, thoracic"),
         (("judge", "skeleton"), "must find lesions, but is of classification of malignant"),
         (("lesions", "boxes"), "must segment regions of the skeleton"),
-        (("lesions", "skeleton", "boxes"), "must classify lesions, but is of detection"),
+        (("lesions", "skeleton", "boxes"), "must tell malignant lesions, but is of detection"),
     ],
 )
 def test_a_bundle_that_cannot_do_its_part_is_named(
@@ -235,3 +207,18 @@ def test_a_bundle_that_cannot_do_its_part_is_named(
 ) -> None:
     with pytest.raises(WrongInput, match=rule):
         burden(Chain(*(bundles[name] for name in order)), [str(known.place / "coco")])
+
+
+def test_a_bundle_of_lesion_tiles_looks_at_all_tiles_of_new_scans(
+    known: Truth, tmp_path: Path
+) -> None:
+    """Also of those whose lesions are annotated beside them, and of those that have none."""
+    small, seen = {"width": 4, "depth": 2, "imgsz": 256}, dict[str, list[int]]()
+    for step in ("tile", "lesion_tile"):
+        place, counts = tmp_path / step, list[int]()
+        bundle = bundle_of(place, "unet", ["malignant"], steps=(step,), **small)
+        options = Options(shown=lambda _, counts_HW, __, to=counts: to.append(int(counts_HW.sum())))
+        predict(bundle, [str(known.place / "coco")], None, options)
+        seen[step] = counts
+    assert len(seen["tile"]) == 2 * PATIENTS
+    assert seen["lesion_tile"] == seen["tile"]

@@ -17,7 +17,9 @@ META: dict[str, Any] = {"categories": ["malignant"], "calibration": {}, "members
 
 
 def canvas_of(height: int, width: int, parts: int) -> Canvas:
-    frame = Frame(1, "scan.dcm", 0, "anterior", height, width, 2.0, [], [])
+    frame = Frame(
+        1, 1, 1, "scan.dcm", 0, "anterior", height, width, 2.0, (0, 0, width, height), [], []
+    )
     model = load("unet")
     return Canvas(frame, Bundle(Path("b"), META, model, model.Config()), parts)
 

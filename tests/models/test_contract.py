@@ -27,6 +27,7 @@ SMALLER = {
     "msma_unet": {"width": 8},
     "unet_plus_plus": {"width": 4},
     "resunet_a": {"width": 4},
+    "hybrid_att_unet_plus_plus": {"width": 4},
     "rar_unet": {"width": 8, "depth": 3},
     "multi_inception_unet": {"width": 8, "depth": 3},
     "double_unet": {"width": 16},
@@ -53,6 +54,7 @@ PACE = {
     **dict.fromkeys(("cmunext-s", "resunet_a"), (16, 1e-2)),
     "amsunet": (8, 1e-2),
     **dict.fromkeys(("rar_unet", "multi_inception_unet"), (16, 1e-2)),
+    "hybrid_att_unet_plus_plus": (24, 1e-2),
     **dict.fromkeys(("smp/Unet", "nnunet", "timm/resnet18"), (12, 3e-3)),
 }
 

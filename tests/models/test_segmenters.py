@@ -111,7 +111,8 @@ def test_metastasis_in_air_costs_overlap_although_air_has_no_loss_of_its_own() -
 
 
 def test_who_reads_a_network_into_a_paper_says_so() -> None:
-    for name in ("rar_unet", "multi_inception_unet", "icunet_plus_plus"):
+    own = ("rar_unet", "multi_inception_unet", "icunet_plus_plus", "hybrid_att_unet_plus_plus")
+    for name in own:
         assert load(name).SOURCE.startswith("our reading of")
 
 
@@ -196,6 +197,7 @@ def test_every_weight_of_a_segmenter_is_trained() -> None:
         "rar_unet",
         "multi_inception_unet",
         "icunet_plus_plus",
+        "hybrid_att_unet_plus_plus",
     ):
         model = load(name)
         small = {"width": 8} if "width" in model.Config.model_fields else {}
@@ -240,3 +242,19 @@ def test_no_loss_at_all_and_tiles_of_montages_are_refused() -> None:
         load("lesion_vgg16").Config(mosaic=0.5)
     with pytest.raises(WrongInput, match="must be a name of the menu"):
         load("lesion_vgg19")
+
+
+def test_a_decoder_of_its_own_draws_what_is_no_lesion() -> None:
+    """Channels are in the order of the categories, whatever decoder they come from."""
+    model, image = load("hybrid_att_unet_plus_plus"), torch.rand(1, 1, 32, 32)
+    net = model.build(model.Config(width=4, categories=("bone", "malignant", "benign"))).net.eval()
+    lesions, others = net.decoders
+    assert (lesions.head.out_channels, others.head.out_channels) == (2, 1)
+    with torch.no_grad():
+        before = net(image)
+        others.head.bias += 1
+        after = net(image)
+    assert before.shape == (1, 3, 32, 32)
+    torch.testing.assert_close(after[:, 0], before[:, 0] + 1)
+    torch.testing.assert_close(after[:, 1:], before[:, 1:])
+    assert len(model.build(model.Config(width=4)).net.decoders) == 1

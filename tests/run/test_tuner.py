@@ -269,3 +269,39 @@ def test_nothing_is_left_behind() -> None:
     assert free_cpus() == 2
     states = [group["state"] for group in ray.util.placement_group_table().values()]
     assert set(states) <= {"REMOVED"}
+
+
+class Killed(BaseException):
+    """A driver that goes without a word."""
+
+
+def test_a_cohort_race_ends_on_ray_as_it_does_here_also_when_its_driver_is_killed(
+    study: Mapping, tmp_path: Path
+) -> None:
+    """One at a time, so that what arrives first is the same; the driver goes in mid-rung."""
+    race = {
+        **study,
+        "metric": "val_loss",
+        "epochs": 4,
+        "fixed": {**study["fixed"], "imgsz": 64},
+        "search": {"trials": 8, "sampler": "random", "scheduler": "cohort_race", "seed": 2},
+        "resources": {"concurrent": 1},
+    }
+    search_locally(parse_study(race), str(tmp_path / "here"))
+
+    def kill(brain: Brain) -> None:
+        if brain.state.fold_epochs >= 7 and not brain.state.end:
+            raise Killed
+
+    with pytest.raises(Killed):
+        search(parse_study(race), str(tmp_path / "ray"), tell=kill)
+    assert search(parse_study(race), str(tmp_path / "ray")).kind == "complete"
+    told = []
+    for name in ("here", "ray"):
+        events = [*Journal(Folder(tmp_path / name)).events()]
+        wanted = [e for e in events if e["event"] in ("config", "decision")]
+        told.append([{k: v for k, v in e.items() if k not in ("time", "up")} for e in wanted])
+        epochs = [(e["config_id"], e["fold"], e["epoch"]) for e in events if e["event"] == "epoch"]
+        assert len(epochs) == len(set(epochs))
+    assert told[0] == told[1]
+    assert "stop" in {e.get("action") for e in told[0]}

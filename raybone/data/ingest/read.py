@@ -49,7 +49,8 @@ class Reading:
         origins: scan_id -> the frames that the scan is made of, in the order of the inputs.
         ledger: what became of every input.
         accounts: the annotation files, and what of them is without a scan.
-        patients: who is who.
+        patients: who is who. studies: of each frame of an input, by its name and number, the study
+            that it is a view of.
         path_of: gives the path of an input, by its name, as the caller gave it.
     """
 
@@ -59,6 +60,7 @@ class Reading:
     ledger: Ledger
     accounts: tuple[Account, ...]
     patients: Patients
+    studies: Mapping[tuple[str, int], str]
     path_of: Callable[[str], str]
 
     def __iter__(self) -> Iterator[tuple[Scan, Array]]:
@@ -140,7 +142,8 @@ def read(
     frames, patients = tell_apart(frames, secret)
     made, origins = _made(frames, raw, folder / "steps", options.steps, ledger)
     ledger.close(made.copies_that_differ(), accounts, labels, keys)
-    return Reading(content, made, origins, ledger, accounts, patients, path_of)
+    studies = {(frame.name, frame.facts.frame): frame.study for frame in frames}
+    return Reading(content, made, origins, ledger, accounts, patients, studies, path_of)
 
 
 def _content(

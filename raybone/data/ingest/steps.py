@@ -252,6 +252,15 @@ def _each(change: Callable[[Array], Array]) -> Callable[[list[View]], list[View]
     ]
 
 
+def _lesion_tile(views: list[View]) -> list[View]:
+    """Tiles with a malignant lesion, as the multi-attention study is trained and scored on."""
+
+    def sick(view: View) -> bool:
+        return any(le.category == "malignant" and not le.crowd for le in view.scan.lesions)
+
+    return [view for view in _tile(views) if sick(view)]
+
+
 class Step(NamedTuple):
     """A change of the views of one study, and how the values that it leaves are stored."""
 
@@ -268,7 +277,10 @@ STEPS = {
     "bladder": Step(_each(without_bladder)),
     "body_mask": Step(_each(lambda values_HW: values_HW * body_mask(values_HW))),
     "tile": Step(_tile),
+    "lesion_tile": Step(_lesion_tile),
 }
+# Steps that look at the truth, and what new scans get in their place.
+BLIND = {"lesion_tile": "tile"}
 
 
 def step_named(name: str) -> Step | None:

@@ -187,3 +187,13 @@ def test_a_whole_body_view_gives_seven_tiles_of_256(views: list[View]) -> None:
     made = apply_steps(views[:1], ["tile"])
     assert [m.values_HW.shape for m in made] == [(256, 256)] * 7
     assert sum(m.scan.lesions != () for m in made) >= 2
+
+
+def test_lesion_tiles_are_the_tiles_with_a_malignant_lesion(views: list[View]) -> None:
+    whole = apply_steps(views, ["tile"])
+    kept = apply_steps(views, ["lesion_tile"])
+    places = [v.origins for v in kept]
+    assert 0 < len(kept) < len(whole)
+    for tile in whole:
+        malignant = any(le.category == "malignant" for le in tile.scan.lesions)
+        assert (tile.origins in places) == malignant
