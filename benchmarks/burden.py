@@ -1,7 +1,7 @@
 """The bone scan index of phantom patients: of lesions and skeletons that models find, against that
 of the truth.
 
-    python benchmarks/burden.py [--epochs 40]
+    python benchmarks/burden.py [--epochs 40] [--pages FOLDER]
 
 A U-Net of lesions and one of the skeleton are trained on 24 patients in three folds and make the
 index of 24 others, whose counts they have not seen.
@@ -87,13 +87,15 @@ def main() -> None:
     """Train, compare, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=40)
-    epochs = parser.parse_args().epochs
+    parser.add_argument("--pages", help="folder to make for the patients' pages")
+    given = parser.parse_args()
+    epochs = given.epochs
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         chain = Chain(learned(place, "lesions", epochs), learned(place, "skeleton", epochs))
         scores = {what: StudyFolder(place / what).table()["dice_mean"][0] for what in FOUND}
         true = truth(place)
-        patients = burden(chain, [str(place / f"masks-{SEED + 1}-scans")])
+        patients = burden(chain, [str(place / f"masks-{SEED + 1}-scans")], given.pages)
         found = {Path(p.views[0][0].source).name.split("_")[0]: p for p in patients}
     names = sorted(true)
     x_N = np.array([true[n] for n in names])

@@ -147,7 +147,7 @@ def test_members_that_differ_make_an_interval_around_the_index(
         assert patient.high is not None
         if patient.burden.index:
             assert 0 <= patient.low < patient.burden.index < patient.high
-            assert {le.doubt for _, own in patient.views for le in own} == {"probability 0."}
+            assert {le.doubt for _, own in patient.views for le in own} == {"score 0.67"}
 
 
 def test_boxes_of_a_detector_count_as_the_ellipses_inside_them(

@@ -115,16 +115,31 @@ def _start(folder: str) -> None:
     # one to HOME.
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(
-        address="local",
-        num_cpus=cores(),
-        include_dashboard=False,
-        _temp_dir=folder,
-        object_store_memory=200 * 2**20,
-        _node_ip_address="127.0.0.1",
-        _system_config={"enable_metrics_collection": False},
-        **_quiet(),
-    )
+    with _blocked(signal.SIGTERM, signal.SIGHUP):
+        ray.init(
+            address="local",
+            num_cpus=cores(),
+            include_dashboard=False,
+            _temp_dir=folder,
+            object_store_memory=200 * 2**20,
+            _node_ip_address="127.0.0.1",
+            _system_config={"enable_metrics_collection": False},
+            **_quiet(),
+        )
+
+
+@contextlib.contextmanager
+def _blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Signals that wait for the end of the block, and that processes begun in it never hear.
+
+    As Ray does with Ctrl-C: what a batch system tells every process is for the driver to heed.
+    Ray's driver ends its process at once, with 1, when it misses the processes that it started.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _quiet() -> dict[str, Any]:
