@@ -29,6 +29,7 @@ from raybone.study.spec import Study, packages_of
 from raybone.version import FILE, version
 
 POLL_SECONDS = 2.0
+SKELETON = "metrics/skeleton.yaml"  # which categories are bones: the one table that a search reads
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def pack(study: Study, out: str | None, wait: float = 0) -> Parcel:
     root = Path(raybone.__file__).parent
     files = {
         f"raybone/{path.relative_to(root).as_posix()}": path.read_text("utf-8")
-        for path in root.rglob("*.py")
+        for path in (*root.rglob("*.py"), root / SKELETON)
     }
     files[f"raybone/{FILE}"] = version()
     files["study.yaml"] = write_study(
