@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,6 +80,7 @@ class Job:
             [self._frame(n, parts) for n, parts in self.parts.items()] for _ in range(copies)
         ]
         self.frames = self.voices[0]
+        self._indices = defaultdict[str, list[int]](list)  # of the samples of a scan
 
     def seen(self, frame: Frame) -> tuple[Array, float]:
         """The counts of a frame, as the model saw them, and the upper edge of their window."""
@@ -89,17 +91,18 @@ class Job:
             seen_HW = np.maximum(seen_HW, part_HW)
         return seen_HW, parts[0][0].high
 
-    def heat(self, frame: Frame, samples: ScanSamples) -> Array | None:
+    def heat(self, frame: Frame, samples: ScanSamples, device: torch.device) -> Array | None:
         """Where a classifier sees what it judges on a frame, (H, W) of it, in [0, 1]; None of what
         is none.
         """
         if not task_named(self.bundle.model.task).judged:
             return None
+        if not self._indices:
+            for index in range(len(samples)):
+                self._indices[samples.scan_of(index).scan_id].append(index)
         whole_HW = np.zeros((frame.height, frame.width), np.float32)
-        origin_of = {scan.scan_id: origin for scan, origin in self.parts[frame.number]}
-        device = next(self.members[0].parameters()).device
-        for index in range(len(samples)):
-            if origin := origin_of.get(samples.scan_of(index).scan_id):
+        for scan, origin in self.parts[frame.number]:
+            for index in self._indices[scan.scan_id]:
                 heat_HW = heat_map(self.members, samples, index, device)
                 if heat_HW is None:
                     return None

@@ -128,7 +128,7 @@ def predict(
             if options.shown:
                 options.shown(frame, seen_HW, high)
             if out:
-                seen = Picture(seen_HW, high, heat_HW=job.heat(frame, samples))
+                seen = Picture(seen_HW, high, heat_HW=job.heat(frame, samples, device))
                 without += not _draw(half / "new", job, frame, seen)
             progress(number, len(job.frames))
         times.append(time.monotonic())

@@ -258,3 +258,17 @@ def test_a_decoder_of_its_own_draws_what_is_no_lesion() -> None:
     torch.testing.assert_close(after[:, 0], before[:, 0] + 1)
     torch.testing.assert_close(after[:, 1:], before[:, 1:])
     assert len(model.build(model.Config(width=4)).net.decoders) == 1
+
+
+def test_deep_supervision_trains_the_networks_inside_and_predicts_by_the_last() -> None:
+    model, image = load("unet_plus_plus"), torch.rand(1, 1, 32, 32)
+    deep = model.build(model.Config(width=4, deep_supervision=True)).train()
+    plain = model.build(model.Config(width=4)).train()
+    assert (len(deep.net(image)), len(plain.net(image))) == (4, 1)
+    truth = batch(torch.ones(1, 1, 32, 32, dtype=torch.uint8))
+    torch.stack(list(deep(truth).values())).sum().backward()
+    assert [n for n, p in deep.named_parameters() if p.grad is None] == []
+    deep.eval()
+    with torch.no_grad():
+        last = deep.net(image)[-1].sigmoid().numpy()
+        np.testing.assert_allclose(deep(image)[0].mask_CHW, last[0], atol=1e-6)

@@ -56,8 +56,8 @@ REMARK_OF_FLAG = {
 }
 COPIES_DIFFER = "scans of the same pixels whose annotations differ: one of them is wrong"
 LEFT_OUT = (
-    "is left out by the steps: montage needs both views of a study, tiles without counts are not "
-    "kept, and of lesion_tile those without a malignant lesion"
+    "is left out by the steps: montage and add_views need both views of a study, tiles without "
+    "counts are not kept, and of lesion_tile those without a malignant lesion"
 )
 
 

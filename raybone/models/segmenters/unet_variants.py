@@ -26,11 +26,24 @@ class Config(SegmenterConfig):
     )
 
 
-def _plus_plus(config: Config) -> nn.Module:
-    net = BasicUNetPlusPlus(2, 1, config.channels, (*_widths(config), config.width), norm="batch")
-    for depth in range(1, LEVELS - 1):  # heads of the shallower nets, which are not trained here
-        setattr(net, f"final_conv_0_{depth}", nn.Identity())
-    return _rare(net)
+class NestedConfig(Config):
+    """U-Net++'s own hyper-parameters."""
+
+    deep_supervision: bool = Field(
+        False, description="the shallower networks inside are trained as well, with heads of theirs"
+    )
+
+
+def _plus_plus(config: NestedConfig) -> nn.Module:
+    widths, deep = (*_widths(config), config.width), config.deep_supervision
+    net = BasicUNetPlusPlus(2, 1, config.channels, widths, deep_supervision=deep, norm="batch")
+    for depth in range(1, LEVELS):
+        head = getattr(net, f"final_conv_0_{depth}")
+        if deep or depth == LEVELS - 1:
+            rare(head)
+        else:  # of a shallower net, which is not trained
+            setattr(net, f"final_conv_0_{depth}", nn.Identity())
+    return net
 
 
 def _attention(config: Config) -> nn.Module:
@@ -64,7 +77,7 @@ MODELS = [
     Model(
         "unet_plus_plus",
         "segmentation",
-        Config,
+        NestedConfig,
         builder(_plus_plus),
         SPACE,
         "Zhou et al. 2018, arXiv:1807.10165; MONAI",

@@ -437,8 +437,8 @@ def test_steps_are_recorded_and_a_lone_view_is_rejected(tmp_path: Path) -> None:
         6 < opened.counts(s).mean() / made.meta["preprocessing"]["unit"] < 22 for s in opened.scans
     )
     assert [r for _, _, r in made.rejected] == [
-        "is left out by the steps: montage needs both views of a study, and tiles without counts "
-        "are not kept"
+        "is left out by the steps: montage and add_views need both views of a study, tiles without "
+        "counts are not kept, and of lesion_tile those without a malignant lesion"
     ]
     with pytest.raises(WrongInput, match="no step is called sharpen"):
         prepare(source, tmp_path / "no", steps=["sharpen"])

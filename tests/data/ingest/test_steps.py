@@ -197,3 +197,29 @@ def test_lesion_tiles_are_the_tiles_with_a_malignant_lesion(views: list[View]) -
     for tile in whole:
         malignant = any(le.category == "malignant" for le in tile.scan.lesions)
         assert (tile.origins in places) == malignant
+
+
+def test_added_views_are_the_front_and_the_mirrored_back(views: list[View]) -> None:
+    """By hand; a lesion that both sides show is one, and what is drawn lies on the sum's pixels."""
+    front = next(v for v in views if v.scan.view == "anterior")
+    back = next(v for v in views if v.scan.view == "posterior")
+    (both,) = apply_steps([front, back], ["add_views"])
+    np.testing.assert_array_equal(both.values_HW, front.values_HW + back.values_HW[:, ::-1])
+    assert both.scan.view == "anterior+posterior"
+    assert both.origins == front.origins
+    own, sides = both.scan.lesions, (*front.scan.lesions, *back.scan.lesions)
+    assert 0 < len(own) <= len(sides)
+    for category in {le.category for le in sides}:
+        truth_HW = np.zeros(both.values_HW.shape, bool)
+        for view, turn in ((front, 1), (back, -1)):
+            for lesion in view.scan.lesions:
+                if lesion.category == category:
+                    truth_HW |= mask_of(lesion.rle or {})[:, ::turn]
+        masks = [mask_of(le.rle or {}) for le in own if le.category == category]
+        np.testing.assert_array_equal(np.any(masks, axis=0), truth_HW)
+        assert np.sum(masks, axis=0).max() <= 1  # no two of them overlap
+    for lesion in own:
+        rows, columns = np.nonzero(mask_of(lesion.rle or {}))
+        box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        assert lesion.box_xyxy == pytest.approx(box)
+    assert apply_steps([front], ["add_views"]) == []
