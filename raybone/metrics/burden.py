@@ -62,7 +62,8 @@ class Burden:
 def bones() -> dict[str, Bone]:
     """The table of weights, from skeleton.yaml, which names its source."""
     text = files("raybone.metrics").joinpath("skeleton.yaml").read_text(encoding="utf-8")
-    return {name: Bone(**bone) for name, bone in yaml.safe_load(text).items()}
+    table = yaml.safe_load(text)
+    return {name: Bone(**bone) for name, bone in table.items()}
 
 
 @cache

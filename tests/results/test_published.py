@@ -78,9 +78,9 @@ def test_like_stands_beside_like(tmp_path: Path) -> None:
     assert rows["F1 of means"]["mean"] == pytest.approx(2 * 0.6 * 0.5 / 1.1)
     assert [p["value"] for p in rows["dice"]["published"]] == [0.6043]
     assert [p["value"] for p in rows["F1 of means"]["published"]] == [0.6227]
-    lines = comparison_lines(
-        {"study": "", "config_id": "", "dataset_hash": "", "note": "", "rows": [*rows.values()]}
-    )
+    nothing = dict.fromkeys(("study", "config_id", "dataset_hash", "note"), "")
+    shown = {"rows": [*rows.values()], "configurations": []}
+    lines = comparison_lines({**nothing, **shown})
     assert any(line.startswith("F1 of means") and "0.6227" in line for line in lines)
 
 

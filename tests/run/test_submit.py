@@ -236,7 +236,7 @@ def test_a_dry_run_shows_what_would_be_sent_asks_no_cluster_and_reads_no_data(
     ]
     assert {"study.yaml", "raybone/__main__.py", "raybone/run/ray/tuner.py"} <= set(shown["files"])
     assert all(
-        re.fullmatch(r"study.yaml|raybone/version.txt|raybone/[\w/]+\.py", name)
+        re.fullmatch(r"study.yaml|raybone/(version.txt|metrics/skeleton.yaml|[\w/]+\.py)", name)
         for name in shown["files"]
     )
     assert shown["bytes"] < 500_000
