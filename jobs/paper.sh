@@ -8,7 +8,7 @@ set -ef
 paper=${1:-} done=
 out=${2:-runs/paper-$paper}
 case $out in *[[:space:]]*)
-    echo "jobs/paper.sh: OUT must be without blanks, got '$out'" >&2
+    echo "jobs/paper.sh: OUT must be without blanks, got '$out'; choose another folder" >&2
     exit 2
     ;;
 esac

@@ -152,6 +152,11 @@ def inspect(
             most, one a patient
         count N: how many of them (default %(default)s)
     """
+    if annotate_next and png:
+        raise WrongInput(
+            "inspect: --png is a sheet of the whole inspection, which --annotate-next is instead "
+            "of; leave one out"
+        )
     if annotate_next:
         _show_next(dataset, annotate_next, count, json)
         return

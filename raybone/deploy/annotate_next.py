@@ -67,7 +67,9 @@ def _check(bundle: Bundle, dataset: Dataset, waiting: Sequence[Scan], count: int
     theirs = [BLIND.get(step, step) for step in dataset.meta["preprocessing"]["steps"]]
     task, problems = bundle.model.task, []
     if len(bundle.meta["members"]) < 2:
-        problems.append("must have several members, which may disagree; refit the fold models")
+        problems.append(
+            "must have several members, which may disagree, but has one; refit the fold models"
+        )
     if task == "classification" and not bundle.meta["config"].get("target"):
         problems.append("classifies lesions, which nobody has drawn yet; give a finder of them")
     if own != theirs:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import statistics
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,11 +20,11 @@ from raybone.deploy.frames import Frame
 from raybone.deploy.job import Options
 from raybone.deploy.laid import MALIGNANT, Judged, Seen, Sight, by_place, lesions_of
 from raybone.deploy.patient_page import patient_page
-from raybone.deploy.predict import Predicted, predict, refuse
+from raybone.deploy.predict import Predicted, predict, refuse, working_place
 from raybone.errors import WrongInput
 from raybone.metrics.burden import Burden, bone_scan_index, bones, regions
 from raybone.metrics.lesions import THRESHOLD
-from raybone.private import put, workplace
+from raybone.private import put
 from raybone.types import Array, safe_cell
 
 NOTE = "Research software: not a medical device."
@@ -160,7 +158,7 @@ def burden(
     if problems := chain.problems():
         raise WrongInput(*problems)
     once = list({Path(scan).resolve(): scan for scan in scans}.values())
-    with _workplace(out) as half:
+    with working_place(out) as half:
         stored = _Stored(half)
         options = Options(modality, least, each=True, shown=stored.put, place=half)
         found = predict(chain.finder, once, None, options, progress)
@@ -172,24 +170,13 @@ def burden(
         for views in _studies(seen):
             patients.append(_patient(views))
             if pages:
-                pages.add(patients[-1], [_shown(own, stored.picture(own.frame)) for own in views])
+                shown = [(stored.picture(own.frame), own.regions(0)) for own in views]
+                pages.add(patients[-1], shown)
         if out and pages:
             pages.end()
             put(half / "new", Path(out))
     told = Counter((*found.remarks, *drawn.remarks))
     return Burdens(tuple(patients), (*found.rejected, *lost), tuple(told))
-
-
-@contextlib.contextmanager
-def _workplace(out: Path | str | None) -> Iterator[Path]:
-    """A private folder, beside the one that is made, which goes at the end."""
-    if out:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with workplace(Path(out)) as half:
-            yield half
-    else:
-        with tempfile.TemporaryDirectory(prefix="raybone-") as place:
-            yield Path(place)
 
 
 class _Stored:
@@ -300,16 +287,6 @@ def _view(frame: Frame, lesions: Sequence[Judged]) -> dict[str, Any]:
     return {**{k: getattr(frame, k) for k in own}, "lesions": [le.told() for le in lesions]}
 
 
-def _shown(seen: Seen, picture: Picture) -> Callable[[int], bytes]:
-    """What draws a view, given the number of its first lesion."""
-
-    def draw(number: int) -> bytes:
-        marks = [(n, le.lesion, le.malignant) for n, le in enumerate(seen.lesions(), number)]
-        return numbered(picture, [*seen.regions(0).values()], marks)
-
-    return draw
-
-
 class _Pages:
     """The files of all patients, in a folder that they are written into one after the other."""
 
@@ -322,11 +299,12 @@ class _Pages:
             if bundle
         }
 
-    def add(self, patient: Patient, draw: Sequence[Callable[[int], bytes]]) -> None:
-        """A page and its JSON."""
+    def add(self, patient: Patient, shown: Sequence[tuple[Picture, dict[str, Array]]]) -> None:
+        """A page and its JSON, with a picture of each view and the regions in it."""
         content, number, pictures = {**patient.told(), "bundles": self.bundles}, 1, []
-        for (_, lesions), drawn in zip(patient.views, draw):
-            pictures.append(drawn(number))
+        for (_, lesions), (picture, regions_HW) in zip(patient.views, shown):
+            marks = [(n, le.lesion, le.malignant) for n, le in enumerate(lesions, number)]
+            pictures.append(numbered(picture, [*regions_HW.values()], marks))
             number += len(lesions)
         stem = self.folder / f"{patient.number:04d}"
         stem.with_suffix(".json").write_text(json.dumps(content, indent=1), encoding="utf-8")

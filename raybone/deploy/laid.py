@@ -27,10 +27,10 @@ Sight = tuple[Array, dict[str, Array]]  # pixels of malignant lesions, and of ea
 class Judged:
     """A lesion that was found.
 
-    score: the finder's; probability: that it is malignant, by the classifier, or the finder's own
-    where that is calibrated, or None; sd: of it, or of the score, over the members. malignant:
-    whether it is taken for that. judged: whether a classifier, if there is one, has seen it.
-    region: of the skeleton, on which most of it lies, or empty.
+    score: the finder's; probability: that it is malignant, by the classifier; else the finder's own
+    that it is of its category, where that is calibrated, or None; sd: of it, or of the score, over
+    the members. malignant: whether it is taken for that. judged: whether a classifier, if there is
+    one, has seen it. region: of the skeleton, on which most of it lies, or empty.
     """
 
     lesion: Lesion

@@ -111,7 +111,7 @@ def predict(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     members = bundle.members(device)
     times = [time.monotonic()]
-    with _workplace(out, options.place) as half:
+    with working_place(out, options.place) as half:
         steps = [BLIND.get(step, step) for step in bundle.meta["preprocessing"]["steps"]]
         how = ReadOptions("any", options.modality, steps=steps, allow_unmatched=True)
         reading = read([Path(s) for s in scans], half, how, progress=progress)
@@ -162,7 +162,7 @@ def refuse(verb: str, scans: Sequence[str], out: Path | str | None, least: float
 
 
 @contextlib.contextmanager
-def _workplace(out: Path | str | None, place: Path | None) -> Iterator[Path]:
+def working_place(out: Path | str | None, place: Path | None = None) -> Iterator[Path]:
     """A private folder, beside the one that is made, which goes at the end."""
     if out:
         Path(out).parent.mkdir(parents=True, exist_ok=True)

@@ -13,17 +13,15 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from monai.networks.nets.attentionunet import AttentionBlock
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from raybone.models._model import Model
-from raybone.models.segmenters._segmenter import GRAPH, SPACE, SegmenterConfig, builder, rare
+from raybone.models.segmenters._nested import LEVELS, NestedDecoder
+from raybone.models.segmenters._segmenter import GRAPH, SPACE, SegmenterConfig, builder
 from raybone.models.segmenters.rar_unet import Cbam
 from raybone.models.segmenters.unet import Config, Unet
-
-LEVELS = 5
 
 
 class Inception(nn.Module):
@@ -74,37 +72,25 @@ class InceptionConfig(Config):
 
 
 class IcUnet(nn.Module):
-    """Levels from the top, nodes from the left: each joins those before it in its level, through
-    gates, with the one below before it. Logits, one channel a category.
-    """
+    """A U-Net++ of Inception blocks. Logits, one channel a category."""
 
     def __init__(self, config: NestedConfig) -> None:
         super().__init__()
         widths = [config.width * 2**level for level in range(LEVELS)]
         self.down = nn.ModuleList(Inception(i, o) for i, o in zip([1, *widths], widths))
-        self.up, self.gate, self.join = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        for column in range(1, LEVELS):
-            for level, (own, below) in enumerate(zip(widths, widths[1 : LEVELS - column + 1])):
-                name = f"{level}_{column}"
-                self.up[name] = nn.ConvTranspose2d(below, own, 2, stride=2)
-                self.gate[name] = AttentionBlock(2, own // 2, own, own)
-                self.join[name] = nn.Sequential(Inception((column + 1) * own, own), Cbam(own))
-        self.head = nn.Conv2d(config.width, config.channels, 1)
-        rare(self.head)
+        self.decoder = NestedDecoder(widths, config.channels, _joined)
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
         """Logits of the image's height and width."""
-        rows, x = list[list[Tensor]](), image_NCHW
+        encoded, x = list[Tensor](), image_NCHW
         for block in self.down:
-            x = block(functional.max_pool2d(x, 2) if rows else x)
-            rows.append([x])
-        for column in range(1, LEVELS):
-            for level in range(LEVELS - column):
-                name, before = f"{level}_{column}", rows[level]
-                below = self.up[name](rows[level + 1][column - 1])
-                gated = [self.gate[name](below, x) for x in before]
-                before.append(self.join[name](torch.cat([*gated, below], 1)))
-        return cast(Tensor, self.head(rows[0][-1]))
+            x = block(functional.max_pool2d(x, 2) if encoded else x)
+            encoded.append(x)
+        return cast(Tensor, self.decoder(encoded))
+
+
+def _joined(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(Inception(inputs, outputs), Cbam(outputs))
 
 
 def _multi(config: InceptionConfig) -> nn.Module:

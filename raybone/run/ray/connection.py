@@ -54,12 +54,13 @@ def connection(address: str | None) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         folder = "" if address else stack.enter_context(_alone())
         stack.callback(_leave)
-        if address:
-            _join(address, asked)
-        else:
-            _start(f"{folder}/r")
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_term)  # Ray's own prints a stack and aborts
+        with _blocked(signal.SIGTERM, signal.SIGHUP):
+            if address:
+                _join(address, asked)
+            else:
+                _start(f"{folder}/r")
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_term)  # Ray's own prints a stack and aborts
         yield
 
 
@@ -115,17 +116,16 @@ def _start(folder: str) -> None:
     # one to HOME.
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    with _blocked(signal.SIGTERM, signal.SIGHUP):
-        ray.init(
-            address="local",
-            num_cpus=cores(),
-            include_dashboard=False,
-            _temp_dir=folder,
-            object_store_memory=200 * 2**20,
-            _node_ip_address="127.0.0.1",
-            _system_config={"enable_metrics_collection": False},
-            **_quiet(),
-        )
+    ray.init(
+        address="local",
+        num_cpus=cores(),
+        include_dashboard=False,
+        _temp_dir=folder,
+        object_store_memory=200 * 2**20,
+        _node_ip_address="127.0.0.1",
+        _system_config={"enable_metrics_collection": False},
+        **_quiet(),
+    )
 
 
 @contextlib.contextmanager
