@@ -84,6 +84,11 @@ class Scan:
     lesions: tuple[Lesion, ...] = ()
 
     @property
+    def pixels(self) -> str:
+        """A hash of the pixels, which a scan_id begins with; copies have a number after it."""
+        return self.scan_id.partition("-")[0]
+
+    @property
     def annotated(self) -> bool:
         """Whether its lesions are known, even if there are none."""
         return "unannotated" not in self.flags

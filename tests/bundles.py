@@ -37,7 +37,10 @@ def bundle_of(
         "preprocessing": {"steps": list(steps), "window": None},
         "calibration": {},
         "likeness": {"mean": [[0.0]], "usual": {}},
+        "pseudonyms": "",
         "patients": [],
+        "pixels": [],
+        "score": {"metric": task_named(own.task).ranked[0]},
     }
     states = {}
     for k in range(members):

@@ -59,6 +59,8 @@ HOME_OF = {
     "altair": {"results/charts/"},
     "jinja2": {"results/page.py", "deploy/patient_page.py", "deploy/refit.py"},
     "rich": {"results/live.py"},
+    "mlflow": {"results/trackers/mlflow.py"},
+    "tensorboardX": {"results/trackers/tensorboard.py"},
     "pycocotools": {"data/annotations.py", "data/ingest/annotations/coco.py"},
     "faster_coco_eval": {"metrics/boxes.py"},
 }

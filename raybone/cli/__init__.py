@@ -45,6 +45,7 @@ VERBS = (
     data.models,
     study.example,
     data.schema,
+    data.init,
     study.preview,
     study.search,
     study.manifests,
@@ -54,11 +55,14 @@ VERBS = (
     study.logs,
     study.stop,
     results.leaderboard,
+    results.track,
     results.compare,
     results.report,
     results.refit,
     results.predict,
+    results.evaluate,
     results.burden,
+    data.export,
     data.forget,
 )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from json import dumps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raybone.errors import WrongInput
@@ -141,7 +143,7 @@ def inspect(
     json: bool = False,
     png: str | None = None,
     annotate_next: str | None = None,
-    count: int = 10,
+    count: int | None = None,
 ) -> None:
     """integrity, leakage, near-duplicates and fingerprint of a dataset
 
@@ -150,15 +152,17 @@ def inspect(
         png FILE: write a contact sheet: scans to look at first, then a selection
         annotate_next BUNDLE: instead, the scans without annotation on which its members disagree
             most, one a patient
-        count N: how many of them (default %(default)s)
+        count N: how many of them (default 10)
     """
     if annotate_next and png:
         raise WrongInput(
             "inspect: --png is a sheet of the whole inspection, which --annotate-next is instead "
             "of; leave one out"
         )
+    if count is not None and not annotate_next:
+        raise WrongInput("inspect: --count is of --annotate-next, which is not asked for; add it")
     if annotate_next:
-        _show_next(dataset, annotate_next, count, json)
+        _show_next(dataset, annotate_next, 10 if count is None else count, json)
         return
     from raybone.data.inspect import inspect, inspection_lines
 
@@ -168,6 +172,62 @@ def inspect(
         from raybone.data.contact_sheet import contact_sheet
 
         say(f"{png}: {contact_sheet(dataset, png, seen)} scans", file=sys.stderr)
+
+
+def init(
+    dataset: str, *, out: str | None = None, hours: float | None = None, gpus: int = 0
+) -> None:
+    """a study to begin with, with the reasons beside the numbers
+
+    Args:
+        out FILE: YAML to write (default: NAME.yaml here, after the dataset)
+        hours H: what the search may take; without it, 24 configurations
+        gpus N: at work at once (default: none)
+    """
+    from raybone.run.begin import Means, begin
+
+    made = begin(dataset, Path(out).stem if out else "", Means(hours, gpus))
+    file = Path(out or f"{made.study.name}.yaml")
+    try:
+        with file.open("x", encoding="utf-8") as kept:
+            kept.write(made.text)
+    except FileExistsError:
+        raise WrongInput(f"--out {file}: must not exist yet; choose another name") from None
+    say(made.text, end="")
+    say(
+        f"{file}: about {made.wall_hours:.1f} hours with {made.slots} run(s) at once; "
+        f"`raybone search {shlex.quote(str(file))} --out runs/{made.study.name}` begins"
+    )
+
+
+def export(
+    source: str, *, to: str | None = None, out: str | None = None, optuna: str | None = None
+) -> None:
+    """a dataset for other tools, with its patient folds; or a study for Optuna's
+
+    Args:
+        source: DATASET, or with --optuna STUDY
+        to FORMAT: coco, yolo or nnunet
+        out DIR: folder to make
+        optuna FILE: of Optuna's journal storage, which `optuna-dashboard FILE` opens
+    """
+    if bool(optuna) == bool(to and out) or bool(to) != bool(out):
+        raise WrongInput(
+            "export: needs --to FORMAT --out DIR for a dataset, or --optuna FILE for a study; give "
+            "one of the two"
+        )
+    if optuna:
+        from raybone.results.study_folder import StudyFolder
+
+        trials = StudyFolder(source).write_optuna(optuna)
+        say(f"{optuna}: {trials} trials; `optuna-dashboard {shlex.quote(optuna)}` shows them")
+        return
+    from raybone.data.export.export import export
+
+    made = export(source, str(out), str(to), bar("export"))
+    say(f"{out}: {made.scans} scans in {made.folds} folds")
+    for note in made.notes:
+        say(f"warning: {note}")
 
 
 def _show_next(dataset: str, bundle: str, count: int, json: bool) -> None:

@@ -62,6 +62,18 @@ def leaderboard(
         show_table(table, brief)
 
 
+def track(study: str, *, to: str, follow: bool = False) -> None:
+    """a study's epochs and table for MLflow or TensorBoard, as it runs or afterwards
+
+    Args:
+        to TRACKER: mlflow:URI (a server or sqlite:///FILE) or tensorboard:DIR
+        follow: until the study ends
+    """
+    from raybone.results.trackers.track import shown, track
+
+    say(f"{shown(to)}: {track(study, to, follow, say)} fold epochs")
+
+
 def compare(studies: Sequence[str], *, dataset: str = "", json: bool = False) -> None:
     """the winner beside what papers published of its system; a classifier's subgroups
 
@@ -191,6 +203,26 @@ def predict(
         )
     for line in lines:
         say(" ".join(f"warning: {line}".splitlines()))
+
+
+def evaluate(bundle: str, dataset: str, *, test: bool = False, json: bool = False) -> None:
+    """a bundle's scores on patients it was not trained on, with intervals and subgroups
+
+    Args:
+        dataset: as `prepare` makes it
+        test: on its test group alone
+        json: one JSON document on stdout
+    """
+    import orjson  # writes NaN as null
+
+    from raybone.deploy.bundle import open_bundle
+    from raybone.deploy.evaluate import evaluate, evaluation_lines
+
+    made = evaluate(open_bundle(bundle), dataset, test=test, progress=bar("evaluate"))
+    if json:
+        say(orjson.dumps(made, option=orjson.OPT_INDENT_2).decode())
+    else:
+        say("\n".join(evaluation_lines(made)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

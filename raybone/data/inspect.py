@@ -131,16 +131,11 @@ def _problems(
 def _repeats(scans: Sequence[Scan]) -> list[list[str]]:
     groups: dict[str, list[str]] = defaultdict(list)
     for scan in scans:
-        groups[_pixels(scan)].append(scan.scan_id)
+        groups[scan.pixels].append(scan.scan_id)
         # Frames of one object share its id; they repeat each other only when a view comes twice.
         if scan.instance:
             groups[f"{scan.instance} {scan.view}"].append(scan.scan_id)
     return [list(g) for g in sorted({tuple(g) for g in groups.values() if len(g) > 1})]
-
-
-def _pixels(scan: Scan) -> str:
-    """A hash of the pixels, which a scan_id begins with; copies have a number after it."""
-    return scan.scan_id.partition("-")[0]
 
 
 def _near_duplicates(dataset: Dataset) -> list[list[Any]]:
@@ -154,7 +149,7 @@ def _near_duplicates(dataset: Dataset) -> list[list[Any]]:
         closest[pair] = min(distance, closest.get(pair, 1.0))
     copies: dict[str, set[str]] = defaultdict(set)
     for scan in dataset.scans:
-        copies[_pixels(scan)].add(scan.patient_id)
+        copies[scan.pixels].add(scan.patient_id)
     for patients in copies.values():
         closest.update({(a, b): 0.0 for a in patients for b in patients if a < b})
     return [[a, b, round(d, 5)] for (a, b), d in sorted(closest.items(), key=lambda item: item[1])]

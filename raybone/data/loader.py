@@ -195,16 +195,23 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     Training shares are filled up to the same length, so that all ranks take the same number of
     steps.
+
+    Args:
+        drawn: samples of an epoch over all ranks, each as often as others or once more; 0 for each
+            once.
     """
 
-    def __init__(self, count: int, seed: int, rank: int, world: int) -> None:
+    def __init__(self, count: int, seed: int, rank: int, world: int, drawn: int = 0) -> None:
         self.count, self.seed, self.rank, self.world, self.epoch = count, seed, rank, world, 1
+        self.drawn = drawn or count
 
     def __len__(self) -> int:
-        return -(-self.count // self.world)
+        return -(-self.drawn // self.world)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count).tolist()
+        rng = np.random.default_rng([self.seed, self.epoch])
+        rounds = [rng.permutation(self.count) for _ in range(0, self.drawn, self.count)]
+        order = np.concatenate(rounds)[: self.drawn].tolist()
         order += order[: -len(order) % self.world]
         return iter([(self.epoch, i) for i in order[self.rank :: self.world]])
 
@@ -282,11 +289,15 @@ class Loader:
 
 
 def training_loader(
-    samples: ScanSamples, batch: int, rank: int, world: int, processes: int
+    samples: ScanSamples, batch: int, rank: int, world: int, processes: int, drawn: int = 0
 ) -> tuple[Loader, EpochSampler]:
-    """Loader of this rank's share of each batch, and the sampler that is told the epoch."""
+    """Loader of this rank's share of each batch, and the sampler that is told the epoch.
+
+    Args:
+        drawn: as EpochSampler has it.
+    """
     seed = samples.change.seed if samples.change else 0
-    sampler = EpochSampler(len(samples), seed, rank, world)
+    sampler = EpochSampler(len(samples), seed, rank, world, drawn)
     return Loader(samples, max(1, batch // world), sampler, processes, pinned=True), sampler
 
 

@@ -13,7 +13,6 @@ import torch
 
 from raybone.data.cache import intensities_of
 from raybone.data.dataset import Dataset, open_dataset
-from raybone.data.ingest.steps import BLIND
 from raybone.data.loader import validation_loader
 from raybone.deploy.bundle import Bundle
 from raybone.deploy.ensemble import outputs
@@ -63,8 +62,6 @@ def annotate_next(
 
 def _check(bundle: Bundle, dataset: Dataset, waiting: Sequence[Scan], count: int) -> None:
     """Refuse what cannot be."""
-    own = [BLIND.get(step, step) for step in bundle.meta["preprocessing"]["steps"]]
-    theirs = [BLIND.get(step, step) for step in dataset.meta["preprocessing"]["steps"]]
     task, problems = bundle.model.task, []
     if len(bundle.meta["members"]) < 2:
         problems.append(
@@ -72,8 +69,7 @@ def _check(bundle: Bundle, dataset: Dataset, waiting: Sequence[Scan], count: int
         )
     if task == "classification" and not bundle.meta["config"].get("target"):
         problems.append("classifies lesions, which nobody has drawn yet; give a finder of them")
-    if own != theirs:
-        problems.append(f"must be of scans of the steps {theirs}, got {own}; prepare them alike")
+    problems += bundle.other_steps(dataset)
     lines = [f"--annotate-next {bundle.path}: {problem}" for problem in problems]
     if not waiting:
         rule = "needs scans without annotation, but has none; prepare it with those as well"

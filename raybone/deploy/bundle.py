@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from raybone.data.ingest.steps import BLIND
 from raybone.deploy.out_of_distribution import SLACK
 from raybone.errors import DamagedFile, WrongInput
 from raybone.models import load
@@ -28,6 +29,8 @@ from raybone.tasks import task_named
 from raybone.train.checkpoint import fill, finite
 
 if TYPE_CHECKING:
+    from raybone.data.dataset import Dataset
+    from raybone.deploy.evaluate import Evaluation
     from raybone.deploy.predict import Predicted
 
 FORMAT = 1
@@ -129,6 +132,29 @@ class Bundle:
         paths = [os.fspath(scan) for scan in several]
         options = Options(modality, least)
         return predict(self, paths, None if out is None else Path(out), options)
+
+    def evaluate(self, dataset: str | os.PathLike[str], *, test: bool = False) -> Evaluation:
+        """How good it is on patients that it was not trained on (external validation).
+
+        Args:
+            dataset: as ``raybone.prepare`` makes it.
+            test: on the dataset's test group alone.
+        Raises:
+            WrongInput: a patient or scan was trained on, or there is nothing to score by.
+        """
+        from raybone.deploy.evaluate import evaluate
+
+        return evaluate(self, os.fspath(dataset), test=test)
+
+    def other_steps(self, dataset: Dataset) -> list[str]:
+        """Why a dataset's scans are not as the training scans were, if they are not."""
+        own, theirs = (
+            [BLIND.get(step, step) for step in meta["preprocessing"]["steps"]]
+            for meta in (self.meta, dataset.meta)
+        )
+        if own == theirs:
+            return []
+        return [f"must be of scans of the steps {theirs}, got {own}; prepare them alike"]
 
     def _member(self, entry: Mapping[str, str]) -> nn.Module:
         file = self.path / entry["file"]

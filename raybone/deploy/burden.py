@@ -160,9 +160,9 @@ def burden(
     once = list({Path(scan).resolve(): scan for scan in scans}.values())
     with working_place(out) as half:
         stored = _Stored(half)
-        options = Options(modality, least, each=True, shown=stored.put, place=half)
+        options = Options(modality, least, each=True, verb="burden", shown=stored.put, place=half)
         found = predict(chain.finder, once, None, options, progress)
-        usual = Options(modality, place=half)
+        usual = Options(modality, verb="burden", place=half)
         drawn = predict(chain.skeleton, once, None, replace(usual, each=True), progress)
         seen, lost = _seen(found, drawn, _judged(chain, once, found, usual, progress))
         pages = _Pages(half / "new", chain) if out else None

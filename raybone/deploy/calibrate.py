@@ -4,7 +4,7 @@ seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,32 @@ from raybone.types import Array, Finding
 # Pixels are too many to keep: their logits are counted in steps of 1/20.
 STEPS, FAR = 20, 14
 Scored = tuple[Array, Array, Array]  # scores, share of them that is true, weights
+
+
+class Levels:
+    """Probabilities of pixels, counted by their logit: of those that are true, and the others."""
+
+    def __init__(self) -> None:
+        self._counts_2L = np.zeros((2, 2 * FAR * STEPS + 1))
+
+    def add(self, pixels: Iterable[tuple[Array, Array]]) -> None:
+        """Count probabilities and truth, as ``Task.levels`` has them."""
+        for p_HW, truth_HW in pixels:
+            logit_HW = logit(p_HW.clip(EDGE, 1 - EDGE)).clip(-FAR, FAR)
+            level_HW = np.rint((logit_HW + FAR) * STEPS).astype(int)
+            for true in (0, 1):  # no pixel of a crowd
+                levels = level_HW[truth_HW == true]
+                self._counts_2L[true] += np.bincount(levels, minlength=self._counts_2L.shape[1])
+
+    def scored(self) -> Scored:
+        """Each probability that occurs, the share of its pixels that is true, and their number."""
+        total_L = self._counts_2L.sum(0)
+        seen_L = total_L > 0
+        return (
+            expit(np.arange(len(total_L)) / STEPS - FAR)[seen_L],
+            (self._counts_2L[1] / np.maximum(total_L, 1))[seen_L],
+            total_L[seen_L],
+        )
 
 
 def calibrate(
@@ -95,28 +121,14 @@ def _pixels(
     device: torch.device,
     progress: Callable[[int, int], None],
 ) -> Scored:
-    """Probabilities of all pixels of a fold's validation scans by its own model, counted by their
-    logit.
-    """
+    """Probabilities of all pixels of a fold's validation scans by its own model."""
     config, names = job.config, list(job.config.categories)
     module = job.model.build(config)
     fill(module, state, f"last.pt of fold {job.fold}")
     samples = scored_samples(job.dataset, job.dataset.validation(job.fold), job.model, config)
-    loader = validation_loader(samples, config.batch, 0, 1, config.loader_workers)
-    counts_2L = np.zeros((2, 2 * FAR * STEPS + 1))
+    loader, levels = validation_loader(samples, config.batch, 0, 1, config.loader_workers), Levels()
     predicted = outputs(job.task, [module.to(device).eval()], samples, loader, device)
     for number, (row, (prediction,)) in enumerate(predicted, 1):
-        for p_HW, truth_HW in job.task.levels(samples.scans[row], prediction, names):
-            logit_HW = logit(p_HW.clip(EDGE, 1 - EDGE)).clip(-FAR, FAR)
-            level_HW = np.rint((logit_HW + FAR) * STEPS).astype(int)
-            for true in (0, 1):  # no pixel of a crowd
-                levels = level_HW[truth_HW == true]
-                counts_2L[true] += np.bincount(levels, minlength=counts_2L.shape[1])
+        levels.add(job.task.levels(samples.scans[row], prediction, names))
         progress(number, len(samples.scans))
-    total_L = counts_2L.sum(0)
-    seen_L = total_L > 0
-    return (
-        expit(np.arange(len(total_L)) / STEPS - FAR)[seen_L],
-        (counts_2L[1] / np.maximum(total_L, 1))[seen_L],
-        total_L[seen_L],
-    )
+    return levels.scored()

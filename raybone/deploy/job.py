@@ -28,15 +28,16 @@ class Options:
     modality: for DICOM, the only Modality taken; None takes all. least: lowest score of a
     detector's boxes. lesions: what a classifier of lesions is to judge, in pixels of each frame, by
     its source and number; without it, what is annotated beside the scans. each: whether to tell
-    what each member finds by itself. shown: called with each frame, its counts (H, W) and the upper
-    edge of their window. place: a private folder for counts; None takes one among other temporary
-    files.
+    what each member finds by itself. verb: that errors name. shown: called with each frame, its
+    counts (H, W) and the upper edge of their window. place: a private folder for counts; None takes
+    one among other temporary files.
     """
 
     modality: str | None = "NM"
     least: float = 0.1
     lesions: Mapping[tuple[str, int], Sequence[Lesion]] | None = None
     each: bool = False
+    verb: str = "predict"
     shown: Callable[[Frame, Array, float], None] | None = None
     place: Path | None = None
 

@@ -107,7 +107,7 @@ def predict(
     Raises:
         WrongInput: no scans that could be read, weights that are changed, or ``out`` exists.
     """
-    refuse("predict", scans, out, options.least)
+    refuse(options.verb, scans, out, options.least)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     members = bundle.members(device)
     times = [time.monotonic()]
@@ -116,7 +116,7 @@ def predict(
         how = ReadOptions("any", options.modality, steps=steps, allow_unmatched=True)
         reading = read([Path(s) for s in scans], half, how, progress=progress)
         if not reading.store.scans:
-            raise reading.nothing("predict", "--modality", show_paths=False)
+            raise reading.nothing(options.verb, "--modality", show_paths=False)
         job = Job(bundle, reading, members, options)
         times.append(time.monotonic())
         samples = _fill(job, device, progress)
@@ -184,8 +184,9 @@ def _fill(job: Job, device: torch.device, progress: Progress) -> ScanSamples:
     samples = task.predicted(images, list(job.scans.values()), config)
     if not len(samples) and job.options.lesions is None:
         raise WrongInput(
-            "predict: this bundle says of lesions what they are, but no scan has annotated ones; "
-            "give a folder with annotations beside the scans, as `raybone prepare` reads them"
+            f"{job.options.verb}: this bundle says of lesions what they are, but no scan has "
+            "annotated ones; give a folder with annotations beside the scans, as `raybone prepare` "
+            "reads them"
         )
     on: dict[str, list[tuple[Origin, list[Canvas]]]] = {scan_id: [] for scan_id in job.scans}
     canvases = []

@@ -27,7 +27,7 @@ from raybone.deploy.calibrate import calibrate
 from raybone.deploy.onnx import export_onnx, refuse_onnx
 from raybone.deploy.out_of_distribution import likeness_of
 from raybone.errors import FitFailed, RunFailed, WrongInput
-from raybone.models._model import TrainingConfig, names_study
+from raybone.models._model import TrainingConfig, portable
 from raybone.results.lineage import built_on, trained_before
 from raybone.results.study_folder import EVERYONE, ConfigurationFolder, StudyFolder
 from raybone.run.checks import dataset_of
@@ -157,13 +157,13 @@ def _meta(
     """What bundle.json says of the model, its data and its score."""
     study = chosen.folder.study
     model, scans = configured(study, chosen.params)[0], _seen(dataset, config)
-    before = trained_before(built_on(config).values())
+    patients, pixels = trained_before(built_on(config).values())
     return {
         "name": study.name,
         "model": model.name,
         "task": model.task,
         "parameters": chosen.record.parameters,
-        "config": _portable(config.model_dump(mode="json")),
+        "config": portable(config.model_dump(mode="json")),
         "categories": task_named(model.task).names(config),
         "preprocessing": _preprocessing(dataset),
         "score": _score(study, row),
@@ -171,7 +171,7 @@ def _meta(
             "name": study.name,
             "config_id": chosen.id,
             "rank": int(row["rank"]),
-            "params": _portable(chosen.params),
+            "params": portable(chosen.params),
             "dataset_hash": dataset.hash,
             "seed": study.search.seed,
             "epochs": study.epochs,
@@ -181,22 +181,18 @@ def _meta(
         "modality": words_of(s.flags for s in scans),
         "counts": dataset.meta["counts"],
         "patients_known": dataset.meta["patients_known"],
-        "patients": sorted({s.patient_id for s in scans} | before),
+        "pseudonyms": dataset.meta.get("pseudonyms"),
+        "patients": sorted({s.patient_id for s in scans} | patients),
+        "pixels": sorted({s.pixels for s in scans} | pixels),
         "likeness": likeness_of(scans[:: -(-len(scans) // MOST)], dataset.counts),
         "raybone": version(),
         "torch": str(torch.__version__),
     }
 
 
-def _portable(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters without places of the machine that they were trained on."""
-    there = {"weights": "", "init_from": "", "nm": "mined"}
-    return {k: there[k] if k == "weights" or names_study(k, v) else v for k, v in params.items()}
-
-
 def _seen(dataset: Dataset, config: TrainingConfig) -> list[Any]:
     """Scans that some model of the bundle was trained on."""
-    out = {TEST, *(() if config.negatives else (TRAINING,))}
+    out = {TEST, *(() if config.negatives or config.unlabelled else (TRAINING,))}
     return [s for s in dataset.scans if dataset.fold_of[s.patient_id] not in out]
 
 

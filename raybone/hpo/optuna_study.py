@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -69,6 +71,27 @@ def trials_of(study: ResolvedStudy, state: State) -> Iterator[dict[str, Any]]:
         }
 
 
+def write_journal(study: optuna.Study, file: str | os.PathLike[str]) -> int:
+    """Write a study to a file of optuna's journal storage; returns the number of its trials.
+
+    Lists, which are tuples here, become their JSON: a storage holds plain values.
+    """
+    backend = optuna.storages.journal.JournalFileBackend(os.fspath(file))
+    storage = optuna.storages.JournalStorage(backend)
+    kept = optuna.create_study(
+        storage=storage, study_name=study.study_name, direction=study.direction
+    )
+    trials = study.get_trials()
+    for trial in trials:
+        for name, spread in trial.distributions.items():
+            if isinstance(spread, optuna.distributions.CategoricalDistribution):
+                plain = optuna.distributions.CategoricalDistribution([*map(_plain, spread.choices)])
+                trial.distributions[name] = plain
+                trial.params[name] = _plain(trial.params[name])
+    kept.add_trials(trials)
+    return len(trials)
+
+
 def importances(
     space: Mapping[str, Param], ranked: Sequence[Mapping[str, Any]]
 ) -> dict[str, float]:
@@ -98,6 +121,10 @@ def distributions(space: Mapping[str, Param]) -> dict[str, optuna.distributions.
 def _hashable(value: Any) -> Any:
     """A list, one of several sets of categories say, as a tuple: importances need it."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, tuple) else value
 
 
 def _distribution(param: Param) -> optuna.distributions.BaseDistribution:

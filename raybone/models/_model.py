@@ -28,6 +28,12 @@ def names_study(key: str, value: object) -> bool:
     return key in EARLIER and isinstance(value, str) and value not in EARLIER[key]
 
 
+def portable(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters without places of the machine that they were trained on."""
+    there = {"weights": "", "init_from": "", "nm": "mined"}
+    return {k: there[k] if k == "weights" or names_study(k, v) else v for k, v in params.items()}
+
+
 class TrainingConfig(Augmentation):
     """Hyper-parameters that every model has; Ultralytics' names and meanings where it has them."""
 
@@ -93,6 +99,13 @@ class TrainingConfig(Augmentation):
         True,
         description="train as well on the patients that are in no fold's validation part "
         "(`prepare --negatives training`)",
+    )
+    unlabelled: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="weight of the loss on training patients' scans without annotation: what the "
+        "average of the weights is sure of is their truth (mean teacher); 0 leaves them out",
     )
     loader_workers: int = Field(0, ge=0, le=64, description="loader processes of each worker")
 

@@ -207,14 +207,14 @@ def _delete(
     kept = [s for s in dataset.scans if s.patient_id not in gone]
     if not kept:
         raise WrongInput(f"forget {dataset.path}: nobody would be left; remove the folder itself")
-    pixels = {s.scan_id.partition("-")[0] for s in dataset.scans if s.patient_id in gone}
+    pixels = {s.pixels for s in dataset.scans if s.patient_id in gone}
     after, id_of = _rewritten(dataset, kept, gone, half / "new")
     entry = {
         "patients": sorted(map(_digest, gone)),
         "before": dataset.hash,
         "scans": len(dataset.scans) - len(kept),
         "trained": any(dataset.fold_of[p] != TEST for p in gone),
-        "copies": sorted({s.patient_id for s in kept if s.scan_id.partition("-")[0] in pixels}),
+        "copies": sorted({s.patient_id for s in kept if s.pixels in pixels}),
     }
     copy_map(key, dataset.hash, after, id_of)
     _write_entries(half, dataset.path, [*entries, entry])

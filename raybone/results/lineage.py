@@ -60,16 +60,16 @@ def winner_of(given: str, study: Study, dataset: Dataset, key: str) -> tuple[str
     return best.url, f"{key}: built on {best.id} of study {earlier.name}, trained on {whom}"
 
 
-def trained_before(studies: Iterable[str]) -> set[str]:
-    """Patients that earlier studies were trained on, and the ones before them: what their weights
-    have seen.
+def trained_before(studies: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Patients and pixels (``Scan.pixels``) that earlier studies were trained on, and the ones
+    before them: what their weights have seen.
 
     Args:
         studies: their folders, or those of their configurations.
     Raises:
         WrongInput: a study or its dataset is gone.
     """
-    seen = set[str]()
+    patients, pixels = set[str](), set[str]()
     for place in studies:
         study = _opened(place, "refit")[0].study
         dataset = open_dataset(study.dataset)
@@ -78,9 +78,11 @@ def trained_before(studies: Iterable[str]) -> set[str]:
                 f"refit: whom study {place} was trained on cannot be known, as its dataset "
                 f"{study.dataset} has changed; put the old one back, or train without that study"
             )
-        seen |= {p for p, fold in dataset.fold_of.items() if fold != TEST}
-        seen |= trained_before(places_of(study))
-    return seen
+        own = {p for p, fold in dataset.fold_of.items() if fold != TEST}
+        earlier = trained_before(places_of(study))
+        patients |= own | earlier[0]
+        pixels |= {s.pixels for s in dataset.scans if s.patient_id in own} | earlier[1]
+    return patients, pixels
 
 
 def places_of(study: Study) -> set[str]:
@@ -130,12 +132,8 @@ def _seen(given: str, earlier: ResolvedStudy, dataset: Dataset, key: str) -> str
             f"{key}: dataset {earlier.dataset} has changed since study {given} was trained on it; "
             "put the old one back"
         )
-    patients, pixels = set(other.fold_of), {s.scan_id.partition("-")[0] for s in other.scans}
-    common = {
-        s.patient_id
-        for s in dataset.scans
-        if s.patient_id in patients or s.scan_id.partition("-")[0] in pixels
-    }
+    patients, pixels = set(other.fold_of), {s.pixels for s in other.scans}
+    common = {s.patient_id for s in dataset.scans if s.patient_id in patients or s.pixels in pixels}
     if common:
         raise WrongInput(
             f"{key}: study {given} was trained on {len(common)} patients of this dataset (first "

@@ -167,6 +167,18 @@ class StudyFolder:
         trials = trials_of(study, self.state)
         return as_optuna(joint(study), trials, study.direction, name=study.name)
 
+    def write_optuna(self, file: str | os.PathLike[str]) -> int:
+        """Write the study as a journal file of optuna's; returns the number of its trials.
+
+        Raises:
+            WrongInput: no study here, or the file exists.
+        """
+        from raybone.hpo.optuna_study import write_journal
+
+        if os.path.lexists(file):
+            raise WrongInput(f"--optuna {file}: must not exist yet; choose another name")
+        return write_journal(self.to_optuna(), file)
+
     def write_curves(self) -> tuple[int, int]:
         """Write curves.npz, the table that `raybone simulate` replays: see ``curves_of``.
 

@@ -197,6 +197,8 @@ def _picture(winner: Winner, scan: Scan, case: Case, kind: str) -> Figure:
     heat_HW = winner.heat(case.finding) if winner.task.judged else None
     if heat_HW is not None:
         words += " Red: what speaks for the class (Grad-CAM)."
+    elif winner.task.judged:
+        words += " Without Grad-CAM: its fold's weights are gone or damaged, or it has no map."
     shown = Picture(winner.dataset.counts(scan), scan.high, scan.flags, heat_HW=heat_HW)
     png = overlay(shown, case.finding, scan.lesions, winner.categories)
     return Figure(

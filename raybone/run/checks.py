@@ -49,6 +49,7 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[ResolvedStudy, Dat
         problems += _check_folds(study, dataset)
         for member in members:
             problems += member.task.problems(dataset, member.model.name, member.config)
+            problems += _check_unlabelled(member, dataset)
     if problems or not dataset:
         raise WrongInput(*dict.fromkeys(problems))
     steps = min(_steps(m, dataset) for m in members)
@@ -236,6 +237,19 @@ def _check_folds(study: Study, dataset: Dataset) -> list[str]:
             "prepare the dataset with more --folds"
         ]
     return []
+
+
+def _check_unlabelled(member: Member, dataset: Dataset) -> list[str]:
+    config, folds = member.config, range(dataset.folds)
+    wanted = config.unlabelled or "unlabelled" in member.study.space
+    lacking = [k for k in folds if not member.task.unlabelled(dataset.training(k), config)]
+    if not wanted or not lacking:
+        return []
+    return [
+        f"unlabelled: {member.model.name} needs scans without annotation (or without its target, "
+        f"where scans are classified) to train every fold on, but fold {lacking[0]} of dataset "
+        f"{dataset.path} has none; leave it out"
+    ]
 
 
 def _sizes(member: Member) -> list[int]:

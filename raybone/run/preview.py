@@ -158,7 +158,9 @@ def _earlier(study: ResolvedStudy, sources: Sequence[str]) -> tuple[dict[str, fl
     return medians, f"the median of {count} fold epochs of {' '.join(sources)}"
 
 
-def _loader(study: ResolvedStudy, dataset: Dataset, model: Model, config: TrainingConfig) -> Loader:
+def batches_of(
+    study: ResolvedStudy, dataset: Dataset, model: Model, config: TrainingConfig
+) -> Loader:
     """Training batches of the first fold, in this process."""
     nothing = Mined(
         {s.scan_id: [] for s in dataset.scans}
@@ -171,7 +173,7 @@ def _loader(study: ResolvedStudy, dataset: Dataset, model: Model, config: Traini
 def _draw(study: ResolvedStudy, dataset: Dataset, png: str) -> None:
     """The picture of a training batch."""
     model, config = configured(study, first_taken(study))
-    loader = _loader(study, dataset, model, config)
+    loader = batches_of(study, dataset, model, config)
     batch, samples = next(iter(loader)), loader.dataset
     names = [*config.categories, "non-metastasis"]
     batch_sheet(
@@ -190,7 +192,7 @@ def _device(study: ResolvedStudy) -> torch.device:
 def _time_here(study: ResolvedStudy, dataset: Dataset, device: torch.device) -> float:
     """Seconds of a fold epoch from a few training steps of the first configuration."""
     model, config = configured(study, first_taken(study))
-    loader = _loader(study, dataset, model, config)
+    loader = batches_of(study, dataset, model, config)
     torch.set_num_threads(study.resources.cpus)
     net = model.build(config).to(device).train()
     seconds = []
@@ -206,6 +208,10 @@ def _time_here(study: ResolvedStudy, dataset: Dataset, device: torch.device) -> 
                 ) from None
         started = time.monotonic()
         torch.stack(list(net(batch.to(device)).values())).sum().backward()  # type: ignore[no-untyped-call]
+        if config.unlabelled:  # as many scans that the average judges first
+            with torch.no_grad():
+                net.eval()(batch.image_NCHW.to(device))
+            torch.stack(list(net.train()(batch.to(device)).values())).sum().backward()  # type: ignore[no-untyped-call]
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.monotonic() - started)

@@ -77,6 +77,10 @@ class Task:
         """The scans that a model may learn from and be scored on: those that are annotated."""
         return [s for s in scans if s.annotated]
 
+    def unlabelled(self, scans: Sequence[Scan], config: TrainingConfig) -> list[Scan]:
+        """The scans that a model may learn from only by what it says of them itself."""
+        return [s for s in scans if not s.annotated]
+
     def samples(
         self,
         images: Masks,
@@ -118,19 +122,12 @@ class Task:
 
     def problems(self, dataset: Dataset, model: str, config: TrainingConfig) -> list[str]:
         """Why the dataset cannot be learned or scored, one line each."""
-        if missing := [c for c in config.categories if c not in dataset.categories]:
-            return [
-                f"categories: the dataset has {', '.join(dataset.categories) or 'none'}, not "
-                f"{', '.join(missing)}; set fixed: {{categories: [...]}}"
-            ]
-        lesions = self._lesions(dataset, config)
-        boxes = sum(le.rle is None for _, le in lesions) if self.masks or config.masked else 0
-        folds = {dataset.fold_of[s.patient_id] for s, _ in lesions}
+        lines = self.lacking(dataset, model, config)
+        if set(config.categories) - set(dataset.categories):
+            return lines
+        folds = {dataset.fold_of[s.patient_id] for s, _ in self._lesions(dataset, config)}
         return [
-            *[
-                f"model: {model} needs lesion masks, but {boxes} of {len(lesions)} lesions have a "
-                "box alone; use a detector of boxes or annotate masks"
-            ][: bool(boxes)],
+            *lines,
             *(
                 f"dataset {dataset.path}: every fold and the test group need a lesion to be scored "
                 f"by, {which} has none of {', '.join(config.categories)}; prepare it with {how}"
@@ -138,6 +135,20 @@ class Task:
                 if fold not in folds
             ),
         ]
+
+    def lacking(self, dataset: Dataset, model: str, config: TrainingConfig) -> list[str]:
+        """What its annotations lack of what the model finds, one line each."""
+        if missing := [c for c in config.categories if c not in dataset.categories]:
+            return [
+                f"categories: the dataset has {', '.join(dataset.categories) or 'none'}, not "
+                f"{', '.join(missing)}; set fixed: {{categories: [...]}}"
+            ]
+        lesions = self._lesions(dataset, config)
+        boxes = sum(le.rle is None for _, le in lesions) if self.masks or config.masked else 0
+        return [
+            f"model: {model} needs lesion masks, but {boxes} of {len(lesions)} lesions have a box "
+            "alone; use a detector of boxes or annotate masks"
+        ][: bool(boxes)]
 
     def warnings(self, dataset: Dataset, config: TrainingConfig, sizes: Sequence[int]) -> list[str]:
         """What the leaderboard warns of at these image sizes."""

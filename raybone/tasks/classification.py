@@ -35,6 +35,13 @@ class Classification(Task):
         """All of them: by their label, or for no lesion at all."""
         return list(scans)
 
+    def unlabelled(self, scans: Sequence[Scan], config: TrainingConfig) -> list[Scan]:
+        """Scans without the label, as if it were 0; no lesions, which are known once they are
+        outlined.
+        """
+        target = _target(config)
+        return _as_unknown([s for s in scans if target and not targets(s, [], target)], target)
+
     def samples(
         self,
         images: Masks,
@@ -54,7 +61,7 @@ class Classification(Task):
     def predicted(self, images: Masks, scans: list[Scan], config: TrainingConfig) -> ScanSamples:
         """All scans, whose label is not known yet, or all lesions."""
         target = _target(config)
-        unknown = [replace(s, labels=((target, "0"),)) for s in scans] if target else scans
+        unknown = _as_unknown(scans, target) if target else scans
         return self.samples(images, unknown, config)
 
     def count(self, scans: Sequence[Scan], config: TrainingConfig) -> int:
@@ -69,6 +76,10 @@ class Classification(Task):
         """What each image is."""
         of = _target(config) or " or ".join(config.categories)
         return [f"{of}: {'yes' if y.sum() else 'no'}" for y in batch.labels]
+
+    def lacking(self, dataset: Dataset, model: str, config: TrainingConfig) -> list[str]:
+        """Nothing where scans are classified: those without the label are left out."""
+        return [] if _target(config) else super().lacking(dataset, model, config)
 
     def problems(self, dataset: Dataset, model: str, config: TrainingConfig) -> list[str]:
         """Every fold needs positives and negatives to be scored by."""
@@ -158,6 +169,11 @@ def targets(scan: Scan, categories: list[str], target: str) -> list[tuple[int, b
         return [(n, le.category in categories) for n, le in enumerate(scan.lesions) if is_focus(le)]
     value = dict(scan.labels).get(target)
     return [(-1, value == "1")] if value in ("0", "1") else []
+
+
+def _as_unknown(scans: Sequence[Scan], target: str) -> list[Scan]:
+    """The scans with a label that says nothing, so that each is a sample."""
+    return [replace(s, labels=((target, "0"),)) for s in scans]
 
 
 def _target(config: TrainingConfig) -> str:

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,9 @@ from raybone.train.checkpoint import (
 from raybone.train.evaluate import evaluate
 from raybone.train.findings import write_findings
 from raybone.train.memory import refuse_too_large
+from raybone.train.optimizer import decay, optimizer_of
 from raybone.train.samples import FoldJob, scored_samples, training_samples
+from raybone.train.teacher import Teacher, taught
 from raybone.types import Epoch, Finding, Scan
 
 
@@ -160,8 +163,9 @@ class _Run:
         self.counters = [p for p in pairs if not p[0].is_floating_point()]
         self._load_data()
         self.steps = len(self.loader)
+        self.teacher = Teacher.of(job, self.steps, self.rank, self.world)
         self.accumulate = max(round(config.nbs / config.batch), 1)
-        self.optimizer = _optimizer(self.net, config, self.accumulate)
+        self.optimizer = optimizer_of(self.net, config, self.accumulate)
         self.updates = 0
         self.history: list[Epoch] = []
         if state:
@@ -215,7 +219,8 @@ class _Run:
             where = f"fold {self.job.fold} epoch {number}"
             raise FitFailed(f"{where}: weights must be finite; lower lr0")
         if self.world > 1:
-            for buffer in self.average.buffers():
+            # A rank that resumes has those of rank 0 as well, also where the average teaches.
+            for buffer in (*self.average.buffers(), *self.net.buffers()):
                 dist.broadcast(buffer, 0)
         metrics, findings = dict[str, float](), list[dict[str, Any]]()
         if self.validation is not None:
@@ -248,19 +253,22 @@ class _Run:
         batches = iter(
             self.loader
         )  # draws a number of its own, unless its processes are there already
+        unlabelled = self.teacher.batches(number) if self.teacher else iter(())
         torch.manual_seed(_mix(self.job.seed, self.job.fold, number + 1))
         self.wrapped.train()
         self.optimizer.zero_grad()
         total, waiting = torch.zeros((), device=self.device), 0
+        summed = self.job.model.reduction == "sum"
         for step, batch in enumerate(batches):
             if (
                 self.updates == step == 0 and self.device.type == "cpu"
             ):  # CUDA says itself what it has no room for
                 refuse_too_large(self.net, batch)
             accumulate = self._schedule(number, step)
-            loss = self._loss(batch.to(self.device, self.memory))
-            summed = self.job.model.reduction == "sum"
             scale = self.world if summed else 1 / accumulate
+            if unknown := next(unlabelled, None):
+                self._teach(*unknown, scale)
+            loss = self._loss(batch.to(self.device, self.memory))
             (loss * scale).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() / (len(batch.index_N) if summed else 1)
             waiting += 1
@@ -269,12 +277,30 @@ class _Run:
                 waiting = 0
         return float(total) / self.steps
 
+    def _teach(self, weight: float, batch: Batch, scale: float) -> None:
+        """Add the gradients of scans without annotation, by what the average is sure of."""
+        batch = batch.to(self.device, self.memory)
+        with torch.no_grad(), self._autocast():
+            predictions = self.average.eval()(batch.image_NCHW)
+        known = taught(batch, predictions, self.job.task.judged)
+        if known is None:
+            return
+        if self.job.model.reduction == "mean":
+            scale *= len(known.index_N) / len(batch.index_N)
+        # Ranks may differ in whether they are sure of anything; the step's own batch comes after it
+        # and sums over them.
+        net, parallel = self.wrapped, nn.parallel.DistributedDataParallel
+        with net.no_sync() if isinstance(net, parallel) else nullcontext():
+            (self._loss(known) * weight * scale).backward()  # type: ignore[no-untyped-call]
+
     def _loss(self, batch: Batch) -> Tensor:
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config.amp and self.device.type == "cuda"
-        ):
+        with self._autocast():
             losses: dict[str, Tensor] = self.wrapped(batch)
         return torch.stack(list(losses.values())).sum()
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.amp and self.device.type == "cuda"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def _step(self, number: int, step: int) -> None:
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip or math.inf)
@@ -299,7 +325,7 @@ class _Run:
         """
         config, epochs = self.config, self.job.epochs
         share = (number - 1) / epochs
-        peak = config.lr0 * _decay(config, share)
+        peak = config.lr0 * decay(config, share)
         warm = round(min(config.warmup_epochs, epochs - 1) * self.steps)
         done = step + self.steps * (number - 1)
         for group in self.optimizer.param_groups:
@@ -351,42 +377,6 @@ class _Run:
             "epochs": job.epochs,
             "dataset": job.dataset.hash,
         }
-
-
-def _optimizer(net: nn.Module, config: TrainingConfig, accumulate: int) -> torch.optim.Optimizer:
-    """Three groups: biases and norms without weight decay, weights with it (scaled to the nominal
-    batch).
-    """
-    norms = tuple(v for k, v in vars(nn).items() if "Norm" in k and isinstance(v, type))
-    groups: dict[str, list[Tensor]] = {"bias": [], "weight": [], "norm": []}
-    for module in net.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
-                kind = (
-                    "bias" if "bias" in name else "norm" if isinstance(module, norms) else "weight"
-                )
-                groups[kind].append(parameter)
-    decay = config.weight_decay * config.batch * accumulate / config.nbs
-    params = [
-        {"params": p, "kind": k, "weight_decay": decay if k == "weight" else 0.0}
-        for k, p in groups.items()
-        if p
-    ]
-    if config.optimizer == "SGD":
-        return torch.optim.SGD(
-            params, lr=config.lr0, momentum=config.momentum, nesterov=config.momentum > 0
-        )
-    return torch.optim.AdamW(params, lr=config.lr0, betas=(config.momentum, 0.999))
-
-
-def _decay(config: TrainingConfig, share: float) -> float:
-    """Learning rate as a share of lr0, after this share of the epochs."""
-    if config.schedule == "multistep":
-        return float(config.lr_drop ** sum(share >= m for m in config.milestones))
-    shape = (
-        (1 + math.cos(math.pi * share)) / 2 if config.schedule == "cosine" else max(1 - share, 0)
-    )
-    return shape * (1 - config.lrf) + config.lrf
 
 
 def _mix(*parts: int) -> int:

@@ -80,6 +80,13 @@ def memory_bytes(
     return min(found, default=None)
 
 
+def gpu_bytes() -> int | None:
+    """Memory of this machine's first GPU; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
 def _small(batch: Batch) -> Batch:
     """Two images of a batch, with fewer pixels; targets go with them."""
     image_NCHW, mask_NCHW = batch.image_NCHW[:2], batch.mask_NCHW[:2]

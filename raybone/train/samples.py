@@ -49,6 +49,18 @@ def training_samples(job: FoldJob, seed: int, mined: Masks | None = None) -> Sca
     return job.task.samples(images, scans, config, change, _masks(job.dataset, config, mined))
 
 
+def unlabelled_samples(job: FoldJob) -> ScanSamples | None:
+    """Scans of a fold's training patients of which nothing is known, with augmentation; None where
+    there are none. Those in no fold are among them, whatever ``negatives`` says.
+    """
+    config = job.config
+    scans = job.task.unlabelled(job.dataset.training(job.fold), config)
+    if not scans:
+        return None
+    change = Change(config, job.seed, job.epochs - config.close_mosaic)
+    return job.task.samples(Intensities(job.dataset, config.imgsz), scans, config, change)
+
+
 def scored_samples(
     dataset: Dataset,
     scans: list[Scan],

@@ -42,7 +42,7 @@ def long_study(study: dict[str, Any]) -> dict[str, Any]:
     return {
         **study,
         "metric": "val_loss",
-        "epochs": 30,
+        "epochs": 24,
         "fixed": {**study["fixed"], "imgsz": 256, "batch": 2, "nbs": 2},
         "limits": {"stall_minutes": 0.5},
     }

@@ -107,6 +107,29 @@ def test_a_bundle_says_what_it_is_and_how_good(place: Path, held_out: Path) -> N
     assert str(place) not in card + json.dumps(found)
 
 
+def test_it_is_scored_on_patients_it_does_not_know_and_on_no_other(
+    place: Path, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own test group, other patients under another key, and those it was trained on."""
+    bundle = str(place / "bundle")
+    assert main(["evaluate", bundle, str(held_out), "--test", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    score = said["scores"]["dice"]
+    assert said["patients"] == 3
+    assert score["low"] < score["value"] < score["high"]
+    assert said["internal"] == pytest.approx(meta(place / "bundle")["score"]["dice_mean"])
+    assert said["warnings"] == []
+    assert main(["evaluate", bundle, str(held_out)]) == 2
+    assert "but it was on 6 of 9" in capsys.readouterr().err
+    key = str(tmp_path / "key")
+    new = ["prepare", str(place / "new"), str(tmp_path / "ds"), "--folds", "2", "--key", key]
+    assert main(new) == 0
+    assert main(["evaluate", bundle, str(tmp_path / "ds")]) == 0
+    told = capsys.readouterr().out
+    assert "4 scans of 2 patients, none of them trained on" in told
+    assert "patients are compared by pixels alone" in told
+
+
 def test_its_networks_are_the_fold_models(place: Path) -> None:
     bundle = open_bundle(place / "bundle")
     config_id = bundle.meta["study"]["config_id"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import struct
 import subprocess
 import sys
 import time
@@ -16,11 +15,11 @@ import psutil
 import pytest
 import ray
 import yaml
+from event_files import last_of
 from faults import TRIAL, WORKER, Killer, epochs_of
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune import Callback, ExperimentAnalysis
 from ray.tune.logger import JsonLoggerCallback, TBXLoggerCallback
-from tensorboardX.proto.event_pb2 import Event
 
 import raybone as rb
 from raybone.errors import WrongInput
@@ -155,21 +154,6 @@ def test_a_race_pauses_promotes_and_stops_and_a_crash_in_a_worker_fails_its_conf
     assert actions == {"promote", "stop", "complete"}
 
 
-def events_of(folder: Path) -> dict[str, float]:
-    """The scalar of each tag at its last step in TensorBoard's event files, which are TFRecords."""
-    scalars: dict[str, tuple[int, float]] = {}
-    for path in folder.rglob("events.out.tfevents.*"):
-        content, place = path.read_bytes(), 0
-        while place < len(content):
-            (length,) = struct.unpack_from("<Q", content, place)
-            event = Event.FromString(content[place + 12 : place + 12 + length])
-            for value in event.summary.value:
-                now = event.step, value.simple_value
-                scalars[value.tag] = max(scalars.get(value.tag, now), now)
-            place += length + 16
-    return {tag: value for tag, (_, value) in scalars.items()}
-
-
 class Heard(Callback):
     """Any callback of Tune: keeps what it hears, and kills the process of the first trial that
     reports, while Tune pauses it.
@@ -225,7 +209,7 @@ def test_callbacks_of_tune_hear_the_hyper_parameters_and_the_metrics_of_each_run
         expected = pytest.approx(row["val_loss_mean"], abs=1e-6)
         assert runs.loc[config_id, "metrics.val_loss"] == expected
         assert frame.loc[config_id, "val_loss"] == expected
-        assert events_of(tune_folder / str(config_id))["ray/tune/val_loss"] == expected
+        assert last_of(tune_folder / str(config_id))["ray/tune/val_loss"] == expected
         assert float(runs.loc[config_id, "params.lr0"]) == pytest.approx(row["cfg.lr0"])
         assert frame.loc[config_id, "config/lr0"] == pytest.approx(row["cfg.lr0"])
 

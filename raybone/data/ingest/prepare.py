@@ -198,6 +198,7 @@ def _by_burden(
     """Folds of equal burden, each group of patients in one."""
     scans, folds = reading.store.scans, int(options.folds)
     spare = _without_metastasis(scans, groups) if options.negatives == "training" else set()
+    spare |= _unknown(scans, groups)
     kept = [s for s in scans if s.patient_id not in spare]
     if not kept:
         raise WrongInput(
@@ -233,6 +234,15 @@ def _without_metastasis(scans: Sequence[Scan], groups: Mapping[str, str]) -> set
         if "unannotated" in s.flags or any(le.category == "malignant" for le in s.lesions)
     }
     return {s.patient_id for s in scans if groups[s.patient_id] not in sick}
+
+
+def _unknown(scans: Sequence[Scan], groups: Mapping[str, str]) -> set[str]:
+    """Patients of whom neither lesions nor a label of 0 or 1 are known, nor of anybody in their
+    group: they may be trained on, but nothing can be scored by them. None where that is so of all.
+    """
+    scored = (s for s in scans if s.annotated or {"0", "1"} & set(dict(s.labels).values()))
+    known = {groups[s.patient_id] for s in scored}
+    return {s.patient_id for s in scans if known and groups[s.patient_id] not in known}
 
 
 def _pairs(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,6 +28,15 @@ class Masked(TrainingConfig):
         4,
         description="pixels of the image to one of the masks that are learned; 1 and 2 take memory",
     )
+
+    @model_validator(mode="after")
+    def _known(self) -> Masked:
+        if self.unlabelled:
+            raise ValueError(
+                "unlabelled scans have no sure mask of each box; set it to 0, or take a detector "
+                "of boxes or a segmenter"
+            )
+        return self
 
     @property
     def masked(self) -> bool:

@@ -55,6 +55,11 @@ class SegmenterConfig(TrainingConfig):
             )
         if self.tile and self.montage:
             raise ValueError("tile and montage do not go together; leave one out")
+        if self.unlabelled and (self.nm or (self.tile and self.tiles == "lesions")):
+            raise ValueError(
+                "unlabelled scans have neither non-metastasis nor tiles with lesions; set it to 0, "
+                "or leave out nm and tiles"
+            )
         return self
 
     @property

@@ -1,0 +1,297 @@
+"""External validation: how good a bundle is on patients that none of its models was trained on."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raybone.data.annotations import foci
+from raybone.data.cache import intensities_of
+from raybone.data.dataset import Dataset, open_dataset
+from raybone.data.loader import validation_loader
+from raybone.deploy.bundle import Bundle
+from raybone.deploy.calibrate import Levels, Scored
+from raybone.deploy.ensemble import outputs
+from raybone.deploy.out_of_distribution import oddities
+from raybone.errors import WrongInput
+from raybone.metrics.calibration import calibrated, calibration_error
+from raybone.metrics.intervals import bootstrap_interval, patient_draws
+from raybone.metrics.lesions import RATES, froc
+from raybone.metrics.subgroups import group_of_count
+from raybone.tasks import task_named
+from raybone.tasks.base import Outcome, Task
+from raybone.types import Array, Finding, Scan
+
+SEED = 0  # of the bootstrap
+MOST = 6  # values of a label that makes subgroups
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric with the 95 % interval of its patient bootstrap; NaN where there is none."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    def __str__(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} (95 %: {self.low:.3f} to {self.high:.3f})"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The scans that share a property, and the metric on them."""
+
+    by: str
+    name: str
+    scans: int
+    patients: int
+    score: Score
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a bundle scores on other patients.
+
+    metric: by which its study was ranked. internal: its mean over the folds of that study. scores:
+    every metric, with an interval where a study may be ranked by it. froc: sensitivity by false
+    positives a scan; empty where nothing is searched for. calibration: count, error, and
+    error_calibrated by the bundle's own numbers. left_out: scans without truth.
+    """
+
+    metric: str
+    scores: dict[str, Score]
+    internal: float | None
+    froc: dict[str, float]
+    calibration: dict[str, float]
+    groups: tuple[Group, ...]
+    scans: int
+    patients: int
+    left_out: int
+    warnings: tuple[str, ...]
+
+
+def evaluate(
+    bundle: Bundle,
+    dataset: Path | str,
+    *,
+    test: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Scores of all members together on the annotated scans of a dataset.
+
+    Intervals are of patients drawn anew, as many as there are (see ``patient_draws``); the models
+    stay what they are.
+
+    Args:
+        test: on the dataset's test group alone.
+    Raises:
+        WrongInput: a patient or a scan was trained on, the dataset was prepared otherwise, or it
+            has nothing to score by.
+    """
+    opened, task = open_dataset(dataset), task_named(bundle.model.task)
+    everyone = opened.test if test else list(opened.scans)
+    wanted = [s for s in task.usable(everyone) if task.count([s], bundle.config)]
+    _check(bundle, opened, wanted, test)
+    window = bundle.meta["preprocessing"]["window"]
+    scans = [replace(s, high=window or s.high) for s in wanted]
+    findings, levels = _found(bundle, opened, scans, progress)
+    outcome = Outcome(findings, scans, list(bundle.config.categories))
+    own = bundle.meta["score"]
+    metric = task.ranked[0] if own["metric"] == "val_loss" else str(own["metric"])
+    of = _Scorer(task, opened, metric)
+    scored = task.scored(outcome)
+    pairs = levels.scored() if task.rescored else (scored[0], scored[1].astype(float), None)
+    return Evaluation(
+        metric=metric,
+        scores=of.scores(outcome),
+        internal=own.get(f"{metric}_mean"),
+        froc=_froc(scored, len(scans)) if task.free_response else {},
+        calibration=_calibration(pairs, bundle.meta["calibration"]),
+        groups=tuple(of.groups(outcome)),
+        scans=len(scans),
+        patients=len({s.patient_id for s in scans}),
+        left_out=len(everyone) - len(scans),
+        warnings=tuple(_warnings(bundle, opened, scans)),
+    )
+
+
+def evaluation_lines(made: Evaluation) -> Iterator[str]:
+    """An evaluation for people."""
+    left = f"; {made.left_out} without truth are left out" if made.left_out else ""
+    yield f"{made.scans} scans of {made.patients} patients, none of them trained on{left}"
+    if made.internal is not None:
+        yield f"{made.metric} in its own study: {made.internal:.3f}, mean over the folds"
+    yield from (f"{name} {score}" for name, score in made.scores.items())
+    if made.froc:
+        points = ", ".join(f"{value:.3f} at {rate}" for rate, value in made.froc.items())
+        yield f"sensitivity by false positives a scan: {points}"
+    if made.calibration:
+        after = made.calibration.get("error_calibrated")
+        own = "" if after is None else f", {after:.3f} with the bundle's own calibration"
+        yield f"calibration error {made.calibration['error']:.3f}{own}"
+    for group in made.groups:
+        yield (
+            f"{group.by} {group.name}: {made.metric} {group.score}, {group.scans} scans of "
+            f"{group.patients} patients"
+        )
+    yield from (f"warning: {line}" for line in made.warnings)
+
+
+def _check(bundle: Bundle, dataset: Dataset, scans: Sequence[Scan], test: bool) -> None:
+    """Refuse what cannot be scored, or was learned."""
+    meta, task = bundle.meta, task_named(bundle.model.task)
+    lines = [f"evaluate {bundle.path}: {line}" for line in bundle.other_steps(dataset)]
+    if "pixels" not in meta:
+        lines.append(
+            f"evaluate {bundle.path}: must say which scans it was trained on, but is of an older "
+            "raybone; refit it again"
+        )
+    patients, pixels = set(meta["patients"]), set(meta.get("pixels", ()))
+    seen = (s for s in dataset.scans if s.patient_id in patients or s.pixels in pixels)
+    persons = {dataset.group_of[s.patient_id] for s in seen}
+    everyone = {s.patient_id for s in scans}
+    if known := {p for p in everyone if dataset.group_of[p] in persons}:
+        lines.append(
+            f"evaluate {bundle.path}: needs patients that it was not trained on, but it was on "
+            f"{len(known)} of {len(everyone)} (first {min(known)}), or on scans that look like "
+            "theirs; give other patients, or --test where a group was held out"
+        )
+    part = replace(dataset, scans=tuple(dataset.test)) if test else dataset
+    lines += task.lacking(part, bundle.model.name, bundle.config)
+    if not scans:
+        whose = "its test group has" if test else "it has"
+        lines.append(f"dataset {dataset.path}: needs scans with a truth to score by; {whose} none")
+    if lines:
+        raise WrongInput(*lines)
+
+
+def _found(
+    bundle: Bundle,
+    dataset: Dataset,
+    scans: list[Scan],
+    progress: Callable[[int, int], None],
+) -> tuple[list[Finding], Levels]:
+    """What the members agree on, as findings, and how their probabilities of pixels are spread."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config, task = bundle.config, task_named(bundle.model.task)
+
+    def images(scan: Scan) -> Array:
+        return intensities_of(dataset.counts(scan), scan.high, config.imgsz)
+
+    samples, levels, findings = task.samples(images, scans, config), Levels(), list[Finding]()
+    loader = validation_loader(samples, 4, 0, 1, 0)
+    said = outputs(task, bundle.members(device), samples, loader, device)
+    for number, (index, members) in enumerate(said, 1):
+        prediction = task.agreed(members)[0]
+        if task.judged:
+            findings += task.findings(samples, index, prediction)
+        else:
+            scan = scans[index]
+            findings.append({"scan_id": scan.scan_id, **task.finding(prediction)})
+            levels.add(task.levels(scan, prediction, list(config.categories)))
+        progress(number, len(samples))
+    return findings, levels
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Metrics of some scans with intervals by patient; those who may be one person are drawn
+    together.
+    """
+
+    task: Task
+    dataset: Dataset
+    metric: str
+
+    def scores(self, outcome: Outcome) -> dict[str, Score]:
+        """All metrics."""
+        known = self._resampled(outcome)
+        metrics = self.task.score(outcome)
+        return {name: known.get(name, Score(value)) for name, value in metrics.items()}
+
+    def groups(self, outcome: Outcome) -> Iterator[Group]:
+        """The metric of each subgroup, of every property that tells scans apart."""
+        for by, members in _subgroups(outcome).items():
+            for name, scans in sorted(members.items()):
+                ids = {s.scan_id for s in scans}
+                own = [f for f in outcome.findings if f["scan_id"] in ids]
+                score = self._resampled(replace(outcome, findings=own, scans=scans))[self.metric]
+                yield Group(by, name, len(scans), len({s.patient_id for s in scans}), score)
+
+    def _resampled(self, outcome: Outcome) -> dict[str, Score]:
+        scans, person_of = outcome.scans, self.dataset.group_of
+        persons = list(dict.fromkeys(person_of[s.patient_id] for s in scans))
+        positive = self.task.positive(outcome)
+        sick = {person_of[s.patient_id] for s in scans if s.scan_id in positive}
+        once_1S = np.ones((1, len(scans)), int)
+        values = {k: v.item() for k, v in self.task.resampled(outcome, once_1S).items()}
+        if len(persons) < 2 or not sick:
+            return {name: Score(value) for name, value in values.items()}
+        sick_P = np.array([p in sick for p in persons])
+        draws_BP = patient_draws(np.zeros(len(persons), int), sick_P, SEED)
+        columns = [persons.index(person_of[s.patient_id]) for s in scans]
+        drawn = self.task.resampled(outcome, draws_BP[:, columns])
+        return {
+            name: Score(value, *bootstrap_interval(value, drawn[name], len(persons) - 1))
+            for name, value in values.items()
+        }
+
+
+def _subgroups(outcome: Outcome) -> dict[str, dict[str, list[Scan]]]:
+    """Scans by property and its value, of properties with 2 to ``MOST`` values."""
+    found: dict[str, dict[str, list[Scan]]] = defaultdict(lambda: defaultdict(list))
+    for scan in outcome.scans:
+        count = sum(le.category in outcome.categories for le in foci(scan))
+        properties = {
+            "site": scan.site,
+            "scanner": scan.scanner,
+            "view": scan.view,
+            "lesions on the scan": group_of_count(count) if count else "none",
+            **dict(scan.labels),
+        }
+        for by, name in properties.items():
+            found[by][name].append(scan)
+    return {by: groups for by, groups in found.items() if 2 <= len(groups) <= MOST}
+
+
+def _froc(scored: tuple[Array, Array, int], scans: int) -> dict[str, float]:
+    score_D, hit_D, lesions = scored
+    return dict(zip(map("{:g}".format, RATES), froc(score_D, hit_D, lesions, scans).tolist()))
+
+
+def _calibration(
+    pairs: Scored | tuple[Array, Array, None], own: Mapping[str, Any]
+) -> dict[str, float]:
+    score_N, truth_N, weight_N = pairs
+    if not len(score_N):
+        return {}
+    count = len(score_N) if weight_N is None else weight_N.sum()
+    known = {"count": float(count), "error": calibration_error(score_N, truth_N, weight_N)}
+    if own.get("slope") is not None:
+        probability_N = calibrated(score_N, own["slope"], own["intercept"])
+        known["error_calibrated"] = calibration_error(probability_N, truth_N, weight_N)
+    return known
+
+
+def _warnings(bundle: Bundle, dataset: Dataset, scans: Sequence[Scan]) -> Iterator[str]:
+    meta = bundle.meta
+    if not dataset.meta["patients_known"] or dataset.meta.get("pseudonyms") != meta["pseudonyms"]:
+        yield (
+            "patients are compared by pixels alone, as the dataset was prepared with another key "
+            "than the training scans or does not know its patients: one may have been trained on, "
+            "by another scan"
+        )
+    likeness = meta["likeness"]
+    odd = [o for s in scans if (o := oddities(dataset.counts(s), s.high, likeness))]
+    if odd:
+        yield f"{len(odd)} of {len(scans)} scans are unlike the training scans (first: {odd[0][0]})"

@@ -1,0 +1,90 @@
+"""A study told to a tracker, by its journal alone: while it runs, or long afterwards.
+
+Training knows nothing of it, so that a tracker that is down stops nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from importlib import import_module
+from typing import Protocol, cast
+
+from raybone.errors import MachineFault, WrongInput
+from raybone.hpo.events import Event
+from raybone.hpo.state import State
+from raybone.results.study_folder import StudyFolder
+
+EVERY = 5.0  # seconds between two looks at the journal
+KINDS = {"mlflow": "URI", "tensorboard": "DIR"}
+
+
+class Outlet(Protocol):
+    """A tracker at work on one study."""
+
+    def tell(self, event: Event, state: State) -> None:
+        """Take in an event of the journal; the state has it already."""
+
+    def flush(self, state: State) -> None:
+        """Send what there is.
+
+        Raises:
+            MachineFault: the tracker does not answer; the same call may be made again.
+        """
+
+
+def track(
+    study: str,
+    to: str,
+    follow: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Tell a tracker of each epoch of each fold; returns the number of fold epochs.
+
+    Args:
+        to: ``mlflow:URI`` of a server or ``sqlite:///FILE``, or ``tensorboard:DIR`` to be made.
+        follow: until the study ends; a tracker that does not answer is asked again.
+        tell: is told what goes wrong meanwhile.
+    Raises:
+        WrongInput: no study, or no such tracker.
+        MachineFault: the tracker does not answer, and is not followed.
+    """
+    kind, _, place = to.partition(":")
+    if kind not in KINDS or not place:
+        known = ", ".join(f"{name}:{what}" for name, what in KINDS.items())
+        raise WrongInput(f"--to: must be one of {known}; got {shown(to)}")
+    folder, state = StudyFolder(study), State()
+    outlet = _outlet(kind, place, folder)
+    journal = folder.journal()
+    while True:
+        for event in journal.events():
+            state.apply(event)
+            outlet.tell(event, state)
+        try:
+            outlet.flush(state)
+        except MachineFault as error:
+            if not follow:
+                raise
+            tell(f"warning: {error}")
+        else:
+            if state.end or not follow:
+                return state.fold_epochs
+        time.sleep(EVERY)
+
+
+def shown(text: str) -> str:
+    """Text without the names and passwords of its addresses."""
+    return re.sub(r"//[^/\s]*@", "//", text)
+
+
+def _outlet(kind: str, place: str, folder: StudyFolder) -> Outlet:
+    folder.study  # noqa: B018  # that it is none is said first
+    try:
+        module = import_module(f"raybone.results.trackers.{kind}")
+    except ImportError as error:
+        raise WrongInput(
+            f"--to {kind}: needs a package that is not installed ({error.name}); "
+            "pip install 'raybone[trackers]'"
+        ) from None
+    return cast(Outlet, module.outlet(place, folder))
