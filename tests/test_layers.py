@@ -35,8 +35,8 @@ FLOORS = [
 HOME_OF = {
     "ray": {"run/ray/"},
     "ultralytics": {"models/detectors/_ultralytics.py"},
-    "pydicom": {"data/ingest/dicom/", "deploy/dicom_seg.py"},
-    "highdicom": {"deploy/dicom_seg.py"},
+    "pydicom": {"data/ingest/dicom/", "deploy/dicom/"},
+    "highdicom": {"deploy/dicom/"},
     "nibabel": {"data/ingest/annotations/nifti.py"},
     "torch": {
         "data/loader.py",

@@ -18,7 +18,8 @@ from raybone.cli import main
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.ingest.dicom.frames import write_scan
 from raybone.data.ingest.prepare import prepare
-from raybone.deploy.dicom_seg import MadeBy, write_segmentation
+from raybone.deploy.dicom.seg import write_segmentation
+from raybone.deploy.dicom.source import MadeBy
 from raybone.errors import WrongInput
 
 BOX, SHAPE = (10, 20, 22, 28), (64, 48)

@@ -168,7 +168,7 @@ def refit(
 def predict(
     bundle: str, scans: Sequence[str], *, out: str, modality: str = "NM", least: float = 0.1
 ) -> None:
-    """findings of a bundle on scans: JSON, CSV, overlays, DICOM Segmentation
+    """findings of a bundle on scans: JSON, CSV, overlays, DICOM Segmentation and Report
 
     Args:
         scans: files, folders or archives, as `prepare` reads them
@@ -198,8 +198,7 @@ def predict(
     lines += done.remarks
     if done.without:
         lines.append(
-            f"{done.without} scans have no DICOM Segmentation, for reasons that predictions.json "
-            "tells"
+            f"{done.without} scans lack a DICOM object, for reasons that predictions.json tells"
         )
     for line in lines:
         say(" ".join(f"warning: {line}".splitlines()))

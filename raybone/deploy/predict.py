@@ -28,7 +28,9 @@ from raybone.data.ingest.steps import BLIND, Origin
 from raybone.data.loader import ScanSamples, validation_loader
 from raybone.data.overlay import Picture, overlay
 from raybone.deploy.bundle import Bundle
-from raybone.deploy.dicom_seg import MadeBy, write_segmentation
+from raybone.deploy.dicom.seg import write_segmentation
+from raybone.deploy.dicom.source import MadeBy
+from raybone.deploy.dicom.sr import write_report
 from raybone.deploy.ensemble import outputs
 from raybone.deploy.frames import Canvas, Found, Frame
 from raybone.deploy.job import USUAL, Job, Options
@@ -65,7 +67,7 @@ class Predicted:
     frames: with their findings. members: the frames as each member alone sees them, if that was
     asked. rejected: inputs that were not taken (source, reason). remarks:
     rules applied to inputs that were. without: frames of DICOM sources whose findings could not be
-    written as DICOM Segmentation.
+    written as DICOM objects.
     """
 
     frames: tuple[Frame, ...]
@@ -93,10 +95,10 @@ def predict(
     progress: Progress = lambda done, total: None,
 ) -> Predicted:
     """Find what the bundle finds; write predictions.json, predictions.csv, and of each frame an
-    overlay NNNN.png and, where the source is DICOM and the model a segmenter, NNNN.seg.dcm; all of
-    it, or nothing.
+    overlay NNNN.png and, where the source is DICOM and something was found, NNNN.sr.dcm and of
+    masks NNNN.seg.dcm; all of it, or nothing.
 
-    The files name the sources, and a Segmentation object its patient: they are to be kept as the
+    The files name the sources, and DICOM objects their patient: they are to be kept as the
     scans are. Counts of the scans lie beside ``out`` while it is made, or with other temporary
     files, and are removed.
 
@@ -231,34 +233,52 @@ def _draw(out: Path, job: Job, frame: Frame, seen: Picture) -> bool:
     shown = replace(seen, flags=frame.flags, native=True)
     picture.write_bytes(overlay(shown, finding, (), names, job.options.least))
     frame.files.append(picture.name)
-    return not frame.masks or _segment(out, frame, job.bundle)
+    return task_named(job.bundle.model.task).judged or _objects(out, frame, job.bundle)
 
 
-def _segment(out: Path, frame: Frame, bundle: Bundle) -> bool:
-    """Write a DICOM Segmentation, or note why there is none; False when it failed."""
-    source, target = Path(frame.source), out / f"{frame.number:04d}.seg.dcm"
+def _objects(out: Path, frame: Frame, bundle: Bundle) -> bool:
+    """Write a DICOM Segmentation of masks and a Structured Report of findings, or note why there is
+    none; False when one failed.
+    """
+    source, made_by = Path(frame.source), MadeBy(bundle.model.name, bundle.meta["name"])
     masks = {name: mask_of(rle) for name, rle in frame.masks.items()}
+    what = "DICOM Segmentation" if masks else "DICOM Structured Report"
     if not source.is_file() or not is_dicom(source.read_bytes()[:132]):
-        frame.notes.append("no DICOM Segmentation: the source is no DICOM file that lies open")
-    elif not any(m.any() for m in masks.values()):
-        frame.notes.append("no DICOM Segmentation: nothing was found")
-    else:
-        made_by = MadeBy(bundle.model.name, bundle.meta["name"])
-        try:
-            if not write_segmentation(source, frame.frame, masks, made_by, target, frame.pixel_mm):
-                frame.notes.append(
-                    "DICOM Segmentation without a size of pixels, which the source does not say"
-                )
-        except (
-            AttributeError,
-            KeyError,
-            TypeError,
-            ValueError,
-        ) as error:  # what highdicom says of an unusual header
-            why = " ".join(str(error).split())[:200]
-            frame.notes.append(f"no DICOM Segmentation: {type(error).__name__}: {why}")
-            return False
-        frame.files.append(target.name)
+        frame.notes.append(f"no {what}: the source is no DICOM file that lies open")
+        return True
+    if not frame.findings:
+        frame.notes.append(f"no {what}: nothing was found")
+        return True
+
+    def segment(target: Path) -> None:
+        if not write_segmentation(source, frame.frame, masks, made_by, target, frame.pixel_mm):
+            frame.notes.append(
+                "DICOM Segmentation without a size of pixels, which the source does not say"
+            )
+
+    def report(target: Path) -> None:
+        write_report(source, frame.frame, frame.findings, masks, made_by, target)
+
+    kinds = {"DICOM Segmentation": (segment, "seg")} if masks else {}
+    kinds |= {"DICOM Structured Report": (report, "sr")}
+    written = [_object(out, frame, kind, *how) for kind, how in kinds.items()]
+    return all(written)
+
+
+def _object(out: Path, frame: Frame, kind: str, write: Callable[[Path], None], end: str) -> bool:
+    target = out / f"{frame.number:04d}.{end}.dcm"
+    try:
+        write(target)
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:  # what highdicom says of an unusual header
+        why = " ".join(str(error).split())[:200]
+        frame.notes.append(f"no {kind}: {type(error).__name__}: {why}")
+        return False
+    frame.files.append(target.name)
     return True
 
 

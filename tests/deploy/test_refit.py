@@ -427,7 +427,7 @@ def test_headers_without_preamble_dates_or_square_pixels_are_told_as_they_are(
         == {None}
         != {f["area_mm2"] for f in bare["findings"]}
     )
-    assert [len(f["files"]) for f in (anonymous, bare)] == [2, 2]
+    assert [len(f["files"]) for f in (anonymous, bare)] == [3, 3]
     told = capsys.readouterr().out
     assert "in/another: not taken" in told
     assert "/a note: not taken" in told
@@ -479,6 +479,8 @@ def test_a_segmentation_says_the_spacing_and_the_name_that_the_scan_does(
         measures = made.SharedFunctionalGroupsSequence[0].get("PixelMeasuresSequence")
         sizes[name] = measures and [float(v) for v in measures[0].PixelSpacing]
         assert str(made.PatientName) == str(pydicom.dcmread(frame["source"]).PatientName)
+        report = pydicom.dcmread(tmp_path / "out" / f"{frame['number']:04d}.sr.dcm")
+        assert report.StudyInstanceUID == made.StudyInstanceUID
     assert sizes == {"detector": [2.4, 2.4], "none": None, "wide": [2.0, 4.0]}
     for found in frames["detector"]["findings"]:
         assert found["area_mm2"] == pytest.approx(found["area_px"] * 2.4**2, abs=0.06)
@@ -501,10 +503,13 @@ def test_findings_that_cannot_be_written_as_dicom_are_counted_and_scans_that_nev
     header.save_as(tmp_path / "in" / "odd.dcm")
     out = str(tmp_path / "out")
     assert main(["predict", str(place / "bundle"), str(tmp_path / "in"), "--out", out]) == 0
-    assert "warning: 1 scans have no DICOM Segmentation, for" in capsys.readouterr().out
+    assert "warning: 1 scans lack a DICOM object, for" in capsys.readouterr().out
     notes = [frame["notes"] for frame in predicted(tmp_path / "out")]
-    assert len(notes) == 2
-    assert all(note.startswith("no DICOM Segmentation: ") for [note] in notes)
+    kinds = [sorted(note.partition(":")[0] for note in own) for own in notes]
+    assert sorted(kinds, key=len) == [
+        ["no DICOM Segmentation"],
+        ["no DICOM Segmentation", "no DICOM Structured Report"],
+    ]
 
 
 @pytest.mark.usefixtures("local_ray")

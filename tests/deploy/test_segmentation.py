@@ -13,7 +13,8 @@ import pytest
 from pydicom.dataset import Dataset
 
 from raybone.data.ingest.dicom.frames import write_scan
-from raybone.deploy.dicom_seg import MadeBy, write_segmentation
+from raybone.deploy.dicom.seg import write_segmentation
+from raybone.deploy.dicom.source import MadeBy
 
 MASK = np.zeros((64, 40), bool)
 MASK[3:9, 4:10] = True

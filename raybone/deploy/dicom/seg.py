@@ -4,49 +4,33 @@ highdicom.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterable, Mapping
-from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
 
 import highdicom as hd
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
 from pydicom.uid import NuclearMedicineImageStorage
 
-from raybone.data.ingest.dicom.header import numbers, spacing_of, text, values
+from raybone.data.ingest.dicom.header import spacing_of, text, values
+from raybone.deploy.dicom.source import (
+    ABNORMAL,
+    KINDS,
+    NAMES,
+    TYPE_2,
+    MadeBy,
+    frames_of,
+    give_patient,
+    header_of,
+    write,
+)
 from raybone.types import Array
 from raybone.version import version
 
-NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-TYPE_2 = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "ReferringPhysicianName",
-    "AccessionNumber",
-)
 LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
-# What a segment is, by category; others are abnormal structures.
-KINDS = {"malignant": Code("14799000", "SCT", "Neoplasm, Secondary")}
 WORDS = {"malignant": "bone metastases"}  # of the series; others are named as they are
 LONG_STRING = 64  # characters (PS3.5 6.2)
-
-
-class MadeBy(NamedTuple):
-    """The model whose findings are written, and the name of the study that made it."""
-
-    model: str
-    study: str = ""
 
 
 def write_segmentation(
@@ -77,22 +61,14 @@ def write_segmentation(
     found = {name: mask_HW for name, mask_HW in masks.items() if mask_HW.any()}
     if not found:
         raise ValueError("no mask has a pixel; a Segmentation object needs one")
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote values
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        header = pydicom.dcmread(source, stop_before_pixels=True, force=True)
-        lacking = [k for k in NAMES if not text(header, k)]
-        if lacking:
-            raise ValueError(
-                f"the source must say {', '.join(lacking)}, which the object refers to"
-            )
+    with header_of(source) as header:
         spacing = spacing_of(header, frame)
         if pixel_mm and (not spacing or abs(spacing[0] - pixel_mm) > 1e-6):
             spacing = (pixel_mm, pixel_mm)
         made = _made(header, found, made_by.model, spacing)
         made.SeriesDescription = _described(made_by.study, made_by.model, found)
         _refer(made, header, frame)
-        out.write_bytes(_written(made, header))
+        write(made, header, out)
     return spacing is not None
 
 
@@ -108,8 +84,8 @@ def _made(
         hd.seg.SegmentDescription(
             number,
             name,
-            codes.SCT.MorphologicallyAbnormalStructure,
-            KINDS.get(name, codes.SCT.MorphologicallyAbnormalStructure),
+            ABNORMAL,
+            KINDS.get(name, ABNORMAL),
             hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm,
         )
@@ -179,30 +155,13 @@ def _planar(
 
 def _refer(made: Dataset, header: Dataset, frame: int) -> None:
     """Give the object its source's patient, study, class and frame."""
-    for keyword in TYPE_2:  # anonymised headers lack them, which have to be there, if only empty
-        if keyword not in header:
-            setattr(header, keyword, None)
-    made.copy_patient_and_study_information(header)
+    give_patient(made, header)
     made.PatientOrientation = values(header, "PatientOrientation")
     for element in made.iterall():
         if element.keyword == "ReferencedSOPClassUID" and text(header, "SOPClassUID"):
             element.value = header.SOPClassUID
-    if max(numbers(header, "NumberOfFrames"), default=1) > 1:
+    if frames_of(header) > 1:
         for group in made.PerFrameFunctionalGroupsSequence:
             for derivation in group.DerivationImageSequence:
                 for image in derivation.SourceImageSequence:
                     image.ReferencedFrameNumber = frame + 1
-
-
-def _written(made: Dataset, header: Dataset) -> bytes:
-    """The object's file, in the first character set that keeps the patient's name."""
-    content = BytesIO()
-    for charset in (values(header, "SpecificCharacterSet"), ["ISO_IR 192"]):
-        if charset:
-            made.SpecificCharacterSet = charset
-        content = BytesIO()
-        made.save_as(content)
-        kept = pydicom.dcmread(BytesIO(content.getvalue()), stop_before_pixels=True)
-        if text(kept, "PatientName") == text(header, "PatientName"):
-            break
-    return content.getvalue()

@@ -1,0 +1,1 @@
+"""Findings as DICOM objects beside their source: Segmentation, Structured Report."""

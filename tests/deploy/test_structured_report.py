@@ -1,0 +1,119 @@
+"""DICOM Structured Report: regions, certainty, algorithm, and what it refers to, read by others."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from highdicom.sr import srread
+
+from raybone.data.ingest.dicom.frames import write_scan
+from raybone.deploy.dicom.source import MadeBy
+from raybone.deploy.dicom.sr import write_report
+from raybone.deploy.frames import Found
+from raybone.version import version
+
+BOXES = [
+    Found("malignant", (4.0, 3.0, 10.0, 9.5), 0.9, 0.8, 0.1),
+    Found("benign", (20.0, 30.0, 24.0, 36.0), 0.4, None, None),
+]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    counts_HW = np.arange(64 * 40, dtype=np.uint16).reshape(64, 40)
+    write_scan(
+        tmp_path / "scan.dcm", counts_HW, patient="P", view="anterior", pixel_mm=2.0, uid="1"
+    )
+    return tmp_path / "scan.dcm"
+
+
+def reported(source: Path, *findings: Found, frame: int = 0, **masks: Any) -> Path:
+    out = source.with_name("sr.dcm")
+    write_report(source, frame, findings, masks, MadeBy("yolo11n", "ours"), out)
+    return out
+
+
+def measured(group: Any) -> dict[str, tuple[float, str]]:
+    return {m.name.meaning: (float(m.value), m.unit.value) for m in group.get_measurements()}
+
+
+def test_each_box_is_a_region_with_its_certainty(source: Path) -> None:
+    made, scan = srread(reported(source, *BOXES)), pydicom.dcmread(source)
+    assert (made.PatientID, made.StudyInstanceUID) == (scan.PatientID, scan.StudyInstanceUID)
+    groups = made.content.get_planar_roi_measurement_groups()
+    assert [g.finding_type.meaning for g in groups] == [
+        "Neoplasm, Secondary",
+        "Morphologically Abnormal Structure",
+    ]
+    assert [measured(g) for g in groups] == [
+        {"Certainty of Finding": (80.0, "%")},
+        {"Certainty of Finding": (40.0, "%")},
+    ]
+    for group, found in zip(groups, BOXES):
+        x1, y1, x2, y2 = found.box
+        corners = [[x1, y1], [x2, y1], [x2, y2], [x1, y2], [x1, y1]]
+        assert group.roi.value.tolist() == corners
+    texts = {element.value for element in made.iterall() if element.keyword == "TextValue"}
+    assert {"yolo11n ours", version()} <= texts
+    (referred,) = made.CurrentRequestedProcedureEvidenceSequence
+    (series,) = referred.ReferencedSeriesSequence
+    assert series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == scan.SOPInstanceUID
+
+
+def test_a_mask_is_an_outline_with_its_area(source: Path) -> None:
+    mask_HW = np.zeros((64, 40), bool)
+    mask_HW[3:9, 4:10] = True
+    mask_HW[50:52, 30:33] = True  # another finding's
+    found = Found("malignant", (4.0, 3.0, 10.0, 9.0), 0.9, None, 0.1, 36, 144.0)
+    (group,) = srread(
+        reported(source, found, malignant=mask_HW)
+    ).content.get_planar_roi_measurement_groups()
+    outline_N2 = group.roi.value
+    assert outline_N2.min(0).tolist() == [4.5, 3.5]
+    assert outline_N2.max(0).tolist() == [9.5, 8.5]
+    assert outline_N2[0].tolist() == outline_N2[-1].tolist()
+    assert measured(group)["Area"] == (144.0, "mm2")
+
+
+def test_a_frame_of_several_is_named(source: Path) -> None:
+    scan = pydicom.dcmread(source)
+    scan.NumberOfFrames = 2
+    scan.PixelData = scan.PixelData * 2
+    scan.save_as(source)
+    (group,) = srread(
+        reported(source, BOXES[0], frame=1)
+    ).content.get_planar_roi_measurement_groups()
+    assert group.roi.ContentSequence[0].ReferencedSOPSequence[0].ReferencedFrameNumber == 2
+
+
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [("ISO_IR 100", "Müller^Jörg"), ("GBK", "王^小东"), ("NONSENSE", "Plain^Name")],
+)
+def test_a_patients_name_stays_as_it_is(source: Path, charset: str, name: str) -> None:
+    scan = pydicom.dcmread(source)
+    scan.SpecificCharacterSet, scan.PatientName = charset, name
+    scan.save_as(source)
+    assert str(pydicom.dcmread(reported(source, BOXES[0])).PatientName) == name
+
+
+def test_nothing_is_no_report(source: Path) -> None:
+    with pytest.raises(ValueError, match="nothing was found"):
+        reported(source)
+
+
+def test_dcmtk_reads_it(source: Path) -> None:
+    if not (dsrdump := shutil.which("dsrdump")):
+        pytest.skip("no dsrdump here (Debian's dcmtk): it is not asked")
+    run = subprocess.run(
+        [dsrdump, str(reported(source, *BOXES))], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("<contains SCOORD:") + run.stdout.count("SCOORD") >= 2
+    assert "Certainty of Finding" in run.stdout
