@@ -89,8 +89,7 @@ def evaluate(
 ) -> Evaluation:
     """Scores of all members together on the annotated scans of a dataset.
 
-    Intervals are of patients drawn anew, as many as there are (see ``patient_draws``); the models
-    stay what they are.
+    Intervals are of patients drawn anew (see ``patient_draws``); the models stay what they are.
 
     Args:
         test: on the dataset's test group alone.
@@ -230,19 +229,21 @@ class _Scorer:
 
     def _resampled(self, outcome: Outcome) -> dict[str, Score]:
         scans, person_of = outcome.scans, self.dataset.group_of
-        persons = list(dict.fromkeys(person_of[s.patient_id] for s in scans))
+        column: dict[str, int] = {}
+        for scan in scans:
+            column.setdefault(person_of[scan.patient_id], len(column))
         positive = self.task.positive(outcome)
         sick = {person_of[s.patient_id] for s in scans if s.scan_id in positive}
         once_1S = np.ones((1, len(scans)), int)
         values = {k: v.item() for k, v in self.task.resampled(outcome, once_1S).items()}
-        if len(persons) < 2 or not sick:
+        if len(column) < 2 or not sick:
             return {name: Score(value) for name, value in values.items()}
-        sick_P = np.array([p in sick for p in persons])
-        draws_BP = patient_draws(np.zeros(len(persons), int), sick_P, SEED)
-        columns = [persons.index(person_of[s.patient_id]) for s in scans]
-        drawn = self.task.resampled(outcome, draws_BP[:, columns])
+        sick_P = np.array([p in sick for p in column])
+        draws_BP = patient_draws(np.zeros(len(column), int), sick_P, SEED)
+        draws_BS = draws_BP[:, [column[person_of[s.patient_id]] for s in scans]]
+        drawn = self.task.resampled(outcome, draws_BS)
         return {
-            name: Score(value, *bootstrap_interval(value, drawn[name], len(persons) - 1))
+            name: Score(value, *bootstrap_interval(value, drawn[name], len(column) - 1))
             for name, value in values.items()
         }
 
