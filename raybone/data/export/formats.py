@@ -17,6 +17,7 @@ from raybone.data.dataset import Dataset
 from raybone.data.folds import TEST
 from raybone.data.preprocess import to_intensity
 from raybone.errors import WrongInput
+from raybone.storage import fold_name
 from raybone.types import Array, Scan
 
 Progress = Callable[[int, int], None]
@@ -44,7 +45,7 @@ def write_coco(dataset: Dataset, out: Path, _: Path, progress: Progress) -> Writ
         progress(number, len(scans))
     parts = {"annotations": scans}
     for fold, training, validation in _folds(dataset):
-        parts |= {f"fold{fold}_train": training, f"fold{fold}_val": validation}
+        parts |= {f"{fold_name(fold)}_train": training, f"{fold_name(fold)}_val": validation}
     if dataset.test:
         parts["test"] = _annotated(dataset.test)
     for name, own in parts.items():
@@ -100,7 +101,7 @@ def write_yolo(dataset: Dataset, out: Path, final: Path, progress: Progress) -> 
             "names": dict(enumerate(dataset.categories)),
             "channels": 1,
         }
-        (out / f"fold{fold}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        (out / f"{fold_name(fold)}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     told = f"{crowds} crowds are left out, as YOLO's labels have none: they are background there"
     return Written(len(scans), dataset.folds, (told,) if crowds else ())
 
@@ -166,7 +167,7 @@ def _folds(dataset: Dataset) -> Iterator[tuple[int, list[Scan], list[Scan]]]:
 
 def _listed(out: Path, part: str, scans: Sequence[Scan], fold: int | None = None) -> dict[str, str]:
     """Write the list of a part's images; returns it as foldK.yaml names it."""
-    name = f"{part}.txt" if fold is None else f"fold{fold}_{part}.txt"
+    name = f"{part}.txt" if fold is None else f"{fold_name(fold)}_{part}.txt"
     lines = (f"./images/{s.scan_id}.png\n" for s in scans)
     (out / name).write_text("".join(lines), encoding="ascii")
     return {part: name}

@@ -25,6 +25,7 @@ from raybone.hpo.state import Configuration, State
 from raybone.models._model import portable
 from raybone.results.study_folder import LEADERBOARD, StudyFolder
 from raybone.results.trackers.track import shown
+from raybone.storage import fold_name
 
 MOST = 1000  # metrics of one call, and letters of a value; MLflow takes no more
 KEY, SENT = "raybone.key", "raybone.epochs"
@@ -94,7 +95,7 @@ class MLflow:
                 folds[event["fold"]].append(event)
         for fold, epochs in sorted(folds.items()):
             first = _milliseconds(epochs[0]) - round(1000 * epochs[0]["seconds"])
-            self._epochs(self._run(f"{configuration.id}/fold{fold}", first), epochs)
+            self._epochs(self._run(f"{configuration.id}/{fold_name(fold)}", first), epochs)
         means = []
         for event in events:
             if event["event"] == "rung":

@@ -15,6 +15,7 @@ from raybone.hpo.events import Event
 from raybone.hpo.state import State
 from raybone.models._model import portable
 from raybone.results.study_folder import StudyFolder
+from raybone.storage import fold_name
 
 
 class TensorBoard:
@@ -35,7 +36,7 @@ class TensorBoard:
             fold = event["config_id"], event["fold"]
             if event["epoch"] > self._told[fold]:
                 self._told[fold] = event["epoch"]
-                self._waiting[f"{fold[0]}/fold{fold[1]}"].append(event)
+                self._waiting[f"{fold[0]}/{fold_name(fold[1])}"].append(event)
         elif event["event"] == "decision" and event["action"] == "complete":
             c = state.configurations[event["config_id"]]
             mean = c.mean(self.study.resolved.folds, self.study.epochs, self.study.metric)
