@@ -117,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         resumes = name in ("search", "demo", "forget")
         rest = "the same command resumes it" if resumes else "nothing is left of it"
+        rest = "what was told is kept" if name == "track" else rest
         evicted = 128 + (heard or [signal.SIGINT])[0]
         code = evicted if name in ("search", "demo") else 1
         return _failed(code, f"interrupted; {rest}")

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from raybone.data.annotations import mask_of
+from raybone.data.annotations import NOT_LESIONS, mask_of
 from raybone.data.cache import intensities_of
 from raybone.data.ingest.dicom.frames import is_dicom
 from raybone.data.ingest.intake import UNANNOTATED
@@ -237,10 +237,11 @@ def _draw(out: Path, job: Job, frame: Frame, seen: Picture) -> bool:
 
 
 def _objects(out: Path, frame: Frame, bundle: Bundle) -> bool:
-    """Write a DICOM Segmentation of masks and a Structured Report of findings, or note why there is
+    """Write a DICOM Segmentation of masks and a Structured Report of lesions, or note why there is
     none; False when one failed.
     """
     source, made_by = Path(frame.source), MadeBy(bundle.model.name, bundle.meta["name"])
+    lesions = [f for f in frame.findings if f.category not in NOT_LESIONS]
     masks = {name: mask_of(rle) for name, rle in frame.masks.items()}
     what = "DICOM Segmentation" if masks else "DICOM Structured Report"
     if not source.is_file() or not is_dicom(source.read_bytes()[:132]):
@@ -257,10 +258,10 @@ def _objects(out: Path, frame: Frame, bundle: Bundle) -> bool:
             )
 
     def report(target: Path) -> None:
-        write_report(source, frame.frame, frame.findings, masks, made_by, target)
+        write_report(source, frame.frame, lesions, masks, made_by, target)
 
     kinds = {"DICOM Segmentation": (segment, "seg")} if masks else {}
-    kinds |= {"DICOM Structured Report": (report, "sr")}
+    kinds |= {"DICOM Structured Report": (report, "sr")} if lesions else {}
     written = [_object(out, frame, kind, *how) for kind, how in kinds.items()]
     return all(written)
 
@@ -269,12 +270,7 @@ def _object(out: Path, frame: Frame, kind: str, write: Callable[[Path], None], e
     target = out / f"{frame.number:04d}.{end}.dcm"
     try:
         write(target)
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-    ) as error:  # what highdicom says of an unusual header
+    except Exception as error:  # libraries raise what they like at an unusual header
         why = " ".join(str(error).split())[:200]
         frame.notes.append(f"no {kind}: {type(error).__name__}: {why}")
         return False

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pydicom
 import pytest
@@ -75,10 +77,38 @@ def test_a_mask_is_an_outline_with_its_area(source: Path) -> None:
         reported(source, found, malignant=mask_HW)
     ).content.get_planar_roi_measurement_groups()
     outline_N2 = group.roi.value
-    assert outline_N2.min(0).tolist() == [4.5, 3.5]
-    assert outline_N2.max(0).tolist() == [9.5, 8.5]
+    assert sorted(map(tuple, outline_N2[:-1].tolist())) == [(4, 3), (4, 9), (10, 3), (10, 9)]
     assert outline_N2[0].tolist() == outline_N2[-1].tolist()
     assert measured(group)["Area"] == (144.0, "mm2")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_outline_encloses_as_many_pixels_as_its_finding_has(seed: int, source: Path) -> None:
+    """Of ragged masks the largest component, its holes filled; from one pixel on."""
+    rng = np.random.default_rng(seed)
+    noise_HW = (rng.random((12, 12)) < rng.uniform(0.2, 0.8)).astype(np.uint8)
+    noise_HW[5, 5] = 1
+    _, label_HW, stats_N5, _ = cv2.connectedComponentsWithStats(noise_HW)
+    number = 1 + int(stats_N5[1:, cv2.CC_STAT_AREA].argmax())
+    x, y, w, h, area = stats_N5[number].tolist()
+    mask_HW = np.zeros((64, 40), bool)
+    mask_HW[20:32, 10:22] = noise_HW
+    box = (10.0 + x, 20.0 + y, 10.0 + x + w, 20.0 + y + h)
+    found = Found("malignant", box, 0.9, None, None, area, 4.0 * area)
+    (group,) = srread(
+        reported(source, found, malignant=mask_HW)
+    ).content.get_planar_roi_measurement_groups()
+    columns, rows = group.roi.value.T
+    enclosed = abs(np.sum(columns[:-1] * rows[1:] - columns[1:] * rows[:-1])) / 2
+    own_HW = (label_HW == number).astype(np.uint8)
+    contours, _ = cv2.findContours(own_HW, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled_HW = cv2.drawContours(np.zeros_like(own_HW), contours, -1, 1, cv2.FILLED)
+    assert enclosed == filled_HW.sum()
+
+
+def test_what_is_no_probability_is_not_reported(source: Path) -> None:
+    with pytest.raises(ValueError, match="a score must be a probability"):
+        reported(source, replace(BOXES[0], score=3.2, probability=None))
 
 
 def test_a_frame_of_several_is_named(source: Path) -> None:

@@ -173,7 +173,9 @@ def test_a_server_that_does_not_answer_is_one_line_without_its_password(
     assert "secret" not in said
 
 
-@pytest.mark.parametrize("to", ["wandb:x", "mlflow:", "mlflow:./mlruns", "nothing"])
+@pytest.mark.parametrize(
+    "to", ["wandb:x", "mlflow:", "mlflow:./mlruns", "mlflow:sqlite:///", "nothing"]
+)
 def test_what_is_no_tracker_is_refused(to: str, done: Path) -> None:
     with pytest.raises(WrongInput, match="--to"):
         track(str(done), to)

@@ -303,7 +303,7 @@ def _meta(
         "patients_known": not reading.patients.unknown,
         "pseudonyms": pseudonym(secret, "dataset", ""),
         "categories": sorted(categories, key=lambda c: (c != "malignant", c)),
-        "stratified_by": stratum_label(scans),
+        "stratified_by": stratum_label(s for s in scans if dealt.fold_of[s.patient_id] != TRAINING),
         "preprocessing": {
             "values": "modality values, negatives clipped to 0",
             "steps": list(options.steps),

@@ -31,6 +31,7 @@ TYPE_2 = (
     "ReferringPhysicianName",
     "AccessionNumber",
 )
+OWN = ("SeriesDescription", "SegmentLabel", "AlgorithmName", "TextValue")
 ABNORMAL = codes.SCT.MorphologicallyAbnormalStructure
 # What a finding is, by category; others are abnormal structures.
 KINDS = {"malignant": Code("14799000", "SCT", "Neoplasm, Secondary")}
@@ -76,6 +77,11 @@ def give_patient(made: Dataset, header: Dataset) -> None:
     made.copy_patient_and_study_information(header)
 
 
+def _own_words(made: Dataset) -> list[str]:
+    """What of an object's text is not its source's."""
+    return [str(e.value) for e in made.iterall() if e.keyword in OWN]
+
+
 def write(made: Dataset, header: Dataset, out: Path) -> None:
     """Write an object in the first character set that keeps the patient's name."""
     content = BytesIO()
@@ -85,6 +91,7 @@ def write(made: Dataset, header: Dataset, out: Path) -> None:
         content = BytesIO()
         made.save_as(content)
         kept = pydicom.dcmread(BytesIO(content.getvalue()), stop_before_pixels=True)
-        if text(kept, "PatientName") == text(header, "PatientName"):
+        same = text(kept, "PatientName") == text(header, "PatientName")
+        if same and _own_words(kept) == _own_words(made):
             break
     out.write_bytes(content.getvalue())

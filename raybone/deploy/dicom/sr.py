@@ -31,6 +31,7 @@ from raybone.types import Array
 from raybone.version import version
 
 LONG_STRING = 64  # characters (PS3.5 6.2)
+MOST = 8000  # points of an outline, whose value has 64 kB at the most (PS3.5 7.1.2)
 
 
 def write_report(
@@ -88,6 +89,8 @@ def _groups(
     algorithm = sr.AlgorithmIdentification(name, version())
     for number, found in enumerate(findings, 1):
         certainty = found.score if found.probability is None else found.probability
+        if not 0 <= certainty <= 1:
+            raise ValueError(f"a score must be a probability to be reported, got {certainty:g}")
         values = [
             sr.Measurement(
                 codes.DCM.CertaintyOfFinding, round(100 * certainty, 3), codes.UCUM.Percent
@@ -108,19 +111,34 @@ def _groups(
 
 
 def _outline(found: Found, mask_HW: Array | None) -> Array:
-    """The closed outline of a finding, (N, 2) columns and rows, where 0 is the edge of the first
-    pixel (PS3.3 C.18.6.1).
+    """The closed outline of a finding along the edges of its pixels, (N, 2) columns and rows, where
+    0 is the edge of the first pixel (PS3.3 C.18.6.1); its box where it has no mask, or one with too
+    many corners.
     """
     x1, y1, x2, y2 = found.box
     if mask_HW is not None:
         left, top = int(x1), int(y1)
-        part_HW = mask_HW[top : int(np.ceil(y2)), left : int(np.ceil(x2))].astype(np.uint8)
-        contours, _ = cv2.findContours(part_HW, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        if contours:
-            largest_N2 = max(contours, key=len)[:, 0]
-            closed_N2 = np.concatenate([largest_N2, largest_N2[:1]])
-            return closed_N2 + np.array([left + 0.5, top + 0.5])
+        part_HW = mask_HW[top : int(np.ceil(y2)), left : int(np.ceil(x2))]
+        twice_HW = np.kron(_own(part_HW, found.area_px), np.ones((2, 2), np.uint8))
+        contours, _ = cv2.findContours(twice_HW, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        # Of the two halves of a pixel the first touches its edge n, the second n + 1.
+        corners_N2 = (max(contours, key=len)[:, 0] + 1) // 2 + np.array([left, top])
+        moved_N = np.any(corners_N2 != np.roll(corners_N2, 1, axis=0), axis=1)
+        outline_N2 = corners_N2[moved_N]
+        if len(outline_N2) < MOST:
+            return np.concatenate([outline_N2, outline_N2[:1]]).astype(float)
     return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2], [x1, y1]], float)
+
+
+def _own(part_HW: Array, area: int | None) -> Array:
+    """Of a mask inside a finding's box the component that fills it, uint8: of this area, or else
+    the largest.
+    """
+    _, label_HW, stats_N5, _ = cv2.connectedComponentsWithStats(part_HW.astype(np.uint8))
+    areas = stats_N5[1:, cv2.CC_STAT_AREA]
+    exact = np.flatnonzero(areas == area)
+    number = 1 + int(exact[0] if len(exact) else areas.argmax())
+    return (label_HW == number).astype(np.uint8)
 
 
 def _evidence(header: Dataset) -> Dataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ from raybone.storage import fold_name
 
 MOST = 1000  # metrics of one call, and letters of a value; MLflow takes no more
 KEY, SENT = "raybone.key", "raybone.epochs"
-ENDS = {"complete": "FINISHED", "failed": "FAILED"}  # what is neither when a study ends is killed
+ENDS = {"complete": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 STORES = ("http://", "https://", "sqlite:///")
 DOWN = (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
 
@@ -51,7 +52,7 @@ class MLflow:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """What talks to it; a database answers at once, or not."""
+        """What talks to it; made when it is first needed, as MLflow opens a database at once."""
         return MlflowClient(tracking_uri=self.uri)
 
     def tell(self, event: Event, state: State) -> None:  # noqa: ARG002
@@ -125,7 +126,7 @@ class MLflow:
             values = {**event["metrics"], "seconds": event["seconds"]}
             for name, value in values.items():
                 if value is not None:
-                    plain = name.replace("[", "/").replace("]", "")
+                    plain = re.sub(r"[^/\w.\- :]", "_", name.replace("[", "/").replace("]", ""))
                     metrics.append(Metric(plain, value, _milliseconds(event), event["epoch"]))
         for start in range(0, len(metrics), MOST):
             self.client.log_batch(run, metrics=metrics[start : start + MOST])
@@ -144,6 +145,7 @@ class MLflow:
         found = self.client.search_runs([experiment], f"tags.`{KEY}` = '{key}'")
         if found:
             run = found[0].info.run_id
+            self.client.update_run(run, "RUNNING")
             self._sent[run] = int(found[0].data.tags.get(SENT, 0))
         else:
             tags = {KEY: key, "study": self.study.name}
@@ -164,14 +166,26 @@ class MLflow:
         return str(self.client.create_experiment(self.study.name, artifact_location=place))
 
     def _finish(self, state: State) -> None:
-        """What goes on no more is told so, and the study's own run ends with its table."""
-        for configuration in state.configurations.values():
-            if configuration.status not in ENDS:
-                self._end(configuration, "KILLED", self._last)
+        """What goes on no more is told so, and the study's own run ends with its table.
+
+        Raises:
+            WrongInput: the store of artefacts cannot be reached from here.
+        """
+        waiting = [c for c in state.configurations.values() if c.status in ("running", "paused")]
+        for configuration in waiting:
+            self._end(configuration, "KILLED", self._last)
         run, table = self._run("", self._began), self.folder.files.read(LEADERBOARD)
-        if table:
-            self.client.log_text(run, table.decode("utf-8", "replace"), LEADERBOARD)
-        self.client.set_terminated(run, "FINISHED", self._last)
+        self.client.set_terminated(run, "KILLED" if waiting else "FINISHED", self._last)
+        try:
+            self.client.log_text(run, (table or b"").decode("utf-8", "replace"), LEADERBOARD)
+        except DOWN:
+            raise
+        except Exception as error:  # of the library of some store, which may not be installed
+            raise WrongInput(
+                f"--to mlflow:{shown(self.uri)}: the study is there, but its {LEADERBOARD} needs "
+                f"the server's store of artefacts, and: {type(error).__name__}: "
+                f"{shown(str(error))[:100]}; install what it wants, or let the server serve them"
+            ) from None
 
 
 def _milliseconds(event: Event) -> int:
@@ -184,7 +198,7 @@ def outlet(place: str, folder: StudyFolder) -> MLflow:
     Raises:
         WrongInput: it is neither a server's nor that of a file of SQLite's.
     """
-    if not place.startswith(STORES):
+    if not place.startswith(STORES) or place in STORES:
         raise WrongInput(
             f"--to mlflow:{shown(place)}: must be the http address of a server or sqlite:///FILE, "
             "as MLflow takes no folders of files any more; give one of these"
