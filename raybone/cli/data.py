@@ -186,6 +186,7 @@ def init(
     """
     from raybone.run.begin import Means, begin
 
+    say("a few training steps are timed, which takes minutes without a GPU", file=sys.stderr)
     made = begin(dataset, Path(out).stem if out else "", Means(hours, gpus))
     file = Path(out or f"{made.study.name}.yaml")
     try:
