@@ -184,16 +184,18 @@ def init(
         hours H: what the search may take; without it, 24 configurations
         gpus N: at work at once (default: none)
     """
-    from raybone.run.begin import Means, begin
+    from raybone.run.begin import Means, begin, name_for
 
+    file = Path(out or f"{name_for(dataset)}.yaml")
+    if file.exists() or not file.parent.is_dir():
+        raise WrongInput(
+            f"--out {file}: must be a new file in a folder that is there, but it "
+            f"{'exists' if file.exists() else 'has no such folder'}; choose another name"
+        )
     say("a few training steps are timed, which takes minutes without a GPU", file=sys.stderr)
-    made = begin(dataset, Path(out).stem if out else "", Means(hours, gpus))
-    file = Path(out or f"{made.study.name}.yaml")
-    try:
-        with file.open("x", encoding="utf-8") as kept:
-            kept.write(made.text)
-    except FileExistsError:
-        raise WrongInput(f"--out {file}: must not exist yet; choose another name") from None
+    made = begin(dataset, file.stem, Means(hours, gpus))
+    with file.open("x", encoding="utf-8") as kept:
+        kept.write(made.text)
     say(made.text, end="")
     say(
         f"{file}: about {made.wall_hours:.1f} hours with {made.slots} run(s) at once; "

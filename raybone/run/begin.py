@@ -77,14 +77,18 @@ def begin(dataset: Path | str, name: str = "", means: Means = Means()) -> Begun:
             f"init: --gpus must be 0 or more and --hours over 0, got {means.gpus} and "
             f"{means.hours}; change that"
         )
-    opened = open_dataset(dataset)
-    own = re.sub(r"[^A-Za-z0-9._-]+", "-", name or opened.path.resolve().name).strip("._-")[:60]
-    draft = _Draft(opened, str(dataset), own or "study")
+    draft = _Draft(open_dataset(dataset), str(dataset), name_for(name or dataset))
     draft.choose(means)
     slots = max(1, means.gpus or cores() // draft.cpus)
     draft.spend(means.hours, slots)
     study = draft.study()
     return Begun(draft.text(), study, draft.wall_hours, slots)
+
+
+def name_for(dataset: Path | str) -> str:
+    """What a study of a dataset, or of a file, is called."""
+    last = Path(str(dataset).rstrip("/")).resolve().name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("._-")[:60] or "study"
 
 
 class _Draft:

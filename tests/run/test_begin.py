@@ -46,7 +46,10 @@ def test_what_it_writes_can_be_searched_at_once(
         if key not in ("categories", "imgsz", "batch") or lines[at].startswith("  "):
             assert lines[at - 1].strip().startswith("# ")
     assert main(["init", str(dataset), "--out", "ours.yaml"]) == 2
-    assert "must not exist yet" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "must be a new file in a folder that is there, but it exists" in said
+    assert "timed" not in said
+    assert main(["init", str(dataset), "--out", "none/ours.yaml"]) == 2
 
 
 def test_boxes_alone_are_for_detectors_and_a_gpu_takes_several(

@@ -37,11 +37,12 @@ def export(
         WrongInput: no such format, nothing annotated, lesions that the format cannot hold, or
             ``out`` exists.
     """
-    opened, out = open_dataset(dataset), Path(out)
-    lines = list[str]()
+    opened, lines = open_dataset(dataset), list[str]()
     if to not in WRITERS:
         lines.append(f"--to: must be one of {', '.join(get_args(Format))}, got {to}; choose one")
-    if os.path.lexists(out):
+    if "://" in str(out):
+        lines.append(f"--out {out}: must be a folder of this machine; copy it from there")
+    elif os.path.lexists(out):
         lines.append(f"--out {out}: must not exist yet; choose another name or remove it")
     if not (opened.categories and any(s.annotated for s in opened.scans)):
         lines.append(
@@ -50,6 +51,7 @@ def export(
         )
     if lines:
         raise WrongInput(*lines)
+    out = Path(out)
     sweep(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with workplace(out) as place:

@@ -17,6 +17,7 @@ from raybone.data.ingest.dicom.header import spacing_of, text, values
 from raybone.deploy.dicom.source import (
     ABNORMAL,
     KINDS,
+    LONG_STRING,
     NAMES,
     TYPE_2,
     MadeBy,
@@ -30,7 +31,6 @@ from raybone.version import version
 
 LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 WORDS = {"malignant": "bone metastases"}  # of the series; others are named as they are
-LONG_STRING = 64  # characters (PS3.5 6.2)
 
 
 def write_segmentation(

@@ -31,6 +31,7 @@ TYPE_2 = (
     "ReferringPhysicianName",
     "AccessionNumber",
 )
+LONG_STRING = 64  # characters (PS3.5 6.2)
 OWN = ("SeriesDescription", "SegmentLabel", "AlgorithmName", "TextValue")
 ABNORMAL = codes.SCT.MorphologicallyAbnormalStructure
 # What a finding is, by category; others are abnormal structures.

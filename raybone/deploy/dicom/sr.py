@@ -18,6 +18,7 @@ from raybone.data.ingest.dicom.header import text
 from raybone.deploy.dicom.source import (
     ABNORMAL,
     KINDS,
+    LONG_STRING,
     NAMES,
     TYPE_2,
     MadeBy,
@@ -30,7 +31,6 @@ from raybone.deploy.frames import Found
 from raybone.types import Array
 from raybone.version import version
 
-LONG_STRING = 64  # characters (PS3.5 6.2)
 MOST = 8000  # points of an outline, whose value has 64 kB at the most (PS3.5 7.1.2)
 
 

@@ -53,7 +53,7 @@ def track(
     kind, _, place = to.partition(":")
     if kind not in KINDS or not place:
         known = ", ".join(f"{name}:{what}" for name, what in KINDS.items())
-        raise WrongInput(f"--to: must be one of {known}; got {shown(to)}")
+        raise WrongInput(f"--to: must be one of {known}, got {shown(to)}; give one")
     folder, state = StudyFolder(study), State()
     outlet = _outlet(kind, place, folder)
     journal = folder.journal()
