@@ -295,6 +295,7 @@ class Results:
         rank: int = 1,
         all_patients: str = "",
         onnx: bool = False,
+        operate: str = "max_f1",
     ) -> Bundle:
         """Write the winner, or another rank, as a model bundle.
 
@@ -303,11 +304,15 @@ class Results:
             all_patients: the backend, as for ``search``, on which one model of all patients but the
                 test group is trained; empty takes the fold models together.
             onnx: write ONNX files as well.
+            operate: how the score from which on something is found is chosen, out of fold:
+                ``max_f1``, ``sensitivity=0.9``, ``specificity=0.9``, ``fp_per_scan=1`` or
+                ``score=0.5``.
         Raises:
-            WrongInput: no such rank, its weights or the study's dataset are gone, or ``out``
-                exists.
+            WrongInput: no such rank or score, its weights or the study's dataset are gone, or
+                ``out`` exists.
         """
         from raybone.deploy.refit import Options, refit, train_here
+        from raybone.metrics.operating_point import Rule
 
         train = None
         if all_patients == "local":
@@ -316,7 +321,9 @@ class Results:
             from raybone.run.ray.refit import train_on_ray
 
             train = partial(train_on_ray, address=_address(all_patients), tell=epoch_line)
-        return refit(self.folder, Path(out), Options(rank, train, onnx), bar("refit"))
+        return refit(
+            self.folder, Path(out), Options(rank, train, onnx, Rule.of(operate)), bar("refit")
+        )
 
     def __repr__(self) -> str:
         rows = len(self.folder.state.configurations)

@@ -26,7 +26,7 @@ from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.folds import assign_folds
 from raybone.data.ingest.prepare import prepare
 from raybone.data.inspect import inspect
-from raybone.deploy.calibrate import calibrate
+from raybone.deploy.calibrate import calibrate, out_of_fold
 from raybone.errors import WrongInput
 from raybone.models import load
 from raybone.run.checks import resolve
@@ -320,7 +320,7 @@ def test_a_study_of_two_categories_runs_and_shows_each(
     assert main(["search", str(slices / "both.yaml"), "--out", place, "--local"]) == 0
     (row,) = pd.read_csv(slices / "runs" / "leaderboard.csv").to_dict("records")
     assert (
-        list(row)[-3] == "sensitivity[malignant]_mean"
+        list(row)[-4] == "sensitivity[malignant]_mean"
     )  # at the end, after what rows of one category have
     events = [
         json.loads(line)
@@ -558,12 +558,19 @@ def test_calibration_counts_pixels_of_no_crowd_and_each_category_by_its_own_mask
     model = replace(load("unet"), build=lambda config: Bright())
     told = [
         calibrate(
-            FoldJob(
-                replace(opened, scans=some), model, model.Config(categories=BOTH, imgsz=SIDE), 0, 1
+            "pixels",
+            out_of_fold(
+                FoldJob(
+                    replace(opened, scans=some),
+                    model,
+                    model.Config(categories=BOTH, imgsz=SIDE),
+                    0,
+                    1,
+                ),
+                (),
+                ({}, {}),
+                torch.device("cpu"),
             ),
-            (),
-            ({}, {}),
-            torch.device("cpu"),
         )
         for some in (opened.scans, scans)
     ]

@@ -109,6 +109,24 @@ def report(
     say(f"{written}: {size / 1e6:.1f} MB")
 
 
+def checklist(study: str, *, dataset: str = "", json: bool = False) -> None:
+    """what CLAIM 2024 and TRIPOD+AI ask of a paper, filled from the study, as Markdown
+
+    Args:
+        dataset DATASET: where the dataset is now, if it was moved
+        json: one JSON document on stdout
+    """
+    import orjson
+
+    from raybone.results.reporting.claim import claim, claim_lines
+
+    rows = claim(study, dataset)
+    if json:
+        say(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode())
+    else:
+        say("\n".join(claim_lines(study, rows)))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Everyone:
     """Whether one model is trained on all patients, and where.
@@ -125,24 +143,31 @@ class Everyone:
     local: bool = False
 
 
-def refit(
-    study: str,
-    *,
-    out: str,
-    dataset: str = "",
-    rank: int = 1,
-    everyone: Everyone,
-    onnx: bool = False,
-) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Made:
+    """What becomes of a study.
+
+    Args:
+        rank N: of the leaderboard (default %(default)s)
+        operate RULE: score from which on something is found, chosen out of fold: max_f1,
+            sensitivity=0.9, specificity=0.9, fp_per_scan=1 or score=0.5 (default %(default)s)
+        onnx: write ONNX files as well, checked against torch
+    """
+
+    rank: int = 1
+    operate: str = "max_f1"
+    onnx: bool = False
+
+
+def refit(study: str, *, out: str, dataset: str = "", everyone: Everyone, made: Made) -> None:
     """the winner, or another rank, as a model bundle
 
     Args:
         out BUNDLE: folder to make
         dataset DATASET: where the dataset is now, if it was moved
-        rank N: of the leaderboard (default %(default)s)
-        onnx: write ONNX files as well, checked against torch
     """
     from raybone.deploy.refit import Options, refit, train_here
+    from raybone.metrics.operating_point import Rule
     from raybone.results.study_folder import StudyFolder
 
     train = None
@@ -157,16 +182,19 @@ def refit(
             "refit: --address and --local say where to train, but fold models are trained already; "
             "leave them out, or add --all-patients"
         )
-    made = refit(StudyFolder(study, dataset), out, Options(rank, train, onnx), bar("refit"))
-    source = made.meta["study"]
+    options = Options(made.rank, train, made.onnx, Rule.of(made.operate))
+    bundle = refit(StudyFolder(study, dataset), out, options, bar("refit"))
+    source, point = bundle.meta["study"], bundle.meta["operating_point"]
     say(
-        f"{out}: {made.meta['kind']} of {made.model.name}, {source['config_id']} of study "
-        f"{source['name']}, trained on {len(made.meta['patients'])} patients; read its README.md"
+        f"{out}: {bundle.meta['kind']} of {bundle.model.name}, {source['config_id']} of study "
+        f"{source['name']}, trained on {len(bundle.meta['patients'])} patients; found is what "
+        f"scores at least {point['threshold']:.3g} ({point.get('reason', point['rule'])}); read "
+        "its README.md"
     )
 
 
 def predict(
-    bundle: str, scans: Sequence[str], *, out: str, modality: str = "NM", least: float = 0.1
+    bundle: str, scans: Sequence[str], *, out: str, modality: str = "NM", least: float | None = None
 ) -> None:
     """findings of a bundle on scans: JSON, CSV, overlays, DICOM Segmentation and Report
 
@@ -174,7 +202,7 @@ def predict(
         scans: files, folders or archives, as `prepare` reads them
         out DIR: folder to make; it names the scans' files
         modality: DICOM Modality to take, or 'any' (default %(default)s)
-        least SCORE: lowest score of a detector's boxes (default %(default)s)
+        least SCORE: lowest score of a detector's boxes (default: the bundle's operating point)
     """
     from raybone.deploy.bundle import open_bundle
     from raybone.deploy.job import Options
@@ -230,11 +258,11 @@ class Judging:
 
     Args:
         classifier BUNDLE: of lesions, malignant or not; without it, what the finder says holds
-        least SCORE: lowest score of a detector's boxes (default %(default)s)
+        least SCORE: lowest score of a detector's boxes (default: the bundle's operating point)
     """
 
     classifier: str | None = None
-    least: float = 0.5
+    least: float | None = None
 
 
 def burden(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from raybone.data.ingest.steps import BLIND
 from raybone.deploy.out_of_distribution import SLACK
 from raybone.errors import DamagedFile, WrongInput
+from raybone.metrics.lesions import THRESHOLD
 from raybone.models import load
 from raybone.models._model import Model, TrainingConfig
 from raybone.private import put, workplace
@@ -63,6 +64,12 @@ class Calibration(Part):
     intercept: float | None = None
 
 
+class OperatingPoint(Part):
+    """The score from which on something is found."""
+
+    threshold: float = Field(THRESHOLD, ge=0, le=1)
+
+
 class Likeness(Part):
     """The mean of the training scans, and the usual range of each property."""
 
@@ -79,6 +86,7 @@ class Content(Part):
     categories: list[str]
     preprocessing: Preprocessing
     calibration: Calibration
+    operating_point: OperatingPoint = OperatingPoint()
     likeness: Likeness
     patients: list[str]
     kind: str
@@ -93,6 +101,11 @@ class Bundle:
     meta: dict[str, Any]
     model: Model
     config: TrainingConfig
+
+    @property
+    def threshold(self) -> float:
+        """The score from which on something is found: the operating point."""
+        return float(self.meta.get("operating_point", {}).get("threshold", THRESHOLD))
 
     def members(self, device: torch.device) -> list[nn.Module]:
         """The networks, in eval mode.
@@ -111,7 +124,7 @@ class Bundle:
         out: str | os.PathLike[str] | None = None,
         *,
         modality: str | None = "NM",
-        least: float = 0.1,
+        least: float | None = None,
     ) -> Predicted:
         """Findings on new scans, which are read as the training scans were.
 
@@ -119,7 +132,7 @@ class Bundle:
             scans: a file, folder or archive, or several.
             out: folder to write JSON, CSV, overlays and DICOM Segmentation to; None writes nothing.
             modality: for DICOM, the only Modality taken; None takes all.
-            least: lowest score of a detector's boxes.
+            least: lowest score of a detector's boxes; None takes the operating point.
         Returns:
             What was found, to go through as ``for scan, findings in ...``, and what was not taken.
         Raises:

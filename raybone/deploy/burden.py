@@ -23,7 +23,6 @@ from raybone.deploy.patient_page import patient_page
 from raybone.deploy.predict import Predicted, predict, refuse, working_place
 from raybone.errors import WrongInput
 from raybone.metrics.burden import Burden, bone_scan_index, bones, regions
-from raybone.metrics.lesions import THRESHOLD
 from raybone.private import put
 from raybone.types import Array, safe_cell
 
@@ -136,7 +135,7 @@ def burden(
     scans: Sequence[str],
     out: Path | str | None = None,
     modality: str | None = "NM",
-    least: float = THRESHOLD,
+    least: float | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Burdens:
     """Find lesions, judge them, lay them on the skeleton; write NNNN.html and NNNN.json of each
@@ -149,7 +148,8 @@ def burden(
             say so.
         out: folder to make; None writes nothing.
         modality: for DICOM, the only Modality taken; None takes all.
-        least: lowest score of a detector's boxes; of a box the ellipse inside it counts as lesion.
+        least: lowest score of a detector's boxes, by default its operating point; of a box the
+            ellipse inside it counts as lesion.
     Raises:
         WrongInput: a bundle that cannot do its part, no scans that could be read, or ``out``
             exists.

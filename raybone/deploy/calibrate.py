@@ -15,15 +15,16 @@ from torch import Tensor
 
 from raybone.data.loader import validation_loader
 from raybone.deploy.ensemble import outputs
-from raybone.metrics.calibration import EDGE, calibrated, calibration_error, platt
-from raybone.tasks.base import Outcome
+from raybone.metrics.calibration import EDGE, calibrated, calibration_error, platt, reliability
+from raybone.metrics.lesions import THRESHOLD
+from raybone.metrics.operating_point import Cases, Rule, operating_point, together
+from raybone.tasks.base import Outcome, patients_of
 from raybone.train.checkpoint import fill
 from raybone.train.samples import FoldJob, scored_samples
 from raybone.types import Array, Finding
 
 # Pixels are too many to keep: their logits are counted in steps of 1/20.
 STEPS, FAR = 20, 14
-Scored = tuple[Array, Array, Array]  # scores, share of them that is true, weights
 
 
 class Levels:
@@ -41,45 +42,53 @@ class Levels:
                 levels = level_HW[truth_HW == true]
                 self._counts_2L[true] += np.bincount(levels, minlength=self._counts_2L.shape[1])
 
-    def scored(self) -> Scored:
+    def cases(self) -> Cases:
         """Each probability that occurs, the share of its pixels that is true, and their number."""
-        total_L = self._counts_2L.sum(0)
+        total_L, positives = self._counts_2L.sum(0), float(self._counts_2L[1].sum())
         seen_L = total_L > 0
-        return (
+        return Cases(
             expit(np.arange(len(total_L)) / STEPS - FAR)[seen_L],
             (self._counts_2L[1] / np.maximum(total_L, 1))[seen_L],
             total_L[seen_L],
+            positives,
+            scans=0,
         )
 
 
-def calibrate(
+def out_of_fold(
     job: FoldJob,
     findings: Sequence[Sequence[Finding]],
     states: Sequence[Mapping[str, Tensor]],
     device: torch.device,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
-    """Platt's slope and intercept over all folds, and the calibration error without and with them.
-
-    The error with them is cross-fitted: each fold is judged by what the others give.
+) -> list[Cases]:
+    """What each fold's model says of the patients it has not seen; empty where that is gone.
 
     Args:
         job: the configuration, whichever its fold.
         findings: of each fold's predictions.json; not needed of masks, which are cut there.
         states: weights of each fold, whose masks are predicted once more; none where they are gone.
-    Returns:
-        of (what is scored), count, slope, intercept, error, error_calibrated; or the reason why
-        there is none.
     """
-    if not (states if job.task.rescored else findings):
+    if not job.task.rescored:
+        return [cases_of(replace(job, fold=k), own) for k, own in enumerate(findings)]
+    return [_pixels(replace(job, fold=k), own, device, progress) for k, own in enumerate(states)]
+
+
+def calibrate(of: str, folds: Sequence[Cases]) -> dict[str, Any]:
+    """Platt's slope and intercept over all folds, and the calibration error without and with them.
+
+    The error with them is cross-fitted: each fold is judged by what the others give.
+
+    Args:
+        of: what is scored, in words.
+    Returns:
+        of, count, slope, intercept, error, error_calibrated, and the ``reliability`` of what is
+        calibrated; or the reason why there is none.
+    """
+    if not folds:
         return {"reason": "weights or predictions of folds are gone"}
-    if job.task.rescored:
-        folds = [
-            _pixels(replace(job, fold=k), state, device, progress) for k, state in enumerate(states)
-        ]
-    else:
-        folds = [_scored(replace(job, fold=k), own) for k, own in enumerate(findings)]
-    score_N, truth_N, weight_N = _together(folds)
+    every = together(folds)
+    score_N, truth_N, weight_N = every.score_N, every.truth_N, every.weight_N
     if not 0 < (weight_N * truth_N).sum() < weight_N.sum():
         return {
             "reason": "there are no out-of-fold scores of both kinds, true and false, to learn from"
@@ -87,32 +96,55 @@ def calibrate(
     slope, intercept = platt(score_N, truth_N, weight_N)
     if slope <= 0:
         return {"reason": "out-of-fold scores do not tell true from false"}
-    crossed_N = np.concatenate(
-        [
-            calibrated(fold[0], *platt(*_together([f for f in folds if f is not fold])))
-            for fold in folds
-        ]
-    )
+    crossed_N = np.concatenate([_crossed(fold, folds) for fold in folds])
     return {
-        "of": job.task.counted,
+        "of": of,
         "count": int(weight_N.sum()),
         "slope": round(slope, 6),
         "intercept": round(intercept, 6),
         "error": round(calibration_error(score_N, truth_N, weight_N), 6),
         "error_calibrated": round(calibration_error(crossed_N, truth_N, weight_N), 6),
+        "reliability": reliability(crossed_N, truth_N, weight_N),
     }
 
 
-def _scored(job: FoldJob, findings: Sequence[Finding]) -> Scored:
+def operate(
+    job: FoldJob, rule: Rule, folds: Sequence[Cases], findings: Sequence[Sequence[Finding]]
+) -> dict[str, Any]:
+    """``operating_point``, with the metrics of patients where findings have scores: each fold's by
+    the score that the others choose.
+    """
+    if not folds:
+        reason = "weights or predictions of folds are gone"
+        return {"rule": str(rule), "threshold": THRESHOLD, "reason": reason}
+    found = operating_point(rule, folds)
+    if "reason" in found or not job.task.free_response:
+        return found
+    parts, names = zip(found["folds"], findings), list(job.config.categories)
+    outcomes = [
+        Outcome(own, job.dataset.validation(k), names, threshold)
+        for k, (threshold, own) in enumerate(parts)
+    ]
+    alarms = [count for outcome in outcomes for count in job.task.alarms(outcome)]
+    every = [scan for outcome in outcomes for scan in outcome.scans]
+    metrics = patients_of(Outcome((), every, names), alarms)
+    known = {name: round(value, 6) for name, value in metrics.items() if np.isfinite(value)}
+    return {**found, **known}
+
+
+def cases_of(job: FoldJob, findings: Sequence[Finding]) -> Cases:
     """Scores of a fold's findings, and whether each is right."""
-    scans, names = job.dataset.validation(job.fold), list(job.config.categories)
-    score_N, truth_N, _ = job.task.scored(Outcome(findings, scans, names))
-    return score_N, truth_N.astype(float), np.ones(len(score_N))
+    scans, task = job.task.usable(job.dataset.validation(job.fold)), job.task
+    score_N, truth_N, positives = task.scored(Outcome(findings, scans, [*job.config.categories]))
+    counted = len(scans) if task.free_response else 0
+    once_N = np.ones(len(score_N))
+    return Cases(score_N, truth_N.astype(float), once_N, positives, counted, task.free_response)
 
 
-def _together(folds: Sequence[Scored]) -> Scored:
-    score_N, truth_N, weight_N = (np.concatenate(part) for part in zip(*folds))
-    return score_N, truth_N, weight_N
+def _crossed(fold: Cases, folds: Sequence[Cases]) -> Array:
+    """A fold's scores, calibrated by the others."""
+    others = together([f for f in folds if f is not fold])
+    return calibrated(fold.score_N, *platt(others.score_N, others.truth_N, others.weight_N))
 
 
 def _pixels(
@@ -120,7 +152,7 @@ def _pixels(
     state: Mapping[str, Tensor],
     device: torch.device,
     progress: Callable[[int, int], None],
-) -> Scored:
+) -> Cases:
     """Probabilities of all pixels of a fold's validation scans by its own model."""
     config, names = job.config, list(job.config.categories)
     module = job.model.build(config)
@@ -131,4 +163,4 @@ def _pixels(
     for number, (row, (prediction,)) in enumerate(predicted, 1):
         levels.add(job.task.levels(samples.scans[row], prediction, names))
         progress(number, len(samples.scans))
-    return levels.scored()
+    return levels.cases()

@@ -17,13 +17,14 @@ from raybone.data.cache import intensities_of
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.loader import validation_loader
 from raybone.deploy.bundle import Bundle
-from raybone.deploy.calibrate import Levels, Scored
+from raybone.deploy.calibrate import Levels
 from raybone.deploy.ensemble import outputs
 from raybone.deploy.out_of_distribution import oddities
 from raybone.errors import WrongInput
-from raybone.metrics.calibration import calibrated, calibration_error
+from raybone.metrics.calibration import calibrated, calibration_error, reliability
 from raybone.metrics.intervals import bootstrap_interval, patient_draws
 from raybone.metrics.lesions import RATES, froc
+from raybone.metrics.operating_point import Cases
 from raybone.metrics.subgroups import group_of_count
 from raybone.tasks import task_named
 from raybone.tasks.base import Outcome, Task
@@ -65,14 +66,17 @@ class Evaluation:
     metric: by which its study was ranked. internal: its mean over the folds of that study. scores:
     every metric, with an interval where a study may be ranked by it. froc: sensitivity by false
     positives a scan; empty where nothing is searched for. calibration: count, error, and
-    error_calibrated by the bundle's own numbers. left_out: scans without truth.
+    error_calibrated by the bundle's own numbers, and the ``reliability`` of what those give.
+    threshold: the operating point, at which sensitivity, precision and the like are. left_out:
+    scans without truth.
     """
 
     metric: str
     scores: dict[str, Score]
     internal: float | None
     froc: dict[str, float]
-    calibration: dict[str, float]
+    calibration: dict[str, Any]
+    threshold: float
     groups: tuple[Group, ...]
     scans: int
     patients: int
@@ -104,18 +108,19 @@ def evaluate(
     window = bundle.meta["preprocessing"]["window"]
     scans = [replace(s, high=window or s.high) for s in wanted]
     findings, levels = _found(bundle, opened, scans, progress)
-    outcome = Outcome(findings, scans, list(bundle.config.categories))
+    outcome = Outcome(findings, scans, list(bundle.config.categories), bundle.threshold)
     own = bundle.meta["score"]
     metric = task.ranked[0] if own["metric"] == "val_loss" else str(own["metric"])
     of = _Scorer(task, opened, metric)
     scored = task.scored(outcome)
-    pairs = levels.scored() if task.rescored else (scored[0], scored[1].astype(float), None)
+    cases = levels.cases() if task.rescored else _cases(scored, task)
     return Evaluation(
         metric=metric,
         scores=of.scores(outcome),
         internal=own.get(f"{metric}_mean"),
         froc=_froc(scored, len(scans)) if task.free_response else {},
-        calibration=_calibration(pairs, bundle.meta["calibration"]),
+        calibration=_calibration(cases, bundle.meta["calibration"]),
+        threshold=bundle.threshold,
         groups=tuple(of.groups(outcome)),
         scans=len(scans),
         patients=len({s.patient_id for s in scans}),
@@ -130,6 +135,7 @@ def evaluation_lines(made: Evaluation) -> Iterator[str]:
     yield f"{made.scans} scans of {made.patients} patients, none of them trained on{left}"
     if made.internal is not None:
         yield f"{made.metric} in its own study: {made.internal:.3f}, mean over the folds"
+    yield f"what scores at least {made.threshold:.3g}, its operating point, counts as found"
     yield from (f"{name} {score}" for name, score in made.scores.items())
     if made.froc:
         points = ", ".join(f"{value:.3f} at {rate}" for rate, value in made.froc.items())
@@ -196,7 +202,8 @@ def _found(
             findings += task.findings(samples, index, prediction)
         else:
             scan = scans[index]
-            findings.append({"scan_id": scan.scan_id, **task.finding(prediction)})
+            cut = task.cut(prediction, bundle.threshold)
+            findings.append({"scan_id": scan.scan_id, **task.finding(cut)})
             levels.add(task.levels(scan, prediction, list(config.categories)))
         progress(number, len(samples))
     return findings, levels
@@ -270,17 +277,25 @@ def _froc(scored: tuple[Array, Array, int], scans: int) -> dict[str, float]:
     return dict(zip(map("{:g}".format, RATES), froc(score_D, hit_D, lesions, scans).tolist()))
 
 
-def _calibration(
-    pairs: Scored | tuple[Array, Array, None], own: Mapping[str, Any]
-) -> dict[str, float]:
-    score_N, truth_N, weight_N = pairs
+def _cases(scored: tuple[Array, Array, int], task: Task) -> Cases:
+    score_N, truth_N, positives = scored
+    once_N = np.ones(len(score_N))
+    return Cases(score_N, truth_N.astype(float), once_N, positives, 0, task.free_response)
+
+
+def _calibration(cases: Cases, own: Mapping[str, Any]) -> dict[str, Any]:
+    score_N, truth_N, weight_N = cases.score_N, cases.truth_N, cases.weight_N
     if not len(score_N):
         return {}
-    count = len(score_N) if weight_N is None else weight_N.sum()
-    known = {"count": float(count), "error": calibration_error(score_N, truth_N, weight_N)}
+    known: dict[str, Any] = {
+        "count": float(weight_N.sum()),
+        "error": calibration_error(score_N, truth_N, weight_N),
+    }
     if own.get("slope") is not None:
         probability_N = calibrated(score_N, own["slope"], own["intercept"])
         known["error_calibrated"] = calibration_error(probability_N, truth_N, weight_N)
+        score_N = probability_N
+    known["reliability"] = reliability(score_N, truth_N, weight_N)
     return known
 
 

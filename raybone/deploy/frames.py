@@ -14,7 +14,6 @@ from raybone.data.annotations import lesions_of_mask, mask_of, rle_of
 from raybone.data.ingest.steps import Origin, part_of
 from raybone.deploy.bundle import Bundle
 from raybone.metrics.calibration import calibrated
-from raybone.metrics.lesions import THRESHOLD
 from raybone.tasks.detection import MERGE
 from raybone.types import Array, Prediction
 
@@ -26,9 +25,9 @@ class Found:
     """One lesion, or what a classifier says of one or of a whole scan.
 
     box: xyxy in pixels of the frame. score: the members' mean; probability: the same, calibrated,
-    or None where the bundle has no calibration; sd: standard deviation over the members, None of
-    one alone; area in pixels and mm2 of a mask, the latter None where pixels are not square or of
-    unknown size.
+    or None where the bundle has no calibration; called: whether the score reaches the operating
+    point; sd: standard deviation over the members, None of one alone; area in pixels and mm2 of a
+    mask, the latter None where pixels are not square or of unknown size.
     """
 
     category: str
@@ -38,6 +37,7 @@ class Found:
     sd: float | None
     area_px: int | None = None
     area_mm2: float | None = None
+    called: bool = True
 
 
 @dataclass
@@ -142,7 +142,7 @@ class Canvas:
         if self.sums_2CHW is not None and self.times_HW is not None:
             mean_2CHW = self.sums_2CHW / np.maximum(self.times_HW, 1)
             for name, p_HW, sd_HW in zip(names, *mean_2CHW):
-                self.frame.masks[name] = rle_of(p_HW >= THRESHOLD)
+                self.frame.masks[name] = rle_of(p_HW >= self.bundle.threshold)
                 found += list(self._lesions(name, p_HW, sd_HW))
         boxes = sorted(self.boxes, key=lambda b: -b[1])
         for box_4, score, sd, label in _apart(boxes) if self.parts > 1 else boxes:
@@ -153,6 +153,7 @@ class Canvas:
                     round(score, 5),
                     self._probability(np.array([score])),
                     self._sd(sd),
+                    called=score >= self.bundle.threshold,
                 )
             )
         self.frame.findings = sorted(found, key=lambda f: -f.score)
@@ -160,7 +161,7 @@ class Canvas:
 
     def _lesions(self, name: str, p_HW: Array, sd_HW: Array) -> Iterator[Found]:
         mm = None if "not-square" in self.frame.flags else self.frame.pixel_mm
-        for lesion in lesions_of_mask(p_HW >= THRESHOLD, name):
+        for lesion in lesions_of_mask(p_HW >= self.bundle.threshold, name):
             inside_HW = mask_of(lesion.rle or {})
             area = int(inside_HW.sum())
             yield Found(

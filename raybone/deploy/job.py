@@ -26,15 +26,15 @@ class Options:
     """What is asked of a prediction.
 
     modality: for DICOM, the only Modality taken; None takes all. least: lowest score of a
-    detector's boxes. lesions: what a classifier of lesions is to judge, in pixels of each frame, by
-    its source and number; without it, what is annotated beside the scans. each: whether to tell
-    what each member finds by itself. verb: that errors name. shown: called with each frame, its
-    counts (H, W) and the upper edge of their window. place: a private folder for counts; None takes
-    one among other temporary files.
+    detector's boxes; None takes the bundle's operating point. lesions: what a classifier of lesions
+    is to judge, in pixels of each frame, by its source and number; without it, what is annotated
+    beside the scans. each: whether to tell what each member finds by itself. verb: that errors
+    name. shown: called with each frame, its counts (H, W) and the upper edge of their window.
+    place: a private folder for counts; None takes one among other temporary files.
     """
 
     modality: str | None = "NM"
-    least: float = 0.1
+    least: float | None = None
     lesions: Mapping[tuple[str, int], Sequence[Lesion]] | None = None
     each: bool = False
     verb: str = "predict"
@@ -49,6 +49,7 @@ class Job:
     """What is predicted on.
 
     Attributes:
+        least: lowest score of a detector's boxes.
         scans: by scan_id, with the window of the training scans, where they shared one.
         voices: every frame of every source, in order: as all members together see it, and then, if
             that is asked, as each of them does. parts: of each frame, by its number, the scans that
@@ -63,6 +64,7 @@ class Job:
         options: Options,
     ) -> None:
         self.bundle, self.reading, self.members, self.options = bundle, reading, members, options
+        self.least = bundle.threshold if options.least is None else options.least
         window = bundle.meta["preprocessing"]["window"]
         scans = [replace(s, high=window or s.high) for s in reading.store.scans]
         if options.lesions is not None:

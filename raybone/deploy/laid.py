@@ -14,7 +14,6 @@ import numpy as np
 from raybone.data.annotations import NOT_LESIONS, lesions_of_mask, mask_of, rle_of
 from raybone.deploy.frames import Found, Frame
 from raybone.metrics.burden import regions
-from raybone.metrics.lesions import THRESHOLD
 from raybone.types import Array, Lesion
 
 MALIGNANT = "malignant"
@@ -96,7 +95,7 @@ class Seen:
                 score=found.score,
                 probability=chance,
                 sd=said.sd,
-                malignant=_chance(verdict) >= THRESHOLD if verdict else _may_be(lesion),
+                malignant=verdict.called if verdict else _may_be(lesion),
                 judged=bool(verdict) or self.judged is None,
                 region=max(on, key=lambda name: on[name]) if any(on.values()) else "",
                 area_px=area,

@@ -56,6 +56,7 @@ COLUMNS = (
     "area_px",
     "area_mm2",
     "oddities",
+    "called",
 )
 Progress = Callable[[int, int], None]
 
@@ -145,16 +146,16 @@ def predict(
     return found
 
 
-def refuse(verb: str, scans: Sequence[str], out: Path | str | None, least: float) -> None:
+def refuse(verb: str, scans: Sequence[str], out: Path | str | None, least: float | None) -> None:
     """Refuse what cannot be.
 
     Raises:
         WrongInput: scans that are not there, an ``out`` that is, or a score that is none.
     """
-    if "://" in str(out) or not 0 <= least <= 1:
+    if "://" in str(out) or not 0 <= (least or 0) <= 1:
         raise WrongInput(
             f"{verb}: --out must be a folder of this machine and --least a score from 0 to 1, got "
-            f"{out} and {least:g}; change that"
+            f"{out} and {least or 0:g}; change that"
         )
     if out is not None and Path(out).exists():
         raise WrongInput(f"--out {out}: must not exist yet; choose another name or remove it")
@@ -208,7 +209,7 @@ def _fill(job: Job, device: torch.device, progress: Progress) -> ScanSamples:
     for number, (index, predictions) in enumerate(predicted, 1):
         said = [predictions, *([p] for p in predictions)]
         for voice, spoken in zip(range(len(job.voices)), said):
-            prediction, sd = task.shown(*task.agreed(spoken), job.options.least)
+            prediction, sd = task.shown(*task.agreed(spoken), job.least)
             row, prediction = task.placed(samples, index, prediction)
             for origin, several in on[samples.scans[row].scan_id]:
                 several[voice].add(origin, prediction, sd)
@@ -231,7 +232,7 @@ def _draw(out: Path, job: Job, frame: Frame, seen: Picture) -> bool:
         finding["masks"] = [frame.masks[n] for n in names]
     picture = out / f"{frame.number:04d}.png"
     shown = replace(seen, flags=frame.flags, native=True)
-    picture.write_bytes(overlay(shown, finding, (), names, job.options.least))
+    picture.write_bytes(overlay(shown, finding, (), names, job.least))
     frame.files.append(picture.name)
     return task_named(job.bundle.model.task).judged or _objects(out, frame, job.bundle)
 
@@ -241,7 +242,7 @@ def _objects(out: Path, frame: Frame, bundle: Bundle) -> bool:
     none; False when one failed.
     """
     source, made_by = Path(frame.source), MadeBy(bundle.model.name, bundle.meta["name"])
-    lesions = [f for f in frame.findings if f.category not in NOT_LESIONS]
+    lesions = [f for f in frame.findings if f.called and f.category not in NOT_LESIONS]
     masks = {name: mask_of(rle) for name, rle in frame.masks.items()}
     what = "DICOM Segmentation" if masks else "DICOM Structured Report"
     if not source.is_file() or not is_dicom(source.read_bytes()[:132]):
@@ -285,6 +286,7 @@ def _write(out: Path, bundle: Bundle, result: Predicted) -> None:
         "kind": bundle.meta["kind"],
         "members": len(bundle.meta["members"]),
         "categories": bundle.meta["categories"],
+        "operating_point": bundle.threshold,
         "note": "Research software: not a medical device.",
         "remarks": result.remarks,
     }

@@ -23,10 +23,11 @@ from raybone.data.ingest.steps import scale_of
 from raybone.data.modality import words_of
 from raybone.data.preprocess import canvas_of
 from raybone.deploy.bundle import Bundle, write_bundle
-from raybone.deploy.calibrate import calibrate
+from raybone.deploy.calibrate import calibrate, operate, out_of_fold
 from raybone.deploy.onnx import export_onnx, refuse_onnx
 from raybone.deploy.out_of_distribution import likeness_of
 from raybone.errors import FitFailed, RunFailed, WrongInput
+from raybone.metrics.operating_point import Rule
 from raybone.models._model import TrainingConfig, portable
 from raybone.results.lineage import built_on, trained_before
 from raybone.results.study_folder import EVERYONE, ConfigurationFolder, StudyFolder
@@ -41,6 +42,7 @@ from raybone.types import Epoch
 from raybone.version import version
 
 MOST = 500  # scans that say what the training scans look like
+USUAL = Rule()  # of what counts as found
 Progress = Callable[[int, int], None]
 # Trains the configuration of these parameters on everyone, and leaves its weights in the folder.
 Train = Callable[[ResolvedStudy, Folder, dict[str, Any]], None]
@@ -52,12 +54,14 @@ class Options:
     written.
 
     train: trains one model on all patients but the test group; None takes the fold models as an
-    ensemble. onnx: write the networks as ONNX files as well.
+    ensemble. onnx: write the networks as ONNX files as well. operate: chooses the score from which
+    on something is found (see ``Rule``).
     """
 
     rank: int = 1
     train: Train | None = None
     onnx: bool = False
+    operate: Rule = USUAL
 
 
 def refit(
@@ -103,9 +107,14 @@ def refit(
     states = [] if gone else [*known.values()]
     findings = chosen.predictions(dataset) or []
     job = FoldJob(dataset, model, config, 0, study.epochs)
+    folds = out_of_fold(job, findings, states, device, progress)
+    point = operate(job, options.operate, folds, findings)
+    if "reason" in point and options.operate != USUAL:
+        raise WrongInput(f"--operate {options.operate}: {point['reason']}; ask for less")
     meta = {
         "kind": "one model of all patients" if options.train else "fold ensemble",
-        "calibration": calibrate(job, findings, states, device, progress),
+        "calibration": calibrate(job.task.counted, folds),
+        "operating_point": point,
         **_meta(chosen, dataset, config, row),
     }
     further = partial(_further, dataset=dataset, onnx=options.onnx)
@@ -187,6 +196,7 @@ def _meta(
         "likeness": likeness_of(scans[:: -(-len(scans) // MOST)], dataset.counts),
         "raybone": version(),
         "torch": str(torch.__version__),
+        "trained_on": [*chosen.record.machines],
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from scipy import sparse
 
-from raybone.metrics.lesions import FOUND, lesion_metrics
+from raybone.metrics.lesions import FOUND, THRESHOLD, lesion_metrics
 from raybone.types import Array, Prediction
 
 MOST = 100  # detections an image that count
@@ -31,6 +31,7 @@ def box_metrics(
     categories: int,
     crowds: Truth = (),
     lesions: Collection[int] | None = None,
+    threshold: float = THRESHOLD,
 ) -> dict[str, float]:
     """COCO's metrics over images, means over categories, at most 100 detections an image; and
     ``lesion_metrics``.
@@ -41,6 +42,7 @@ def box_metrics(
         crowds: as ``truth``, of regions (COCO's iscrowd) in which detections that find nothing are
             not counted.
         lesions: labels of the categories that are lesions; all of them by default.
+        threshold: score from which on a detection is a finding.
     Returns:
         AP (IoU .50:.95), AP50, AP75, AP of lesions of three sizes, AR (recall, IoU .50:.95), FROC,
         sensitivity and precision (of all lesions together), each in [0, 1]; NaN when no image holds
@@ -63,7 +65,7 @@ def box_metrics(
         name: float(v[v > -1].mean()) if (v > -1).any() else math.nan for name, v in found.items()
     }
     count = sum(int(np.isin(labels_N, [*kinds]).sum()) for _, labels_N in truth)
-    return {**means, **lesion_metrics(*_hits(evaluation, kinds), count, len(truth))}
+    return {**means, **lesion_metrics(*_hits(evaluation, kinds), count, len(truth), threshold)}
 
 
 def lesion_hits(

@@ -11,6 +11,7 @@ from scipy.special import expit, logit
 from raybone.types import Array
 
 BINS = 15
+SHOWN = 10  # bins of a reliability diagram
 EDGE = 1e-6  # probabilities are kept this far from 0 and 1, where logits end
 
 
@@ -62,6 +63,22 @@ def calibration_error(probability_N: Array, truth_N: Array, weight_N: Array | No
     place_N = np.minimum((probability_N * BINS).astype(int), BINS - 1)
     gap_B = np.bincount(place_N, weight_N * (probability_N - truth_N), BINS)
     return float(np.abs(gap_B).sum() / weight_N.sum())
+
+
+def reliability(
+    probability_N: Array, truth_N: Array, weight_N: Array | None = None
+) -> list[tuple[float, float, int]]:
+    """Mean probability, share that is true and number of the cases of each of 10 equal bins that
+    has some: what a reliability diagram draws.
+    """
+    weight_N = np.ones(len(probability_N)) if weight_N is None else weight_N
+    place_N = np.minimum((probability_N * SHOWN).astype(int), SHOWN - 1)
+    sums = (np.bincount(place_N, weight_N * v_N, SHOWN) for v_N in (1, probability_N, truth_N))
+    return [
+        (round(p / n, 6), round(true / n, 6), int(n))
+        for n, p, true in zip(*(v_B.tolist() for v_B in sums))
+        if n
+    ]
 
 
 def _logit(score_N: Array) -> Array:

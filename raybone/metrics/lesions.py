@@ -3,7 +3,8 @@ everywhere.
 
 A lesion is found by a detection of its category that overlaps it with an IoU of at least ``FOUND``,
 matched as COCO does: best score first, one detection to one lesion. What has a score or probability
-of at least ``THRESHOLD`` is a finding, where findings are counted rather than ranked.
+of at least ``THRESHOLD``, or of the operating point of a bundle, is a finding, where findings are
+counted rather than ranked.
 """
 
 from __future__ import annotations
@@ -56,12 +57,15 @@ def operating_points(score_D: Array, hit_D: Array) -> tuple[Array, Array, Array]
     )
 
 
-def lesion_metrics(score_D: Array, hit_D: Array, lesions: int, scans: int) -> dict[str, float]:
-    """FROC (mean sensitivity at the six rates), and sensitivity and precision of the findings.
+def lesion_metrics(
+    score_D: Array, hit_D: Array, lesions: int, scans: int, threshold: float = THRESHOLD
+) -> dict[str, float]:
+    """FROC (mean sensitivity at the six rates), and sensitivity and precision of what scores at
+    least the threshold.
 
     Each is in [0, 1]; all NaN without lesions, precision 0 without findings.
     """
-    finding_D = score_D >= THRESHOLD
+    finding_D = score_D >= threshold
     hits = float((hit_D & finding_D).sum())
     return {
         "FROC": float(froc(score_D, hit_D, lesions, scans).mean()),
@@ -84,17 +88,21 @@ def patient_metrics(called_P: Array, sick_P: Array) -> dict[str, float]:
     }
 
 
-def classification_metrics(score_N: Array, truth_N: Array) -> dict[str, float]:
+def classification_metrics(
+    score_N: Array, truth_N: Array, threshold: float = THRESHOLD
+) -> dict[str, float]:
     """``weighted_classification`` of each sample once."""
-    found = weighted_classification(score_N, truth_N, np.ones((1, len(score_N))))
+    found = weighted_classification(score_N, truth_N, np.ones((1, len(score_N))), threshold)
     return {name: value_B.item() for name, value_B in found.items()}
 
 
-def weighted_classification(score_N: Array, truth_N: Array, weights_BN: Array) -> dict[str, Array]:
+def weighted_classification(
+    score_N: Array, truth_N: Array, weights_BN: Array, threshold: float = THRESHOLD
+) -> dict[str, Array]:
     """AUC, accuracy, sensitivity, specificity, PPV and NPV of B weighted samples at once, each of
     shape (B,).
 
-    Positive is called what has a probability of at least ``THRESHOLD``. All are in [0, 1], or NaN
+    Positive is called what has a probability of at least the threshold. All are in [0, 1], or NaN
     where there is nothing to divide by: AUC without positives or negatives, PPV when nothing is
     called positive.
 
@@ -103,7 +111,7 @@ def weighted_classification(score_N: Array, truth_N: Array, weights_BN: Array) -
         weights_BN: how many copies of n sample b holds.
     """
     called_N, positive_BN, negative_BN = (
-        score_N >= THRESHOLD,
+        score_N >= threshold,
         weights_BN * truth_N,
         weights_BN * ~truth_N,
     )

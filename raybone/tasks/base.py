@@ -16,7 +16,7 @@ import numpy as np
 from raybone.data.annotations import NOT_LESIONS, is_focus
 from raybone.data.dataset import Dataset
 from raybone.data.folds import TEST
-from raybone.metrics.lesions import patient_metrics
+from raybone.metrics.lesions import THRESHOLD, patient_metrics
 from raybone.study.metric import Metric
 from raybone.types import Array, Finding, Lesion, Prediction, Scan
 
@@ -30,11 +30,14 @@ Pair = tuple[Finding, Scan]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Findings, in any order, on scans, and the categories that are looked for."""
+    """Findings, in any order, on scans, the categories that are looked for, and the score from
+    which on a box or sample counts as found.
+    """
 
     findings: Sequence[Finding]
     scans: Sequence[Scan]
     categories: list[str]
+    threshold: float = THRESHOLD
 
     @property
     def pairs(self) -> list[Pair]:
@@ -200,6 +203,12 @@ class Task:
         """
         return prediction, sd
 
+    def cut(self, prediction: Prediction, threshold: float) -> Prediction:
+        """A prediction in which what is found has a probability of 1, where findings hold no
+        scores.
+        """
+        return prediction
+
     def placed(
         self, samples: ScanSamples, index: int, prediction: Prediction
     ) -> tuple[int, Prediction]:
@@ -262,8 +271,8 @@ class Task:
         """Mean number of findings on a scan without lesions of the categories; NaN when every scan
         has one, none of the categories is a lesion, and where nothing can be counted.
 
-        A finding is a box with a score of at least ``THRESHOLD``, or an 8-connected component of a
-        mask that was cut there.
+        A finding is a box with a score of at least the outcome's threshold, or an 8-connected
+        component of a mask that was cut there.
         """
         clean = [s for s in outcome.scans if s.annotated and sick(s, outcome.categories) is False]
         if not clean or not outcome.labels:

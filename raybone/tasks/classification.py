@@ -136,7 +136,7 @@ class Classification(Task):
         """``classification_metrics``; where scans are classified, the AUC of patients as well: of
         the highest score of a patient's scans against whether one of them is positive.
         """
-        own = classification_metrics(*_judged(outcome.findings))
+        own = classification_metrics(*_judged(outcome.findings), outcome.threshold)
         whole = [f for f in outcome.findings if f["lesion"] < 0]
         return {**own, **_of_patients(whole, outcome.scans)} if whole else own
 
@@ -145,7 +145,7 @@ class Classification(Task):
         row_of = {s.scan_id: n for n, s in enumerate(outcome.scans)}
         own = [f for f in outcome.findings if f["scan_id"] in row_of]
         weights_BD = weights_BN[:, [row_of[f["scan_id"]] for f in own]]
-        return weighted_classification(*_judged(own), weights_BD)
+        return weighted_classification(*_judged(own), weights_BD, outcome.threshold)
 
     def scored(self, outcome: Outcome) -> tuple[Array, Array, int]:
         """Probabilities, the truth, and the number of positives."""

@@ -13,7 +13,6 @@ from raybone.data.augment import LEAST_SIDE, lost_at
 from raybone.data.dataset import Dataset
 from raybone.data.folds import TEST
 from raybone.metrics.boxes import box_metrics, lesion_hits, weighted_ap
-from raybone.metrics.lesions import THRESHOLD
 from raybone.tasks.base import Outcome, Task, patients_of
 from raybone.types import Array, Finding, Prediction, Scan
 
@@ -115,7 +114,8 @@ class Detection(Task):
 
     def score(self, outcome: Outcome) -> dict[str, float]:
         """``box_metrics`` and metrics of patients."""
-        metrics = box_metrics(*_boxes(outcome), _truth(outcome, crowd=True), outcome.labels)
+        crowds = _truth(outcome, crowd=True)
+        metrics = box_metrics(*_boxes(outcome), crowds, outcome.labels, outcome.threshold)
         return metrics | patients_of(outcome, self.alarms(outcome))
 
     def resampled(self, outcome: Outcome, weights_BN: Array) -> dict[str, Array]:
@@ -130,7 +130,7 @@ class Detection(Task):
         return score_D, hit_D, sum(le.category in names for _, s in outcome.pairs for le in foci(s))
 
     def alarms(self, outcome: Outcome) -> list[float]:
-        """Boxes of lesions from ``THRESHOLD`` on, those in crowds aside."""
+        """Boxes of lesions from the threshold on, those in crowds aside."""
         counts, labels = list[float](), outcome.labels
         for finding, scan in outcome.pairs:
             if any(le.crowd for le in scan.lesions):
@@ -138,7 +138,7 @@ class Detection(Task):
             else:
                 boxes = zip(finding["scores"], finding["labels"])
                 score_D = np.array([s for s, label in boxes if label in labels])
-            counts.append(int((score_D >= THRESHOLD).sum()))
+            counts.append(int((score_D >= outcome.threshold).sum()))
         return counts
 
 

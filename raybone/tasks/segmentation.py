@@ -80,6 +80,10 @@ class Segmentation(Task):
         masks_MCHW = np.stack([_mask(m) for m in members])
         return Prediction(mask_CHW=masks_MCHW.mean(0)), masks_MCHW.std(0)
 
+    def cut(self, prediction: Prediction, threshold: float) -> Prediction:
+        """Pixels of a probability of ``threshold`` or more."""
+        return Prediction(mask_CHW=(_mask(prediction) >= threshold).astype(np.float32))
+
     def finding(self, prediction: Prediction) -> Finding:
         """A run-length mask a category."""
         return {"masks": [rle_of(m) for m in _mask(prediction) >= THRESHOLD]}

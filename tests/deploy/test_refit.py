@@ -100,11 +100,42 @@ def test_a_bundle_says_what_it_is_and_how_good(place: Path, held_out: Path) -> N
     assert [m["file"] for m in found["members"]] == [f"fold{k}.safetensors" for k in range(3)]
     assert found["calibration"]["of"] == "pixels"
     assert found["calibration"]["error_calibrated"] < found["calibration"]["error"]
+    point = found["operating_point"]
+    assert point["rule"] == "max_f1"
+    assert 0 < point["threshold"] < 1
+    assert len(point["folds"]) == 3
     card = (place / "bundle/README.md").read_text()
+    assert f"at least **{point['threshold']:.3g}** counts as found" in " ".join(card.split())
+    assert f"| f1 | {point['f1']:.3f} |" in card
+    assert len(found["calibration"]["reliability"]) > 1
     assert "not a medical device" in card
     assert "Trained on: nuclear medicine (NM); dataset" in " ".join(card.split())
     assert f"{float(board['dice_test']):.4f}" in card
     assert str(place) not in card + json.dumps(found)
+
+
+def test_the_score_from_which_on_something_is_found_is_chosen_by_name(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    areas = []
+    for rule in ("sensitivity=0.9", "score=0.9"):
+        out = tmp_path / rule
+        assert main(["refit", str(place / "study"), "--out", str(out), "--operate", rule]) == 0
+        point = meta(out)["operating_point"]
+        assert point["rule"] == rule
+        assert f"at least {point['threshold']:.3g} ({rule})" in capsys.readouterr().out
+        assert main(["predict", str(out), str(place / "new"), "--out", str(out / "found")]) == 0
+        told = json.loads((out / "found/predictions.json").read_text())
+        assert told["operating_point"] == point["threshold"]
+        assert all(f["called"] for scan in told["scans"] for f in scan["findings"])
+        areas.append(sum(f["area_px"] for scan in told["scans"] for f in scan["findings"]))
+    assert areas[0] > areas[1] > 0
+    for rule, why in (("fp_per_scan=1", "cannot be counted"), ("f2", "must be max_f1, or a value")):
+        capsys.readouterr()
+        again = ["refit", str(place / "study"), "--out", str(tmp_path / "no"), "--operate", rule]
+        assert main(again) == 2
+        assert why in capsys.readouterr().err
+        assert not (tmp_path / "no").exists()
 
 
 def test_it_is_scored_on_patients_it_does_not_know_and_on_no_other(
