@@ -105,3 +105,7 @@ class InvalidConfig(ValueError):
 
 class FitFailed(RuntimeError):
     """A fold cannot go on for a reason of its own (loss not finite): not worth a retry."""
+
+
+class TooLarge(FitFailed):
+    """A training step needs more memory than there is."""

@@ -112,13 +112,17 @@ class Prediction:
 @dataclass(frozen=True)
 class Epoch:
     """One finished epoch (1-based) of one fold (0-based): metrics on the validation patients,
-    seconds it took.
+    seconds it took, and what else it did.
+
+    cost: images_per_s in training; memory_gb, the most that was allocated on the GPU, or without
+    one what the process held at its end; parts in which a batch went through the network.
     """
 
     fold: int
     epoch: int
     metrics: dict[str, float]
     seconds: float
+    cost: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -334,7 +334,7 @@ def table(study: Path) -> list[dict[str, Any]]:
         rows = [{k: cell(v) for k, v in row.items()} for row in csv.DictReader(file)]
     for row in rows:
         assert row["train_seconds"] >= 0
-        row |= dict.fromkeys(("train_seconds", "gpu_hours", "code_version"), "differs")
+        row |= dict.fromkeys(("train_seconds", "gpu_hours", "code_version", "machines"), "differs")
         row |= {k: v.replace(f"{study.parent}/", "") for k, v in row.items() if isinstance(v, str)}
     return rows
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1] / "raybone"
 # what is above them.
 FLOORS = [
     {"version"},
+    {"environment"},
     {"types", "errors"},
     {"private"},
     {"storage"},

@@ -25,7 +25,7 @@ from raybone.models import load
 from raybone.run.checks import resolve
 from raybone.storage import Folder
 from raybone.study.files import read_study
-from raybone.train.fit import evaluate_weights, mined_masks
+from raybone.train.apply import evaluate_weights, mined_masks
 from raybone.train.samples import FoldJob, scored_samples, training_samples
 from raybone.types import Scan
 

@@ -31,7 +31,7 @@ from raybone.errors import DamagedFile, WrongInput
 from raybone.hpo.journal import Journal
 from raybone.models import load
 from raybone.storage import Folder
-from raybone.train.fit import evaluate_weights
+from raybone.train.apply import evaluate_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -56,6 +57,22 @@ class Batch(NamedTuple):
             self.mask_NCHW.to(device),
             self.index_N,
         )
+
+    def split(self, parts: int) -> list[Batch]:
+        """The same images in so many batches, or as many as there are images."""
+        count = len(self.index_N)
+        edges = [count * n // parts for n in range(parts + 1)]
+        masked = len(self.mask_NCHW) == count
+        return [
+            Batch(
+                self.image_NCHW[at],
+                self.boxes[at],
+                self.labels[at],
+                self.mask_NCHW[at] if masked else self.mask_NCHW,
+                self.index_N[at],
+            )
+            for at in (slice(*pair) for pair in pairwise(edges) if pair[0] < pair[1])
+        ]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from raybone.environment import changes
 from raybone.errors import EndReason, InvalidConfig
 from raybone.hpo import stopping as goal
 from raybone.hpo.events import Event
@@ -16,7 +17,7 @@ from raybone.hpo.fold_race import Next, score, scores
 from raybone.hpo.journal import Journal
 from raybone.hpo.races import RACES, Pool, race_of, skipped, tell
 from raybone.hpo.sampler import ATTEMPTS, propose
-from raybone.hpo.state import Configuration, State, gpu_hours
+from raybone.hpo.state import Configuration, State
 from raybone.study.spec import ResolvedStudy
 from raybone.types import Decision, Epoch, Pooled, Segment
 
@@ -140,7 +141,16 @@ class Brain:
                     epoch=epoch.epoch,
                     metrics=metrics,
                     seconds=epoch.seconds,
+                    cost=epoch.cost,
                 )
+
+    def runs_on(self, of: str, known: dict[str, Any]) -> None:
+        """The ``environment`` of a "driver" or "worker", once for each that is another one."""
+        with self.lock:
+            earlier = self.state.environments.get(of, [])
+            if known not in earlier:
+                changed = changes(earlier[-1], known) if earlier else []
+                self._record("environment", of=of, **{"is": known}, changed="; ".join(changed))
 
     def pooled(self, config_id: str, pooled: Pooled) -> None:
         """What the out-of-fold findings of all folds together give."""
@@ -250,16 +260,8 @@ class Brain:
 
     def over_limit(self) -> EndReason | None:
         """Why no new work is handed out, or None."""
-        if self.stopping:
-            return self.stopping
-        limits = self.study.limits
-        hours = (self._spent_before + time.monotonic() - self._began) / 3600
-        if hours > limits.hours:
-            return EndReason("limits.hours", f"{hours:.2f} h are over {limits.hours:g}")
-        spent = gpu_hours(self.study, self.state.train_seconds)
-        if spent > limits.gpu_hours:
-            return EndReason("limits.gpu_hours", f"{spent:.2f} are over {limits.gpu_hours:g}")
-        return self._reached
+        seconds = self._spent_before + time.monotonic() - self._began
+        return self.stopping or goal.spent(self.study, self.state, seconds) or self._reached
 
     def finish(self) -> EndReason:
         """Close the search: what waits is stopped. Returns why it ended."""
@@ -327,7 +329,7 @@ class Brain:
                 return None
             params = self._pool.params[key] if key else propose(self.study, self.state, index)
             if params is None:
-                self._exhaust()
+                self._record("exhausted")
                 return None
             try:
                 self._draft = (f"c{index:03d}", params, self.check(params))
@@ -335,7 +337,7 @@ class Brain:
             except InvalidConfig as error:
                 self._record("invalid", params=params, reason=str(error))
         if self._draft is None:
-            self._exhaust()
+            self._record("exhausted")
             return None
         config_id, params, _ = self._draft
         rung = self.race.first
@@ -345,10 +347,6 @@ class Brain:
         """Configurations that are yet to begin, as far as is known."""
         none = self._exhausted or self.race.next_new() is None
         return 0 if none else max(0, self.study.search.trials - len(self.state.configurations))
-
-    def _exhaust(self) -> None:
-        """The sampler has no more, or the model refuses all."""
-        self._record("exhausted")
 
     def _promote(self, work: Work) -> None:
         step = self._next_step() or self.race.last_push()

@@ -10,6 +10,7 @@ Event = dict[str, Any]
 NEEDS = {
     "start": ("slots",),
     "slots": ("slots",),
+    "environment": ("of", "is"),
     "config": ("config_id", "params"),
     "invalid": ("params", "reason"),
     "skipped": ("params", "reason"),
@@ -44,6 +45,7 @@ class Line(BaseModel):
     epoch: int = Field(1, ge=1, le=MOST)
     metrics: dict[str, float | None] = {}
     seconds: float = Field(0, ge=0, le=1e11)
+    cost: dict[str, float] = {}
     replicates: list[float | None] = []
     freedom: float | None = None
     score: float | None = None

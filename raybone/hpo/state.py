@@ -9,13 +9,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from raybone.environment import in_short
 from raybone.errors import WrongInput
 from raybone.hpo.events import Event
 from raybone.study.space import identity
 from raybone.study.spec import Study
 
 Status = Literal["running", "paused", "stopped", "complete", "failed"]
-NEWS = ("decision", "again", "slots", "failed")  # events that a person wants to hear of
+NEWS = (
+    "decision",
+    "again",
+    "slots",
+    "failed",
+    "environment",
+)  # events that a person wants to hear of
 
 
 class Run:
@@ -79,6 +86,10 @@ class Configuration:
     freedom: float = math.nan
     test: dict[str, float] = field(default_factory=dict)
     untested: str = ""
+    # Parts in which a batch goes through the network, as memory is short.
+    parts: int = 1
+    # What it was trained on, in short.
+    machines: dict[str, None] = field(default_factory=dict)
     # Folds that have had an epoch since the way to ``target`` began.
     at_work: set[int] = field(default_factory=set)
 
@@ -130,6 +141,9 @@ class State:
         self.train_seconds = 0.0
         # Seconds and fold epochs of each model of a study over models.
         self._spent: dict[str, tuple[float, int]] = {}
+        # What drivers and workers ran on, each once, in the order of time.
+        self.environments: dict[str, list[dict[str, Any]]] = {}
+        self._machine = ""
         self.slots = 1
         self.slot_seconds = 0.0
         self.end = ""
@@ -202,6 +216,10 @@ class State:
     def _on_slots(self, event: Event) -> None:
         self.slots = event["slots"]
 
+    def _on_environment(self, event: Event) -> None:
+        self.environments.setdefault(event["of"], []).append(event["is"])
+        self._machine = in_short(event["is"])
+
     def _on_end(self, event: Event) -> None:
         self.end = event["reason"]
 
@@ -236,6 +254,11 @@ class State:
         if event["epoch"] == len(run) + 1:
             run.append(event["metrics"], event["seconds"])
             configuration.at_work.add(event["fold"])
+            if (parts := int(event.get("cost", {}).get("parts", 1))) > configuration.parts:
+                configuration.parts = parts
+                self.news.append({**event, "event": "parts", "parts": parts})
+            if self._machine:
+                configuration.machines[self._machine] = None
             self.fold_epochs += 1
             self.train_seconds += event["seconds"]
             if model := configuration.params.get("model"):

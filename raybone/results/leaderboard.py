@@ -261,6 +261,7 @@ def _row(
         **{f"{part}_mean": _mean(c, folds, part) for part in more.parts},
         f"{m}_smoothed": smoothed(study, c),
         "rank_smoothed": None,
+        "machines": "; ".join(c.machines),
     }
 
 

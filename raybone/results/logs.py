@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+from raybone.environment import in_short
 from raybone.errors import WrongInput
 from raybone.hpo.events import Event
 from raybone.hpo.fold_race import Ladder, name_of
@@ -16,11 +17,13 @@ from raybone.results.study_folder import StudyFolder
 
 WORDS = {
     "start": "a driver starts, with {slots} run(s) at once",
+    "environment": "the {of} runs on {is}{changed}",
     "config": "is new: {params}",
     "invalid": "the model refuses {params}: {reason}",
     "skipped": "not worth a start: {params}: {reason}",
     "rung": "has done {rung}: {score} as the mean of its last epochs",
     "decision": "{action}: {reason}",
+    "parts": "out of memory: from fold {fold} epoch {epoch} on each batch goes in {parts} parts",
     "again": "a run starts again: {reason}",
     "slots": "the cluster has room for {slots} run(s)",
     "failed": "failed: {reason}",
@@ -29,7 +32,7 @@ WORDS = {
 }
 DETAIL = {
     "work": "goes to {rung}",
-    "epoch": "fold {fold} epoch {epoch}: {metrics} in {seconds} s",
+    "epoch": "fold {fold} epoch {epoch}: {metrics} in {seconds} s, {cost}",
     "pooled": "over all folds: {metrics}",
 }
 
@@ -78,6 +81,9 @@ def in_words(event: Event, rungs: Ladder, words: Mapping[str, str] = WORDS) -> s
         else _short(value)
         for k, value in event.items()
     }
+    if event["event"] == "environment":
+        changed = f"; not as before: {event['changed']}" if event["changed"] else ""
+        facts |= {"is": in_short(event["is"]), "changed": changed}
     facts["rung"] = name_of(rungs, event["rung"]) if "rung" in event else ""
     told = words[event["event"]].format_map(defaultdict(str, facts))
     return f"{facts.get('config_id', '')} {told}".lstrip()

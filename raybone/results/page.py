@@ -7,7 +7,6 @@ import platform
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from importlib.resources import files
 from typing import Any
 
@@ -15,20 +14,9 @@ import jinja2
 import orjson
 from markupsafe import Markup
 
+from raybone.environment import packages
 from raybone.results.charts.vega import Chart, Row
-
-LIBRARIES = (
-    "raybone",
-    "torch",
-    "torchvision",
-    "ultralytics",
-    "monai",
-    "ray",
-    "optuna",
-    "numpy",
-    "scipy",
-    "pandas",
-)
+from raybone.version import version
 
 
 def page(charts: Mapping[str, Sequence[Chart]], rows: Sequence[Row], values: dict[str, Any]) -> str:
@@ -52,8 +40,6 @@ def page(charts: Mapping[str, Sequence[Chart]], rows: Sequence[Row], values: dic
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"number": _number, "chance": _chance, "day": _day}
-    known = [(d.metadata["Name"] or "", d.version) for d in metadata.distributions()]
-    installed = {name.lower(): version for name, version in known}
     return environment.from_string(_file("report.html")).render(
         values,
         shown=charts,
@@ -62,7 +48,7 @@ def page(charts: Mapping[str, Sequence[Chart]], rows: Sequence[Row], values: dic
         nonce=secrets.token_urlsafe(16),
         now=time.time(),
         python=platform.python_version(),
-        versions={n: installed[n] for n in LIBRARIES if n in installed},
+        versions={"raybone": version(), **packages()},
     )
 
 

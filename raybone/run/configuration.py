@@ -17,7 +17,8 @@ from raybone.study.metric import FALSE_POSITIVES
 from raybone.study.spec import ResolvedStudy
 from raybone.tasks import configured, task_named
 from raybone.tasks.base import Outcome, Task
-from raybone.train.fit import evaluate_weights, fit
+from raybone.train.apply import evaluate_weights
+from raybone.train.fit import fit
 from raybone.train.samples import FoldJob
 from raybone.types import Epoch, Pooled, Segment
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from raybone.data.dataset import Dataset
+from raybone.environment import environment
 from raybone.errors import EndReason, RunFailed, WrongInput
 from raybone.hpo.brain import Brain
 from raybone.hpo.journal import FOLDER
@@ -125,6 +126,7 @@ def open_study(
             folder.files.delete(STOP)
         brain = Brain(checked, folder.journal(), partial(parameters, checked), slots)
         folder.state = brain.state
+        brain.runs_on("driver", environment())
         opened = OpenStudy(checked, folder, dataset, brain, lease)
         opened.publish()
         yield opened

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from raybone.data.dataset import Dataset
-from raybone.data.loader import Batch, ScanSamples, training_loader, validation_loader
-from raybone.data.tiles_and_targets import Mined
-from raybone.errors import DamagedFile, FitFailed
-from raybone.models import load
-from raybone.models._model import Model, TrainingConfig
+from raybone.data.loader import Batch, training_loader, validation_loader
+from raybone.errors import DamagedFile, FitFailed, TooLarge
 from raybone.models._weights import copy_into, start_from, weights_file
 from raybone.storage import Folder
 from raybone.study.metric import METRICS
 from raybone.tasks.base import Masks
+from raybone.train.apply import applied, device_of, mined_masks, ranks
 from raybone.train.checkpoint import (
     BEST,
     LAST,
@@ -35,11 +33,11 @@ from raybone.train.checkpoint import (
 )
 from raybone.train.evaluate import evaluate
 from raybone.train.findings import write_findings
-from raybone.train.memory import refuse_too_large
+from raybone.train.memory import free, refuse_too_large, resident
 from raybone.train.optimizer import decay, optimizer_of
 from raybone.train.samples import FoldJob, scored_samples, training_samples
 from raybone.train.teacher import Teacher, taught
-from raybone.types import Epoch, Finding, Scan
+from raybone.types import Epoch, Finding
 
 
 def fit(
@@ -59,89 +57,56 @@ def fit(
             again first.
         gpu: train on this process's current CUDA device.
     Raises:
-        FitFailed: the gradient is not finite, or a step needs more memory than there is.
+        FitFailed: the gradient is not finite, or a step of one image, or of several workers, needs
+            more memory than there is. Else batches go through the network in halves, quarters, ...
+            whose gradients are summed; batch norms see the smaller ones.
     """
-    run = _Run(job, folder, metric, _device(gpu))
+    place = _Place(folder, metric, device_of(gpu))
+    run = _Run(job, place)
     yield from run.history[known:stop]
     while len(run.history) < stop:
-        yield run.epoch(last=len(run.history) + 1 == stop)
+        try:
+            epoch = run.epoch(last=len(run.history) + 1 == stop)
+        except (torch.OutOfMemoryError, TooLarge) as error:
+            if run.parts >= run.config.batch or run.world > 1:
+                raise FitFailed(" ".join(str(error).split())) from None
+            parts = 2 * run.parts
+        else:
+            yield epoch
+            continue
+        # Out of the handler, whose traceback holds what is to be given back
+        del run
+        free()
+        run = _Run(job, place, parts)
 
 
-def evaluate_weights(
-    dataset: Dataset,
-    model: Model,
-    config: TrainingConfig,
-    folder: Folder,
-    scans: list[Scan],
-    gpu: bool = False,
-) -> dict[str, float] | None:
-    """Metrics of a fold's ``last.pt`` on other scans, or None when it has none.
+@dataclass(frozen=True)
+class _Place:
+    """Where a fold is kept, the metric of its best epoch, and what it is trained on."""
 
-    Args:
-        folder: where the fold's ``last.pt`` lives.
-    """
-    state = read_checkpoint(folder)
-    if state is None:
-        return None
-    mined = Mined({s.scan_id: [] for s in scans})  # for the loss, which is not used then
-    samples = scored_samples(dataset, scans, model, config, mined)
-    return _applied(model, config, state, samples, _device(gpu))[0]
-
-
-def mined_masks(
-    dataset: Dataset, place: str, fold: int, scans: list[Scan], device: torch.device
-) -> Mined:
-    """What the model of this fold of an earlier configuration finds on scans, for negative mining.
-
-    That model has seen the training patients of this fold alone, so that its findings may be
-    trained on.
-
-    Args:
-        place: folder of the configuration.
-    """
-    state = earlier_fold(place, fold)
-    model = load(state["model"])
-    config = model.Config.model_validate(state["config"])
-    mined = Mined({s.scan_id: [] for s in scans})  # that model may have been mined itself
-    samples = scored_samples(dataset, scans, model, config, mined)
-    findings = _applied(model, config, state, samples, device)[1]
-    return Mined({f["scan_id"]: f["masks"] for f in findings})
-
-
-def _applied(
-    model: Model,
-    config: TrainingConfig,
-    state: dict[str, Any],
-    samples: ScanSamples,
-    device: torch.device,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Metrics and findings of a fold's averaged weights on samples, over all ranks."""
-    module = model.build(config)
-    fill(module, state["average"], LAST)
-    rank, world = _rank()
-    loader = validation_loader(samples, 4 * config.batch, rank, world, config.loader_workers)
-    return evaluate(module.to(device).requires_grad_(False), samples, loader, model, device)
-
-
-def _device(gpu: bool) -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
-
-
-def _rank() -> tuple[int, int]:
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    folder: Folder
+    metric: str
+    device: torch.device
 
 
 class _Run:
-    """A fold in training: network, average, optimiser, loaders and history."""
+    """A fold in training: network, average, optimiser, loaders and history.
 
-    def __init__(self, job: FoldJob, folder: Folder, metric: str, device: torch.device) -> None:
+    Args:
+        parts: in which each batch goes through the network, as memory is short; a checkpoint that
+            was trained in more counts.
+    """
+
+    def __init__(self, job: FoldJob, place: _Place, parts: int = 1) -> None:
         config, self.config = job.config, job.config
-        self.job, self.folder, self.metric, self.device = job, folder, metric, device
-        self.rank, self.world = _rank()
+        self.job, self.folder, self.metric = job, place.folder, place.metric
+        self.device, folder = place.device, place.folder
+        self.rank, self.world = ranks()
         self.memory = torch.channels_last if config.channels_last else torch.contiguous_format
         torch.manual_seed(_mix(job.seed, job.fold, 0))
         self.net = job.model.build(config)
         state = read_checkpoint(folder, self.device)
+        self.parts = max(parts, state.get("parts", 1) if state else 1)
         if state is None:
             if config.weights:
                 start_from(self.net, weights_file(config.weights, job.model))
@@ -183,8 +148,9 @@ class _Run:
         if scored:  # a refit on all patients has no validation
             self.validation = scored_samples(dataset, scored, job.model, config, self.mined)
             # Without gradients four times the images fit.
+            count = max(4 * config.batch // self.parts, 1)
             self.valid_loader = validation_loader(
-                self.validation, 4 * config.batch, self.rank, self.world, config.loader_workers
+                self.validation, count, self.rank, self.world, config.loader_workers
             )
         self.loader, self.sampler = training_loader(
             training, config.batch, self.rank, self.world, config.loader_workers
@@ -214,7 +180,10 @@ class _Run:
     def epoch(self, last: bool) -> Epoch:
         """Train and evaluate one epoch, save, and return its record."""
         started, number = time.monotonic(), len(self.history) + 1
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         train_loss = self._train(number)
+        trained = time.monotonic() - started
         if not finite(self.average.state_dict()):  # such as the running variance of a norm
             where = f"fold {self.job.fold} epoch {number}"
             raise FitFailed(f"{where}: weights must be finite; lower lr0")
@@ -230,13 +199,28 @@ class _Run:
         if number == self.job.epochs:
             metrics |= self._tested()
         metrics["train_loss"] = train_loss
-        record = Epoch(self.job.fold, number, metrics, round(time.monotonic() - started, 3))
+        seconds, cost = round(time.monotonic() - started, 3), self._cost(trained)
+        record = Epoch(self.job.fold, number, metrics, seconds, cost)
         self.history.append(record)
         if self.rank == 0:
             self._save(findings if last and self.validation is not None else None)
         if self.world > 1:
             dist.barrier()
         return record
+
+    def _cost(self, seconds: float) -> dict[str, float]:
+        """What a training of so many seconds took, see ``Epoch``."""
+        held = (
+            torch.cuda.max_memory_allocated(self.device)
+            if self.device.type == "cuda"
+            else resident()
+        )
+        images = self.steps * self.config.batch
+        return {
+            "images_per_s": round(images / max(seconds, 1e-9), 1),
+            "memory_gb": round(held / 1e9, 2),
+            "parts": self.parts,
+        }
 
     def _tested(self) -> dict[str, float]:
         """Metrics on the fold that neither trains nor validates, where there is one."""
@@ -245,7 +229,7 @@ class _Run:
             return {}
         samples = scored_samples(job.dataset, scans, job.model, job.config, self.mined)
         state = {"average": self.average.state_dict()}
-        metrics, _ = _applied(job.model, job.config, state, samples, self.device)
+        metrics, _ = applied(job.model, job.config, state, samples, self.device)
         return {f"test_{name}": value for name, value in metrics.items()}
 
     def _train(self, number: int) -> float:
@@ -263,14 +247,16 @@ class _Run:
             if (
                 self.updates == step == 0 and self.device.type == "cpu"
             ):  # CUDA says itself what it has no room for
-                refuse_too_large(self.net, batch)
+                refuse_too_large(self.net, batch.split(self.parts)[0])
             accumulate = self._schedule(number, step)
             scale = self.world if summed else 1 / accumulate
             if unknown := next(unlabelled, None):
                 self._teach(*unknown, scale)
-            loss = self._loss(batch.to(self.device, self.memory))
-            (loss * scale).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach() / (len(batch.index_N) if summed else 1)
+            for part in batch.split(self.parts):
+                share = 1 if summed else len(part.index_N) / len(batch.index_N)
+                loss = self._loss(part.to(self.device, self.memory)) * share
+                (loss * scale).backward()  # type: ignore[no-untyped-call]
+                total += loss.detach() / (len(batch.index_N) if summed else 1)
             waiting += 1
             if waiting >= accumulate or step + 1 == self.steps:
                 self._step(number, step)
@@ -362,6 +348,7 @@ class _Run:
                 if len(self.history) < self.job.epochs
                 else None,
                 "history": [vars(e) for e in self.history],
+                "parts": self.parts,
                 **self._own(),
             },
         )

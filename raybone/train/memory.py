@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import gc
 from pathlib import Path
 
+import psutil
 import torch
 from torch import nn
 from torch.nn import functional
 
 from raybone.data.loader import Batch
-from raybone.errors import FitFailed
+from raybone.errors import TooLarge
 
 LARGE = 2**24  # pixels of a batch; smaller ones are not worth the look
 SMALL = 2**16  # pixels of the batch that is tried, about
@@ -24,13 +27,13 @@ def refuse_too_large(net: nn.Module, batch: Batch) -> None:
     What others hold of it now does not count: that would be no fault of the configuration.
 
     Raises:
-        FitFailed: it has not; the system would end the process without a word.
+        TooLarge: it has not; the system would end the process without a word.
     """
     most = memory_bytes()
     if batch.image_NCHW.numel() < LARGE or most is None or (need := step_bytes(net, batch)) < most:
         return
     images, _, height, width = batch.image_NCHW.shape
-    raise FitFailed(
+    raise TooLarge(
         f"a training step of {images} images of {height}x{width} pixels takes about "
         f"{need / 1e9:.0f} GB of memory, but there are {most / 1e9:.0f} GB; lower batch, imgsz or "
         "the width of the model"
@@ -85,6 +88,20 @@ def gpu_bytes() -> int | None:
     if not torch.cuda.is_available():
         return None
     return int(torch.cuda.get_device_properties(0).total_memory)
+
+
+def free() -> None:
+    """Give back what a training has left in memory: the next one may be larger."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    # glibc keeps what was freed in small pieces, which grows by the segment.
+    getattr(ctypes.CDLL(None), "malloc_trim", bool)(0)
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def _small(batch: Batch) -> Batch:

@@ -11,7 +11,8 @@ from stock import STILL, stock_trainer
 from raybone.data.dataset import open_dataset
 from raybone.models import load
 from raybone.storage import Folder
-from raybone.train.fit import evaluate_weights, fit
+from raybone.train.apply import evaluate_weights
+from raybone.train.fit import fit
 from raybone.train.samples import FoldJob
 
 EPOCHS = 40

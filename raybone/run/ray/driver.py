@@ -85,6 +85,9 @@ class Driver:
         with self._draining:
             said: Said = ray.get(self.hub.drain.remote(bool(self.brain.stopping)))
             for message in said.messages:
+                if "runs_on" in message:
+                    self.brain.runs_on("worker", message["runs_on"])
+                    continue
                 config_id = message["config_id"]
                 if "again" in message:
                     self.brain.again(config_id, message["again"])

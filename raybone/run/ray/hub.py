@@ -157,8 +157,12 @@ class Hub:
             "reason": rung.ended.reason,
         }
 
-    async def here(self, slot: str, group: PlacementGroup | None) -> None:
-        """The workers of a slot have come, and hold that placement group."""
+    async def here(
+        self, slot: str, group: PlacementGroup | None, runs_on: dict[str, Any] | None = None
+    ) -> None:
+        """The workers of a slot have come, hold that placement group, and run on that."""
+        if runs_on:
+            self._messages.append({"runs_on": runs_on})
         if slot not in self._dead:  # its run may have ended before it could end them
             self._slots[slot] = Held(group, time.monotonic())
 

@@ -4,10 +4,8 @@ driver. It decides nothing.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import faulthandler
-import gc
 import math
 import os
 import threading
@@ -15,7 +13,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import ray
 import ray.train
 import ray.train.torch
@@ -23,6 +20,7 @@ import ray.util
 import torch
 
 from raybone.data.dataset import Dataset
+from raybone.environment import environment
 from raybone.errors import FitFailed
 from raybone.results.study_folder import StudyFolder
 from raybone.run.checks import dataset_of
@@ -30,6 +28,7 @@ from raybone.run.configuration import examine, pool, train
 from raybone.run.ray.group import from_rank_zero, join
 from raybone.run.ray.hub import Ended, Task, find
 from raybone.study.spec import ResolvedStudy
+from raybone.train.memory import free, resident
 from raybone.types import Epoch
 
 GROWTH = 2.0  # times the memory after the first segment, above which a slot's process is replaced
@@ -82,7 +81,8 @@ def serve(slot: Slot) -> None:
     join(slot.study)
     dataset, folder = dataset_of(slot.study), StudyFolder(slot.folder)
     if ray.train.get_context().get_world_rank() == 0:
-        ray.get(find(slot.hub).here.remote(slot.name, ray.util.get_current_placement_group()))
+        group = ray.util.get_current_placement_group()
+        ray.get(find(slot.hub).here.remote(slot.name, group, environment()))
     watchdog = Watchdog(slot)
     ended, first, stays = None, 0, True
     while stays:
@@ -115,20 +115,6 @@ def examine_remotely(url: str, config_id: str) -> dict[str, float]:
     study = folder.study
     torch.set_num_threads(study.resources.cpus)
     return examine(folder.configuration(config_id), dataset_of(study))
-
-
-def free() -> None:
-    """Give back what a segment has left in memory: the next one may be of a larger model."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    # glibc keeps what was freed in small pieces, which grows by the segment.
-    getattr(ctypes.CDLL(None), "malloc_trim", bool)(0)
-
-
-def resident() -> int:
-    """Bytes of memory that this process holds."""
-    return int(psutil.Process().memory_info().rss)
 
 
 def _do(slot: Slot, task: Task, folder: StudyFolder, dataset: Dataset, watchdog: Watchdog) -> Ended:
