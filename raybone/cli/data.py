@@ -37,7 +37,7 @@ class PrepareOptions:
     """How raw scans become a dataset.
 
     Args:
-        layout: auto, dicom, coco, labelme, bs80k, bs80k_regions, masks or nnunet
+        layout: auto, dicom, coco, labelme, bs80k, bs80k_regions, masks, nnunet or yolo
         modality: DICOM Modality to take, or 'any' (default %(default)s)
         folds K: number of folds, or site: leave one site out
         seed: another order of patients of equal burden

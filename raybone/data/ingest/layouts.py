@@ -15,6 +15,7 @@ from raybone.data.ingest.annotations.claims import claim_of, load_json
 from raybone.data.ingest.annotations.coco import CocoImage
 from raybone.data.ingest.annotations.matching import NOBODY, read_files
 from raybone.data.ingest.annotations.names import split_suffix
+from raybone.data.ingest.annotations.yolo import CLASSES, classes_of, is_yolo, label_of
 from raybone.data.ingest.sources import (
     Account,
     Beside,
@@ -26,12 +27,15 @@ from raybone.data.ingest.sources import (
 )
 from raybone.errors import WrongInput
 
-Layout = Literal["auto", "dicom", "coco", "labelme", "bs80k", "bs80k_regions", "masks", "nnunet"]
+Layout = Literal[
+    "auto", "dicom", "coco", "labelme", "bs80k", "bs80k_regions", "masks", "nnunet", "yolo"
+]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 REGION_CROP = "is a region of a whole-body scan; its label goes with that scan"
 WHOLE_BODY = "is of a whole body; layout bs80k_regions takes its regions alone"
 FOLDER_OF_BS80K = re.compile(r"(wholeBody|[a-z]{3,12}[LR]?)(ANT|POST)")
 NORMAL = "scan that its label calls normal, without boxes: a scan without lesion"
+NO_LABELLED = "holds labels, and no image has its name"
 NO_IMAGE = "is a mask, and no image has its name"
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -46,12 +50,13 @@ def sources_of(root: Path, layout: Layout | Literal["any"]) -> Sources:
         WrongInput: the folder is not of that layout.
     """
     files, aside = walk(root)
-    kind = _layout_of(root, layout) if layout in ("auto", "any") else layout
+    kind = _layout_of(root, files, layout) if layout in ("auto", "any") else layout
     readers: dict[str, Callable[[Path, Mapping[str, Path]], Sources]] = {
         "bs80k": _bs80k,
         "bs80k_regions": _regions,
         "masks": _masks,
         "nnunet": _nnunet,
+        "yolo": _yolo,
     }
     found = readers[kind](root, files) if kind in readers else read_files(files, kind)
     if layout == "coco" and not any(s.coco for s in found.inputs) and not found.accounts:
@@ -64,7 +69,7 @@ def sources_of(root: Path, layout: Layout | Literal["any"]) -> Sources:
     return found
 
 
-def _layout_of(root: Path, other: str) -> str:
+def _layout_of(root: Path, files: Mapping[str, Path], other: str) -> str:
     """The layouts that are told by their folders; ``other`` for all others."""
     folders = {p.name for p in root.iterdir() if p.is_dir()}
     if {"wholeBodyANT", "wholeBodyPOST"} & folders:
@@ -73,7 +78,9 @@ def _layout_of(root: Path, other: str) -> str:
         return "nnunet"
     masks = [root / name for name in folders if mask_folder(name)]
     drawn = any(is_image(p.name) for folder in masks for p in folder.rglob("*"))
-    return "masks" if "images" in folders and drawn else other
+    if "images" in folders and drawn:
+        return "masks"
+    return "yolo" if is_yolo(files) else other
 
 
 def _bs80k(root: Path, files: Mapping[str, Path]) -> Sources:  # noqa: ARG001
@@ -253,6 +260,29 @@ def _nnunet(root: Path, files: Mapping[str, Path]) -> Sources:
         )
         if note not in used:
             found.inputs.append(Source(files[note], note, aside="is a label map without its case"))
+    return found
+
+
+def _yolo(root: Path, files: Mapping[str, Path]) -> Sources:  # noqa: ARG001
+    """images/NAME.png with labels/NAME.txt, in whichever folders; classes by their names in the
+    dataset's YAML.
+    """
+    found, names, used = Sources("yolo"), classes_of(files), set[str]()
+    for name, path in files.items():
+        folders, note = name.split("/")[:-1], label_of(name)
+        if is_image(name) and "images" in folders:
+            own = (Beside(files[note], "yolo", names=names),) if note in files else ()
+            used.update([note] * len(own))
+            found.inputs.append(Source(path, name, "image", beside=own))
+        elif not (name.endswith((".txt", ".yaml", ".yml", ".cache"))):
+            _stray(found, path, name, "is not in a folder images")
+    for name, path in files.items():
+        if not name.endswith(".txt") or "labels" not in name.split("/")[:-1]:
+            continue
+        if not name.endswith(f"/{CLASSES}"):
+            lost = int(name not in used)
+            found.accounts.append(Account(name, 1, lost, NO_LABELLED))
+            found.inputs += [Source(path, name, aside=NO_LABELLED)] * lost
     return found
 
 

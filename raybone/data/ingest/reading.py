@@ -17,6 +17,7 @@ from raybone.data.ingest.annotations.coco import read_coco_image
 from raybone.data.ingest.annotations.formats import labelme_image, read_labelme, read_voc
 from raybone.data.ingest.annotations.masks import read_mask
 from raybone.data.ingest.annotations.nifti import read_nifti
+from raybone.data.ingest.annotations.yolo import read_yolo
 from raybone.data.ingest.dicom.frames import Facts, NotTaken, is_dicom, read_frames, shows_text
 from raybone.data.ingest.dicom.segments import Mark, is_segmentation, read_marks
 from raybone.data.ingest.persons import Claim
@@ -209,6 +210,8 @@ def _beside(beside: Beside, views: Views, aliases: Mapping[str, str]) -> Annotat
         return read_mask(content, beside.category, shape, names)
     if beside.kind == "nifti":
         return read_nifti(content, shape, getattr(views[0][1], "axes", None), names)
+    if beside.kind == "yolo":
+        return read_yolo(content, shape, names)
     reader: Callable[[bytes, tuple[int, int]], Annotated] = {
         "labelme": read_labelme,
         "voc": read_voc,

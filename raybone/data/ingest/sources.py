@@ -50,7 +50,7 @@ class Beside:
     """
 
     path: Path
-    kind: Literal["labelme", "voc", "nifti", "mask", "other"]
+    kind: Literal["labelme", "voc", "nifti", "mask", "yolo", "other"]
     category: str = ""
     names: tuple[tuple[str, tuple[int, ...]], ...] = ()
     why: str = ""
