@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 import fsspec
@@ -110,6 +111,20 @@ class Folder:
         target = self._at(name)
         patiently(lambda: self._write(target, content))
 
+    def create(self, name: str, content: bytes) -> None:
+        """Write a file that is not there yet; of several that try at once one alone succeeds.
+
+        Raises:
+            FileExistsError: another has written it.
+        """
+        target = self._at(name)
+        try:
+            patiently(lambda: self._create(target, content))
+        except FileExistsError:
+            # An answer that was lost on its way is asked for again, and finds what it wrote.
+            if self.read(name) != content:
+                raise
+
     def names(self, name: str = "") -> list[str]:
         """Sorted names in a folder below this one; none when it does not exist."""
         self.fs.invalidate_cache()
@@ -139,6 +154,16 @@ class Folder:
                 )
         return f"{self.path}/{name}"
 
+    def _create(self, target: str, content: bytes) -> None:
+        if self.local:
+            self.fs.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH120
+            with open(target, "xb") as file:  # noqa: PTH123
+                file.write(content)
+        elif self.url.startswith("s3://"):
+            _put_new(target, content)
+        else:
+            self.fs.pipe_file(target, content, mode="create")
+
     def _write(self, target: str, content: bytes) -> None:
         if not self.local:
             self.fs.pipe_file(target, content)
@@ -154,6 +179,37 @@ class Folder:
         finally:
             if os.path.exists(temporary):  # noqa: PTH110
                 os.unlink(temporary)  # noqa: PTH108
+
+
+def _put_new(target: str, content: bytes) -> None:
+    """Write an object of S3 on the condition that there is none; errors as a disk has them."""
+    import obstore
+    from obstore import exceptions as of
+
+    bucket, _, key = target.partition("/")
+    try:
+        obstore.put(_bucket(bucket), key, content, mode="create")
+    except (of.AlreadyExistsError, of.PreconditionError):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+    except (of.PermissionDeniedError, of.UnauthenticatedError):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), target) from None
+    except of.NotFoundError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), target) from None
+    except of.BaseError as error:
+        said = " ".join(str(error).split())[:200]
+        raise OSError(errno.EIO, said, target) from None
+
+
+@cache
+def _bucket(name: str) -> Any:
+    """A bucket by a library that knows S3's conditional writes, which Arrow does not."""
+    from obstore.store import S3Store
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    own: Any = {"endpoint": endpoint} if endpoint else {}
+    http: Any = {"allow_http": True} if endpoint.startswith("http://") else {}
+    # ``patiently`` asks again
+    return S3Store(name, client_options=http, retry_config={"max_retries": 2}, **own)
 
 
 def plain_url(url: str) -> str:

@@ -163,7 +163,7 @@ class Journal:
         name = f"{self._next:06d}.jsonl"
         if not self.folder.local:
             try:
-                self.folder.fs.pipe_file(f"{self.folder.path}/{name}", line, mode="create")
+                self.folder.create(name, line)
             except FileExistsError:
                 raise RunFailed(
                     f"{self.folder.url}/{name}: one driver writes, but another has taken the study "

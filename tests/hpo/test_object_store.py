@@ -1,0 +1,149 @@
+"""A study on S3: of several drivers one alone writes a segment of the journal, by the store's own
+condition.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raybone.cli import main
+from raybone.errors import RunFailed
+from raybone.hpo.journal import Journal
+from raybone.storage import Folder
+
+DRIVER = """
+import json, sys
+from raybone.errors import RunFailed
+from raybone.hpo.journal import Journal
+from raybone.storage import Folder
+journal, wrote = Journal(Folder(sys.argv[1])), []
+sys.stdin.readline()
+try:
+    for n in range(30):
+        journal.append("end", reason=f"{sys.argv[2]} {n}")
+        wrote.append(n)
+except RunFailed as error:
+    print(json.dumps([wrote, str(error)]))
+else:
+    print(json.dumps([wrote, ""]))
+"""
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket on a server of this machine, which Arrow and obstore find in the environment."""
+    import boto3
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "phantom")
+        for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+            patch.setenv(name, "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", url)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-p", str(port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            for _ in range(300):
+                try:
+                    urllib.request.urlopen(f"{url}/moto-api/data.json", timeout=5).close()
+                    break
+                except OSError:
+                    time.sleep(0.2)
+            boto3.client("s3", endpoint_url=url).create_bucket(Bucket="bones")
+            yield "s3://bones"
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def test_a_file_is_made_once(bucket: str) -> None:
+    folder = Folder(f"{bucket}/once")
+    folder.create("a/b.txt", b"one")
+    folder.create("a/b.txt", b"one")  # as after an answer that was lost
+    with pytest.raises(FileExistsError):
+        folder.create("a/b.txt", b"two")
+    assert folder.read("a/b.txt") == b"one"
+    with pytest.raises(FileNotFoundError):
+        Folder("s3://nowhere/x").create("y", b"z")
+
+
+def test_of_many_that_write_at_once_one_succeeds(bucket: str) -> None:
+    folder = Folder(f"{bucket}/many")
+
+    def attempt(number: int) -> bool:
+        try:
+            folder.create("000001.jsonl", b"%d" % number)
+        except FileExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        told = list(pool.map(attempt, range(16)))
+    assert told.count(True) == 1
+    assert folder.read("000001.jsonl") == b"%d" % told.index(True)
+
+
+def test_two_drivers_write_one_journal_without_a_gap(bucket: str) -> None:
+    url = f"{bucket}/two"
+    drivers = [
+        subprocess.Popen(
+            [sys.executable, "-c", DRIVER, url, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in "ab"
+    ]
+    time.sleep(3)  # both have started
+    for driver in drivers:
+        assert driver.stdin
+        driver.stdin.write("go\n")
+        driver.stdin.flush()
+    told: list[Any] = [json.loads(driver.communicate()[0]) for driver in drivers]
+    reasons = [e["reason"] for e in Journal(Folder(url)).events()]  # its checksums hold
+    wrote = [f"{name} {n}" for name, (ns, _) in zip("ab", told) for n in ns]
+    assert sorted(reasons) == sorted(wrote)
+    lost = [said for _, said in told if said]
+    assert len(lost) == 1
+    assert "another has taken the study over" in lost[0]
+
+
+def test_a_driver_that_lost_its_study_ends(bucket: str) -> None:
+    first = Journal(Folder(f"{bucket}/lost"))
+    first.append("end", reason="one")
+    second = Journal(Folder(f"{bucket}/lost"))
+    second.append("end", reason="two")
+    with pytest.raises(RunFailed, match="another has taken the study over"):
+        first.append("end", reason="three")
+    assert [e["reason"] for e in Journal(Folder(f"{bucket}/lost")).events()] == ["one", "two"]
+
+
+def test_a_search_runs_on_it_and_goes_on(
+    bucket: str, study: dict[str, object], tmp_path: Path
+) -> None:
+    path, out = tmp_path / "study.yaml", f"{bucket}/study"
+    path.write_text(yaml.safe_dump({**study, "epochs": 1, "search": {"trials": 1}}))
+    assert main(["search", str(path), "--out", out, "--local"]) == 0
+    assert main(["search", str(path), "--out", out, "--local", "--set", "search.trials=2"]) == 0
+    board = Folder(out).read("leaderboard.csv")
+    assert board
+    assert board.decode().count("complete") == 2
