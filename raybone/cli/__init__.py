@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from raybone import __version__
-from raybone.cli import data, results, study
+from raybone.cli import clusters, data, results, study
 from raybone.cli.arguments import OneLine, add_verb, call
 from raybone.errors import MachineFault, RunFailed, WrongInput
 from raybone.private import hear_signals
@@ -48,8 +48,9 @@ VERBS = (
     data.init,
     study.preview,
     study.search,
-    study.manifests,
-    study.submit,
+    clusters.manifests,
+    clusters.slurm,
+    clusters.submit,
     study.simulate,
     study.watch,
     study.logs,
@@ -58,6 +59,7 @@ VERBS = (
     results.track,
     results.compare,
     results.report,
+    results.checklist,
     results.refit,
     results.predict,
     results.evaluate,

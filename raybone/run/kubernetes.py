@@ -73,7 +73,7 @@ def manifests(study: Study, out: str | None = None, image: str | None = None) ->
     head["metadata"]["annotations"][STUDY] = write_study(study)
     if packages := packages_of(study):
         job["metadata"]["annotations"] = {PACKAGES: ", ".join(packages)}
-    runs = _runs(study)
+    runs = runs_of(study)
     _ask(head, str(2 + runs // 4), f"{4 + 2 * runs}Gi")
     _size(group, study)
     for pod in (spec["submitterPodTemplate"], head, group["template"]):
@@ -93,7 +93,7 @@ def _size(group: dict[str, Any], study: Study) -> None:
     resources = study.resources
     sharing = int(1 / resources.gpus + 1e-9) if 0 < resources.gpus < 1 else 1
     cpus, gpus = resources.cpus * sharing, math.ceil(resources.gpus)
-    pods = math.ceil(_runs(study) * resources.workers / sharing)
+    pods = math.ceil(runs_of(study) * resources.workers / sharing)
     group.update(
         groupName="gpu" if gpus else "cpu",
         replicas=resources.workers,
@@ -116,7 +116,7 @@ def _ask(pod: dict[str, Any], cpu: str, memory: str, gpus: int = 0) -> None:
         asked.update(wanted)
 
 
-def _runs(study: Study) -> int:
+def runs_of(study: Study) -> int:
     """Training runs at once, at full size."""
     wanted = study.resources.concurrent
     return min(study.search.trials, RUNS) if wanted == "auto" else int(wanted)
