@@ -34,8 +34,10 @@ class Visit:
     drawn: float = 0.0
 
 
-def visit(page: Path, scripts: Sequence[str] = (), width: int = 1300, dark: bool = False) -> Visit:
-    """Open a file, wait until its charts are drawn, and run scripts in it, one after the other."""
+def visit(
+    page: Path | str, scripts: Sequence[str] = (), width: int = 1300, dark: bool = False
+) -> Visit:
+    """Open a file or an address, wait until its charts are drawn, and run scripts in it, one after the other."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = subprocess.Popen(
             [
@@ -53,7 +55,8 @@ def visit(page: Path, scripts: Sequence[str] = (), width: int = 1300, dark: bool
             stderr=subprocess.DEVNULL,
         )
         try:
-            return asyncio.run(_visit(Path(profile), page.resolve().as_uri(), scripts, dark))
+            url = page if isinstance(page, str) else page.resolve().as_uri()
+            return asyncio.run(_visit(Path(profile), url, scripts, dark))
         finally:
             browser.terminate()
             browser.wait(20)

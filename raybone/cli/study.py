@@ -287,14 +287,32 @@ def _tell_limit(path: str, plan: Plan, regret_pct: float) -> None:
     )
 
 
-def watch(study: str, *, once: bool = False) -> None:
-    """what a study is doing, wherever it runs
+def watch(
+    study: str, *, once: bool = False, serve: str = "", webhook: str = "", dataset: str = ""
+) -> None:
+    """what a study is doing, wherever it runs: here, in a browser, or told to another program
 
     Args:
         once: show it once and leave
+        serve HOST:PORT: its report and its errors as a page, drawn again as it goes on
+        webhook URL: post a new best, failures and the end there
+        dataset DATASET: for --serve: where the dataset is now, if it was moved
     """
     from raybone.results.watch import status_lines, watch
 
+    if once + bool(serve) + bool(webhook) > 1:
+        raise WrongInput("watch: --once, --serve and --webhook are three ways; choose one")
+    if serve:
+        from raybone.results.serve.server import serve as page
+
+        page(study, serve, say, dataset)
+        return
+    if webhook:
+        from raybone.results.serve.webhook import tell
+
+        with contextlib.suppress(KeyboardInterrupt):
+            say(f"{tell(study, webhook, say)} posts were taken")
+        return
     with contextlib.suppress(KeyboardInterrupt):  # leaving stops no study
         if _drawable():
             from raybone.results.live import live

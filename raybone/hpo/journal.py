@@ -14,8 +14,9 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterator
-from io import RawIOBase
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO, RawIOBase
 from typing import Any
 
 import orjson
@@ -25,6 +26,7 @@ from raybone.hpo.events import Event, check_event
 from raybone.storage import Folder, patiently
 
 FOLDER = "journal"
+AT_ONCE = 16  # segments that are fetched together
 SEAL = ',"crc":"'  # what comes before the checksum of a line
 
 
@@ -53,6 +55,7 @@ class Journal:
             WrongInput: a line is broken, changed or missing.
         """
         names = self._segments()
+        ahead = self._ahead(names)
         for name, after in zip(names, [*names[1:], None]):
             number = int(name.partition(".")[0])
             if number < self._segment:
@@ -65,8 +68,8 @@ class Journal:
                         "copy"
                     )
                 self._segment, self._offset, self._line = number, 0, 0
-            heir = self._first_line(after) if after else None
-            with self.folder.fs.open(f"{self.folder.path}/{name}", "rb") as file:
+            heir = self._first_line(after, ahead) if after else None
+            with self._open(name, ahead) as file:
                 file.seek(self._offset)
                 for line in file:
                     if not line.endswith(b"\n"):
@@ -123,9 +126,25 @@ class Journal:
             with contextlib.suppress(OSError):  # it was synced, or its loss is known
                 file.close()
 
-    def _first_line(self, name: str) -> bytes | None:
+    def _ahead(self, names: list[str]) -> dict[str, bytes]:
+        """The segments that are yet to be read from an object store, where they never change:
+        there is one for each event, and one by one they would take a minute for a thousand.
+        """
+        if self.folder.local:
+            return {}
+        wanted = [name for name in names if int(name.partition(".")[0]) >= self._segment]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            contents = pool.map(self.folder.read, wanted)
+            return {name: content for name, content in zip(wanted, contents) if content}
+
+    def _open(self, name: str, ahead: Mapping[str, bytes]) -> Any:
+        if name in ahead:
+            return BytesIO(ahead[name])
+        return self.folder.fs.open(f"{self.folder.path}/{name}", "rb")
+
+    def _first_line(self, name: str, ahead: Mapping[str, bytes]) -> bytes | None:
         """The first line of a segment, None while it is being written."""
-        with self.folder.fs.open(f"{self.folder.path}/{name}", "rb") as file:
+        with self._open(name, ahead) as file:
             line = file.readline()
         return bytes(line) if line.endswith(b"\n") else None
 

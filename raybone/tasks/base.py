@@ -279,6 +279,12 @@ class Task:
             return math.nan
         return float(np.mean(self.alarms(replace(outcome, scans=clean))))
 
+    def errors(self, outcome: Outcome) -> tuple[int, int]:
+        """How many findings are false, and how many of what there was to find were missed."""
+        score_D, hit_D, positives = self.scored(outcome)
+        called_D = score_D >= outcome.threshold
+        return int((called_D & ~hit_D).sum()), positives - int((called_D & hit_D).sum())
+
     def alarms(self, outcome: Outcome) -> list[float]:
         """How many findings of lesions each scan has; NaN where nothing can be counted."""
         return [math.nan]

@@ -109,6 +109,12 @@ class Segmentation(Task):
         """Probabilities and truth, (H, W) a category."""
         yield from zip(_mask(prediction), _truth(scan, categories))
 
+    def errors(self, outcome: Outcome) -> tuple[int, int]:
+        """Components that find no lesion, and lesions that none finds."""
+        scores = [one for f, s in outcome.pairs for one in _scores(f, s, outcome.categories)]
+        wrong = sum(one.findings - one.hits for one in scores)
+        return wrong, sum(one.lesions - one.found for one in scores)
+
     def alarms(self, outcome: Outcome) -> list[float]:
         """Components of the masks of lesions, those in crowds aside."""
         scores = [_scores(f, s, outcome.categories) for f, s in outcome.pairs]

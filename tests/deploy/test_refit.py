@@ -118,7 +118,7 @@ def test_the_score_from_which_on_something_is_found_is_chosen_by_name(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     areas = []
-    for rule in ("sensitivity=0.9", "score=0.9"):
+    for rule in ("sensitivity=0.9", "score=0.5"):
         out = tmp_path / rule
         assert main(["refit", str(place / "study"), "--out", str(out), "--operate", rule]) == 0
         point = meta(out)["operating_point"]
@@ -199,7 +199,7 @@ def test_predictions_are_those_of_the_fold_models_together(
         for finding in frame["findings"]:
             x1, y1, x2, y2 = (int(v) for v in finding["box"])
             assert mask_HW[y1:y2, x1:x2].any()
-            assert 0.5 <= finding["score"] <= 1
+            assert meta(place / "bundle")["operating_point"]["threshold"] <= finding["score"] <= 1
             assert 0 <= finding["sd"] <= 0.5
             assert 0 < finding["probability"] < 1
         assert not frame["oddities"]
@@ -230,7 +230,7 @@ def test_the_members_mean_is_what_is_predicted(
         np.testing.assert_allclose(
             prediction.mask_CHW, np.mean([m.mask_CHW for m in members], 0), atol=1e-6
         )
-        expected[dataset.scans[n].scan_id] = prediction.mask_CHW[0] >= 0.5
+        expected[dataset.scans[n].scan_id] = prediction.mask_CHW[0] >= bundle.threshold
     assert (
         main(["predict", str(place / "bundle"), str(cohort), "--out", str(tmp_path / "out")]) == 0
     )

@@ -141,9 +141,11 @@ def test_a_search_runs_on_it_and_goes_on(
     bucket: str, study: dict[str, object], tmp_path: Path
 ) -> None:
     path, out = tmp_path / "study.yaml", f"{bucket}/study"
-    path.write_text(yaml.safe_dump({**study, "epochs": 1, "search": {"trials": 1}}))
-    assert main(["search", str(path), "--out", out, "--local"]) == 0
-    assert main(["search", str(path), "--out", out, "--local", "--set", "search.trials=2"]) == 0
+    fast = {"trials": 1, "scheduler": "full", "folds": 3}
+    path.write_text(yaml.safe_dump({**study, "epochs": 1, "search": fast}))
+    for trials in (1, 2):
+        more = ["--set", f"search.trials={trials}"]
+        assert main(["search", str(path), "--out", out, "--local", *more]) == 0
     board = Folder(out).read("leaderboard.csv")
     assert board
     assert board.decode().count("complete") == 2

@@ -53,9 +53,8 @@ def test_it_asks_for_what_the_study_needs_and_goes_back_into_the_queue(
 def test_the_study_travels_whatever_is_in_it(
     study: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = "it's $(touch gone) `x` \\ EOF"
-    text = script(capsys, {**study, "name": name}, tmp_path)
-    assert options(text)["job-name"] == "it-s-touch-gone-x-EOF"
+    hostile = "/data/it's $(touch gone) `x` \\ EOF"
+    text = script(capsys, {**study, "dataset": hostile}, tmp_path)
     # As the shell of the job would write it down
     found = re.search(r"^(cat > .*?^STUDY-\w+)$", text, re.MULTILINE | re.DOTALL)
     assert found

@@ -77,7 +77,7 @@ def test_the_names_of_labelimg_are_taken_and_numbers_stand_without_any(tmp_path:
     raw = folder(tmp_path / "raw")
     (raw / "data.yaml").unlink()
     assert prepared(raw, tmp_path / "unnamed").categories == ["other"]
-    words = ["--categories", "malignant=class 0"]
+    words = ["--categories", "class 0=malignant"]
     assert main(["prepare", str(raw), str(tmp_path / "named"), "--folds", "2", *words]) == 0
     assert sorted(open_dataset(tmp_path / "named").categories) == ["malignant", "other"]
     (raw / "labels/train/classes.txt").write_text("benign\nmetastasis\n")
