@@ -62,6 +62,7 @@ HOME_OF = {
     "rich": {"results/live.py"},
     "mlflow": {"results/trackers/mlflow.py"},
     "tensorboardX": {"results/trackers/tensorboard.py"},
+    "wandb": {"results/trackers/wandb.py"},
     "pycocotools": {"data/annotations.py", "data/ingest/annotations/coco.py"},
     "faster_coco_eval": {"metrics/boxes.py"},
 }

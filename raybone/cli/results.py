@@ -63,10 +63,10 @@ def leaderboard(
 
 
 def track(study: str, *, to: str, follow: bool = False) -> None:
-    """a study's epochs and table for MLflow or TensorBoard, as it runs or afterwards
+    """a study's epochs and table for MLflow, TensorBoard or W&B, as it runs or afterwards
 
     Args:
-        to TRACKER: mlflow:URI (a server or sqlite:///FILE) or tensorboard:DIR
+        to TRACKER: mlflow:URI (a server or sqlite:///FILE), tensorboard:DIR or wandb:DIR (offline)
         follow: until the study ends
     """
     from raybone.results.trackers.track import shown, track

@@ -27,11 +27,12 @@ from raybone.results.study_folder import (
     earlier_rows,
 )
 from raybone.run.checks import parameters, resolve
+from raybone.run.followers import tracked
 from raybone.storage import Folder
 from raybone.study.spec import ResolvedStudy, Study
 
 # Keys that a resumed study may change: they do not alter what is already trained.
-CHANGEABLE = {"limits", "resources", "keep", "resolved"}
+CHANGEABLE = {"limits", "resources", "keep", "track", "resolved"}
 
 # What a study folder may hold before its study.yaml is written; the last two are the
 # demonstration's.
@@ -129,7 +130,8 @@ def open_study(
         brain.runs_on("driver", environment())
         opened = OpenStudy(checked, folder, dataset, brain, lease)
         opened.publish()
-        yield opened
+        with tracked(checked.track, folder.files.absolute):
+            yield opened
 
 
 def _check_out(folder: StudyFolder, out: str) -> None:

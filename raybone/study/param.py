@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import reprlib
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 KINDS = ("uniform", "log_uniform", "int_uniform", "choice")
 Value = float | int | str | bool | list[str] | list[float] | None
+# A password would lie in study.yaml; trackers take theirs from the environment.
+Tracker = Annotated[str, Field(pattern=r"^(mlflow|tensorboard|wandb):[^@]+$")]
 # Aliases let a few lines of YAML stand for more than any memory holds.
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2

@@ -18,7 +18,7 @@ from pydantic import (
 
 from raybone.errors import WrongInput
 from raybone.study.metric import METRICS, Direction, Metric
-from raybone.study.param import Param, Strict, Value
+from raybone.study.param import Param, Strict, Tracker, Value
 from raybone.study.soundness import settled, unsound
 
 MODELS = "raybone.models"  # group of the entry points by which packages offer models
@@ -216,6 +216,9 @@ class Study(Strict):
     limits: Limits = Field(Limits(), description="when to stop")
     keep: int = Field(
         5, ge=0, le=MOST, description="configurations whose weights are kept at the end"
+    )
+    track: tuple[Tracker, ...] = Field(
+        (), description="trackers to tell as it runs, such as mlflow:URI: see `raybone track`"
     )
     resolved: Resolved | None = None
 

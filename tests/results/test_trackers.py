@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import mlflow
 import pandas as pd
 import pytest
 import yaml
-from event_files import last_of, scalars_of
+from event_files import last_of, records_of, scalars_of
 
 from raybone.cli import main
 from raybone.errors import MachineFault, WrongInput
@@ -20,6 +21,7 @@ from raybone.hpo.journal import Journal
 from raybone.results.study_folder import StudyFolder
 from raybone.results.trackers import track as tracking
 from raybone.results.trackers.track import shown, track
+from raybone.run import followers
 from raybone.storage import Folder
 
 
@@ -74,6 +76,81 @@ def test_tensorboard_has_each_epoch_at_its_time(done: Path, tmp_path: Path) -> N
     mean = last_of(tmp_path / f"tb/{row['config_id']}")["dice_mean"]
     assert mean == pytest.approx(row["dice_mean"], abs=1e-6)
     assert main(["track", str(done), "--to", f"tensorboard:{tmp_path / 'tb'}"]) == 2
+
+
+def test_wandb_has_a_run_a_configuration_and_asks_no_network(done: Path, tmp_path: Path) -> None:
+    place = tmp_path / "wb"
+    assert main(["track", str(done), "--to", f"wandb:{place}"]) == 0
+    seen: dict[str, dict[int, dict[str, float]]] = {}
+    for record in records_of(place):
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            assert record.run.project == "tracked"
+            name = record.run.display_name
+            config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            assert config["metric"] == "dice"
+            assert config["lr0"] in (0.01, 0.001)
+        elif kind == "history":
+            items = {
+                "/".join(i.nested_key) or i.key: json.loads(i.value_json)
+                for i in record.history.item
+            }
+            values = {k: v for k, v in items.items() if not k.startswith("_")}
+            seen.setdefault(name, {})[int(items["_step"])] = values
+    known: dict[str, dict[int, dict[str, float]]] = {}
+    for (config_id, fold, epoch), event in epochs(done).items():
+        values = known.setdefault(config_id, {}).setdefault(epoch, {})
+        metrics = {k: v for k, v in event["metrics"].items() if v is not None}
+        values |= {
+            f"fold{fold}/{k}": v for k, v in {**metrics, "seconds": event["seconds"]}.items()
+        }
+    assert seen.keys() == known.keys()
+    for config_id, steps in known.items():
+        assert seen[config_id].keys() == steps.keys()
+        for step, values in steps.items():
+            assert seen[config_id][step] == pytest.approx(values, rel=1e-9)
+    assert main(["track", str(done), "--to", f"wandb:{place}"]) == 2
+
+
+def test_a_study_names_its_trackers_and_one_that_is_down_stops_nothing(
+    study: dict[str, object], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    places = [
+        f"tensorboard:{tmp_path / 'tb'}",
+        f"wandb:{tmp_path / 'wb'}",
+        "mlflow:sqlite:////proc/no.db",
+    ]
+    path, out = tmp_path / "study.yaml", str(tmp_path / "run")
+    fast = {"trials": 1, "scheduler": "full"}
+    path.write_text(yaml.safe_dump({**study, "epochs": 1, "search": fast, "track": places[:2]}))
+    assert main(["search", str(path), "--out", out, "--local"]) == 0
+    assert len(list(scalars_of(tmp_path / "tb/c000/fold0"))) > 1
+    assert any(r.WhichOneof("record_type") == "exit" for r in records_of(tmp_path / "wb"))
+    # Resumed with other trackers: the folder exists, and is not written to
+    path.write_text(
+        yaml.safe_dump(
+            {**study, "epochs": 1, "search": {**fast, "trials": 2}, "track": [places[0], places[2]]}
+        )
+    )
+    followers.PATIENCE, kept = 20.0, followers.PATIENCE
+    try:
+        assert main(["search", str(path), "--out", out, "--local"]) == 0
+    finally:
+        followers.PATIENCE = kept
+    assert (tmp_path / "tb-2/c001/fold0").is_dir()
+    assert not (tmp_path / "tb/c001").exists()
+    assert "mlflow" in capfd.readouterr().err
+
+
+def test_a_tracker_with_a_password_is_refused(
+    study: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "study.yaml"
+    for place in ("mlflow:http://me:secret@host", "neptune:x", "mlflow"):
+        path.write_text(yaml.safe_dump({**study, "track": [place]}))
+        assert main(["search", str(path), "--out", str(tmp_path / "run"), "--local"]) == 2
+        said = capsys.readouterr().err
+        assert "track" in said
 
 
 def test_mlflow_has_folds_below_configurations_below_the_study(
@@ -174,7 +251,7 @@ def test_a_server_that_does_not_answer_is_one_line_without_its_password(
 
 
 @pytest.mark.parametrize(
-    "to", ["wandb:x", "mlflow:", "mlflow:./mlruns", "mlflow:sqlite:///", "nothing"]
+    "to", ["neptune:x", "mlflow:", "mlflow:./mlruns", "mlflow:sqlite:///", "nothing"]
 )
 def test_what_is_no_tracker_is_refused(to: str, done: Path) -> None:
     with pytest.raises(WrongInput, match="--to"):

@@ -17,7 +17,7 @@ from raybone.hpo.state import State
 from raybone.results.study_folder import StudyFolder
 
 EVERY = 5.0  # seconds between two looks at the journal
-KINDS = {"mlflow": "URI", "tensorboard": "DIR"}
+KINDS = {"mlflow": "URI", "tensorboard": "DIR", "wandb": "DIR"}
 
 
 class Outlet(Protocol):
@@ -43,7 +43,8 @@ def track(
     """Tell a tracker of each epoch of each fold; returns the number of fold epochs.
 
     Args:
-        to: ``mlflow:URI`` of a server or ``sqlite:///FILE``, or ``tensorboard:DIR`` to be made.
+        to: ``mlflow:URI`` of a server or ``sqlite:///FILE``, or ``tensorboard:DIR`` or, offline,
+            ``wandb:DIR``, to be made.
         follow: until the study ends; a tracker that does not answer is asked again.
         tell: is told what goes wrong meanwhile.
     Raises:
