@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raybone.data.loader import validation_loader
 from raybone.deploy.ensemble import outputs
-from raybone.metrics.calibration import EDGE, calibrated, calibration_error, platt, reliability
+from raybone.metrics.calibration import EDGE, calibration_error, crossed, platt, reliability
 from raybone.metrics.lesions import THRESHOLD
 from raybone.metrics.operating_point import Cases, Rule, operating_point, together
 from raybone.tasks.base import Outcome, patients_of
@@ -96,7 +96,7 @@ def calibrate(of: str, folds: Sequence[Cases]) -> dict[str, Any]:
     slope, intercept = platt(score_N, truth_N, weight_N)
     if slope <= 0:
         return {"reason": "out-of-fold scores do not tell true from false"}
-    crossed_N = np.concatenate([_crossed(fold, folds) for fold in folds])
+    crossed_N = crossed([(f.score_N, f.truth_N, f.weight_N) for f in folds])
     return {
         "of": of,
         "count": int(weight_N.sum()),
@@ -139,12 +139,6 @@ def cases_of(job: FoldJob, findings: Sequence[Finding]) -> Cases:
     counted = len(scans) if task.free_response else 0
     once_N = np.ones(len(score_N))
     return Cases(score_N, truth_N.astype(float), once_N, positives, counted, task.free_response)
-
-
-def _crossed(fold: Cases, folds: Sequence[Cases]) -> Array:
-    """A fold's scores, calibrated by the others."""
-    others = together([f for f in folds if f is not fold])
-    return calibrated(fold.score_N, *platt(others.score_N, others.truth_N, others.weight_N))
 
 
 def _pixels(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from raybone.data.annotations import foci
 from raybone.data.cache import intensities_of
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.loader import validation_loader
@@ -22,41 +19,12 @@ from raybone.deploy.ensemble import outputs
 from raybone.deploy.out_of_distribution import oddities
 from raybone.errors import WrongInput
 from raybone.metrics.calibration import calibrated, calibration_error, reliability
-from raybone.metrics.intervals import bootstrap_interval, patient_draws
 from raybone.metrics.lesions import RATES, froc
 from raybone.metrics.operating_point import Cases
-from raybone.metrics.subgroups import group_of_count
 from raybone.tasks import task_named
 from raybone.tasks.base import Outcome, Task
+from raybone.tasks.groups import Group, Score, Scorer
 from raybone.types import Array, Finding, Scan
-
-SEED = 0  # of the bootstrap
-MOST = 6  # values of a label that makes subgroups
-
-
-@dataclass(frozen=True)
-class Score:
-    """A metric with the 95 % interval of its patient bootstrap; NaN where there is none."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-    def __str__(self) -> str:
-        if math.isnan(self.low):
-            return f"{self.value:.3f}"
-        return f"{self.value:.3f} (95 %: {self.low:.3f} to {self.high:.3f})"
-
-
-@dataclass(frozen=True)
-class Group:
-    """The scans that share a property, and the metric on them."""
-
-    by: str
-    name: str
-    scans: int
-    patients: int
-    score: Score
 
 
 @dataclass(frozen=True)
@@ -110,8 +78,8 @@ def evaluate(
     findings, levels = _found(bundle, opened, scans, progress)
     outcome = Outcome(findings, scans, list(bundle.config.categories), bundle.threshold)
     own = bundle.meta["score"]
-    metric = task.ranked[0] if own["metric"] == "val_loss" else str(own["metric"])
-    of = _Scorer(task, opened, metric)
+    of = Scorer.by(str(own["metric"]), task, opened)
+    metric = of.metric
     scored = task.scored(outcome)
     cases = levels.cases() if task.rescored else _cases(scored, task)
     return Evaluation(
@@ -207,69 +175,6 @@ def _found(
             levels.add(task.levels(scan, prediction, list(config.categories)))
         progress(number, len(samples))
     return findings, levels
-
-
-@dataclass(frozen=True)
-class _Scorer:
-    """Metrics of some scans with intervals by patient; those who may be one person are drawn
-    together.
-    """
-
-    task: Task
-    dataset: Dataset
-    metric: str
-
-    def scores(self, outcome: Outcome) -> dict[str, Score]:
-        """All metrics."""
-        known = self._resampled(outcome)
-        metrics = self.task.score(outcome)
-        return {name: known.get(name, Score(value)) for name, value in metrics.items()}
-
-    def groups(self, outcome: Outcome) -> Iterator[Group]:
-        """The metric of each subgroup, of every property that tells scans apart."""
-        for by, members in _subgroups(outcome).items():
-            for name, scans in sorted(members.items()):
-                ids = {s.scan_id for s in scans}
-                own = [f for f in outcome.findings if f["scan_id"] in ids]
-                score = self._resampled(replace(outcome, findings=own, scans=scans))[self.metric]
-                yield Group(by, name, len(scans), len({s.patient_id for s in scans}), score)
-
-    def _resampled(self, outcome: Outcome) -> dict[str, Score]:
-        scans, person_of = outcome.scans, self.dataset.group_of
-        column: dict[str, int] = {}
-        for scan in scans:
-            column.setdefault(person_of[scan.patient_id], len(column))
-        positive = self.task.positive(outcome)
-        sick = {person_of[s.patient_id] for s in scans if s.scan_id in positive}
-        once_1S = np.ones((1, len(scans)), int)
-        values = {k: v.item() for k, v in self.task.resampled(outcome, once_1S).items()}
-        if len(column) < 2 or not sick:
-            return {name: Score(value) for name, value in values.items()}
-        sick_P = np.array([p in sick for p in column])
-        draws_BP = patient_draws(np.zeros(len(column), int), sick_P, SEED)
-        draws_BS = draws_BP[:, [column[person_of[s.patient_id]] for s in scans]]
-        drawn = self.task.resampled(outcome, draws_BS)
-        return {
-            name: Score(value, *bootstrap_interval(value, drawn[name], len(column) - 1))
-            for name, value in values.items()
-        }
-
-
-def _subgroups(outcome: Outcome) -> dict[str, dict[str, list[Scan]]]:
-    """Scans by property and its value, of properties with 2 to ``MOST`` values."""
-    found: dict[str, dict[str, list[Scan]]] = defaultdict(lambda: defaultdict(list))
-    for scan in outcome.scans:
-        count = sum(le.category in outcome.categories for le in foci(scan))
-        properties = {
-            "site": scan.site,
-            "scanner": scan.scanner,
-            "view": scan.view,
-            "lesions on the scan": group_of_count(count) if count else "none",
-            **dict(scan.labels),
-        }
-        for by, name in properties.items():
-            found[by][name].append(scan)
-    return {by: groups for by, groups in found.items() if 2 <= len(groups) <= MOST}
 
 
 def _froc(scored: tuple[Array, Array, int], scans: int) -> dict[str, float]:

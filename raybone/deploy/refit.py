@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -37,8 +37,10 @@ from raybone.run.local import refuse_here
 from raybone.storage import Folder, fold_name
 from raybone.study.spec import ResolvedStudy, Study
 from raybone.tasks import configured, task_named
+from raybone.tasks.base import Outcome
+from raybone.tasks.groups import Scorer
 from raybone.train.samples import FoldJob
-from raybone.types import Epoch
+from raybone.types import Epoch, Finding
 from raybone.version import version
 
 MOST = 500  # scans that say what the training scans look like
@@ -115,6 +117,7 @@ def refit(
         "kind": "one model of all patients" if options.train else "fold ensemble",
         "calibration": calibrate(job.task.counted, folds),
         "operating_point": point,
+        "subgroups": _groups(job, findings, study.metric),
         **_meta(chosen, dataset, config, row),
     }
     further = partial(_further, dataset=dataset, onnx=options.onnx)
@@ -263,6 +266,22 @@ def _further(half: Path, bundle: Bundle, dataset: Dataset, onnx: bool) -> dict[s
                 }
             )
     return written
+
+
+def _groups(
+    job: FoldJob, findings: Sequence[Sequence[Finding]], metric: str
+) -> list[dict[str, Any]]:
+    """The score of each subgroup out of fold, all folds together, for JSON: no NaN."""
+    dataset, task, every = job.dataset, job.task, [f for own in findings for f in own]
+    folds = range(dataset.folds) if every else range(0)
+    scans = [s for fold in folds for s in task.usable(dataset.validation(fold))]
+    told = []
+    for group in Scorer.by(metric, task, dataset).groups(
+        Outcome(every, scans, [*job.config.categories])
+    ):
+        score = {k: round(v, 6) for k, v in vars(group.score).items() if math.isfinite(v)}
+        told.append({**vars(group), "score": score})
+    return told
 
 
 def _card(meta: Mapping[str, Any]) -> str:

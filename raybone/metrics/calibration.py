@@ -4,6 +4,8 @@ true.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, logit
@@ -51,6 +53,19 @@ def platt(score_N: Array, truth_N: Array, weight_N: Array | None = None) -> tupl
 def calibrated(score_N: Array, slope: float, intercept: float) -> Array:
     """Scores as probabilities, by what ``platt`` gave."""
     return np.asarray(expit(slope * _logit(score_N) + intercept))
+
+
+def crossed(folds: Sequence[tuple[Array, Array, Array]]) -> Array:
+    """Scores of all folds, one after the other, each calibrated by what the others give.
+
+    Args:
+        folds: score_N, truth_N and weight_N of each, as ``platt`` takes them.
+    """
+    parts = []
+    for place, (score_N, _, _) in enumerate(folds):
+        others = [fold for number, fold in enumerate(folds) if number != place]
+        parts.append(calibrated(score_N, *platt(*map(np.concatenate, zip(*others)))))
+    return np.concatenate(parts)
 
 
 def calibration_error(probability_N: Array, truth_N: Array, weight_N: Array | None = None) -> float:

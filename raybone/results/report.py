@@ -28,7 +28,7 @@ from raybone.results.compare import OTHER, beside, classified, figures, unfetche
 from raybone.results.leaderboard import csv_of, entries_of, leaderboard
 from raybone.results.page import page
 from raybone.results.study_folder import REPORT, StudyFolder
-from raybone.results.winner import Winner, pictures, winner_charts, winner_of
+from raybone.results.winner import Winner, pictures, winner_charts, winner_groups, winner_of
 from raybone.storage import Folder, patiently
 from raybone.study.space import in_joint, joint
 from raybone.study.spec import ResolvedStudy
@@ -118,6 +118,7 @@ def report(
         "space": joint(study),
         "models": _models(study, history.state, ranking),
         "winner": winner,
+        "groups": winner_groups(winner, study.metric) if winner else [],
         "missing": missing,
         "pictures": pictures(winner, study.metric) if winner and scans else [],
         "scans": scans,

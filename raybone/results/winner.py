@@ -15,13 +15,22 @@ from raybone.data.dataset import Dataset
 from raybone.data.overlay import Picture, overlay
 from raybone.errors import DamagedFile, WrongInput
 from raybone.hpo.state import Configuration
+from raybone.metrics.calibration import calibration_error, crossed, reliability
+from raybone.metrics.decision import THRESHOLDS, benefit_of_all, net_benefit
 from raybone.metrics.lesions import THRESHOLD, operating_points
-from raybone.results.charts.curves import ALL, curve, histogram
+from raybone.results.charts.curves import (
+    ALL,
+    curve,
+    decision_chart,
+    histogram,
+    reliability_chart,
+)
 from raybone.results.charts.vega import Chart
 from raybone.results.compare import findings_of
 from raybone.results.study_folder import ConfigurationFolder, StudyFolder
 from raybone.tasks import configured, task_of
 from raybone.tasks.base import Outcome, Task
+from raybone.tasks.groups import Group, Scorer
 from raybone.types import Array, Finding, Scan
 
 # What reading files raises that were changed.
@@ -101,8 +110,63 @@ def winner_of(
 
 
 def winner_charts(winner: Winner) -> list[Chart]:
-    """PR and FROC of a detector, PR and ROC of a classifier, Dice by scan of a segmenter."""
-    return _dice(winner) if winner.task.masks else _curves(winner)
+    """PR and FROC of a detector, PR and ROC of a classifier, Dice by scan of a segmenter; where
+    findings have scores, how far these can be relied on, and what decisions by them are worth.
+    """
+    if winner.task.masks:
+        return _dice(winner)
+    return [*_curves(winner), *_reliability(winner), *_decisions(winner)]
+
+
+def winner_groups(winner: Winner, metric: str) -> list[Group]:
+    """The winner's score in each subgroup of scans, with intervals by patient."""
+    scorer = Scorer.by(metric, winner.task, winner.dataset)
+    outcome = Outcome(winner.findings, winner.scans, winner.categories)
+    return list(scorer.groups(outcome))
+
+
+def _reliability(winner: Winner) -> list[Chart]:
+    """Of the calibrated scores of findings; each fold's by what the others give."""
+    folds = []
+    for fold in range(winner.dataset.folds):
+        findings, scans = winner.of([fold])
+        score_D, hit_D, _ = winner.task.scored(Outcome(findings, scans, winner.categories))
+        folds.append((score_D, hit_D.astype(float), np.ones(len(score_D))))
+    truth_D = np.concatenate([truth_D for _, truth_D, _ in folds])
+    if not 0 < truth_D.sum() < len(truth_D):
+        return []
+    probability_D = crossed(folds)
+    error = calibration_error(probability_D, truth_D)
+    says = (
+        f"Of {len(truth_D)} {winner.task.counted}, out of fold, by their score after Platt's "
+        f"calibration, each fold by what the others give; expected calibration error {error:.3f}."
+    )
+    return [reliability_chart(says, reliability(probability_D, truth_D))]
+
+
+def _decisions(winner: Winner) -> list[Chart]:
+    """Net benefit of calling a patient sick by the highest score, against calling all or nobody."""
+    folds = []
+    for fold in range(winner.dataset.folds):
+        findings, scans = winner.of([fold])
+        outcome = Outcome(findings, scans, winner.categories)
+        score_P, sick_P = winner.task.patient_scores(outcome)
+        folds.append((score_P, sick_P.astype(float), np.ones(len(score_P))))
+    sick_P = np.concatenate([truth_P for _, truth_P, _ in folds]).astype(bool)
+    if not 0 < sick_P.sum() < len(sick_P):
+        return []
+    probability_P = crossed(folds)
+    says = (
+        f"{len(sick_P)} patients, {sick_P.sum()} of them sick, by the highest score on their scans "
+        "after Platt's calibration, each fold by what the others give. A model is worth its use "
+        "where its line is above both others."
+    )
+    lines = {
+        "by the model": (THRESHOLDS, net_benefit(probability_P, sick_P)),
+        "everybody": (THRESHOLDS, benefit_of_all(sick_P)),
+        "nobody": (THRESHOLDS, np.zeros(len(THRESHOLDS))),
+    }
+    return [decision_chart(says, lines)]
 
 
 def _dice(winner: Winner) -> list[Chart]:

@@ -279,6 +279,12 @@ class Task:
             return math.nan
         return float(np.mean(self.alarms(replace(outcome, scans=clean))))
 
+    def patient_scores(self, outcome: Outcome) -> tuple[Array, Array]:
+        """The highest score that a patient's scans have, and whether one of them is positive, by
+        patient; empty where findings have no scores.
+        """
+        return np.zeros(0), np.zeros(0, bool)
+
     def errors(self, outcome: Outcome) -> tuple[int, int]:
         """How many findings are false, and how many of what there was to find were missed."""
         score_D, hit_D, positives = self.scored(outcome)

@@ -138,7 +138,10 @@ class Classification(Task):
         """
         own = classification_metrics(*_judged(outcome.findings), outcome.threshold)
         whole = [f for f in outcome.findings if f["lesion"] < 0]
-        return {**own, **_of_patients(whole, outcome.scans)} if whole else own
+        if not whole:
+            return own
+        auc = classification_metrics(*_patients(whole, outcome.scans))["AUC"]
+        return {**own, "patient_AUC": auc}
 
     def resampled(self, outcome: Outcome, weights_BN: Array) -> dict[str, Array]:
         """All metrics; samples of a scan are drawn together."""
@@ -151,6 +154,10 @@ class Classification(Task):
         """Probabilities, the truth, and the number of positives."""
         score_N, truth_N = _judged(outcome.findings)
         return score_N, truth_N, int(truth_N.sum())
+
+    def patient_scores(self, outcome: Outcome) -> tuple[Array, Array]:
+        """Of what was classified."""
+        return _patients(outcome.findings, outcome.scans)
 
     def false_positives(self, outcome: Outcome) -> float:
         """NaN, as nothing is searched for."""
@@ -180,14 +187,14 @@ def _target(config: TrainingConfig) -> str:
     return cast("ClassifierConfig", config).target
 
 
-def _of_patients(findings: Sequence[Finding], scans: Sequence[Scan]) -> dict[str, float]:
+def _patients(findings: Sequence[Finding], scans: Sequence[Scan]) -> tuple[Array, Array]:
+    """The highest score of each patient, and whether something of theirs is positive."""
     patient_of = {s.scan_id: s.patient_id for s in scans}
     by_patient = defaultdict[str, list[Finding]](list)
     for finding in findings:
         by_patient[patient_of[finding["scan_id"]]].append(finding)
     score_P = np.array([max(f["score"] for f in own) for own in by_patient.values()])
-    truth_P = np.array([any(f["positive"] for f in own) for own in by_patient.values()])
-    return {"patient_AUC": classification_metrics(score_P, truth_P)["AUC"]}
+    return score_P, np.array([any(f["positive"] for f in own) for own in by_patient.values()], bool)
 
 
 def _judged(findings: Sequence[Finding]) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ from raybone.data.augment import LEAST_SIDE, lost_at
 from raybone.data.dataset import Dataset
 from raybone.data.folds import TEST
 from raybone.metrics.boxes import box_metrics, lesion_hits, weighted_ap
-from raybone.tasks.base import Outcome, Task, patients_of
+from raybone.tasks.base import Outcome, Task, patients_of, sick
 from raybone.types import Array, Finding, Prediction, Scan
 
 if TYPE_CHECKING:
@@ -128,6 +128,20 @@ class Detection(Task):
         crowds, names = _truth(outcome, crowd=True), outcome.categories
         score_D, hit_D = lesion_hits(*_boxes(outcome), crowds, outcome.labels)
         return score_D, hit_D, sum(le.category in names for _, s in outcome.pairs for le in foci(s))
+
+    def patient_scores(self, outcome: Outcome) -> tuple[Array, Array]:
+        """Of boxes of lesions, 0 without any; patients with crowds alone are left out."""
+        score_of, sick_of = dict[str, float](), dict[str, bool]()
+        for finding, scan in outcome.pairs:
+            state = sick(scan, outcome.categories)
+            if state is None:
+                continue
+            boxes = zip(finding["scores"], finding["labels"])
+            best = max((s for s, label in boxes if label in outcome.labels), default=0.0)
+            patient = scan.patient_id
+            score_of[patient] = max(best, score_of.get(patient, 0.0))
+            sick_of[patient] = state or sick_of.get(patient, False)
+        return np.array([*score_of.values()]), np.array([*sick_of.values()], bool)
 
     def alarms(self, outcome: Outcome) -> list[float]:
         """Boxes of lesions from the threshold on, those in crowds aside."""

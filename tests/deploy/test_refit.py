@@ -105,6 +105,8 @@ def test_a_bundle_says_what_it_is_and_how_good(place: Path, held_out: Path) -> N
     assert 0 < point["threshold"] < 1
     assert len(point["folds"]) == 3
     card = (place / "bundle/README.md").read_text()
+    assert {g["by"] for g in found["subgroups"]} >= {"view"}
+    assert "| view | anterior | 6 | 6 |" in card
     assert f"at least **{point['threshold']:.3g}** counts as found" in " ".join(card.split())
     assert f"| f1 | {point['f1']:.3f} |" in card
     assert len(found["calibration"]["reliability"]) > 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import altair as alt
 import numpy as np
@@ -54,6 +54,40 @@ def curve(
         )
     )
     return drawn(title, says, chart, {"rows": rows})
+
+
+def reliability_chart(says: str, bins: Sequence[tuple[float, float, int]]) -> Chart:
+    """The share that is true by the probability, with the diagonal of what is sure to be right."""
+    rows = [{"x": short(p), "y": short(share), "n": n} for p, share, n in bins]
+    base = over(
+        "rows",
+        alt.X("x:Q", title="probability", scale=alt.Scale(domain=[0, 1])),
+        alt.Y("y:Q", title="share that is true", scale=alt.Scale(domain=[0, 1])),
+    )
+    ideal = over("ideal", alt.X("x:Q"), alt.Y("x:Q")).mark_line(color=LINE, strokeDash=[4, 4])
+    points = base.mark_circle(color=HUES[0], opacity=1).encode(
+        size=alt.Size("n:Q", title="findings", legend=None)
+    )
+    line = base.mark_line(color=HUES[0], strokeWidth=2)
+    chart = alt.layer(ideal, line, points)
+    return drawn("Reliability", says, chart, {"rows": rows, "ideal": [{"x": 0}, {"x": 1}]})
+
+
+def decision_chart(says: str, lines: Mapping[str, tuple[Array, Array]]) -> Chart:
+    """Net benefit by the probability from which on one would act, a line a way to decide."""
+    rows = [
+        {"f": name, "x": short(x), "y": short(y)}
+        for name, (x_T, y_T) in lines.items()
+        for x, y in zip(x_T.tolist(), y_T.tolist())
+    ]
+    top = max(float(y_T.max()) for _, y_T in lines.values())
+    chart = over(
+        "rows",
+        alt.X("x:Q", title="probability from which on one would act"),
+        alt.Y("y:Q", title="net benefit", scale=alt.Scale(domain=[-0.1 * top, top], clamp=True)),
+        alt.Color("f:N", title="", scale=alt.Scale(domain=[*lines], range=HUES[: len(lines)])),
+    ).mark_line(strokeWidth=2)
+    return drawn("Decision curve of patients", says, chart, {"rows": rows})
 
 
 def histogram(title: str, says: str, x: str, values_N: Array) -> Chart:
