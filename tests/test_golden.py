@@ -334,7 +334,10 @@ def table(study: Path) -> list[dict[str, Any]]:
         rows = [{k: cell(v) for k, v in row.items()} for row in csv.DictReader(file)]
     for row in rows:
         assert row["train_seconds"] >= 0
-        row |= dict.fromkeys(("train_seconds", "gpu_hours", "code_version", "machines"), "differs")
+        row |= dict.fromkeys(
+            ("train_seconds", "gpu_hours", "code_version", "machines", "images_per_s", "memory_gb"),
+            "differs",
+        )
         row |= {k: v.replace(f"{study.parent}/", "") for k, v in row.items() if isinstance(v, str)}
     return rows
 

@@ -204,21 +204,37 @@ def init(
 
 
 def export(
-    source: str, *, to: str | None = None, out: str | None = None, optuna: str | None = None
+    source: str,
+    *,
+    to: str | None = None,
+    out: str | None = None,
+    optuna: str | None = None,
+    coco: str | None = None,
+    dataset: str = "",
 ) -> None:
-    """a dataset for other tools, with its patient folds; or a study for Optuna's
+    """a dataset for other tools, with its patient folds; or a study's trials or findings
 
     Args:
-        source: DATASET, or with --optuna STUDY
+        source: DATASET, or with --optuna or --coco STUDY
         to FORMAT: coco, yolo or nnunet
         out DIR: folder to make
         optuna FILE: of Optuna's journal storage, which `optuna-dashboard FILE` opens
+        coco FILE: what the best configuration finds out of fold, as COCO's results
+        dataset DATASET: for --coco: where the dataset is now, if it was moved
     """
-    if bool(optuna) == bool(to and out) or bool(to) != bool(out):
+    if bool(to) != bool(out) or bool(to and out) + bool(optuna) + bool(coco) != 1:
         raise WrongInput(
-            "export: needs --to FORMAT --out DIR for a dataset, or --optuna FILE for a study; give "
-            "one of the two"
+            "export: needs --to FORMAT --out DIR for a dataset, or --optuna FILE or --coco FILE "
+            "for a study; give one of the three"
         )
+    if coco:
+        from raybone.results.reporting.coco import coco_results
+
+        found = coco_results(source, dataset)
+        with Path(coco).open("x", encoding="utf-8") as file:
+            file.write(dumps(found))
+        say(f"{coco}: {len(found)} findings; COCO(annotations.json).loadRes reads them")
+        return
     if optuna:
         from raybone.results.study_folder import StudyFolder
 

@@ -19,6 +19,7 @@ def leaderboard(
     brief: bool = False,
     by_model: bool = False,
     time: bool = False,
+    json: bool = False,
 ) -> None:
     """rebuild leaderboard.csv from the journal and show it; several studies make one table
 
@@ -29,7 +30,10 @@ def leaderboard(
         by_model: one row a model: its best configuration against that of the others, and what it
             cost
         time: for --by-model: milliseconds an image on this machine
+        json: one JSON document on stdout, a row each with null for what is not there
     """
+    import orjson
+
     from raybone.results.leaderboard import brief_of, entries_of, merged_leaderboard
     from raybone.results.study_folder import StudyFolder
 
@@ -56,7 +60,12 @@ def leaderboard(
     if csv:
         written = table[brief_of(table)] if brief else table
         written.map(safe_cell).to_csv(csv, index=False)
-    if by_model:
+    if json:
+        shown = table[brief_of(table)] if brief else table
+        rows = shown.astype(object).where(shown.notna(), None).to_dict("records")
+        how = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY
+        say(orjson.dumps(rows, option=how).decode())
+    elif by_model:
         show_by_model(table)
     else:
         show_table(table, brief)

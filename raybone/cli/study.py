@@ -288,20 +288,29 @@ def _tell_limit(path: str, plan: Plan, regret_pct: float) -> None:
 
 
 def watch(
-    study: str, *, once: bool = False, serve: str = "", webhook: str = "", dataset: str = ""
+    study: str,
+    *,
+    once: bool = False,
+    json: bool = False,
+    serve: str = "",
+    webhook: str = "",
+    dataset: str = "",
 ) -> None:
     """what a study is doing, wherever it runs: here, in a browser, or told to another program
 
     Args:
         once: show it once and leave
+        json: for --once: one JSON document on stdout
         serve HOST:PORT: its report and its errors as a page, drawn again as it goes on
         webhook URL: post a new best, failures and the end there
         dataset DATASET: for --serve: where the dataset is now, if it was moved
     """
-    from raybone.results.watch import status_lines, watch
+    from raybone.results.watch import status_json, status_lines, watch
 
     if once + bool(serve) + bool(webhook) > 1:
         raise WrongInput("watch: --once, --serve and --webhook are three ways; choose one")
+    if json and not once:
+        raise WrongInput("watch: --json is of --once, which is not asked for; add it")
     if serve:
         from raybone.results.serve.server import serve as page
 
@@ -314,7 +323,9 @@ def watch(
             say(f"{tell(study, webhook, say)} posts were taken")
         return
     with contextlib.suppress(KeyboardInterrupt):  # leaving stops no study
-        if _drawable():
+        if json:
+            watch(study, lambda status, _: say(status_json(status)), False)
+        elif _drawable():
             from raybone.results.live import live
 
             live(study, not once)

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from raybone.environment import in_short
 from raybone.errors import WrongInput
 from raybone.hpo.events import Event
@@ -88,6 +90,9 @@ class Configuration:
     untested: str = ""
     # Parts in which a batch goes through the network, as memory is short.
     parts: int = 1
+    # Of the last epoch, and the most memory of any, NaN while unknown.
+    images_per_s: float = math.nan
+    memory_gb: float = math.nan
     # What it was trained on, in short.
     machines: dict[str, None] = field(default_factory=dict)
     # Folds that have had an epoch since the way to ``target`` began.
@@ -254,7 +259,11 @@ class State:
         if event["epoch"] == len(run) + 1:
             run.append(event["metrics"], event["seconds"])
             configuration.at_work.add(event["fold"])
-            if (parts := int(event.get("cost", {}).get("parts", 1))) > configuration.parts:
+            cost = event.get("cost", {})
+            configuration.images_per_s = cost.get("images_per_s", math.nan)
+            memory = cost.get("memory_gb", math.nan)
+            configuration.memory_gb = float(np.fmax(configuration.memory_gb, memory))
+            if (parts := int(cost.get("parts", 1))) > configuration.parts:
                 configuration.parts = parts
                 self.news.append({**event, "event": "parts", "parts": parts})
             if self._machine:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -43,7 +43,13 @@ class TrainingConfig(Augmentation):
     imgsz: int = Field(
         1024, ge=32, le=4096, description="pixels of the long side; the scan keeps its aspect ratio"
     )
-    batch: int = Field(16, ge=1, le=1024, description="images a step, over all workers")
+    batch: int = Field(
+        16,
+        ge=1,
+        le=1024,
+        description="images a step, over all workers; auto for nbs, in as many parts as memory "
+        "asks for",
+    )
     nbs: int = Field(
         16, ge=1, description="nominal batch: gradients are summed up to this many images a step"
     )
@@ -108,6 +114,14 @@ class TrainingConfig(Augmentation):
         "average of the weights is sure of is their truth (mean teacher); 0 leaves them out",
     )
     loader_workers: int = Field(0, ge=0, le=64, description="loader processes of each worker")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _automatic(cls, content: Any) -> Any:
+        """``batch: auto`` is the nominal batch; ``fit`` halves it where it does not fit."""
+        if not isinstance(content, dict) or content.get("batch") != "auto":
+            return content
+        return {**content, "batch": content.get("nbs", cls.model_fields["nbs"].default)}
 
     @property
     def mined_from(self) -> str:

@@ -262,6 +262,8 @@ def _row(
         f"{m}_smoothed": smoothed(study, c),
         "rank_smoothed": None,
         "machines": "; ".join(c.machines),
+        "images_per_s": c.images_per_s,
+        "memory_gb": c.memory_gb,
     }
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 
 from raybone.hpo.fold_race import name_of
 from raybone.hpo.lease import EXPIRES, Lease
@@ -66,7 +67,8 @@ class Running:
     score), and how fast.
 
     epochs: of each fold at that rung. share: of the epochs up to there that are done.
-    epoch_seconds, seconds: of an epoch, and what is left to that rung; NaN while unknown.
+    epoch_seconds, seconds: of an epoch, and what is left to that rung; images_per_s, memory_gb: of
+    training, and the most that an epoch held. NaN while unknown.
     """
 
     config_id: str
@@ -76,6 +78,8 @@ class Running:
     share: float
     epoch_seconds: float
     seconds: float
+    images_per_s: float = math.nan
+    memory_gb: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,26 @@ def status_lines(status: Status) -> list[str]:
     return [printable(line) for line in [*lines, *("  " + line for line in told)]]
 
 
+def status_json(status: Status) -> str:
+    """A study as a JSON document, with null where a number is not known."""
+    state = status.state
+    content = {
+        "study": status.study.name,
+        "models": status.study.names,
+        "trials": status.study.search.trials,
+        "driven": status.driven,
+        "end": state.end or None,
+        "counts": dict(state.counts),
+        "fold_epochs": state.fold_epochs,
+        "seconds": state.seconds,
+        "busy_share": state.busy_share,
+        "rungs": status.rungs,
+        "leaders": status.leaders,
+        "running": status.running,
+    }
+    return orjson.dumps(content, option=orjson.OPT_INDENT_2).decode()
+
+
 def busy_line(study: ResolvedStudy, state: State) -> str:
     """How much of the machines' time went into epochs."""
     what = "GPU time" if study.resources.gpus else "time of the training slots"
@@ -251,9 +275,14 @@ def running_line(study: ResolvedStudy, running: Running) -> str:
         if math.isfinite(running.seconds)
         else ""
     )
+    cost = (
+        f"; {running.images_per_s:.3g} images/s, {running.memory_gb:.2g} GB"
+        if math.isfinite(running.images_per_s)
+        else ""
+    )
     return (
         f"{running.config_id} to {name_of(study.resolved.ladder, running.target)}: "
-        f"{folds or 'starting a run'}{left}"
+        f"{folds or 'starting a run'}{left}{cost}"
     )
 
 
@@ -348,4 +377,6 @@ def _running(study: ResolvedStudy, state: State, configuration: Configuration) -
         1 - todo / (folds * epochs),
         each,
         todo * each / max(len(at_work), 1),
+        configuration.images_per_s,
+        configuration.memory_gb,
     )

@@ -19,6 +19,7 @@ from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.folds import TEST
 from raybone.data.ingest.parallel import cores
 from raybone.errors import WrongInput
+from raybone.models import load
 from raybone.run.checks import first_taken, resolve
 from raybone.run.defaults import complete
 from raybone.run.preview import batches_of, preview
@@ -33,6 +34,7 @@ SIDE = (
     8  # pixels a side that nine lesions in ten are to have, as the finest level of a detector has
 )
 BATCHES = (16, 8, 4, 2, 1)
+WIDTHS = (32, 16, 8)  # channels of the first level of a segmenter
 STEPS = 3000  # optimiser steps of a full run of a network that starts from nothing
 EPOCHS = (20, 200)
 TRIALS = (100, 64, 48, 36, 24, 16, 12, 8, 5)
@@ -99,7 +101,7 @@ class _Draft:
         self.because: dict[str, str] = {}
         self.fixed: dict[str, Any] = {}
         self.trials, self.epochs, self.cpus, self.gpus = USUAL, EPOCHS[0], 1, 0
-        self.wall_hours = math.nan
+        self.wall_hours, self.cuts = math.nan, 0
 
     def choose(self, means: Means) -> None:
         """Everything but the number of trials."""
@@ -137,17 +139,53 @@ class _Draft:
             self.wall_hours = seen.wall_hours
             self.because["search"] = f"usual; about {seen.wall_hours:.1f} hours at {costs}"
             return
+        timed = True
+        while not (fits := self._fits(hours, seconds, slots)) or not timed:
+            if fits:
+                seen = preview(self.study(), slots=slots)
+                seconds, timed = seen.epoch_seconds, True
+                costs = f"{seconds:.1f} s a fold epoch ({seen.timed})"
+                continue
+            if not (share := self._cut()):
+                raise WrongInput(
+                    f"init: {TRIALS[-1]} configurations take about {self.wall_hours:.1f} hours at "
+                    f"{costs} even of small images and {EPOCHS[0]} epochs, but --hours says "
+                    f"{hours:g}; give more hours or GPUs"
+                )
+            seconds, timed = seconds * share, False
+        self.because["search"] = f"what fits {hours:g} hours with {slots} at once, at {costs}"
+
+    def _fits(self, hours: float, seconds: float, slots: int) -> bool:
+        """Take the largest number of trials that the hours have room for; whether there is one."""
         for self.trials in TRIALS:
             self.wall_hours = preview(self.study(), seconds, slots=slots).wall_hours
             if self.wall_hours <= hours:
-                self.because["search"] = (
-                    f"what fits {hours:g} hours with {slots} at once, at {costs}"
-                )
-                return
-        raise WrongInput(
-            f"init: {TRIALS[-1]} configurations take about {self.wall_hours:.1f} hours at {costs}, "
-            f"but --hours says {hours:g}; give more hours or GPUs, or write a study of fewer epochs"
-        )
+                return True
+        return False
+
+    def _cut(self) -> float:
+        """Take a narrower network, a smaller image, or fewer epochs; the share of the seconds of a
+        fold epoch that is left, about, and 0 where nothing is left to cut.
+        """
+        self.cuts += 1
+        wide = all("width" in load(name).Config.model_fields for name in self.models)
+        width, size = self.fixed.get("width", WIDTHS[0]), self.fixed["imgsz"]
+        narrower = [w for w in WIDTHS if w < width] if wide else []
+        smaller = [s for s in SIZES if s < size]
+        if narrower and (self.cuts % 2 or not smaller):
+            self.fixed["width"] = narrower[0]
+            self.because["width"] = f"for the hours: {WIDTHS[0]} is usual, and finds more"
+            return 0.5
+        if smaller:
+            self.fixed["imgsz"] = smaller[-1]
+            was = self.because["imgsz"].partition("; but")[0]
+            self.because["imgsz"] = f"{was}; but this is what the hours allow"
+            return (smaller[-1] / size) ** 2
+        if self.epochs > EPOCHS[0]:
+            self.epochs = max(self.epochs // 2, EPOCHS[0])
+            self.because["epochs"] = "for the hours: curves will still rise at the end"
+            return 1.0
+        return 0.0
 
     def study(self) -> Study:
         """The study as it stands."""
@@ -226,8 +264,11 @@ class _Draft:
         enough = [size for size in SIZES if size * small >= SIDE or size >= native]
         size = enough[0] if enough else SIZES[-1]
         self.because["imgsz"] = (
-            f"nine lesions in ten have {small * size:.1f} or more pixels a side then; scans have "
-            f"up to {native}; try the size above once a study has ended"
+            f"nine lesions in ten have {SIDE} or more pixels a side at {size}; scans have up to "
+            f"{native}; try the size above once a study has ended"
+            if small * size >= SIDE
+            else f"one lesion in ten has under {small * size:.1f} pixels a side even then; scans "
+            f"have up to {native}"
         )
         return size
 

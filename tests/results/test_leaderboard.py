@@ -87,13 +87,16 @@ def journal(metric: str = "dice", replicates: bool = True) -> list[Mapping]:
 def test_new_columns_stand_at_the_end_and_intervals_come_from_the_journals_replicates() -> None:
     events = journal()
     table = leaderboard(made(), State(events))
-    assert [c.removeprefix("dice_") for c in table.columns[-11:]] == [
+    assert [c.removeprefix("dice_") for c in table.columns[-14:]] == [
         *NEW,
         "verdict",
         "smoothed",
         "rank_smoothed",
+        "machines",
+        "images_per_s",
+        "memory_gb",
     ]
-    assert list(table.columns[-13:-11]) == ["reason", "warnings"]
+    assert list(table.columns[-16:-14]) == ["reason", "warnings"]
     best, second = table.iloc[0], table.iloc[1]
     drawn = {
         e["config_id"]: np.array(e["replicates"][1:]) for e in events if e["event"] == "pooled"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import os
 import pty
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pretend import pretend
 from rich.console import Console
 
 from raybone.cli import main
@@ -394,3 +396,23 @@ def test_a_search_on_a_terminal_draws_itself_and_leaves_its_last_picture(
     assert "2/2 configurations" in picture
     assert "complete" in picture
     assert "running" not in picture
+
+
+def test_programs_read_a_study_and_its_table_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend(tmp_path / "st", search={"trials": 5}, stop_after=3)
+    assert main(["watch", str(tmp_path / "st"), "--once", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["end"] is None
+    assert told["trials"] == 5
+    assert sum(told["counts"].values()) >= 3
+    assert main(["leaderboard", str(tmp_path / "st"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    table = StudyFolder(tmp_path / "st").table()
+    assert [row["config_id"] for row in rows] == list(table["config_id"])
+    assert rows[0]["dice_mean"] == pytest.approx(table["dice_mean"].iloc[0])
+    assert rows[0]["dice_test"] is None
+    assert main(["leaderboard", str(tmp_path / "st"), "--json", "--by-model"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["model"] == "unet"
+    assert main(["watch", str(tmp_path / "st"), "--json"]) == 2

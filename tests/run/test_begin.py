@@ -106,3 +106,12 @@ def test_nothing_to_find_is_said(dataset: Path, monkeypatch: pytest.MonkeyPatch)
     changed(monkeypatch, replace(opened, scans=tuple(replace(s, lesions=()) for s in opened.scans)))
     with pytest.raises(WrongInput, match="needs a category with lesions in every fold"):
         begin(dataset)
+
+
+def test_few_hours_make_the_network_narrow_and_say_so(dataset: Path) -> None:
+    wide = begin(dataset, "x", Means(hours=1000))
+    assert "width" not in wide.study.fixed
+    short = begin(dataset, "x", Means(hours=wide.wall_hours / 30))
+    assert short.study.fixed["width"] < 32
+    assert "# for the hours: 32 is usual" in short.text
+    assert short.wall_hours <= wide.wall_hours / 30

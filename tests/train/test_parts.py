@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from raybone.cli import main
 from raybone.data.dataset import open_dataset
 from raybone.data.loader import Batch
 from raybone.errors import FitFailed
@@ -126,3 +129,28 @@ def test_an_epoch_says_what_it_took(whole: dict[str, Any]) -> None:
     for epoch in whole["epochs"]:
         assert epoch.cost["images_per_s"] > 0
         assert 0.1 < epoch.cost["memory_gb"] < 64
+
+
+def test_an_automatic_batch_is_the_nominal_one_in_as_many_parts_as_fit(
+    dataset: Path, tmp_path: Path
+) -> None:
+    model = load("unet")
+    config = model.Config.model_validate({**HYPER, "batch": "auto", "nbs": 8})
+    assert config.batch == 8
+    assert model.Config.model_validate({"batch": "auto"}).batch == 16
+    room = Short(2)
+    job = FoldJob(open_dataset(dataset), replace(model, build=room.build), config, 0, 1, 0)
+    (epoch,) = fit(job, Folder(tmp_path), "dice", 1)
+    assert epoch.cost["parts"] == 4
+    with pytest.raises(ValueError, match="batch"):
+        model.Config.model_validate({"batch": "most"})
+
+
+def test_a_study_may_ask_for_it(study: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    fixed = {**study["fixed"], "batch": "auto"}
+    path.write_text(yaml.safe_dump({**study, "epochs": 1, "fixed": fixed, "search": {"trials": 1}}))
+    assert main(["search", str(path), "--out", str(tmp_path / "run"), "--local"]) == 0
+    board = pd.read_csv(tmp_path / "run/leaderboard.csv")
+    assert list(board["cfg.batch"]) == ["auto"]
+    assert list(board["state"]) == ["complete"]
