@@ -15,6 +15,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from raybone.cli import main, parser
 
@@ -153,3 +154,15 @@ def test_the_commits_that_show_how_are_there_and_short() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 200
+
+
+def test_the_cluster_of_ray_up_is_one_that_ray_takes() -> None:
+    """By what `ray up` itself checks files with."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    content = yaml.safe_load((ROOT / "docs/ray-up.yaml").read_text())
+    prepared = prepare_config(content)
+    validate_config(prepared)
+    assert prepared["max_workers"] == len(content["provider"]["worker_ips"])
+    for command in (*content["head_start_ray_commands"], *content["worker_start_ray_commands"]):
+        assert "ray start" not in command or "RAY_AUTH_MODE=token" in command

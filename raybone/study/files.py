@@ -86,6 +86,8 @@ def write_study(study: Study) -> str:
     """The study as YAML text which ``read_study`` reads back to an equal study."""
     content = study.model_dump(mode="json", exclude_none=True)
     del content["model" if study.models else "models"]
+    if not study.track:
+        del content["track"]
     for block in content.get("models", {}).values():
         for key in [key for key, value in block.items() if not value]:
             del block[key]

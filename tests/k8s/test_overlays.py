@@ -261,6 +261,7 @@ def test_kueue_gets_a_queue_and_a_cluster_of_fixed_size() -> None:
         ("kueue", "s3", "monitoring"),
         ("monitoring", "spot"),
         ("kueue",),
+        ("kueue-elastic", "s3"),
     ],
     ids="+".join,
 )
@@ -278,7 +279,11 @@ def test_components_go_together_on_a_study_of_ones_own(
     built = build(tmp_path)
     assert [schema_problems(d) + rule_problems(d) for d in built] == [[]] * len(built)
     (job,) = [d for d in built if d["kind"] == "RayJob"]
-    assert ("kueue" in chosen) == ("kueue.x-k8s.io/queue-name" in job["metadata"]["labels"])
+    queued = {"kueue", "kueue-elastic"} & set(chosen)
+    assert bool(queued) == ("kueue.x-k8s.io/queue-name" in job["metadata"]["labels"])
+    if "kueue-elastic" in chosen:
+        assert job["metadata"]["annotations"]["kueue.x-k8s.io/elastic-job"] == "true"
+        assert job["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"] is True
     assert len(job["spec"]["rayClusterSpec"]["workerGroupSpecs"]) == 1 + ("spot" in chosen)
     assert {"s3", "monitoring"} & set(chosen) == {
         d["metadata"]["name"].split("-")[1].replace("metrics", "monitoring")
