@@ -37,6 +37,7 @@ HOME_OF = {
     "ray": {"run/ray/"},
     "ultralytics": {"models/detectors/_ultralytics.py"},
     "pydicom": {"data/ingest/dicom/", "deploy/dicom/"},
+    "dicomweb_client": {"data/ingest/dicom/web.py"},
     "highdicom": {"deploy/dicom/"},
     "nibabel": {"data/ingest/annotations/nifti.py"},
     "torch": {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
-from raybone.cli.data import modality_of
+from raybone.cli.data import modality_of, web_of
 from raybone.errors import WrongInput
 from raybone.results.terminal import bar, epoch_line, say, show_by_model, show_table
 from raybone.types import safe_cell
@@ -203,7 +204,13 @@ def refit(study: str, *, out: str, dataset: str = "", everyone: Everyone, made: 
 
 
 def predict(
-    bundle: str, scans: Sequence[str], *, out: str, modality: str = "NM", least: float | None = None
+    bundle: str,
+    scans: Sequence[str],
+    *,
+    out: str,
+    modality: str = "NM",
+    least: float | None = None,
+    store: str = "",
 ) -> None:
     """findings of a bundle on scans: JSON, CSV, overlays, DICOM Segmentation and Report
 
@@ -212,11 +219,13 @@ def predict(
         out DIR: folder to make; it names the scans' files
         modality: DICOM Modality to take, or 'any' (default %(default)s)
         least SCORE: lowest score of a detector's boxes (default: the bundle's operating point)
+        store URL: a DICOMweb archive that takes the DICOM objects
     """
     from raybone.deploy.bundle import open_bundle
     from raybone.deploy.job import Options
     from raybone.deploy.predict import predict
 
+    web = web_of("predict") if store else None
     options = Options(modality_of(modality), least)
     done = predict(open_bundle(bundle), scans, out, options, bar("predict"))
     findings = sum(len(frame.findings) for frame in done.frames)
@@ -239,6 +248,9 @@ def predict(
         )
     for line in lines:
         say(" ".join(f"warning: {line}".splitlines()))
+    if web:
+        files = sorted(Path(out).glob("*.dcm"))
+        say(f"{web.store(store, files, bar('store'))} DICOM objects are stored")
 
 
 def evaluate(bundle: str, dataset: str, *, test: bool = False, json: bool = False) -> None:

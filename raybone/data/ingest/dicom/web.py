@@ -1,0 +1,182 @@
+"""DICOMweb (PS3.18): scans fetched from an archive into a folder, findings stored in one.
+
+The credentials are in the environment alone: RAYBONE_DICOMWEB_TOKEN (a bearer token), or
+RAYBONE_DICOMWEB_USER and RAYBONE_DICOMWEB_PASSWORD.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+import pydicom
+import requests
+from dicomweb_client.api import DICOMwebClient
+from pydicom.errors import InvalidDicomError
+
+from raybone.errors import MachineFault, WrongInput
+
+SCHEME = "dicomweb:"
+ANNOTATIONS = ("SEG", "RTSTRUCT")  # modalities that go with any scan
+PAGE = 200  # studies of an answer
+PATIENCE = 120.0  # seconds that an archive may be away
+TIMEOUT = 60.0  # seconds for each part of an answer
+AS_STORED = (("application/dicom", "*"),)
+Progress = Callable[[int, int], None]
+Result = TypeVar("Result")
+
+
+@contextlib.contextmanager
+def fetched(source: str, modality: str | None, beside: Path, progress: Progress) -> Iterator[Path]:
+    """A private folder with the instances of an archive, one file each, for the time of the block.
+
+    Instances stream to the disk: none is kept in memory.
+
+    Args:
+        source: ``dicomweb:URL``, with attributes of studies to search for after a ``?``, such as
+            ``?StudyDate=20200101-20201231``.
+        modality: of the series that are fetched, beside segmentations and structure sets; None
+            takes all.
+        beside: the folder is made next to this path, as the scans are as confidential.
+    Raises:
+        WrongInput: it is no address, the archive refuses us, or has no such series.
+        MachineFault: the archive does not answer, or breaks off, for two minutes.
+    """
+    archive = _Archive(source.removeprefix(SCHEME))
+    wanted = {modality, *ANNOTATIONS} if modality else set[str]()
+    series = [one for study in archive.studies() for one in archive.series(study, wanted)]
+    if not series:
+        raise WrongInput(
+            f"{archive.name}: must have series of modality {modality or 'any'} in the studies that "
+            "are asked for, but has none; widen the search or --modality"
+        )
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".raybone-", dir=beside.parent) as place:
+        for number, (study_uid, series_uid) in enumerate(series, 1):
+            archive.fetch(study_uid, series_uid, Path(place))
+            progress(number, len(series))
+        yield Path(place)
+
+
+def store(url: str, files: Sequence[Path], progress: Progress) -> int:
+    """Store DICOM files in an archive (STOW-RS); returns their number.
+
+    Raises:
+        WrongInput: the archive refuses us or one of them.
+        MachineFault: it does not answer for two minutes.
+    """
+    archive = _Archive(url.removeprefix(SCHEME))
+    for number, file in enumerate(files, 1):
+        archive.store(file)
+        progress(number, len(files))
+    return len(files)
+
+
+class _Archive:
+    """An archive, asked again while it is away."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            raise WrongInput(
+                f"{SCHEME}URL: must be an address of http or https without a name or password, "
+                "which go into RAYBONE_DICOMWEB_TOKEN, or _USER and _PASSWORD; change it"
+            )
+        self.asked = dict(parse_qsl(parts.query))
+        # Attributes of studies may name patients
+        self.name = f"{SCHEME}{parts.scheme}://{parts.netloc}{parts.path}"
+        session, known = requests.Session(), os.environ
+        if token := known.get("RAYBONE_DICOMWEB_TOKEN"):
+            session.headers["Authorization"] = f"Bearer {token}"
+        elif user := known.get("RAYBONE_DICOMWEB_USER"):
+            session.auth = user, known.get("RAYBONE_DICOMWEB_PASSWORD", "")
+        base = parts._replace(query="", fragment="").geturl().rstrip("/")
+        self.client = DICOMwebClient(base, session=session, timeout=TIMEOUT)
+        self.client.set_http_retry_params(retry=False)
+
+    def studies(self) -> Iterator[str]:
+        """UIDs of the studies that are asked for."""
+        offset = 0
+        while True:
+            asked = {"limit": PAGE, "offset": offset, "search_filters": self.asked}
+            page = self._patiently(partial(self.client.search_for_studies, **asked))
+            yield from (_text(study, "0020000D") for study in page)
+            offset += len(page)
+            if len(page) < PAGE:
+                return
+
+    def series(self, study: str, wanted: set[str]) -> Iterator[tuple[str, str]]:
+        """A study's series of these modalities, of all where there are none."""
+        for one in self._patiently(lambda: self.client.search_for_series(study)):
+            if not wanted or _text(one, "00080060") in wanted:
+                yield study, _text(one, "0020000E")
+
+    def fetch(self, study: str, series: str, place: Path) -> None:
+        """Write the instances of a series; those that are there after a break are kept."""
+        folder = place / study / series
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def every() -> None:
+            instances = self.client.iter_series(study, series, media_types=AS_STORED)
+            for dataset in instances:
+                file = folder / f"{dataset.SOPInstanceUID}.dcm"
+                if not file.exists():
+                    half = file.with_suffix(".half")
+                    dataset.save_as(half, enforce_file_format=True)
+                    half.rename(file)
+
+        self._patiently(every)
+
+    def store(self, file: Path) -> None:
+        """Store one file."""
+        dataset = pydicom.dcmread(file)
+        answer = self._patiently(lambda: self.client.store_instances([dataset]))
+        if failed := answer.get("FailedSOPSequence"):
+            reason = failed[0].get("FailureReason", "unknown")
+            raise WrongInput(
+                f"{self.name}: must take {file.name}, but refuses it (failure reason {reason}); "
+                "ask its administrator"
+            )
+
+    def _patiently(self, ask: Callable[[], Result]) -> Result:
+        """Ask, and again at growing intervals while the archive is away."""
+        began, pause = time.monotonic(), 1.0
+        while True:
+            try:
+                return ask()
+            except requests.HTTPError as error:
+                code = error.response.status_code if error.response is not None else 0
+                if 400 <= code < 500 and code not in (408, 429):
+                    raise WrongInput(f"{self.name}: {_refusal(code)}") from None
+                why = f"answers {code}"
+            except (requests.RequestException, InvalidDicomError, EOFError, ValueError) as error:
+                why = type(error).__name__
+            if time.monotonic() - began > PATIENCE:
+                raise MachineFault(
+                    f"{self.name}: must answer, but {why} for {PATIENCE:.0f} s; the same command "
+                    "begins again"
+                ) from None
+            time.sleep(pause)
+            pause = min(2 * pause, 15.0)
+
+
+def _refusal(code: int) -> str:
+    if code in (401, 403):
+        return (
+            f"must let us in, but answers {code}; put its token into RAYBONE_DICOMWEB_TOKEN, or "
+            "name and password into RAYBONE_DICOMWEB_USER and RAYBONE_DICOMWEB_PASSWORD"
+        )
+    return f"must be the root of a DICOMweb service, but answers {code}; check the path"
+
+
+def _text(found: dict[str, Any], tag: str) -> str:
+    """The first value of an attribute in DICOM's JSON, empty where there is none."""
+    values = found.get(tag, {}).get("Value") or [""]
+    return str(values[0])
