@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from raybone.data.dataset import open_dataset
 from raybone.data.ingest import prepare as ingest
+from raybone.data.ingest.dicom.archive import source_of
 from raybone.data.ingest.options import PrepareKeywords
 from raybone.data.ingest.prepare import Prepared
 from raybone.deploy.bundle import Bundle, open_bundle
@@ -135,7 +136,7 @@ def prepare(
     """Read raw scans and annotations, and write a dataset folder, whole or not at all.
 
     Args:
-        source: folder or archive of scans and annotations, see docs/data.md.
+        source: folder or archive of scans and annotations, or ``dicomweb:URL``; see docs/data.md.
         dataset: folder to make.
         options: see ``raybone.data.ingest.options.PrepareOptions``.
     Returns:
@@ -143,8 +144,9 @@ def prepare(
     Raises:
         WrongInput: nothing to take, an impossible option, or the dataset exists.
     """
-    tell = bar("prepare") if progress else _silent
-    return ingest.prepare(Path(source), Path(dataset), tell, **options)
+    tell, fetch = (bar(what) if progress else _silent for what in ("prepare", "fetch"))
+    with source_of(source, options.get("modality", "NM"), Path(dataset), fetch) as place:
+        return ingest.prepare(place, Path(dataset), tell, **options)
 
 
 def search(

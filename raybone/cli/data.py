@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -98,11 +96,12 @@ def prepare(source: str, dataset: str, *, options: PrepareOptions) -> None:
         source: folder, archive or DICOMDIR, or dicomweb:URL of an archive, with attributes of
             studies after a ?
     """
+    from raybone.data.ingest.dicom.archive import source_of
     from raybone.data.ingest.prepare import prepare
     from raybone.data.ingest.sources import told
 
     how = options.checked()
-    with _from(source, how["modality"], Path(dataset)) as folder:
+    with source_of(source, how["modality"], Path(dataset), bar("fetch")) as folder:
         made = prepare(folder, dataset, bar("prepare"), **how)
     meta, counts = made.meta, made.meta["counts"]
     for line in told(made.accounts, counts, options.unannotated == "negative"):
@@ -127,31 +126,6 @@ def prepare(source: str, dataset: str, *, options: PrepareOptions) -> None:
     elif made.rejected or meta["remarks"]:
         table = "rejected.csv" if made.rejected else "dataset.json"
         say(f"reasons and scans are in {made.path / table}; --show-paths names the files")
-
-
-@contextlib.contextmanager
-def _from(source: str, modality: str | None, dataset: Path) -> Iterator[str]:
-    """The folder of a source, which an archive fills for the time of the block."""
-    if not source.startswith("dicomweb:"):
-        yield source
-        return
-    web = web_of("prepare")
-    if os.path.lexists(dataset):
-        raise WrongInput(f"DATASET {dataset}: must not exist yet; choose another name")
-    with web.fetched(source, modality, dataset, bar("fetch")) as folder:
-        yield str(folder)
-
-
-def web_of(verb: str) -> Any:
-    """What speaks DICOMweb, where its library is installed."""
-    try:
-        from raybone.data.ingest.dicom import web
-    except ImportError as error:
-        raise WrongInput(
-            f"{verb}: DICOMweb needs a package that is not installed ({error.name}); "
-            "pip install 'raybone[dicomweb]'"
-        ) from None
-    return web
 
 
 def _reasons(made: Prepared) -> Iterator[str]:

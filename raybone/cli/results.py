@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from raybone.cli.data import modality_of, web_of
+from raybone.cli.data import modality_of
 from raybone.errors import WrongInput
 from raybone.results.terminal import bar, epoch_line, say, show_by_model, show_table
 from raybone.types import safe_cell
@@ -221,11 +221,12 @@ def predict(
         least SCORE: lowest score of a detector's boxes (default: the bundle's operating point)
         store URL: a DICOMweb archive that takes the DICOM objects
     """
+    from raybone.data.ingest.dicom.archive import web
     from raybone.deploy.bundle import open_bundle
     from raybone.deploy.job import Options
     from raybone.deploy.predict import predict
 
-    web = web_of("predict") if store else None
+    archive = web("predict") if store else None
     options = Options(modality_of(modality), least)
     done = predict(open_bundle(bundle), scans, out, options, bar("predict"))
     findings = sum(len(frame.findings) for frame in done.frames)
@@ -248,9 +249,9 @@ def predict(
         )
     for line in lines:
         say(" ".join(f"warning: {line}".splitlines()))
-    if web:
+    if archive:
         files = sorted(Path(out).glob("*.dcm"))
-        say(f"{web.store(store, files, bar('store'))} DICOM objects are stored")
+        say(f"{archive.store(store, files, bar('store'))} DICOM objects are stored")
 
 
 def evaluate(bundle: str, dataset: str, *, test: bool = False, json: bool = False) -> None:

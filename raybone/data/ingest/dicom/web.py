@@ -21,9 +21,9 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 from pydicom.errors import InvalidDicomError
 
+from raybone.data.ingest.dicom.archive import SCHEME
 from raybone.errors import MachineFault, WrongInput
 
-SCHEME = "dicomweb:"
 ANNOTATIONS = ("SEG", "RTSTRUCT")  # modalities that go with any scan
 PAGE = 200  # studies of an answer
 PATIENCE = 120.0  # seconds that an archive may be away
