@@ -159,8 +159,8 @@ class Folder:
             self.fs.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH120
             with open(target, "xb") as file:  # noqa: PTH123
                 file.write(content)
-        elif self.url.startswith("s3://"):
-            _put_new(target, content)
+        elif self.url.startswith("s3://") and _known():
+            _put_new(target, content, str(self.fs.fs.region))
         else:
             self.fs.pipe_file(target, content, mode="create")
 
@@ -181,14 +181,22 @@ class Folder:
                 os.unlink(temporary)  # noqa: PTH108
 
 
-def _put_new(target: str, content: bytes) -> None:
+def _known() -> bool:
+    """Whether obstore finds the credentials that Arrow does: it reads no profiles of AWS."""
+    profile = os.environ.get("AWS_PROFILE") or os.path.exists(  # noqa: PTH110
+        os.path.expanduser("~/.aws/credentials")  # noqa: PTH111
+    )
+    return "AWS_ACCESS_KEY_ID" in os.environ or not profile
+
+
+def _put_new(target: str, content: bytes, region: str) -> None:
     """Write an object of S3 on the condition that there is none; errors as a disk has them."""
     import obstore
     from obstore import exceptions as of
 
     bucket, _, key = target.partition("/")
     try:
-        obstore.put(_bucket(bucket), key, content, mode="create")
+        obstore.put(_bucket(bucket, region), key, content, mode="create")
     except (of.AlreadyExistsError, of.PreconditionError):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
     except (of.PermissionDeniedError, of.UnauthenticatedError):
@@ -201,7 +209,7 @@ def _put_new(target: str, content: bytes) -> None:
 
 
 @cache
-def _bucket(name: str) -> Any:
+def _bucket(name: str, region: str) -> Any:
     """A bucket by a library that knows S3's conditional writes, which Arrow does not."""
     from obstore.store import S3Store
 
@@ -209,7 +217,7 @@ def _bucket(name: str) -> Any:
     own: Any = {"endpoint": endpoint} if endpoint else {}
     http: Any = {"allow_http": True} if endpoint.startswith("http://") else {}
     # ``patiently`` asks again
-    return S3Store(name, client_options=http, retry_config={"max_retries": 2}, **own)
+    return S3Store(name, client_options=http, retry_config={"max_retries": 2}, region=region, **own)
 
 
 def plain_url(url: str) -> str:

@@ -115,7 +115,8 @@ class Epoch:
     seconds it took, and what else it did.
 
     cost: images_per_s in training; memory_gb, the most that was allocated on the GPU, or without
-    one what the process held at its end; parts in which a batch went through the network.
+    one what the process held at its end; parts in which a batch went through the network. machine:
+    what it ran on, in short.
     """
 
     fold: int
@@ -123,6 +124,7 @@ class Epoch:
     metrics: dict[str, float]
     seconds: float
     cost: dict[str, float] = field(default_factory=dict)
+    machine: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,10 @@ from PIL import Image
 
 from raybone.cli import main
 from raybone.data.cache import Intensities
-from raybone.data.dataset import open_dataset
+from raybone.data.dataset import dataset_of, open_dataset
 from raybone.data.loader import Look, ScanSamples, validation_loader
 from raybone.errors import DamagedFile, MachineFault, WrongInput
 from raybone.hpo.brain import Brain
-from raybone.run.checks import dataset_of
 from raybone.run.kubernetes import manifests
 from raybone.run.local import search
 from raybone.run.ray.jobs import pack

@@ -359,20 +359,17 @@ def test_formats_that_are_not_read_are_refused_by_name(kind: str, tmp_path: Path
     assert made.meta["counts"]["unannotated"] == 3
 
 
-def test_labels_of_yolo_are_refused_by_name(tmp_path: Path) -> None:
+def test_labels_of_yolo_are_read_from_the_folder_beside_that_of_the_images(tmp_path: Path) -> None:
     for seed, name in enumerate(NAMES):
         picture(tmp_path / "in" / "images" / f"{name}.png", seed)
         (tmp_path / "in" / "labels").mkdir(exist_ok=True)
         (tmp_path / "in" / "labels" / f"{name}.txt").write_text("0 0.333 0.375 0.25 0.125\n")
-    with pytest.raises(
-        WrongInput, match=r"no scan was taken .*3 x has an annotation that is a label file of YOLO"
-    ):
-        prepare(tmp_path / "in", tmp_path / "ds", folds=2, key=tmp_path / "k")
+    names = {"class 0": "malignant"}
+    made = prepare(tmp_path / "in", tmp_path / "ds", folds=2, key=tmp_path / "k", categories=names)
+    assert [len(s.lesions) for s in open_dataset(made.path).scans] == [1, 1, 1]
 
 
-def test_a_folder_that_ultralytics_trains_on_is_refused_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_ultralytics_trains_on_is_a_dataset(tmp_path: Path) -> None:
     for seed, name in enumerate(NAMES):
         picture(tmp_path / "in" / "images" / "train" / f"{name}.png", seed)
         (tmp_path / "in" / "labels" / "train").mkdir(parents=True, exist_ok=True)
@@ -380,15 +377,11 @@ def test_a_folder_that_ultralytics_trains_on_is_refused_in_one_line(
             "0 0.333 0.375 0.25 0.125\n"
         )
     (tmp_path / "in" / "data.yaml").write_text(
-        "path: .\ntrain: images/train\nval: images/train\nnames: {0: lesion}\n"
+        "path: .\ntrain: images/train\nval: images/train\nnames: {0: metastasis}\n"
     )
-    assert (
-        main(["prepare", str(tmp_path / "in"), str(tmp_path / "ds"), "--key", str(tmp_path / "k")])
-        == 2
-    )
-    error = capsys.readouterr().err
-    assert "3 x has an annotation that is a label file of YOLO" in error
-    assert error.count("\n") == 1
+    words = [str(tmp_path / "in"), str(tmp_path / "ds"), "--folds", "2"]
+    assert main(["prepare", *words, "--key", str(tmp_path / "k")]) == 0
+    assert open_dataset(tmp_path / "ds").categories == ["malignant"]
 
 
 def test_two_annotations_of_a_scan_are_one_when_they_agree_and_none_when_not(

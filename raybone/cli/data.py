@@ -241,7 +241,10 @@ def export(
         found = coco_results(source, dataset)
         with Path(coco).open("x", encoding="utf-8") as file:
             file.write(dumps(found))
-        say(f"{coco}: {len(found)} findings; COCO(annotations.json).loadRes reads them")
+        say(
+            f"{coco}: {len(found)} findings; COCO(annotations.json).loadRes reads them (evaluate "
+            "with params.imgIds of the folds where a test group was held out)"
+        )
         return
     if optuna:
         from raybone.results.study_folder import StudyFolder

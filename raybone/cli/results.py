@@ -226,7 +226,7 @@ def predict(
     from raybone.deploy.job import Options
     from raybone.deploy.predict import predict
 
-    archive = web("predict") if store else None
+    stored = web("predict").store_of(store) if store else None
     options = Options(modality_of(modality), least)
     done = predict(open_bundle(bundle), scans, out, options, bar("predict"))
     findings = sum(len(frame.findings) for frame in done.frames)
@@ -249,9 +249,9 @@ def predict(
         )
     for line in lines:
         say(" ".join(f"warning: {line}".splitlines()))
-    if archive:
+    if stored:
         files = sorted(Path(out).glob("*.dcm"))
-        say(f"{archive.store(store, files, bar('store'))} DICOM objects are stored")
+        say(f"{stored(files, bar('store'))} DICOM objects are stored")
 
 
 def evaluate(bundle: str, dataset: str, *, test: bool = False, json: bool = False) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from raybone.data.remote import local_copy
 from raybone.errors import DamagedFile, WrongInput
 from raybone.private import sweep
 from raybone.types import Array, Scan, plain_cell
+
+if TYPE_CHECKING:
+    from raybone.study.spec import ResolvedStudy
 
 FORMAT = 1
 COLUMNS = (
@@ -247,3 +250,19 @@ def _scan(row: dict[str, str], lesions: tuple[Any, ...]) -> Scan:
         labels,
         lesions,
     )
+
+
+def dataset_of(study: ResolvedStudy) -> Dataset:
+    """The dataset that a study was made on, wherever its path leads now.
+
+    Raises:
+        WrongInput: another one lies there.
+    """
+    dataset = open_dataset(study.dataset, study.search.test_fold)
+    if dataset.hash != study.resolved.dataset_hash:
+        raise WrongInput(
+            f"dataset {study.dataset}: study {study.name} was begun on the dataset of hash "
+            f"{study.resolved.dataset_hash}, but this one is {dataset.hash}; put the old one back, "
+            "say where it is now (--dataset), or start another study"
+        )
+    return dataset

@@ -17,7 +17,7 @@ import torch
 from jinja2 import StrictUndefined, Template
 from torch import Tensor
 
-from raybone.data.dataset import Dataset
+from raybone.data.dataset import Dataset, dataset_of
 from raybone.data.folds import TEST, TRAINING
 from raybone.data.ingest.steps import scale_of
 from raybone.data.modality import words_of
@@ -31,7 +31,6 @@ from raybone.metrics.operating_point import Rule
 from raybone.models._model import TrainingConfig, portable
 from raybone.results.lineage import built_on, trained_before
 from raybone.results.study_folder import EVERYONE, ConfigurationFolder, StudyFolder
-from raybone.run.checks import dataset_of
 from raybone.run.everyone import epochs_of_everyone
 from raybone.run.local import refuse_here
 from raybone.storage import Folder, fold_name
@@ -95,6 +94,14 @@ def refit(
     weights = {fold_name(k): chosen.weights(k) for k in range(dataset.folds)}
     known = {name: tensors for name, tensors in weights.items() if tensors}
     gone = len(weights) - len(known)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    states = [] if gone else [*known.values()]
+    findings = chosen.predictions(dataset) or []
+    job = FoldJob(dataset, model, config, 0, study.epochs)
+    folds = out_of_fold(job, findings, states, device, progress)
+    point = operate(job, options.operate, folds, findings)
+    if "reason" in point and options.operate != USUAL:
+        raise WrongInput(f"--operate {options.operate}: {point['reason']}; ask for less")
     if options.train:
         members = {EVERYONE: _of_everyone(chosen, options.train)}
     elif gone:
@@ -105,19 +112,11 @@ def refit(
         )
     else:
         members = known
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    states = [] if gone else [*known.values()]
-    findings = chosen.predictions(dataset) or []
-    job = FoldJob(dataset, model, config, 0, study.epochs)
-    folds = out_of_fold(job, findings, states, device, progress)
-    point = operate(job, options.operate, folds, findings)
-    if "reason" in point and options.operate != USUAL:
-        raise WrongInput(f"--operate {options.operate}: {point['reason']}; ask for less")
     meta = {
         "kind": "one model of all patients" if options.train else "fold ensemble",
         "calibration": calibrate(job.task.counted, folds),
         "operating_point": point,
-        "subgroups": _groups(job, findings, study.metric),
+        "subgroups": _groups(job, findings, study.metric, point["threshold"]),
         **_meta(chosen, dataset, config, row),
     }
     further = partial(_further, dataset=dataset, onnx=options.onnx)
@@ -269,15 +268,17 @@ def _further(half: Path, bundle: Bundle, dataset: Dataset, onnx: bool) -> dict[s
 
 
 def _groups(
-    job: FoldJob, findings: Sequence[Sequence[Finding]], metric: str
+    job: FoldJob, findings: Sequence[Sequence[Finding]], metric: str, threshold: float
 ) -> list[dict[str, Any]]:
-    """The score of each subgroup out of fold, all folds together, for JSON: no NaN."""
+    """The score of each subgroup out of fold, all folds together, for JSON: no NaN. Masks are as
+    they were cut when they were scored.
+    """
     dataset, task, every = job.dataset, job.task, [f for own in findings for f in own]
     folds = range(dataset.folds) if every else range(0)
     scans = [s for fold in folds for s in task.usable(dataset.validation(fold))]
     told = []
     for group in Scorer.by(metric, task, dataset).groups(
-        Outcome(every, scans, [*job.config.categories])
+        Outcome(every, scans, [*job.config.categories], threshold)
     ):
         score = {k: round(v, 6) for k, v in vars(group.score).items() if math.isfinite(v)}
         told.append({**vars(group), "score": score})

@@ -142,15 +142,17 @@ class Brain:
                     metrics=metrics,
                     seconds=epoch.seconds,
                     cost=epoch.cost,
+                    machine=epoch.machine,
                 )
 
     def runs_on(self, of: str, known: dict[str, Any]) -> None:
         """The ``environment`` of a "driver" or "worker", once for each that is another one."""
         with self.lock:
             earlier = self.state.environments.get(of, [])
-            if known not in earlier:
-                changed = changes(earlier[-1], known) if earlier else []
-                self._record("environment", of=of, **{"is": known}, changed="; ".join(changed))
+            # Workers of a cluster may differ; a driver is another one than the last.
+            if known not in (earlier[-1:] if of == "driver" else earlier):
+                changed = "; ".join(changes(earlier[-1], known)) if earlier else ""
+                self._record("environment", of=of, known=known, changed=changed)
 
     def pooled(self, config_id: str, pooled: Pooled) -> None:
         """What the out-of-fold findings of all folds together give."""

@@ -10,7 +10,7 @@ Event = dict[str, Any]
 NEEDS = {
     "start": ("slots",),
     "slots": ("slots",),
-    "environment": ("of", "is"),
+    "environment": ("of", "known"),
     "config": ("config_id", "params"),
     "invalid": ("params", "reason"),
     "skipped": ("params", "reason"),
@@ -26,6 +26,19 @@ NEEDS = {
     "end": ("reason",),
 }
 MOST = 1_000_000  # slots, folds, epochs and rungs: more were never run
+
+
+class Environment(BaseModel):
+    """What is told of a place where a study ran."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    raybone: str
+    python: str
+    processor: str
+    cores: int
+    gpus: list[str]
+    packages: dict[str, str]
 
 
 class Line(BaseModel):
@@ -46,6 +59,10 @@ class Line(BaseModel):
     metrics: dict[str, float | None] = {}
     seconds: float = Field(0, ge=0, le=1e11)
     cost: dict[str, float] = {}
+    machine: str = Field("", max_length=1000)
+    of: str = Field("", max_length=100)
+    known: Environment | None = None
+    changed: str = ""
     replicates: list[float | None] = []
     freedom: float | None = None
     score: float | None = None

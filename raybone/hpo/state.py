@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raybone.environment import in_short
 from raybone.errors import WrongInput
 from raybone.hpo.events import Event
 from raybone.study.space import identity
@@ -148,7 +147,6 @@ class State:
         self._spent: dict[str, tuple[float, int]] = {}
         # What drivers and workers ran on, each once, in the order of time.
         self.environments: dict[str, list[dict[str, Any]]] = {}
-        self._machine = ""
         self.slots = 1
         self.slot_seconds = 0.0
         self.end = ""
@@ -222,8 +220,7 @@ class State:
         self.slots = event["slots"]
 
     def _on_environment(self, event: Event) -> None:
-        self.environments.setdefault(event["of"], []).append(event["is"])
-        self._machine = in_short(event["is"])
+        self.environments.setdefault(event["of"], []).append(event["known"])
 
     def _on_end(self, event: Event) -> None:
         self.end = event["reason"]
@@ -266,8 +263,8 @@ class State:
             if (parts := int(cost.get("parts", 1))) > configuration.parts:
                 configuration.parts = parts
                 self.news.append({**event, "event": "parts", "parts": parts})
-            if self._machine:
-                configuration.machines[self._machine] = None
+            if machine := event.get("machine"):
+                configuration.machines[machine] = None
             self.fold_epochs += 1
             self.train_seconds += event["seconds"]
             if model := configuration.params.get("model"):

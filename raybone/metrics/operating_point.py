@@ -116,21 +116,21 @@ class Rule:
         """
         if self.name == "score":
             return self.value
-        score_T, counts = _points(cases)
+        score_T, figures = _points(cases)
         if not len(score_T) or not cases.positives:
             return None
         if self.name == LARGEST_F1:
-            place = int(np.argmax([2 * c.true / (c.true + c.false + c.positives) for c in counts]))
+            place = int(np.argmax(figures["f1"]))
+            kept = [place] if figures["f1"][place] > 0 else []
         else:
-            kept = [n for n, c in enumerate(counts) if self._keeps(c)]
-            if not kept:
-                return None
-            place = kept[0] if self.name == "sensitivity" else kept[-1]
+            value_T = figures.get(self.name, np.full(len(score_T), math.nan))
+            limit = self.name == "fp_per_scan"
+            kept_T = value_T <= self.value if limit else value_T >= self.value
+            kept = np.flatnonzero(kept_T).tolist()
+        if not kept:
+            return None
+        place = kept[0] if self.name in (LARGEST_F1, "sensitivity") else kept[-1]
         return float(np.mean(score_T[place : place + 2]))
-
-    def _keeps(self, counts: Counts) -> bool:
-        value = counts.figures().get(self.name, math.nan)
-        return value <= self.value if self.name == "fp_per_scan" else value >= self.value
 
 
 def counted(cases: Cases, threshold: float) -> Counts:
@@ -166,22 +166,31 @@ def _reason(rule: Rule, folds: Sequence[Cases]) -> str:
     every = together(folds)
     if not len(every.score_N) or not every.positives:
         return "there are no out-of-fold scores to choose from"
-    known = [value for c in _points(every)[1] if (value := c.figures().get(rule.name)) is not None]
-    if not known:
+    known_T = _points(every)[1].get("f1" if rule.name == LARGEST_F1 else rule.name)
+    if known_T is None:
         return f"{rule.name} cannot be counted of what this model finds"
-    best = min(known) if rule.name == "fp_per_scan" else max(known)
+    best = known_T.min() if rule.name == "fp_per_scan" else known_T.max()
     return f"out of fold, {rule.name} comes to {best:.3g} at best, in all or in some folds"
 
 
-def _points(cases: Cases) -> tuple[Array, list[Counts]]:
-    """Each score that occurs, from the highest on, and what it gives."""
+def _points(cases: Cases) -> tuple[Array, dict[str, Array]]:
+    """Each score that occurs, from the highest on, and the figures that it gives, (T,) each."""
     order_N = np.argsort(-cases.score_N, kind="stable")
     score_N, weight_N = cases.score_N[order_N], cases.weight_N[order_N]
     true_N = np.cumsum(weight_N * cases.truth_N[order_N])
     false_N = np.cumsum(weight_N) - true_N
     last_N = np.append(np.diff(score_N) != 0, True)[: len(score_N)]
-    pairs = zip(true_N[last_N].tolist(), false_N[last_N].tolist())
-    return score_N[last_N], [_counts(cases, true, false) for true, false in pairs]
+    true_T, false_T = true_N[last_N], np.maximum(false_N[last_N], 0)
+    figures = {
+        "f1": 2 * true_T / np.maximum(true_T + false_T + cases.positives, 1e-12),
+        "sensitivity": true_T / max(cases.positives, 1e-12),
+    }
+    if cases.scans:
+        figures["fp_per_scan"] = false_T / cases.scans
+    wrong = float((cases.weight_N * (1 - cases.truth_N)).sum())
+    if wrong and not cases.free_response:
+        figures["specificity"] = 1 - false_T / wrong
+    return score_N[last_N], figures
 
 
 def _counts(cases: Cases, true: float, false: float) -> Counts:

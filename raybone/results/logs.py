@@ -17,7 +17,7 @@ from raybone.results.study_folder import StudyFolder
 
 WORDS = {
     "start": "a driver starts, with {slots} run(s) at once",
-    "environment": "the {of} runs on {is}{changed}",
+    "environment": "the {of} runs on {known}{changed}",
     "config": "is new: {params}",
     "invalid": "the model refuses {params}: {reason}",
     "skipped": "not worth a start: {params}: {reason}",
@@ -82,8 +82,8 @@ def in_words(event: Event, rungs: Ladder, words: Mapping[str, str] = WORDS) -> s
         for k, value in event.items()
     }
     if event["event"] == "environment":
-        changed = f"; not as before: {event['changed']}" if event["changed"] else ""
-        facts |= {"is": in_short(event["is"]), "changed": changed}
+        changed = f"; not as before: {event['changed']}" if event.get("changed") else ""
+        facts |= {"known": in_short(event["known"]), "changed": changed}
     facts["rung"] = name_of(rungs, event["rung"]) if "rung" in event else ""
     told = words[event["event"]].format_map(defaultdict(str, facts))
     return f"{facts.get('config_id', '')} {told}".lstrip()

@@ -82,7 +82,8 @@ class Winner:
         each_NN = np.eye(len(scans), dtype=int)
         outcome = Outcome(self.findings, scans, self.categories)
         values = self.task.resampled(outcome, each_NN)
-        name = metric if metric in values else self.task.alone
+        known = metric in values and np.isfinite(values[metric]).any()
+        name = metric if known else self.task.alone
         return name, values[name]
 
 

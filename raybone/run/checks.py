@@ -107,22 +107,6 @@ def _with_anchors(study: Study, anchor: float | None) -> Study:
     return study.model_copy(update={"fixed": fixed(study.fixed), "models": blocks})
 
 
-def dataset_of(study: ResolvedStudy) -> Dataset:
-    """The dataset that a study was made on, wherever its path leads now.
-
-    Raises:
-        WrongInput: another one lies there.
-    """
-    dataset = open_dataset(study.dataset, study.search.test_fold)
-    if dataset.hash != study.resolved.dataset_hash:
-        raise WrongInput(
-            f"dataset {study.dataset}: study {study.name} was begun on the dataset of hash "
-            f"{study.resolved.dataset_hash}, but this one is {dataset.hash}; put the old one back, "
-            "say where it is now (--dataset), or start another study"
-        )
-    return dataset
-
-
 def first_taken(study: ResolvedStudy) -> dict[str, Any]:
     """The first proposal that its model takes.
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from raybone.data.dataset import dataset_of
 from raybone.data.folds import TEST, TRAINING
-from raybone.run.checks import dataset_of
 from raybone.storage import Folder
 from raybone.study.spec import ResolvedStudy
 from raybone.tasks import configured

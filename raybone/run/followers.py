@@ -10,10 +10,15 @@ import itertools
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from typing import Any
+
+from raybone.results.trackers.track import DRIVER
 
 FOLDERS = ("tensorboard", "wandb")  # whose place is a folder to be made
-PATIENCE = 60.0  # seconds that a tracker has to tell the end
+PATIENCE = 60.0  # seconds that trackers have to tell the end
+GRACE = 5.0
 
 
 @contextlib.contextmanager
@@ -23,23 +28,24 @@ def tracked(to: Sequence[str], out: str) -> Iterator[None]:
     A study that is resumed is told whole once more, into a folder of the next number.
     """
     words = [sys.executable, "-m", "raybone", "track", out, "--follow", "--to"]
-    started = [
-        subprocess.Popen(
-            [*words, _free(place)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        for place in to
-    ]
-    patience = 0.0
+    how: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    how["env"] = {**os.environ, DRIVER: str(os.getpid())}
+    started = [subprocess.Popen([*words, _free(place)], **how) for place in to]
+    until = 0.0
     try:
         yield
-        patience = PATIENCE
+        until = time.monotonic() + PATIENCE
     finally:
         for process in started:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+        for process in started:
+            process.terminate()
+        for process in started:
             try:
-                process.wait(patience)
+                process.wait(GRACE)
             except subprocess.TimeoutExpired:
-                process.terminate()
-                process.wait()
+                process.kill()  # it hangs, and holds nothing that another needs
 
 
 def _free(to: str) -> str:

@@ -12,7 +12,7 @@ $gpus_line
 #SBATCH --open-mode=append
 # The batch shell hears of the end two minutes before it, and a job that is preempted goes back into the queue: the same
 # command resumes the study.
-#SBATCH --signal=B:TERM@120
+#SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 set -u
 out=$out
@@ -24,16 +24,15 @@ export OUT=$$out STUDY=$$place/study.yaml DRIVER=$$place/driver
 # Whoever has this token may run code in the job's cluster.
 RAY_AUTH_TOKEN=$$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
-head=$$(hostname)
+# Its address, as a name may be that of the loopback.
+head=$$(hostname -I | cut -d" " -f1)
 export SRUN_CPUS_PER_TASK=$cpus
 port=$$((20000 + SLURM_JOB_ID % 20000))
 
 again=0
-again() {
-  again=1
-  [ -f "$$DRIVER" ] && kill -TERM "$$(cat "$$DRIVER")"
-}
-trap again TERM
+end() { [ -f "$$DRIVER" ] && kill -TERM "$$(cat "$$DRIVER")"; }
+trap 'again=1; end' USR1   # the end of its time
+trap end TERM              # scancel, or a preemption, after which Slurm itself requeues
 
 srun --kill-on-bad-exit=1 ray symmetric-run --address "$$head:$$port" --min-nodes "$$SLURM_JOB_NUM_NODES" \
   --num-cpus $cpus --num-gpus $gpus --include-dashboard=false --temp-dir "/tmp/ray-$$SLURM_JOB_ID" -- \
@@ -46,6 +45,8 @@ while kill -0 "$$step" 2> /dev/null; do
   wait "$$step"
   code=$$?
 done
+# symmetric-run ends well where Ray could not start
+[ -f "$$DRIVER" ] || code=1
 rm -r "$$place"
 if [ "$$again" = 1 ] && [ "$$code" != 0 ]; then
   scontrol requeue "$$SLURM_JOB_ID"

@@ -41,7 +41,9 @@ def sbatch(study: Study, out: str, nodes: int = 1) -> str:
     if "://" not in study.dataset:
         study = study.model_copy(update={"dataset": _absolute(study.dataset)})
     text, each = write_study(study).rstrip("\n"), math.ceil(workers / nodes)
-    gpus = math.ceil(each * study.resources.gpus)
+    share = study.resources.gpus
+    sharing = int(1 / share + 1e-9) if 0 < share < 1 else 1  # workers on a GPU
+    gpus = math.ceil(each / sharing) if 0 < share < 1 else math.ceil(each * share)
     hours = DAY if math.isinf(study.limits.hours) else study.limits.hours * (1 + SPARE) + 1
     script = files("raybone.run").joinpath("sbatch.sh").read_text(encoding="utf-8")
     return Template(script).substitute(

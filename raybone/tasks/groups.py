@@ -19,6 +19,7 @@ from raybone.tasks.base import Outcome, Task
 from raybone.types import Scan
 
 SEED = 0  # of the bootstrap
+LEAST = 2  # persons of a kind: of one who is always drawn there is no interval
 MOST = 6  # values of a property that makes subgroups
 SIDES = (15.0, 30.0)  # mm, between small, middling and large lesions
 
@@ -88,7 +89,7 @@ class Scorer:
         sick = {person_of[s.patient_id] for s in scans if s.scan_id in positive}
         once_1S = np.ones((1, len(scans)), int)
         values = {k: v.item() for k, v in self.task.resampled(outcome, once_1S).items()}
-        if len(column) < 2 or not sick:
+        if len(sick) < LEAST or (self.task.judged and len(column) - len(sick) < LEAST):
             return {name: Score(value) for name, value in values.items()}
         sick_P = np.array([p in sick for p in column])
         draws_BP = patient_draws(np.zeros(len(column), int), sick_P, SEED)

@@ -67,11 +67,14 @@ def applied(
     samples: ScanSamples,
     device: torch.device,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Metrics and findings of a fold's averaged weights on samples, over all ranks."""
+    """Metrics and findings of a fold's averaged weights on samples, over all ranks; in batches as
+    small as those that it was trained with.
+    """
     module = model.build(config)
     fill(module, state["average"], LAST)
     rank, world = ranks()
-    loader = validation_loader(samples, 4 * config.batch, rank, world, config.loader_workers)
+    count = max(4 * config.batch // int(state.get("parts", 1)), 1)
+    loader = validation_loader(samples, count, rank, world, config.loader_workers)
     return evaluate(module.to(device).requires_grad_(False), samples, loader, model, device)
 
 

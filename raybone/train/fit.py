@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from raybone.data.loader import Batch, training_loader, validation_loader
+from raybone.environment import environment, in_short
 from raybone.errors import DamagedFile, FitFailed, TooLarge
 from raybone.models._weights import copy_into, start_from, weights_file
 from raybone.storage import Folder
@@ -62,7 +63,7 @@ def fit(
             whose gradients are summed; batch norms see the smaller ones.
     """
     place = _Place(folder, metric, device_of(gpu))
-    run = _Run(job, place)
+    run = _begun(job, place)
     yield from run.history[known:stop]
     while len(run.history) < stop:
         try:
@@ -77,7 +78,15 @@ def fit(
         # Out of the handler, whose traceback holds what is to be given back
         del run
         free()
-        run = _Run(job, place, parts)
+        run = _begun(job, place, parts)
+
+
+def _begun(job: FoldJob, place: _Place, parts: int = 1) -> _Run:
+    """A fold from where it stands; what has no room at all is its own fault, and no machine's."""
+    try:
+        return _Run(job, place, parts)
+    except torch.OutOfMemoryError as error:
+        raise FitFailed(" ".join(str(error).split())) from None
 
 
 @dataclass(frozen=True)
@@ -200,7 +209,8 @@ class _Run:
             metrics |= self._tested()
         metrics["train_loss"] = train_loss
         seconds, cost = round(time.monotonic() - started, 3), self._cost(trained)
-        record = Epoch(self.job.fold, number, metrics, seconds, cost)
+        machine = in_short(environment())
+        record = Epoch(self.job.fold, number, metrics, seconds, cost, machine)
         self.history.append(record)
         if self.rank == 0:
             self._save(findings if last and self.validation is not None else None)
@@ -228,7 +238,7 @@ class _Run:
         if not (scans := job.dataset.reported(job.fold)):
             return {}
         samples = scored_samples(job.dataset, scans, job.model, job.config, self.mined)
-        state = {"average": self.average.state_dict()}
+        state = {"average": self.average.state_dict(), "parts": self.parts}
         metrics, _ = applied(job.model, job.config, state, samples, self.device)
         return {f"test_{name}": value for name, value in metrics.items()}
 
@@ -251,7 +261,10 @@ class _Run:
             accumulate = self._schedule(number, step)
             scale = self.world if summed else 1 / accumulate
             if unknown := next(unlabelled, None):
-                self._teach(*unknown, scale)
+                weight, several = unknown
+                for part in several.split(self.parts):
+                    share = 1 if summed else len(part.index_N) / len(several.index_N)
+                    self._teach(weight, part, scale * share)
             for part in batch.split(self.parts):
                 share = 1 if summed else len(part.index_N) / len(batch.index_N)
                 loss = self._loss(part.to(self.device, self.memory)) * share

@@ -42,7 +42,7 @@ def test_it_asks_for_what_the_study_needs_and_goes_back_into_the_queue(
     assert asked["gpus-per-node"] == "3"
     assert asked["cpus-per-task"] == "13"
     assert asked["time"] == "13:00:00"
-    assert asked["signal"] == "B:TERM@120"
+    assert asked["signal"] == "B:USR1@120"
     assert "requeue" in asked
     assert "--num-cpus 13 --num-gpus 3" in text
     plain = options(script(capsys, study, tmp_path))

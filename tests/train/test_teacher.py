@@ -209,7 +209,9 @@ def ranks(rank: int, world: int, place: str) -> None:
     teacher.SURE = 0.01 if rank == 0 else 0.999
     half, folder = half_known(Path(place, "ds")), Path(place)
     of = job(half)
-    training_run = training._Run(of, Folder(folder / "row"), "val_loss", torch.device("cpu"))
+    training_run = training._Run(
+        of, training._Place(Folder(folder / "row"), "val_loss", torch.device("cpu"))
+    )
     training_run.epoch(last=False)
     training_run.epoch(last=True)
     torch.save(training_run.net.state_dict(), folder / f"rank{rank}.pt")

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from raybone.data.dataset import Dataset, open_dataset
+from raybone.data.annotations import foci
+from raybone.data.dataset import Dataset, dataset_of
 from raybone.data.folds import TEST, TRAINING
 from raybone.environment import in_short
 from raybone.errors import WrongInput
@@ -55,7 +56,7 @@ def claim(url: str, moved: str = "") -> list[Row]:
     if why := unfetched(study, moved):
         raise WrongInput(f"checklist {url}: needs the dataset, but {why}; give it with --dataset")
     answers = {
-        **_of_data(open_dataset(study.dataset)),
+        **_of_data(dataset_of(study)),
         **_of_training(folder),
         **_of_results(folder),
     }
@@ -160,7 +161,7 @@ def _parts(dataset: Dataset) -> Iterator[str]:
     for scan in dataset.scans:
         by_fold.setdefault(dataset.fold_of[scan.patient_id], []).append(scan)
     for fold, own in sorted(by_fold.items()):
-        patients, lesions = len({s.patient_id for s in own}), sum(len(s.lesions) for s in own)
+        patients, lesions = len({s.patient_id for s in own}), sum(len(list(foci(s))) for s in own)
         name = names.get(fold) or fold_name(fold)
         yield f"{name}: {patients} patients, {len(own)} scans, {lesions} lesions"
 

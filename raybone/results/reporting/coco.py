@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from raybone.data.annotations import lesions_of_mask, mask_of
-from raybone.data.dataset import open_dataset
+from raybone.data.dataset import dataset_of
 from raybone.errors import WrongInput
 from raybone.results.compare import unfetched
 from raybone.results.study_folder import StudyFolder
@@ -34,7 +34,7 @@ def coco_results(url: str, moved: str = "") -> list[dict[str, Any]]:
         raise WrongInput(f"export {url}: needs a complete configuration, but there is none yet")
     if why := unfetched(study, moved):
         raise WrongInput(f"export {url}: needs the dataset, but {why}")
-    dataset = open_dataset(study.dataset)
+    dataset = dataset_of(study)
     folds = best.predictions(dataset)
     if folds is None:
         raise WrongInput(

@@ -10,6 +10,7 @@ from typing import Any
 from raybone.data.dataset import open_dataset
 from raybone.data.overlay import Picture, overlay
 from raybone.errors import WrongInput
+from raybone.metrics.lesions import THRESHOLD
 from raybone.results.compare import unfetched
 from raybone.results.study_folder import StudyFolder
 from raybone.results.winner import Winner, winner_of
@@ -57,12 +58,17 @@ class Looks:
         scan = next((s for s in winner.scans if s.scan_id == scan_id), None) if winner else None
         if winner is None or scan is None or "burned-in-text" in scan.flags:
             return None
-        found = next(f for f in winner.findings if f["scan_id"] == scan_id)
         picture = Picture(winner.dataset.counts(scan), scan.high, scan.flags)
-        nothing: dict[str, Any] = {"boxes": []} if "boxes" in found else {"masks": []}
+        own = [f for f in winner.findings if f["scan_id"] == scan_id]
+        truth: dict[str, Any] = {"masks": []} if winner.task.masks else {"boxes": []}
+        found, least = (own or [truth])[0], THRESHOLD
+        if winner.task.judged:  # each lesion with its probability, none where the scan is judged
+            judged = [(f, scan.lesions[f["lesion"]]) for f in own if f["lesion"] >= 0]
+            boxes = [lesion.box_xyxy for _, lesion in judged]
+            found, least = {"boxes": boxes, "scores": [f["score"] for f, _ in judged]}, 0.0
         return (
-            overlay(picture, nothing, scan.lesions, winner.categories),
-            overlay(picture, found, (), winner.categories),
+            overlay(picture, truth, scan.lesions, winner.categories),
+            overlay(picture, found, (), winner.categories, least),
         )
 
 

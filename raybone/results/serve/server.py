@@ -31,7 +31,7 @@ from raybone.results.watch import status_lines, status_of
 
 POLL = 2.0  # seconds between two looks at the journal
 REST = 4.0  # times as long as a drawing took until the next
-COOKIE = "raybone"
+AWAY = (MachineFault, WrongInput, OSError)
 HEADERS = {
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
@@ -166,15 +166,18 @@ def application(live: Live, token: str) -> web.Application:
 
 
 def _guard(token: str) -> Any:
-    """Nothing for those without the token; it moves from the address into a cookie."""
+    """Nothing for those without the token; it moves from the address into a cookie, whose name is
+    its own, as those of several studies on one host are sent to each of them.
+    """
+    cookie = f"raybone-{secrets.token_hex(4)}"
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         said = request.query.get("token")
         if said is not None and hmac.compare_digest(said.encode(), token.encode()):
             answer: web.StreamResponse = web.HTTPSeeOther(request.path)
-            answer.set_cookie(COOKIE, token, httponly=True, samesite="Strict", path="/")
-        elif hmac.compare_digest(request.cookies.get(COOKIE, "").encode(), token.encode()):
+            answer.set_cookie(cookie, token, httponly=True, samesite="Strict", path="/")
+        elif hmac.compare_digest(request.cookies.get(cookie, "").encode(), token.encode()):
             answer = await handler(request)
         else:
             answer = web.Response(
@@ -189,25 +192,39 @@ def _guard(token: str) -> Any:
 def _following(live: Live) -> Callable[[web.Application], AsyncIterator[None]]:
     """Follow the journal for the time of the application."""
 
+    changed = asyncio.Event()
+
     async def follow() -> None:
-        journal, state, due, news = live.folder.journal(), State(), 0.0, True
+        journal, state = live.folder.journal(), State()
+        changed.set()
         while True:
-            for event in await asyncio.to_thread(lambda: list(journal.events())):
-                state.apply(event)
-                news = True
-            await asyncio.to_thread(live.status, state)
-            began = time.monotonic()
-            if news and began >= due:
-                await asyncio.to_thread(live.refresh)
-                news, due = False, began + (1 + REST) * (time.monotonic() - began)
+            try:
+                for event in await asyncio.to_thread(lambda: list(journal.events())):
+                    state.apply(event)
+                    changed.set()
+                await asyncio.to_thread(live.status, state)
+            except AWAY as error:
+                live.lines[:1] = [f"what is shown is old: {error}"]
             await asyncio.sleep(POLL)
 
+    async def draw() -> None:
+        while True:
+            await changed.wait()
+            changed.clear()
+            began = time.monotonic()
+            try:
+                await asyncio.to_thread(live.refresh)
+            except AWAY as error:
+                live.lines[:1] = [f"what is shown is old: {error}"]
+            await asyncio.sleep(REST * (time.monotonic() - began))
+
     async def context(_: web.Application) -> AsyncIterator[None]:
-        task = asyncio.create_task(follow())
+        tasks = [asyncio.create_task(each()) for each in (follow, draw)]
         yield
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        for task in tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
     return context
 

@@ -26,7 +26,7 @@ def tell(
     """Post what happens from now on until the study ends; returns how many posts were taken.
 
     ``text`` is a sentence, as Slack, Mattermost and Teams show it; beside it are event (best,
-    failed or end), study, config_id, metric, score and reason.
+    failed or end), study, config_id, metric and score, and the reason of an end.
 
     Args:
         say: is told of posts that were not taken: they are not sent again, and stop nothing. The
@@ -34,8 +34,12 @@ def tell(
     Raises:
         WrongInput: no study there, or no address of HTTP.
     """
-    host = urlsplit(to)
-    if host.scheme not in ("http", "https") or not host.hostname:
+    try:
+        parts = urlsplit(to)
+        host = parts.hostname if parts.scheme in ("http", "https") and parts.port != 0 else None
+    except ValueError:
+        host = None
+    if not host:
         raise WrongInput("--webhook: must be an address of http or https; give one")
     folder = StudyFolder(study)
     spec, journal, state, taken = folder.study, folder.journal(), State(), 0
@@ -47,7 +51,7 @@ def tell(
             state.apply(event)
             for news in _news(spec, state, event, best):
                 best = news if news["event"] == "best" else best
-                taken += _post(to, {"study": spec.name, **news}, say, host.hostname)
+                taken += _post(to, {"study": spec.name, **news}, say, host)
         if state.end or not follow:
             return taken
         time.sleep(poll)
@@ -63,13 +67,9 @@ def _news(
         if now and (best is None or now["config_id"] != best["config_id"]):
             yield now
     elif kind == "failed":
-        reason = event["reason"]
-        yield {
-            "event": "failed",
-            "config_id": config_id,
-            "reason": reason,
-            "text": f"{study.name}: {config_id} failed: {reason}",
-        }
+        # Its reason may hold paths and names of scans
+        text = f"{study.name}: {config_id} failed; `raybone logs` says why"
+        yield {"event": "failed", "config_id": config_id, "text": text}
     elif kind == "end":
         last = _best(study, state) or {}
         told = f"; best: {last['text']}" if last else ""

@@ -65,7 +65,7 @@ class MLflow:
         if "config_id" in event:
             self._waiting[event["config_id"]].append(event)
 
-    def flush(self, state: State) -> None:
+    def flush(self, state: State, last: bool) -> None:  # noqa: ARG002
         """Send what waits.
 
         Raises:

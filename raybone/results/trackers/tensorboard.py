@@ -42,7 +42,7 @@ class TensorBoard:
             mean = c.mean(self.study.resolved.folds, self.study.epochs, self.study.metric)
             self._complete.append((c.id, portable(c.params), mean))
 
-    def flush(self, state: State) -> None:  # noqa: ARG002
+    def flush(self, state: State, last: bool) -> None:  # noqa: ARG002
         """Write a file a run of what is new; each is closed, as a writer that is open costs a
         thread and files of the system.
         """

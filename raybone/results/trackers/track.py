@@ -5,6 +5,7 @@ Training knows nothing of it, so that a tracker that is down stops nothing.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from raybone.hpo.events import Event
 from raybone.hpo.state import State
 from raybone.results.study_folder import StudyFolder
 
+DRIVER = "RAYBONE_DRIVER"  # the process beside which a tracker lives
 EVERY = 5.0  # seconds between two looks at the journal
 KINDS = {"mlflow": "URI", "tensorboard": "DIR", "wandb": "DIR"}
 
@@ -26,8 +28,8 @@ class Outlet(Protocol):
     def tell(self, event: Event, state: State) -> None:
         """Take in an event of the journal; the state has it already."""
 
-    def flush(self, state: State) -> None:
-        """Send what there is.
+    def flush(self, state: State, last: bool) -> None:
+        """Send what there is, all of it where it is the last time.
 
         Raises:
             MachineFault: the tracker does not answer; the same call may be made again.
@@ -55,7 +57,7 @@ def track(
     if kind not in KINDS or not place:
         known = ", ".join(f"{name}:{what}" for name, what in KINDS.items())
         raise WrongInput(f"--to: must be one of {known}, got {shown(to)}; give one")
-    folder, state = StudyFolder(study), State()
+    folder, state, driver = StudyFolder(study), State(), os.environ.get(DRIVER, "")
     outlet = _outlet(kind, place, folder)
     journal = folder.journal()
     while True:
@@ -63,13 +65,14 @@ def track(
             state.apply(event)
             outlet.tell(event, state)
         try:
-            outlet.flush(state)
+            alone = driver != "" and driver != str(os.getppid())
+            outlet.flush(state, last=bool(state.end) or not follow or alone)
         except MachineFault as error:
             if not follow:
                 raise
             tell(f"warning: {error}")
         else:
-            if state.end or not follow:
+            if state.end or not follow or alone:
                 return state.fold_epochs
         time.sleep(EVERY)
 

@@ -1,4 +1,4 @@
-"""Weights & Biases, offline: a run a configuration, in a group named like the study, for
+"""Weights & Biases, offline: a run a configuration, in a project named like the study, for
 ``wandb sync`` from a machine that may reach the network.
 """
 
@@ -31,8 +31,8 @@ ENDS = ("complete", "stopped", "failed")
 
 
 class Wandb:
-    """DIR/wandb/offline-run-* of each configuration that has ended; of all, when the study has, or
-    is told once.
+    """DIR/wandb/offline-run-* of each configuration once it has ended; of all, when the study has,
+    or is told once.
     """
 
     def __init__(self, place: Path, folder: StudyFolder) -> None:
@@ -52,10 +52,9 @@ class Wandb:
         elif config_id and state.configurations[config_id].status in ENDS:
             self._ended.append(config_id)
 
-    def flush(self, state: State) -> None:
-        """Write a run of each configuration that has ended."""
-        over = bool(state.end)
-        for config_id in [*self._epochs] if over else self._ended:
+    def flush(self, state: State, last: bool) -> None:
+        """Write a run of each configuration that has ended, of all the last time."""
+        for config_id in [*self._epochs] if last else self._ended:
             if epochs := self._epochs.pop(config_id, {}):
                 self._write(state.configurations[config_id], epochs)
         self._ended.clear()

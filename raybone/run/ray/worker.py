@@ -19,11 +19,10 @@ import ray.train.torch
 import ray.util
 import torch
 
-from raybone.data.dataset import Dataset
+from raybone.data.dataset import Dataset, dataset_of
 from raybone.environment import environment
 from raybone.errors import FitFailed
 from raybone.results.study_folder import StudyFolder
-from raybone.run.checks import dataset_of
 from raybone.run.configuration import examine, pool, train
 from raybone.run.ray.group import from_rank_zero, join
 from raybone.run.ray.hub import Ended, Task, find

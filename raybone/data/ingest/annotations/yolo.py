@@ -39,7 +39,7 @@ def read_yolo(
     Args:
         names: numbers of each category; a class without a name is ``class N``.
     """
-    lines = [line.split() for line in content.decode("utf-8", "replace").splitlines()]
+    lines = [line.split() for line in content.decode("utf-8-sig", "replace").splitlines()]
     lines = [line for line in lines if line]
     if len(lines) > MOST_LESIONS:
         raise ValueError(
@@ -71,7 +71,7 @@ def classes_of(files: Mapping[str, Path]) -> Names:
     found = [names for name, path in files.items() if (names := _named(name, path)) is not None]
     if not found:
         lists = [path for name, path in files.items() if name.rpartition("/")[2] == CLASSES]
-        texts = [path.read_text("utf-8", "replace").splitlines() for path in lists]
+        texts = [path.read_text("utf-8-sig", "replace").splitlines() for path in lists]
         found = [
             {n: word.strip() for n, word in enumerate(words) if word.strip()} for words in texts
         ]
@@ -80,7 +80,10 @@ def classes_of(files: Mapping[str, Path]) -> Names:
             "--layout yolo: all YAML files must give classes the same names, but they differ; "
             "leave one of them in SOURCE"
         )
-    return tuple((word, (number,)) for number, word in (found[0] if found else {}).items())
+    numbers: dict[str, list[int]] = {}
+    for number, word in (found[0] if found else {}).items():
+        numbers.setdefault(word, []).append(number)
+    return tuple((word, tuple(own)) for word, own in numbers.items())
 
 
 def is_yolo(files: Mapping[str, Path]) -> bool:
@@ -123,7 +126,7 @@ def _named(name: str, path: Path) -> dict[int, str] | None:
     if "/" in name or not name.endswith((".yaml", ".yml")):
         return None
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"))
+        content = load_yaml(path.read_text(encoding="utf-8-sig"))
     except (OSError, *NO_YAML):
         return None
     names = content.get("names") if isinstance(content, dict) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ PAGE = 200  # studies of an answer
 PATIENCE = 120.0  # seconds that an archive may be away
 TIMEOUT = 60.0  # seconds for each part of an answer
 AS_STORED = (("application/dicom", "*"),)
+UID = re.compile(r"[0-9][0-9.]{0,63}")
 Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
 
@@ -65,26 +67,34 @@ def fetched(source: str, modality: str | None, beside: Path, progress: Progress)
         yield Path(place)
 
 
-def store(url: str, files: Sequence[Path], progress: Progress) -> int:
-    """Store DICOM files in an archive (STOW-RS); returns their number.
+def store_of(url: str) -> Callable[[Sequence[Path], Progress], int]:
+    """What stores DICOM files in an archive (STOW-RS), and returns their number.
 
     Raises:
         WrongInput: the archive refuses us or one of them.
         MachineFault: it does not answer for two minutes.
     """
     archive = _Archive(url.removeprefix(SCHEME))
-    for number, file in enumerate(files, 1):
-        archive.store(file)
-        progress(number, len(files))
-    return len(files)
+
+    def store(files: Sequence[Path], progress: Progress) -> int:
+        for number, file in enumerate(files, 1):
+            archive.store(file)
+            progress(number, len(files))
+        return len(files)
+
+    return store
 
 
 class _Archive:
     """An archive, asked again while it is away."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        try:
+            parts = urlsplit(url)
+            sound = parts.port != 0 and parts.scheme in ("http", "https") and parts.hostname
+        except ValueError:
+            sound = False
+        if not sound or "@" in parts.netloc:
             raise WrongInput(
                 f"{SCHEME}URL: must be an address of http or https without a name or password, "
                 "which go into RAYBONE_DICOMWEB_TOKEN, or _USER and _PASSWORD; change it"
@@ -100,23 +110,37 @@ class _Archive:
         base = parts._replace(query="", fragment="").geturl().rstrip("/")
         self.client = DICOMwebClient(base, session=session, timeout=TIMEOUT)
         self.client.set_http_retry_params(retry=False)
+        self._last = 0.0  # when something came
 
     def studies(self) -> Iterator[str]:
         """UIDs of the studies that are asked for."""
-        offset = 0
-        while True:
-            asked = {"limit": PAGE, "offset": offset, "search_filters": self.asked}
+        seen = dict[str, None]()
+        while True:  # a server may give fewer than it is asked for, or begin where it likes
+            asked = {"limit": PAGE, "offset": len(seen), "search_filters": self.asked}
             page = self._patiently(partial(self.client.search_for_studies, **asked))
-            yield from (_text(study, "0020000D") for study in page)
-            offset += len(page)
-            if len(page) < PAGE:
+            new = [uid for study in page if (uid := self._uid(study, "0020000D")) not in seen]
+            if not new:
                 return
+            seen |= dict.fromkeys(new)
+            yield from new
 
     def series(self, study: str, wanted: set[str]) -> Iterator[tuple[str, str]]:
         """A study's series of these modalities, of all where there are none."""
         for one in self._patiently(lambda: self.client.search_for_series(study)):
             if not wanted or _text(one, "00080060") in wanted:
-                yield study, _text(one, "0020000E")
+                yield study, self._uid(one, "0020000E")
+
+    def _uid(self, found: dict[str, Any], tag: str) -> str:
+        return self._checked(_text(found, tag))
+
+    def _checked(self, uid: str) -> str:
+        """A UID, which becomes the name of a file."""
+        if not UID.fullmatch(uid):
+            raise WrongInput(
+                f"{self.name}: must give UIDs of digits and dots, got {uid[:80]!r}; ask its "
+                "administrator"
+            )
+        return uid
 
     def fetch(self, study: str, series: str, place: Path) -> None:
         """Write the instances of a series; those that are there after a break are kept."""
@@ -126,11 +150,12 @@ class _Archive:
         def every() -> None:
             instances = self.client.iter_series(study, series, media_types=AS_STORED)
             for dataset in instances:
-                file = folder / f"{dataset.SOPInstanceUID}.dcm"
+                file = folder / f"{self._checked(str(dataset.get('SOPInstanceUID', '')))}.dcm"
                 if not file.exists():
                     half = file.with_suffix(".half")
                     dataset.save_as(half, enforce_file_format=True)
                     half.rename(file)
+                    self._last = time.monotonic()
 
         self._patiently(every)
 
@@ -147,7 +172,7 @@ class _Archive:
 
     def _patiently(self, ask: Callable[[], Result]) -> Result:
         """Ask, and again at growing intervals while the archive is away."""
-        began, pause = time.monotonic(), 1.0
+        pause, first = 1.0, 0.0  # when the first of these failures was
         while True:
             try:
                 return ask()
@@ -156,9 +181,11 @@ class _Archive:
                 if 400 <= code < 500 and code not in (408, 429):
                     raise WrongInput(f"{self.name}: {_refusal(code)}") from None
                 why = f"answers {code}"
-            except (requests.RequestException, InvalidDicomError, EOFError, ValueError) as error:
+            except (requests.RequestException, InvalidDicomError, EOFError) as error:
                 why = type(error).__name__
-            if time.monotonic() - began > PATIENCE:
+            now = time.monotonic()
+            first = now if first < self._last or not first else first
+            if now - first >= PATIENCE:
                 raise MachineFault(
                     f"{self.name}: must answer, but {why} for {PATIENCE:.0f} s; the same command "
                     "begins again"
@@ -173,6 +200,8 @@ def _refusal(code: int) -> str:
             f"must let us in, but answers {code}; put its token into RAYBONE_DICOMWEB_TOKEN, or "
             "name and password into RAYBONE_DICOMWEB_USER and RAYBONE_DICOMWEB_PASSWORD"
         )
+    if code == 409:
+        return "must take what is sent, but answers 409; ask its administrator"
     return f"must be the root of a DICOMweb service, but answers {code}; check the path"
 
 
