@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := raybone jobs tests benchmarks setup.py
 
-.PHONY: install demo test lowest chaos endurance benchmark papers reference vega check clean
+.PHONY: install demo test long lowest chaos endurance benchmark papers reference vega check clean
 
 install: .venv/.installed
 
@@ -21,8 +21,13 @@ check: install
 	$(PY) -m ruff check $(SOURCES)
 	$(PY) -m mypy
 
+# Minutes: all but the tests of many seconds each, which tests/long.txt names.
 test: check
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile -m "not long"
+
+# Half an hour: those. Whole searches on Ray that are killed, every model's contract, journeys through the pages.
+long: install
+	$(PY) -m pytest -n 2 --dist loadfile -m long --durations 20
 
 # The lowest versions that pyproject.toml allows, in an environment of their own: after a bound was changed. Long, and 7 GB
 # of disk. It found fsspec 2024.10, optuna 4.5, pillow 11.0, altair 5.4 and grpcio 1.42 too old.

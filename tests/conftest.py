@@ -32,6 +32,19 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 settings.register_profile("raybone", database=None, deadline=None)
 settings.load_profile("raybone")
 
+LONG = Path(__file__).with_name("long.txt")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make long` runs."""
+    lines = LONG.read_text(encoding="utf-8").splitlines()
+    named = {line for line in lines if line and not line.startswith("#")}
+    for item in items:
+        file, _, test = item.nodeid.partition("::")
+        if {item.nodeid, f"{file}::{test.partition('[')[0]}", file} & named:
+            item.add_marker("long")
+
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -113,3 +113,12 @@ def test_every_public_function_and_class_says_what_it_is() -> None:
                 ):
                     bare.append(f"{name}:{node.lineno} {node.name}")
     assert bare == []
+
+
+def test_what_make_long_runs_is_there() -> None:
+    """A test that is renamed would come back into `make test` unseen."""
+    tests = Path(__file__).parent
+    for line in (tests / "long.txt").read_text(encoding="utf-8").splitlines()[1:]:
+        file, _, name = line.partition("::")
+        text = (tests.parent / file).read_text(encoding="utf-8")
+        assert not name or f"def {name.partition('[')[0]}(" in text, line
