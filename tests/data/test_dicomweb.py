@@ -156,6 +156,7 @@ class Failing(BaseHTTPRequestHandler):
     """An archive of one study that answers as it is told."""
 
     codes: list[int] = []  # noqa: RUF012  # of the next answers; then 404
+    bodies: list[bytes] = []  # noqa: RUF012  # of those with 200; then none found
     asked: list[str] = []  # noqa: RUF012
 
     def do_GET(self) -> None:
@@ -164,7 +165,8 @@ class Failing(BaseHTTPRequestHandler):
         if code == 0:  # the line is cut
             self.connection.close()
             return
-        body = b"[]" if code == 200 else b"no"
+        body = self.bodies.pop(0) if self.bodies else b"[]"
+        body = body if code == 200 else b"no"
         self.send_response(code)
         self.send_header("Content-Type", "application/dicom+json")
         self.send_header("Content-Length", str(len(body)))
@@ -179,6 +181,7 @@ class Failing(BaseHTTPRequestHandler):
 def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     Failing.codes.clear()
+    Failing.bodies.clear()
     Failing.asked.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -193,6 +196,36 @@ def test_an_archive_that_is_away_is_asked_again(
     assert main(["prepare", failing, str(tmp_path / "ds")]) == 2
     assert "has none; widen the search" in capsys.readouterr().err
     assert len(Failing.asked) == 5
+
+
+def told(*uids: str, tag: str = "0020000D") -> bytes:
+    """Studies or series as DICOM's JSON has them."""
+    modality = {"00080060": {"vr": "CS", "Value": ["NM"]}}
+    return json.dumps([{tag: {"vr": "UI", "Value": [uid]}, **modality} for uid in uids]).encode()
+
+
+def test_an_archive_that_gives_less_than_it_is_asked_or_all_again_is_asked_to_its_end(
+    failing: str, tmp_path: Path
+) -> None:
+    none = b"[]"  # series of a study
+    pages = [told("1.1", "1.2"), told("1.2", "1.3"), told("1.3", "1.1")]
+    Failing.bodies[:] = [pages[0], none, none, pages[1], none, pages[2]]
+    Failing.codes[:] = [200] * 6
+    assert main(["prepare", failing, str(tmp_path / "ds")]) == 2
+    asked = [path.partition("?")[0].rpartition("/")[2] for path in Failing.asked]
+    assert len(asked) == 6
+    assert asked.count("series") == 3
+
+
+@pytest.mark.parametrize("uid", ["../../x", "/tmp/x", "", "1.2/3", "a.b"])
+def test_uids_become_no_other_paths(
+    uid: str, failing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Failing.bodies[:] = [told(uid)]
+    Failing.codes[:] = [200] * 3
+    assert main(["prepare", failing, str(tmp_path / "ds")]) == 2
+    assert "must give UIDs of digits and dots" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == []
 
 
 def test_one_that_stays_away_is_one_line(

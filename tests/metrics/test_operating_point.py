@@ -105,6 +105,11 @@ def test_each_fold_is_judged_by_what_the_others_choose() -> None:
         ("fp_per_scan=1", [cases(50) for _ in range(2)], "cannot be counted"),
         (
             "max_f1",
+            [Cases(np.array([0.3, 0.2]), np.zeros(2), np.ones(2), 4.0, n, True) for n in (5, 6)],
+            "comes to 0 at best",
+        ),
+        (
+            "max_f1",
             [Cases(*[np.zeros(0)] * 3, 3.0, n, True) for n in (5, 6)],
             "no out-of-fold scores",
         ),

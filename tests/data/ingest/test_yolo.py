@@ -109,6 +109,16 @@ def test_labels_without_an_image_are_counted_and_images_without_labels_are_unann
         prepared(raw, tmp_path / "other")
 
 
+def test_marks_of_byte_order_and_two_classes_of_one_name_lose_nothing(tmp_path: Path) -> None:
+    raw = folder(tmp_path / "raw")
+    note = raw / "labels/train/a.txt"
+    note.write_bytes(b"\xef\xbb\xbf" + note.read_bytes())
+    (raw / "data.yaml").write_text("names: {0: malignant, 1: malignant}\n")
+    opened = prepared(raw, tmp_path / "ds")
+    assert opened.categories == ["malignant"]
+    assert sum(len(s.lesions) for s in opened.scans) == 4
+
+
 def test_yaml_files_that_name_classes_otherwise_are_refused(tmp_path: Path) -> None:
     raw = folder(tmp_path / "raw")
     (raw / "other.yaml").write_text("names: {0: benign, 1: malignant}\n")
