@@ -89,7 +89,7 @@ class Scorer:
         sick = {person_of[s.patient_id] for s in scans if s.scan_id in positive}
         once_1S = np.ones((1, len(scans)), int)
         values = {k: v.item() for k, v in self.task.resampled(outcome, once_1S).items()}
-        if len(sick) < LEAST or (self.task.judged and len(column) - len(sick) < LEAST):
+        if len(column) < LEAST or len(sick) < LEAST:
             return {name: Score(value) for name, value in values.items()}
         sick_P = np.array([p in sick for p in column])
         draws_BP = patient_draws(np.zeros(len(column), int), sick_P, SEED)
@@ -97,6 +97,10 @@ class Scorer:
         drawn = self.task.resampled(outcome, draws_BS)
         found = dict[str, Score]()
         for name, value in values.items():
+            known_B = drawn[name][np.isfinite(drawn[name])]
+            if not len(known_B) or np.ptp(known_B) == 0:  # it says nothing of others
+                found[name] = Score(value)
+                continue
             ends = bootstrap_interval(value, drawn[name], len(column) - 1)
             within = METRICS[name].within if name in METRICS else float
             found[name] = Score(value, *map(within, ends))
