@@ -108,4 +108,8 @@ class FitFailed(RuntimeError):
 
 
 class TooLarge(FitFailed):
-    """A training step needs more memory than there is."""
+    """A training step needs ``times`` the memory that there is."""
+
+    def __init__(self, message: str, times: float) -> None:
+        super().__init__(message)
+        self.times = times

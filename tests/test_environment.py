@@ -49,7 +49,8 @@ def test_a_study_that_goes_on_elsewhere_says_so(
     assert "not as before" not in capsys.readouterr().out
     here = place.environment()
     other = {**here, "python": "3.99.0", "packages": {**here["packages"], "torch": "9.9.9"}}
-    monkeypatch.setattr("raybone.run.session.environment", lambda: other)
+    for place_of in ("run.session", "train.fit"):
+        monkeypatch.setattr(f"raybone.{place_of}.environment", lambda: other)
     assert main(["search", str(path), "--out", out, "--local", "--set", "search.trials=2"]) == 0
     said = capsys.readouterr().out
     assert f"python 3.99.0 (was {here['python']})" in said

@@ -72,6 +72,9 @@ def fit(
             if run.parts >= run.config.batch or run.world > 1:
                 raise FitFailed(" ".join(str(error).split())) from None
             parts = 2 * run.parts
+            # Others hold memory as well: what takes over half of it would end the process
+            while parts < run.config.batch and getattr(error, "times", 0) > parts / run.parts / 2:
+                parts *= 2
         else:
             yield epoch
             continue
@@ -257,7 +260,7 @@ class _Run:
             if (
                 self.updates == step == 0 and self.device.type == "cpu"
             ):  # CUDA says itself what it has no room for
-                refuse_too_large(self.net, batch.split(self.parts)[0])
+                refuse_too_large(self.net, batch, self.parts)
             accumulate = self._schedule(number, step)
             scale = self.world if summed else 1 / accumulate
             if unknown := next(unlabelled, None):

@@ -20,23 +20,29 @@ SMALL = 2**16  # pixels of the batch that is tried, about
 LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of control groups, version 2 and 1
 
 
-def refuse_too_large(net: nn.Module, batch: Batch) -> None:
+def refuse_too_large(net: nn.Module, batch: Batch, parts: int = 1) -> None:
     """Nothing where this machine has the memory that a training step of this batch takes, as far as
     that is known.
 
     What others hold of it now does not count: that would be no fault of the configuration.
 
+    Args:
+        parts: in which the batch goes through the network.
     Raises:
         TooLarge: it has not; the system would end the process without a word.
     """
     most = memory_bytes()
-    if batch.image_NCHW.numel() < LARGE or most is None or (need := step_bytes(net, batch)) < most:
+    if batch.image_NCHW.numel() < LARGE or most is None:
         return
     images, _, height, width = batch.image_NCHW.shape
+    parts = min(parts, images)
+    if (need := step_bytes(net, batch) / parts) < most:
+        return
     raise TooLarge(
-        f"a training step of {images} images of {height}x{width} pixels takes about "
+        f"a training step of {-(-images // parts)} images of {height}x{width} pixels takes about "
         f"{need / 1e9:.0f} GB of memory, but there are {most / 1e9:.0f} GB; lower batch, imgsz or "
-        "the width of the model"
+        "the width of the model",
+        need / most,
     )
 
 

@@ -17,8 +17,12 @@ from raybone.train.memory import memory_bytes, step_bytes
 
 
 def test_a_step_that_no_machine_here_can_take_is_told_by_preview_and_fails_its_configuration_in_a_search(
-    study: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("raybone.train.memory.memory_bytes", lambda: 1_000_000_000)
     fixed = {"batch": 8, "nbs": 8, "imgsz": 4096, "width": 32}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**study, "fixed": fixed, "epochs": 1}))
     assert main(["preview", str(tmp_path / "s.yaml")]) == 2
