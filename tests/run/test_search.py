@@ -26,7 +26,7 @@ from raybone.run.session import open_study
 from raybone.storage import Folder
 from raybone.study.files import parse_study
 
-TIMING = ["train_seconds", "gpu_hours"]
+TIMING = ["train_seconds", "gpu_hours", "images_per_s", "memory_gb"]
 Mapping = dict[str, Any]
 
 

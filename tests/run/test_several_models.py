@@ -374,7 +374,8 @@ def test_a_full_study_over_models_has_the_rows_of_a_study_of_each(
     assert table["val_loss_mean"].nunique() == 4
     assert set(table.columns) == set(merged.columns)
     # Scores that are equal stand in the order of their names, which differ.
-    of_ranks = ("rank", "config_id", "delta", "p_to", "verdict", "train_s", "gpu_h", "dice_corr")
+    of_ranks = ("rank", "config_id", "delta", "p_to", "verdict", "dice_corr")
+    of_ranks += ("train_s", "gpu_h", "images_per", "memory")
     rows = [t.sort_values(["model", "cfg.lr0"]).astype(object).fillna("-") for t in (table, merged)]
     for column in table.columns:
         if not column.startswith(of_ranks):
