@@ -46,7 +46,7 @@ def test_two_studies_run_as_jobs_and_the_token_is_nowhere(
         yaml.safe_dump(
             {
                 **study,
-                "epochs": 40,
+                "epochs": 120,  # so that it is at work while the others ask
                 "search": {**study["search"], "trials": 1},
                 "resources": {"concurrent": 1},
             }
