@@ -25,7 +25,7 @@ check: install
 test: check
 	$(PY) -m pytest -n 2 --dist loadfile -m "not long"
 
-# Half an hour: those. Whole searches on Ray that are killed, every model's contract, journeys through the pages.
+# About half an hour: those. Whole searches on Ray that are killed, every model's contract, journeys through the pages.
 long: install
 	$(PY) -m pytest -n 2 --dist loadfile -m long --durations 20
 

@@ -238,6 +238,8 @@ def export(
     if coco:
         from raybone.results.reporting.coco import coco_results
 
+        if Path(coco).exists():
+            raise WrongInput(f"--coco {coco}: must not exist yet; choose another name")
         found = coco_results(source, dataset)
         with Path(coco).open("x", encoding="utf-8") as file:
             file.write(dumps(found))

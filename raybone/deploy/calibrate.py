@@ -18,7 +18,7 @@ from raybone.deploy.ensemble import outputs
 from raybone.metrics.calibration import EDGE, calibration_error, crossed, platt, reliability
 from raybone.metrics.lesions import THRESHOLD
 from raybone.metrics.operating_point import Cases, Rule, operating_point, together
-from raybone.tasks.base import Outcome, patients_of
+from raybone.tasks.base import Outcome, Task, patients_of
 from raybone.train.checkpoint import fill
 from raybone.train.samples import FoldJob, scored_samples
 from raybone.types import Array, Finding
@@ -70,7 +70,7 @@ def out_of_fold(
         states: weights of each fold, whose masks are predicted once more; none where they are gone.
     """
     if not job.task.rescored:
-        return [cases_of(replace(job, fold=k), own) for k, own in enumerate(findings)]
+        return [_found(replace(job, fold=k), own) for k, own in enumerate(findings)]
     return [_pixels(replace(job, fold=k), own, device, progress) for k, own in enumerate(states)]
 
 
@@ -115,6 +115,8 @@ def operate(
     the score that the others choose.
     """
     if not folds:
+        if rule.name == "score":
+            return {"rule": str(rule), "threshold": rule.value, "folds": []}
         reason = "weights or predictions of folds are gone"
         return {"rule": str(rule), "threshold": THRESHOLD, "reason": reason}
     found = operating_point(rule, folds)
@@ -132,13 +134,18 @@ def operate(
     return {**found, **known}
 
 
-def cases_of(job: FoldJob, findings: Sequence[Finding]) -> Cases:
+def cases_of(task: Task, scored: tuple[Array, Array, int], scans: int) -> Cases:
+    """What ``Task.scored`` has of so many scans, each finding once."""
+    score_N, truth_N, positives = scored
+    once_N, free = np.ones(len(score_N)), task.free_response
+    return Cases(score_N, truth_N.astype(float), once_N, positives, scans if free else 0, free)
+
+
+def _found(job: FoldJob, findings: Sequence[Finding]) -> Cases:
     """Scores of a fold's findings, and whether each is right."""
     scans, task = job.task.usable(job.dataset.validation(job.fold)), job.task
-    score_N, truth_N, positives = task.scored(Outcome(findings, scans, [*job.config.categories]))
-    counted = len(scans) if task.free_response else 0
-    once_N = np.ones(len(score_N))
-    return Cases(score_N, truth_N.astype(float), once_N, positives, counted, task.free_response)
+    outcome = Outcome(findings, scans, [*job.config.categories])
+    return cases_of(task, task.scored(outcome), len(scans))
 
 
 def _pixels(

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from raybone.data.cache import intensities_of
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.loader import validation_loader
 from raybone.deploy.bundle import Bundle
-from raybone.deploy.calibrate import Levels
+from raybone.deploy.calibrate import Levels, cases_of
 from raybone.deploy.ensemble import outputs
 from raybone.deploy.out_of_distribution import oddities
 from raybone.errors import WrongInput
@@ -22,7 +21,7 @@ from raybone.metrics.calibration import calibrated, calibration_error, reliabili
 from raybone.metrics.lesions import RATES, froc
 from raybone.metrics.operating_point import Cases
 from raybone.tasks import task_named
-from raybone.tasks.base import Outcome, Task
+from raybone.tasks.base import Outcome
 from raybone.tasks.groups import Group, Score, Scorer
 from raybone.types import Array, Finding, Scan
 
@@ -81,7 +80,7 @@ def evaluate(
     of = Scorer.by(str(own["metric"]), task, opened)
     metric = of.metric
     scored = task.scored(outcome)
-    cases = levels.cases() if task.rescored else _cases(scored, task)
+    cases = levels.cases() if task.rescored else cases_of(task, scored, len(scans))
     return Evaluation(
         metric=metric,
         scores=of.scores(outcome),
@@ -180,12 +179,6 @@ def _found(
 def _froc(scored: tuple[Array, Array, int], scans: int) -> dict[str, float]:
     score_D, hit_D, lesions = scored
     return dict(zip(map("{:g}".format, RATES), froc(score_D, hit_D, lesions, scans).tolist()))
-
-
-def _cases(scored: tuple[Array, Array, int], task: Task) -> Cases:
-    score_N, truth_N, positives = scored
-    once_N = np.ones(len(score_N))
-    return Cases(score_N, truth_N.astype(float), once_N, positives, 0, task.free_response)
 
 
 def _calibration(cases: Cases, own: Mapping[str, Any]) -> dict[str, Any]:

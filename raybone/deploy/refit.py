@@ -101,7 +101,9 @@ def refit(
     folds = out_of_fold(job, findings, states, device, progress)
     point = operate(job, options.operate, folds, findings)
     if "reason" in point and options.operate != USUAL:
-        raise WrongInput(f"--operate {options.operate}: {point['reason']}; ask for less")
+        raise WrongInput(
+            f"--operate {options.operate}: {point['reason']}; ask for less, or for another rule"
+        )
     if options.train:
         members = {EVERYONE: _of_everyone(chosen, options.train)}
     elif gone:

@@ -128,7 +128,7 @@ class Journal:
 
     def _ahead(self, names: list[str]) -> dict[str, bytes]:
         """The segments that are yet to be read from an object store, where they never change:
-        there is one for each event, and one by one they would take a minute for a thousand.
+        there is one for each event, and each is an answer to wait for.
         """
         if self.folder.local:
             return {}

@@ -174,7 +174,7 @@ class _Draft:
         smaller = [s for s in SIZES if s < size]
         if narrower and (self.cuts % 2 or not smaller):
             self.fixed["width"] = narrower[0]
-            self.because["width"] = f"for the hours: {WIDTHS[0]} is usual, and finds more"
+            self.because["width"] = f"for the hours: {WIDTHS[0]} is usual"
             return 0.5
         if smaller:
             self.fixed["imgsz"] = smaller[-1]

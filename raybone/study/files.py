@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import reprlib
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,7 @@ def problems_of(error: ValidationError, where: str, model: type[BaseModel]) -> l
         key = ".".join(str(part) for part in item["loc"])
         given = item.get("input")
         given = _SHORT.repr(given) if isinstance(given, dict | list) else repr(given)
+        given = re.sub(r"//[^/\s]*@", "//...@", given)  # a name and password
         given = given if len(given) <= 60 else given[:57] + "..."
         place = f"{where}: {key}" if key else where
         if item["type"] == "extra_forbidden":

@@ -137,12 +137,15 @@ def test_findings_are_stored_where_they_can_be_found(
     orthanc: str, cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = bundle_of(tmp_path / "bundle", "unet", ["malignant"], width=4, depth=2)
+    known = json.loads((bundle.path / "bundle.json").read_text())
+    known["operating_point"] = {"threshold": 0.01}  # of a network that has learned nothing
+    (bundle.path / "bundle.json").write_text(json.dumps(known))
     out, store = str(tmp_path / "found"), f"{orthanc}/dicom-web"
     scans = sorted(cohort.rglob("*.dcm"))[:2]
-    assert bundle.path
     words = ["predict", str(bundle.path), *map(str, scans), "--out", out, "--store", store]
     assert main(words) == 0
     written = sorted((tmp_path / "found").glob("*.dcm"))
+    assert written
     assert f"{len(written)} DICOM objects are stored" in capsys.readouterr().out
     for file in written:
         uid = pydicom.dcmread(file).SOPInstanceUID

@@ -52,6 +52,8 @@ def test_every_item_is_there_with_what_is_known_or_missing(
     best = StudyFolder(str(searched)).table().iloc[0]
     assert f"dice {best['dice_mean']:.3f}" in sheet[37]["known"]
     assert f"test group {best['dice_test']:.3f}" in sheet[37]["known"]
+    assert sheet[20]["known"] == "by patient"
+    assert sheet[10]["known"] == "whole scans"
     assert "torch" in sheet[23]["known"]
     assert "'width': 4" in sheet[25]["known"]
     assert "log_uniform" in sheet[25]["known"]

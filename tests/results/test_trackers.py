@@ -151,6 +151,7 @@ def test_a_tracker_with_a_password_is_refused(
         assert main(["search", str(path), "--out", str(tmp_path / "run"), "--local"]) == 2
         said = capsys.readouterr().err
         assert "track" in said
+        assert "secret" not in said
 
 
 def test_mlflow_has_folds_below_configurations_below_the_study(

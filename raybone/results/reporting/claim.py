@@ -99,7 +99,8 @@ def _of_data(dataset: Dataset) -> dict[int, tuple[str, str]]:
     scanners, sites = ({getattr(s, k) for s in scans} - {"unknown"} for k in ("scanner", "site"))
     views, flags = Counter(s.view for s in scans), Counter(f for s in scans for f in s.flags)
     lost = f"{counts['annotations_lost']} of {counts['annotations']} annotations found no scan"
-    known = "by patient" if meta["patients_known"] else "by image, as patients are not named"
+    apart = "by image, as patients are not named; scans that look alike are one group"
+    known = "by patient" if meta["patients_known"] else apart
     return {
         7: (
             f"dataset {dataset.hash}, layout {meta['layout']}, {len(sites)} named sites",
@@ -110,7 +111,6 @@ def _of_data(dataset: Dataset) -> dict[int, tuple[str, str]]:
             "the criteria",
         ),
         9: (f"steps: {', '.join(steps) or 'none'}; {meta['preprocessing']['values']}", ""),
-        10: ("tiles of the scans" if "tiles" in str(steps) else "whole scans", ""),
         11: (
             "pseudonyms by a key; headers are not kept; "
             f"{flags['burned-in-text']} scans are flagged for text in their pixels",
@@ -130,7 +130,7 @@ def _of_data(dataset: Dataset) -> dict[int, tuple[str, str]]:
             + (f"; test group of {counts['test_patients']} patients" if dataset.test else ""),
             "",
         ),
-        20: (f"{known}; scans that look alike are one group", ""),
+        20: (known, ""),
         21: (
             f"{counts['patients']} patients, {counts['scans']} scans",
             "a calculation of the size",
@@ -189,6 +189,7 @@ def _of_training(folder: StudyFolder) -> dict[int, tuple[str, str]]:
             f"{study.metric}",
             "",
         ),
+        10: (_pieces(study), ""),
         22: ("; ".join(f"{m.name} ({m.task}): {m.SOURCE}" for m in models), ""),
         23: (
             f"{'; '.join(dict.fromkeys(ran))}; {', '.join(dict.fromkeys(packages))}" if ran else "",
@@ -209,6 +210,17 @@ def _of_training(folder: StudyFolder) -> dict[int, tuple[str, str]]:
         42: (f"study.yaml of {study.name}, raybone {study.resolved.code_version}", "a protocol"),
         43: ("raybone is free software (AGPL-3.0-or-later)", "where models and data are to be had"),
     }
+
+
+def _pieces(study: ResolvedStudy) -> str:
+    """What of a scan a network sees."""
+    seen = dict[str, None]()
+    for alone in map(study.of, study.names):
+        tile = alone.fixed.get("tile") or 0
+        judges = load(alone.model).task == "classification" and not alone.fixed.get("target")
+        whole = f"tiles of {tile} pixels" if tile else "whole scans"
+        seen["a piece around each lesion" if judges else whole] = None
+    return ", ".join(seen)
 
 
 def _model_of(study: ResolvedStudy) -> Any:

@@ -29,16 +29,23 @@ def coco_results(url: str, moved: str = "") -> list[dict[str, Any]]:
     folder = StudyFolder(url, moved)
     study, best = folder.study, folder.winner()
     if task_of(study).judged:
-        raise WrongInput(f"export {url}: COCO has boxes and masks, but this study classifies")
+        raise WrongInput(
+            f"export {url}: must find boxes or masks, but this study classifies; its "
+            "predictions.json have what it says"
+        )
     if best is None:
-        raise WrongInput(f"export {url}: needs a complete configuration, but there is none yet")
+        raise WrongInput(
+            f"export {url}: needs a complete configuration, but there is none yet; let the search "
+            "end"
+        )
     if why := unfetched(study, moved):
-        raise WrongInput(f"export {url}: needs the dataset, but {why}")
+        raise WrongInput(f"export {url}: needs the dataset, but {why}; give it with --dataset")
     dataset = dataset_of(study)
     folds = best.predictions(dataset)
     if folds is None:
         raise WrongInput(
-            f"export {url}: needs the predictions of {best.id}, but those of a fold are gone"
+            f"export {url}: needs the predictions of {best.id}, but those of a fold are gone; "
+            "train it again"
         )
     number = {name: n for n, name in enumerate(dataset.categories, 1)}
     names = list(study.values(best.params).get("categories") or ["malignant"])

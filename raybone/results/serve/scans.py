@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raybone.data.dataset import open_dataset
+from raybone.data.dataset import dataset_of
 from raybone.data.overlay import Picture, overlay
 from raybone.errors import WrongInput
 from raybone.metrics.lesions import THRESHOLD
@@ -80,7 +80,7 @@ def looks_of(
     if why := unfetched(study, folder.moved):
         return Looks(missing=why)
     try:
-        dataset = open_dataset(study.dataset)
+        dataset = dataset_of(study)
     except (WrongInput, OSError) as error:
         return Looks(missing=str(error))
     winner, missing = winner_of(folder, best.record if best else None, dataset)
