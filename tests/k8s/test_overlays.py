@@ -15,15 +15,17 @@ import yaml
 from strict import RAY, ROOT, VERSION, Document, rule_problems, schema_problems
 
 from raybone.run.kubernetes import manifests
-from raybone.study.files import read_study
+from raybone.study.files import parse_study, read_study
 
 K8S = ROOT / "k8s"
 GPU = K8S / "overlays" / "gpu" / "study.yaml"
 SMOKE = ROOT / "jobs" / "smoke.yaml"
+# Whole documents: what an overlay changes or fills is looked at as kustomize builds it.
 FILES = sorted(
     p
     for p in K8S.rglob("*.yaml")
-    if p.name not in ("kustomization.yaml", "study.yaml", "workers.yaml", "queue.yaml")
+    if p.name not in ("kustomization.yaml", "workers.yaml", "queue.yaml")
+    and "overlays" not in p.parts
 )
 BUILT = [
     "base",
@@ -32,8 +34,8 @@ BUILT = [
 ]
 
 
-def job_of(study: Path, out: str | None = None, name: str = "") -> Document:
-    return dict(yaml.safe_load(manifests(read_study(study, [f"name={name}"] if name else []), out)))
+def job_of(study: Path, out: str | None = None) -> Document:
+    return dict(yaml.safe_load(manifests(read_study(study), out)))
 
 
 def documents(path: Path) -> list[Document]:
@@ -83,8 +85,8 @@ def spot_of(group: Document) -> Document:
 
 
 def nightly() -> Document:
-    """What overlays/cronjob/raycronjob.yaml must hold: the GPU study from 20:00 to 06:00."""
-    spec = job_of(GPU, name="nightly")["spec"]
+    """What overlays/cronjob must build: the GPU study from 20:00 to 06:00."""
+    spec = job_of(GPU, "runs/nightly")["spec"]
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCronJob",
@@ -98,22 +100,23 @@ def nightly() -> Document:
 
 
 def standing() -> Document:
-    """What overlays/cluster/raycluster.yaml must hold: the clusters of the RayJobs in one, without
-    a study.
-    """
+    """What overlays/cluster must build: the clusters of the RayJobs in one, without a study."""
     cluster, gpu = (job_of(study)["spec"]["rayClusterSpec"] for study in (SMOKE, GPU))
     (cpus,), (gpus,) = cluster["workerGroupSpecs"], gpu["workerGroupSpecs"]
     head = gpu["headGroupSpec"]["template"]
     del head["metadata"]["annotations"]["raybone/study"]
     head["spec"]["volumes"].pop()
     head["spec"]["containers"][0]["volumeMounts"].pop()
+    spot = spot_of(gpus)
+    for group in (cpus, gpus):
+        group["template"]["spec"]["affinity"] = head["spec"]["affinity"]
     gpus.update(replicas=0, minReplicas=0)
     cpus.update(replicas=1, maxReplicas=8)
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
         "metadata": {"name": "raybone", "labels": {"app.kubernetes.io/part-of": "raybone"}},
-        "spec": {**gpu, "workerGroupSpecs": [cpus, gpus, spot_of(gpus)]},
+        "spec": {**gpu, "workerGroupSpecs": [cpus, gpus, spot]},
     }
 
 
@@ -126,26 +129,38 @@ def test_every_file_is_strictly_of_its_schema_and_keeps_the_rules(path: Path) ->
         assert rule_problems(document) == []
 
 
+def the(kind: str, folder: str) -> Document:
+    """The one document of this kind in what kustomize builds of a folder, without its namespace."""
+    (found,) = [d for d in build(K8S / folder) if d["kind"] == kind]
+    assert found["metadata"].pop("namespace") == "raybone"
+    return dict(found)
+
+
+def parsed(document: Document) -> Document:
+    """With its study as an object, as a person writes it in other words than `manifests` prints it."""
+    job = document["spec"].get("jobTemplate", document["spec"])
+    annotations = job["rayClusterSpec"]["headGroupSpec"]["template"]["metadata"]["annotations"]
+    annotations["raybone/study"] = parse_study(yaml.safe_load(annotations["raybone/study"]))
+    return document
+
+
+def test_the_base_is_what_manifests_prints() -> None:
+    assert (K8S / "base" / "rayjob.yaml").read_text() == manifests(read_study(SMOKE))
+
+
 @pytest.mark.parametrize(
-    ("path", "study", "out", "name"),
-    [
-        ("base", SMOKE, None, ""),
-        ("overlays/gpu", GPU, None, ""),
-        ("overlays/s3", SMOKE, "s3://raybone/runs/smoke-s3", "smoke-s3"),
-    ],
+    ("overlay", "study", "out"),
+    [("gpu", GPU, None), ("s3", SMOKE, "s3://raybone/runs/smoke")],
 )
-def test_the_rayjobs_are_what_manifests_prints(
-    path: str, study: Path, out: str | None, name: str
+def test_an_overlay_builds_what_manifests_prints(
+    overlay: str, study: Path, out: str | None
 ) -> None:
-    printed = manifests(read_study(study, [f"name={name}"] if name else []), out)
-    assert (K8S / path / "rayjob.yaml").read_text() == printed
+    assert parsed(the("RayJob", f"overlays/{overlay}")) == parsed(job_of(study, out))
 
 
-@pytest.mark.parametrize(
-    ("path", "wanted"), [("cronjob/raycronjob", nightly), ("cluster/raycluster", standing)]
-)
-def test_cronjob_and_cluster_are_made_of_the_same(path: str, wanted: Any) -> None:
-    assert documents(K8S / "overlays" / f"{path}.yaml") == [wanted()]
+def test_cronjob_and_cluster_are_made_of_the_same() -> None:
+    assert parsed(the("RayCronJob", "overlays/cronjob")) == parsed(nightly())
+    assert the("RayCluster", "overlays/cluster") == standing()
 
 
 def test_a_night_ends_before_the_next_one() -> None:
