@@ -26,6 +26,7 @@ SPOT = {
     "karpenter.sh/capacity-type",
     "kubernetes.azure.com/scalesetpriority",
 }
+SCRATCH = {"name": "tmp", "mountPath": "/tmp"}
 PART = {"app.kubernetes.io/part-of": "raybone"}
 
 
@@ -226,7 +227,7 @@ def _autoscales(options: Document) -> bool:
     }
     return (
         options["version"] == "v2"
-        and options["volumeMounts"] == [mount]
+        and options["volumeMounts"] == [mount, SCRATCH]
         and _sized(options["resources"])
         and _confined(options["securityContext"])
     )
@@ -253,6 +254,11 @@ def _pod_problems(where: str, pod: Document) -> list[str]:
         or any(t["key"] == "nvidia.com/gpu" for t in spec["tolerations"]),
         "the volume that outlives it": where == "submitter"
         or {"name": "raybone", "mountPath": "/raybone"} in spec["containers"][0]["volumeMounts"],
+        "all that is written is below /tmp, within a limit": [
+            v["emptyDir"].keys() for v in spec["volumes"] if v["name"] == "tmp"
+        ]
+        == [{"sizeLimit"}]
+        and all(SCRATCH in c["volumeMounts"] for c in spec["containers"]),
         "host": not {"hostNetwork", "hostPID", "hostIPC"} & set(spec),
     }
     return [rule for rule, kept in rules.items() if not kept]
@@ -270,6 +276,7 @@ def _confined(context: Document) -> bool:
     return context == {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
         "runAsNonRoot": True,
         "seccompProfile": {"type": "RuntimeDefault"},
     }

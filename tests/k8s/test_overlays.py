@@ -105,8 +105,8 @@ def standing() -> Document:
     (cpus,), (gpus,) = cluster["workerGroupSpecs"], gpu["workerGroupSpecs"]
     head = gpu["headGroupSpec"]["template"]
     del head["metadata"]["annotations"]["raybone/study"]
-    head["spec"]["volumes"].pop()
-    head["spec"]["containers"][0]["volumeMounts"].pop()
+    for named in (head["spec"]["volumes"], head["spec"]["containers"][0]["volumeMounts"]):
+        named.remove(next(n for n in named if n["name"] == "study"))
     spot = spot_of(gpus)
     for group in (cpus, gpus):
         group["template"]["spec"]["affinity"] = head["spec"]["affinity"]
