@@ -186,7 +186,11 @@ def test_mlflow_has_folds_below_configurations_below_the_study(
             round(event["time"] * 1000),
         )
     names = {f.path for f in client.list_artifacts(id_of["tracked"])}
-    assert names == {"leaderboard.csv"}
+    assert names == {"leaderboard.csv", "report.html"}
+    page = Path(client.download_artifacts(id_of["tracked"], "report.html", str(tmp_path)))
+    text = page.read_text()
+    assert "vega" in text
+    assert "data:image/png" not in text  # no pixel of a scan leaves for a tracker
     assert not (tmp_path / "mlruns").exists()
 
 

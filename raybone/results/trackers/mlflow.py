@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import re
+import tempfile
 from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,8 @@ from raybone.errors import MachineFault, WrongInput
 from raybone.hpo.events import Event
 from raybone.hpo.state import Configuration, State
 from raybone.models._model import portable
-from raybone.results.study_folder import LEADERBOARD, StudyFolder
+from raybone.results.report import report
+from raybone.results.study_folder import LEADERBOARD, REPORT, StudyFolder
 from raybone.results.trackers.track import shown
 from raybone.storage import fold_name
 
@@ -166,7 +168,8 @@ class MLflow:
         return str(self.client.create_experiment(self.study.name, artifact_location=place))
 
     def _finish(self, state: State) -> None:
-        """What goes on no more is told so, and the study's own run ends with its table.
+        """What goes on no more is told so, and the study's own run ends with its table and its
+        report, without scans: these stay where the dataset is.
 
         Raises:
             WrongInput: the store of artefacts cannot be reached from here.
@@ -178,11 +181,14 @@ class MLflow:
         self.client.set_terminated(run, "KILLED" if waiting else "FINISHED", self._last)
         try:
             self.client.log_text(run, (table or b"").decode("utf-8", "replace"), LEADERBOARD)
+            with tempfile.TemporaryDirectory() as place:
+                report(self.folder.url, f"{place}/{REPORT}", scans=False)
+                self.client.log_artifact(run, f"{place}/{REPORT}")
         except DOWN:
             raise
         except Exception as error:  # of the library of some store, which may not be installed
             raise WrongInput(
-                f"--to mlflow:{shown(self.uri)}: the study is there, but its {LEADERBOARD} needs "
+                f"--to mlflow:{shown(self.uri)}: the study is there, but its {LEADERBOARD} and {REPORT} need "
                 f"the server's store of artefacts, and: {type(error).__name__}: "
                 f"{shown(str(error))[:100]}; install what it wants, or let the server serve them"
             ) from None

@@ -1,0 +1,87 @@
+"""One namespace for the run, as docs/kubernetes.md sets up a site; it is deleted at the end.
+
+``RAYBONE_IMAGE`` names the image, ``RAYBONE_STORAGE_CLASS`` a class with volumes that several pods
+may write to.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from kubernetes import NAMESPACE, ROOT, kubectl, on_the_volume, until
+
+CRDS = ("rayjobs.ray.io", "rayclusters.ray.io")
+
+
+def missing() -> str:
+    """Why there is nothing to test on, in one line; nothing where there is a cluster."""
+    if not shutil.which("kubectl"):
+        return "no kubectl here"
+    if subprocess.run(
+        ["kubectl", "get", "--raw", "/readyz", "--request-timeout", "10s"],
+        capture_output=True,
+        check=False,
+    ).returncode:
+        return "kubectl reaches no cluster; set KUBECONFIG"
+    if not all(kubectl("get", "crd", c, check=False).startswith("NAME") for c in CRDS):
+        return "KubeRay is not installed in this cluster; docs/kubernetes.md says how"
+    if kubectl("get", "namespace", NAMESPACE, check=False).startswith("NAME"):
+        return f"the namespace {NAMESPACE} exists, which would be deleted at the end; delete it"
+    if not os.environ.get("RAYBONE_IMAGE"):
+        return "RAYBONE_IMAGE names no image; make kubernetes RAYBONE_IMAGE=REGISTRY/raybone:TAG"
+    return ""
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    """The image under test."""
+    if why := missing():
+        pytest.skip(why)
+    return os.environ["RAYBONE_IMAGE"]
+
+
+@pytest.fixture(scope="session")
+def site(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Namespace, volume, policies, a pod on the volume with a dataset of 12 patients, and the token."""
+    folder = tmp_path_factory.mktemp("site")
+    name, _, tag = image.rpartition(":")
+    claim = [
+        {
+            "op": "add",
+            "path": "/spec/storageClassName",
+            "value": os.environ.get("RAYBONE_STORAGE_CLASS", ""),
+        }
+    ]
+    kustomization = {
+        "namespace": NAMESPACE,
+        "resources": [os.path.relpath(ROOT / "k8s" / "data", folder)],
+        "images": [{"name": "raybone", "newName": name, "newTag": tag}],
+    }
+    if os.environ.get("RAYBONE_STORAGE_CLASS"):
+        target = {"kind": "PersistentVolumeClaim"}
+        kustomization["patches"] = [{"target": target, "patch": yaml.safe_dump(claim)}]
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    try:
+        kubectl("apply", "--kustomize", str(folder))
+        token = f"--from-literal=auth_token={secrets.token_hex(32)}"
+        kubectl("create", "secret", "generic", "raybone-token", token)
+        kubectl("wait", "pod/data", "--for=condition=Ready", "--timeout=600s")
+        on_the_volume("raybone", "phantom", "data/phantom", "--patients", "12")
+        on_the_volume("raybone", "prepare", "data/phantom", "data/smoke", "--folds", "3")
+        yield folder
+    finally:
+        kubectl(
+            "delete", "rayjobs,rayclusters", "--all", "--wait=true", "--timeout=120s", check=False
+        )
+        kubectl("delete", "namespace", NAMESPACE, "--timeout=300s", check=False)
+        until(
+            "the namespace is gone",
+            lambda: "NotFound" in kubectl("get", "namespace", NAMESPACE, check=False),
+        )

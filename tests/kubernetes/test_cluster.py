@@ -1,0 +1,190 @@
+"""raybone on the cluster that kubectl points at: from a study to a leaderboard, through kills.
+
+Costs a quarter of an hour, six CPUs and 24 GiB of requests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes import (
+    NAMESPACE,
+    ROOT,
+    ended,
+    epochs_of,
+    get,
+    kubectl,
+    leaderboard,
+    on_the_volume,
+    pods,
+    submit,
+    until,
+)
+
+SMOKE: dict[str, Any] = yaml.safe_load((ROOT / "jobs" / "smoke.yaml").read_text())
+LONG = {**SMOKE, "epochs": 60, "search": {**SMOKE["search"], "folds": 3}}
+FOLD_EPOCHS = 2 * 3 * LONG["epochs"]
+HEAD = "http://raybone-head-svc:8265"
+ASK = "import sys, urllib.request as u; print(u.urlopen(u.Request(sys.argv[1])).status)"
+OVERLAYS = ["gpu", "spot", "kueue", "s3", "cluster", "cronjob"]
+
+
+@pytest.mark.parametrize("overlay", ["base", *(f"overlays/{o}" for o in OVERLAYS)])
+def test_the_api_server_takes_what_kustomize_builds(site: Path, overlay: str) -> None:
+    (site / overlay).mkdir(parents=True)
+    there = os.path.relpath(ROOT / "k8s" / overlay, site / overlay)
+    kustomization = {"namespace": NAMESPACE, "resources": [there]}
+    (site / overlay / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    said = kubectl("apply", "--dry-run=server", "--kustomize", str(site / overlay))
+    kind = {"cluster": "raycluster", "cronjob": "raycronjob"}.get(Path(overlay).name, "rayjob")
+    assert f"{kind}.ray.io/" in said
+    assert "Warning" not in said
+
+
+def test_the_namespace_refuses_a_pod_that_is_not_restricted(site: Path) -> None:
+    assert site.is_dir()
+    pod = {"image": "busybox", "name": "root", "securityContext": {"privileged": True}}
+    document = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "root"},
+        "spec": {"containers": [pod]},
+    }
+    said = kubectl("apply", "--filename", "-", text=yaml.safe_dump(document), check=False)
+    assert 'violates PodSecurity "restricted' in said
+
+
+def test_a_study_reaches_its_leaderboard(site: Path, image: str, tmp_path: Path) -> None:
+    assert site.is_dir()
+    begun = time.monotonic()
+    job = submit(SMOKE, image, tmp_path)
+    until("the first epoch", lambda: epochs_of("/raybone/runs/smoke"))
+    print(f"\nfrom kubectl apply to the first epoch: {time.monotonic() - begun:.0f} s")
+    state = until("the job ends", lambda: ended(job))
+    print(f"to the end: {time.monotonic() - begun:.0f} s, {state}")
+    assert state.startswith("Complete")
+    # The cluster is gone with the job; logs and leaderboard are not.
+    kubectl("delete", "rayjob", job, "--wait=true")
+    until("its pods are gone", lambda: not pods(node_type="head"))
+    print(on_the_volume("cat", "runs/smoke/leaderboard.csv"))
+    assert on_the_volume("cat", "runs/smoke/leaderboard.csv").count("\n") == 3
+    assert "epoch 4/4" in on_the_volume("raybone", "logs", "runs/smoke", "c000")
+    assert sorted(epochs_of("/raybone/runs/smoke")) == [
+        (c, fold, epoch) for c in ("c000", "c001") for fold in range(3) for epoch in (1, 2, 3, 4)
+    ]
+
+
+def test_a_study_survives_its_pods(site: Path, image: str, tmp_path: Path) -> None:
+    """A worker, the submitter and the head, one after the other; then it equals an undisturbed one."""
+    assert site.is_dir()
+    for name in ("whole", "killed"):
+        job = submit({**LONG, "name": name}, image, tmp_path)
+        out = f"/raybone/runs/{name}"
+        if name == "killed":
+            for role, chosen in (
+                ("worker", {"node_type": "worker"}),
+                ("submitter", {}),
+                ("head", {"node_type": "head"}),
+            ):
+                known = len(epochs_of(out))
+                until(
+                    "eight more epochs", lambda: len(epochs_of(out)) >= min(known + 8, FOLD_EPOCHS)
+                )
+                assert not ended(job), f"it ended before its {role} could be killed"
+                victims = pods(**chosen) if chosen else submitters(job)
+                assert victims
+                kubectl(
+                    "delete", "pod", victims[0]["metadata"]["name"], "--grace-period=0", "--force"
+                )
+                print(f"\n{role} killed after {len(epochs_of(out))} of {FOLD_EPOCHS} fold epochs")
+        state = until("the job ends", lambda: ended(job), 1200)
+        assert state.startswith("Complete"), state
+    assert sorted(epochs_of(out)) == sorted(epochs_of("/raybone/runs/whole"))
+    assert len(set(epochs_of(out))) == len(epochs_of(out)) == FOLD_EPOCHS
+    assert leaderboard("runs/killed") == leaderboard("runs/whole")
+
+
+def submitters(job: str) -> list[dict[str, Any]]:
+    """Running pods of the Kubernetes Job that KubeRay submits with."""
+    found = get("pods", "--selector", f"batch.kubernetes.io/job-name={job}")["items"]
+    return [p for p in found if p["status"]["phase"] == "Running"]
+
+
+@pytest.fixture
+def standing(site: Path, image: str) -> str:
+    """The overlay `cluster` with no worker at rest, and pods that leave after half a minute."""
+    name, _, tag = image.rpartition(":")
+    folder = site / "standing"
+    folder.mkdir()
+    patch = [
+        {"op": "replace", "path": "/spec/workerGroupSpecs/0/minReplicas", "value": 0},
+        {"op": "replace", "path": "/spec/workerGroupSpecs/0/replicas", "value": 0},
+        {"op": "replace", "path": "/spec/autoscalerOptions/idleTimeoutSeconds", "value": 30},
+        {
+            "op": "replace",
+            "path": "/spec/headGroupSpec/template/spec/containers/0/resources",
+            "value": {
+                k: {"cpu": "2", "memory": "8Gi", "ephemeral-storage": "20Gi"}
+                for k in ("requests", "limits")
+            },
+        },
+    ]
+    kustomization = {
+        "namespace": NAMESPACE,
+        "resources": [os.path.relpath(ROOT / "k8s" / "overlays" / "cluster", folder)],
+        "images": [{"name": "raybone", "newName": name, "newTag": tag}],
+        "patches": [{"target": {"kind": "RayCluster"}, "patch": yaml.safe_dump(patch)}],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    built = kubectl("kustomize", str(folder))
+    cluster = [d for d in yaml.safe_load_all(built) if d["kind"] == "RayCluster"]
+    kubectl("apply", "--filename", "-", text=yaml.safe_dump_all(cluster))
+    until("the head", lambda: pods(node_type="head"))
+    return "raybone"
+
+
+def test_workers_come_when_asked_and_go_and_no_token_is_no_answer(standing: str) -> None:
+    def answer(*more: str) -> str:
+        return on_the_volume(*more, "python", "-c", ASK, f"{HEAD}/api/jobs/", check=False)
+
+    until("the dashboard says no to whoever has no token", lambda: "HTTP Error 401" in answer())
+    assert not pods(node_type="worker")
+    token = json.loads(kubectl("get", "secret", "raybone-token", "--output", "json"))["data"]
+    study = yaml.safe_dump({**SMOKE, "name": "asked"})
+    kubectl("exec", "-i", "data", "--", "tee", "asked.yaml", text=study)
+    import base64
+
+    key = base64.b64decode(token["auth_token"]).decode()
+    on_the_volume(
+        "env", f"RAY_AUTH_TOKEN={key}", "RAY_AUTH_MODE=token",
+        "raybone", "submit", "asked.yaml", "--address", HEAD, "--out", "/raybone/runs/asked", "--wait", "30",
+    )  # fmt: skip
+    most = until("a worker comes", lambda: len(pods(node_type="worker", cluster=standing)))
+    until("the study ends", lambda: len(epochs_of("/raybone/runs/asked")) == 24)
+    print(f"\nworkers at most: {max(most, len(pods(node_type='worker')))}")
+    until("the workers go", lambda: not pods(node_type="worker"))
+    assert on_the_volume("cat", "runs/asked/leaderboard.csv").count("\n") == 3
+
+
+def test_no_other_pod_reaches_the_head(standing: str, image: str) -> None:
+    """Where the network plugin enforces policies; where it does not, the test says so and is skipped."""
+    (head,) = pods(node_type="head", cluster=standing)
+    stranger = get("pod", "data")
+    stranger["metadata"] = {"name": "stranger", "labels": {"app": "stranger"}}
+    stranger["spec"] = {k: v for k, v in stranger["spec"].items() if k != "nodeName"}
+    del stranger["status"]
+    kubectl("apply", "--filename", "-", text=json.dumps(stranger))
+    kubectl("wait", "pod/stranger", "--for=condition=Ready", "--timeout=300s")
+    url = f"http://{head['status']['podIP']}:8265/"
+    ask = f"import urllib.request as u; u.urlopen({url!r}, timeout=10)"
+    said = kubectl("exec", "stranger", "--", "python", "-c", ask, check=False)
+    kubectl("delete", "pod", "stranger", "--grace-period=0", "--force")
+    if "HTTP Error 401" in said or not said:
+        pytest.skip("this cluster's network plugin enforces no NetworkPolicy")
+    assert "timed out" in said or "refused" in said
