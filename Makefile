@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := raybone jobs tests benchmarks setup.py
 
-.PHONY: install demo test long lowest chaos endurance benchmark papers reference vega check clean
+.PHONY: install demo test long lowest chaos kubernetes endurance benchmark papers reference vega check clean
 
 install: .venv/.installed
 
@@ -41,6 +41,13 @@ lowest:
 # cuts a network between two hosts.
 chaos: install
 	$(PY) -m pytest tests/chaos -o norecursedirs= -m "not endurance" --durations 0 --durations-min 10
+
+# A quarter of an hour on the cluster that kubectl points at; docs/kubernetes.md, "Trying it":
+#   make kubernetes RAYBONE_IMAGE=REGISTRY/raybone:TAG RAYBONE_STORAGE_CLASS=CLASS
+kubernetes: export RAYBONE_IMAGE := $(RAYBONE_IMAGE)
+kubernetes: export RAYBONE_STORAGE_CLASS := $(RAYBONE_STORAGE_CLASS)
+kubernetes: install
+	$(PY) -m pytest tests/kubernetes -o norecursedirs= -o timeout=3000 -s -rs --durations 0 --durations-min 10
 
 # Hours: two thousand damaged inputs, thirty kills of verbs that write, a hundred searches and a thousand segments in a
 # row, and a YOLO that trains until it finds lesions, by our loop and by Ultralytics' trainer.

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from kubernetes import NAMESPACE, ROOT, kubectl, on_the_volume, until
+from kubectl import NAMESPACE, build, kubectl, on_the_volume, until
 
 CRDS = ("rayjobs.ray.io", "rayclusters.ray.io")
 
@@ -50,24 +49,7 @@ def image() -> str:
 @pytest.fixture(scope="session")
 def site(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Namespace, volume, policies, a pod on the volume with a dataset of 12 patients, and the token."""
-    folder = tmp_path_factory.mktemp("site")
-    name, _, tag = image.rpartition(":")
-    claim = [
-        {
-            "op": "add",
-            "path": "/spec/storageClassName",
-            "value": os.environ.get("RAYBONE_STORAGE_CLASS", ""),
-        }
-    ]
-    kustomization = {
-        "namespace": NAMESPACE,
-        "resources": [os.path.relpath(ROOT / "k8s" / "data", folder)],
-        "images": [{"name": "raybone", "newName": name, "newTag": tag}],
-    }
-    if os.environ.get("RAYBONE_STORAGE_CLASS"):
-        target = {"kind": "PersistentVolumeClaim"}
-        kustomization["patches"] = [{"target": target, "patch": yaml.safe_dump(claim)}]
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    folder = build("data", image, tmp_path_factory.mktemp("site"))
     try:
         kubectl("apply", "--kustomize", str(folder))
         token = f"--from-literal=auth_token={secrets.token_hex(32)}"

@@ -5,17 +5,17 @@ Costs a quarter of an hour, six CPUs and 24 GiB of requests.
 
 from __future__ import annotations
 
+import base64
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from kubernetes import (
-    NAMESPACE,
+from kubectl import (
     ROOT,
+    build,
     ended,
     epochs_of,
     get,
@@ -28,7 +28,7 @@ from kubernetes import (
 )
 
 SMOKE: dict[str, Any] = yaml.safe_load((ROOT / "jobs" / "smoke.yaml").read_text())
-LONG = {**SMOKE, "epochs": 60, "search": {**SMOKE["search"], "folds": 3}}
+LONG = {**SMOKE, "epochs": 20, "search": {**SMOKE["search"], "folds": 3}}
 FOLD_EPOCHS = 2 * 3 * LONG["epochs"]
 HEAD = "http://raybone-head-svc:8265"
 ASK = "import sys, urllib.request as u; print(u.urlopen(u.Request(sys.argv[1])).status)"
@@ -36,12 +36,9 @@ OVERLAYS = ["gpu", "spot", "kueue", "s3", "cluster", "cronjob"]
 
 
 @pytest.mark.parametrize("overlay", ["base", *(f"overlays/{o}" for o in OVERLAYS)])
-def test_the_api_server_takes_what_kustomize_builds(site: Path, overlay: str) -> None:
-    (site / overlay).mkdir(parents=True)
-    there = os.path.relpath(ROOT / "k8s" / overlay, site / overlay)
-    kustomization = {"namespace": NAMESPACE, "resources": [there]}
-    (site / overlay / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    said = kubectl("apply", "--dry-run=server", "--kustomize", str(site / overlay))
+def test_the_api_server_takes_what_kustomize_builds(site: Path, image: str, overlay: str) -> None:
+    folder = build(overlay, image, site / overlay)
+    said = kubectl("apply", "--dry-run=server", "--kustomize", str(folder))
     kind = {"cluster": "raycluster", "cronjob": "raycronjob"}.get(Path(overlay).name, "rayjob")
     assert f"{kind}.ray.io/" in said
     assert "Warning" not in said
@@ -83,31 +80,30 @@ def test_a_study_reaches_its_leaderboard(site: Path, image: str, tmp_path: Path)
 def test_a_study_survives_its_pods(site: Path, image: str, tmp_path: Path) -> None:
     """A worker, the submitter and the head, one after the other; then it equals an undisturbed one."""
     assert site.is_dir()
-    for name in ("whole", "killed"):
-        job = submit({**LONG, "name": name}, image, tmp_path)
-        out = f"/raybone/runs/{name}"
-        if name == "killed":
-            for role, chosen in (
-                ("worker", {"node_type": "worker"}),
-                ("submitter", {}),
-                ("head", {"node_type": "head"}),
-            ):
-                known = len(epochs_of(out))
-                until(
-                    "eight more epochs", lambda: len(epochs_of(out)) >= min(known + 8, FOLD_EPOCHS)
-                )
-                assert not ended(job), f"it ended before its {role} could be killed"
-                victims = pods(**chosen) if chosen else submitters(job)
-                assert victims
-                kubectl(
-                    "delete", "pod", victims[0]["metadata"]["name"], "--grace-period=0", "--force"
-                )
-                print(f"\n{role} killed after {len(epochs_of(out))} of {FOLD_EPOCHS} fold epochs")
-        state = until("the job ends", lambda: ended(job), 1200)
-        assert state.startswith("Complete"), state
-    assert sorted(epochs_of(out)) == sorted(epochs_of("/raybone/runs/whole"))
-    assert len(set(epochs_of(out))) == len(epochs_of(out)) == FOLD_EPOCHS
+    whole = submit({**LONG, "name": "whole"}, image, tmp_path)
+    assert finished(whole, 1200).startswith("Complete")
+    job, out = submit({**LONG, "name": "killed"}, image, tmp_path), "/raybone/runs/killed"
+    for role in ("worker", "submitter", "head"):
+        reaches(out, min(len(epochs_of(out)) + 8, FOLD_EPOCHS))
+        assert not ended(job), f"it ended before its {role} could be killed"
+        victim = (submitters(job) if role == "submitter" else pods(node_type=role))[0]
+        kubectl("delete", "pod", victim["metadata"]["name"], "--grace-period=0", "--force")
+        print(f"\n{role} killed after {len(epochs_of(out))} of {FOLD_EPOCHS} fold epochs")
+    assert finished(job, 1200).startswith("Complete")
+    trained = epochs_of(out)
+    assert sorted(trained) == sorted(epochs_of("/raybone/runs/whole"))
+    assert len(set(trained)) == len(trained) == FOLD_EPOCHS
     assert leaderboard("runs/killed") == leaderboard("runs/whole")
+
+
+def reaches(out: str, epochs: int) -> None:
+    """Wait for so many fold epochs."""
+    until(f"{epochs} fold epochs", lambda: len(epochs_of(out)) >= epochs)
+
+
+def finished(job: str, seconds: float) -> str:
+    """How it ended."""
+    return str(until("the job ends", lambda: ended(job), seconds))
 
 
 def submitters(job: str) -> list[dict[str, Any]]:
@@ -119,29 +115,23 @@ def submitters(job: str) -> list[dict[str, Any]]:
 @pytest.fixture
 def standing(site: Path, image: str) -> str:
     """The overlay `cluster` with no worker at rest, and pods that leave after half a minute."""
-    name, _, tag = image.rpartition(":")
-    folder = site / "standing"
-    folder.mkdir()
-    patch = [
-        {"op": "replace", "path": "/spec/workerGroupSpecs/0/minReplicas", "value": 0},
-        {"op": "replace", "path": "/spec/workerGroupSpecs/0/replicas", "value": 0},
-        {"op": "replace", "path": "/spec/autoscalerOptions/idleTimeoutSeconds", "value": 30},
-        {
-            "op": "replace",
-            "path": "/spec/headGroupSpec/template/spec/containers/0/resources",
-            "value": {
-                k: {"cpu": "2", "memory": "8Gi", "ephemeral-storage": "20Gi"}
-                for k in ("requests", "limits")
-            },
+    head = {"cpu": "2", "memory": "8Gi", "ephemeral-storage": "20Gi"}
+    changes = {
+        "/spec/workerGroupSpecs/0/minReplicas": 0,
+        "/spec/workerGroupSpecs/0/replicas": 0,
+        "/spec/autoscalerOptions/idleTimeoutSeconds": 30,
+        "/spec/headGroupSpec/template/spec/containers/0/resources": {
+            "requests": head,
+            "limits": head,
         },
-    ]
-    kustomization = {
-        "namespace": NAMESPACE,
-        "resources": [os.path.relpath(ROOT / "k8s" / "overlays" / "cluster", folder)],
-        "images": [{"name": "raybone", "newName": name, "newTag": tag}],
-        "patches": [{"target": {"kind": "RayCluster"}, "patch": yaml.safe_dump(patch)}],
     }
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    patch = [{"op": "replace", "path": path, "value": value} for path, value in changes.items()]
+    folder = build(
+        "overlays/cluster",
+        image,
+        site / "standing",
+        {"target": {"kind": "RayCluster"}, "patch": yaml.safe_dump(patch)},
+    )
     built = kubectl("kustomize", str(folder))
     cluster = [d for d in yaml.safe_load_all(built) if d["kind"] == "RayCluster"]
     kubectl("apply", "--filename", "-", text=yaml.safe_dump_all(cluster))
@@ -158,8 +148,6 @@ def test_workers_come_when_asked_and_go_and_no_token_is_no_answer(standing: str)
     token = json.loads(kubectl("get", "secret", "raybone-token", "--output", "json"))["data"]
     study = yaml.safe_dump({**SMOKE, "name": "asked"})
     kubectl("exec", "-i", "data", "--", "tee", "asked.yaml", text=study)
-    import base64
-
     key = base64.b64decode(token["auth_token"]).decode()
     on_the_volume(
         "env", f"RAY_AUTH_TOKEN={key}", "RAY_AUTH_MODE=token",
@@ -172,7 +160,7 @@ def test_workers_come_when_asked_and_go_and_no_token_is_no_answer(standing: str)
     assert on_the_volume("cat", "runs/asked/leaderboard.csv").count("\n") == 3
 
 
-def test_no_other_pod_reaches_the_head(standing: str, image: str) -> None:
+def test_no_other_pod_reaches_the_head(standing: str) -> None:
     """Where the network plugin enforces policies; where it does not, the test says so and is skipped."""
     (head,) = pods(node_type="head", cluster=standing)
     stranger = get("pod", "data")

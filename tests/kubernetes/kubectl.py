@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -18,8 +21,8 @@ NAMESPACE = "raybone-test"
 EPOCHS = """
 import json, sys
 from raybone.hpo.journal import Journal
-from raybone.storage import folder
-events = Journal(folder(sys.argv[1])).events()
+from raybone.storage import Folder
+events = Journal(Folder(sys.argv[1])).events()
 print(json.dumps([(e["config_id"], e["fold"], e["epoch"]) for e in events if e["event"] == "epoch"]))
 """
 
@@ -37,6 +40,25 @@ def kubectl(*arguments: str, text: str | None = None, check: bool = True) -> str
     if check and run.returncode:
         raise AssertionError(f"kubectl {' '.join(arguments)}: {run.stderr or run.stdout}")
     return run.stdout if run.returncode == 0 else run.stderr
+
+
+def build(resource: str, image: str, folder: Path, *patches: dict[str, Any]) -> Path:
+    """A folder for `kubectl apply --kustomize`: one of k8s/ as a site has it, with its namespace, image
+    and storage class.
+    """
+    name, _, tag = image.rpartition(":")
+    at_home = os.environ.get("RAYBONE_STORAGE_CLASS")
+    claim = [{"op": "add", "path": "/spec/storageClassName", "value": at_home}]
+    own = [{"target": {"kind": "PersistentVolumeClaim"}, "patch": yaml.safe_dump(claim)}]
+    folder.mkdir(parents=True, exist_ok=True)
+    kustomization = {
+        "namespace": NAMESPACE,
+        "resources": [os.path.relpath(ROOT / "k8s" / resource, folder)],
+        "images": [{"name": "raybone", "newName": name, "newTag": tag}],
+        "patches": [*(own if at_home else []), *patches],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return folder
 
 
 def get(*what: str) -> dict[str, Any]:
@@ -76,8 +98,8 @@ def pods(**labels: str) -> list[dict[str, Any]]:
 
 def epochs_of(out: str) -> list[tuple[str, int, int]]:
     """Finished fold epochs of a study on the volume, in order; none before its journal is there."""
-    printed = on_the_volume("python", "-c", EPOCHS, out, check=False)
-    return [tuple(e) for e in json.loads(printed)] if printed.startswith("[") else []
+    trained = json.loads(on_the_volume("python", "-c", EPOCHS, out))
+    return [(config_id, fold, epoch) for config_id, fold, epoch in trained]
 
 
 def submit(study: dict[str, Any], image: str, folder: Path) -> str:
@@ -102,9 +124,5 @@ def ended(job: str) -> str:
 
 def leaderboard(out: str) -> str:
     """As text, without the columns that no two runs have in common."""
-    import io
-
-    import pandas as pd
-
     board = pd.read_csv(io.StringIO(on_the_volume("cat", f"{out}/leaderboard.csv")))
     return board.drop(columns=["train_seconds", "gpu_hours", "images_per_s", "memory_gb"]).to_csv()
