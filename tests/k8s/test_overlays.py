@@ -8,11 +8,10 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from strict import RAY, ROOT, VERSION, Document, rule_problems, schema_problems
+from strict import RAY, ROOT, VERSION, Document, pods, rule_problems, schema_problems
 
 from raybone.run.kubernetes import manifests
 from raybone.study.files import parse_study, read_study
@@ -24,7 +23,7 @@ SMOKE = ROOT / "jobs" / "smoke.yaml"
 FILES = sorted(
     p
     for p in K8S.rglob("*.yaml")
-    if p.name not in ("kustomization.yaml", "workers.yaml", "queue.yaml")
+    if p.name not in ("kustomization.yaml", "workers.yaml", "queue.yaml", "user.yaml")
     and "overlays" not in p.parts
 )
 BUILT = [
@@ -223,6 +222,19 @@ def test_every_port_that_is_watched_is_open_and_exists() -> None:
     )
 
 
+def test_on_openshift_no_pod_names_its_user(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(manifests(read_study(SMOKE)))
+    component = os.path.relpath(K8S / "components" / "openshift", tmp_path)
+    kustomization = {"resources": ["mine.yaml"], "components": [component]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    (job,) = build(tmp_path)
+    assert schema_problems(job) == []
+    found = [pod["spec"]["securityContext"] for _, pod in pods(job)]
+    assert [sorted(f) for f in found] == [
+        ["fsGroupChangePolicy", "runAsNonRoot", "seccompProfile"]
+    ] * 3
+
+
 def test_no_secret_is_in_the_repository() -> None:
     assert not any(d.get("kind") == "Secret" for p in FILES for d in documents(p))
 
@@ -343,7 +355,7 @@ def test_the_kustomizations_of_the_page_build(tmp_path: Path) -> None:
     blocks = [
         re.sub(r"^ {3}", "", b, flags=re.M) for b in re.findall(r"```yaml\n(.*?)```", page, re.S)
     ]
-    site, ours = blocks[0], blocks[1]
+    site, ours = (b for b in blocks if "namespace: raybone" in b)
     for name, text in (("site", site), ("site/ours", ours)):
         (tmp_path / name).mkdir()
         text = re.sub(r"(\.\./)+k8s", os.path.relpath(K8S, tmp_path / name), text)
