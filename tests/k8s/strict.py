@@ -165,7 +165,7 @@ def _job_problems(job: Document) -> list[str]:
         "a new cluster after a failure": job["backoffLimit"] > 0 and "clusterSelector" not in job,
         "mode": job["submissionMode"] == "K8sJobMode",
         "shutdown, as suspend, ttl and Kueue want it": job["shutdownAfterJobFinishes"] is True
-        and job["ttlSecondsAfterFinished"] >= 0
+        and job["ttlSecondsAfterFinished"] == 0
         and "deletionStrategy" not in job,
         "deadlines": 0 < job["activeDeadlineSeconds"] < 2**31
         and job["preRunningDeadlineSeconds"] >= 1,
