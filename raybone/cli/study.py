@@ -350,9 +350,16 @@ def logs(study: str, config: str | None = None, *, follow: bool = False) -> None
         show(line)
 
 
-def stop(study: str) -> None:
-    """ask a study to stop after the epoch at work; `search` resumes it"""
+def stop(study: str, *, config: str | None = None) -> None:
+    """ask a study to stop after the epoch at work; `search` resumes it
+
+    Args:
+        config: only this configuration, for good, after the rung at work; the others go on
+    """
     from raybone.results.study_folder import StudyFolder
 
-    StudyFolder(study).ask_to_stop()
+    StudyFolder(study).ask_to_stop(config)
+    if config:
+        say(f"{study}: {config} goes no further than to the end of its rung")
+        return
     say(f"{study}: will stop when the epochs at work have ended; `raybone search` resumes it")

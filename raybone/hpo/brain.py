@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from raybone.environment import changes
 from raybone.errors import EndReason, InvalidConfig
 from raybone.hpo import stopping as goal
-from raybone.hpo.events import Event
+from raybone.hpo.events import Event, finite, jsonable
 from raybone.hpo.fold_race import Next, score, scores
 from raybone.hpo.journal import Journal
 from raybone.hpo.races import RACES, Pool, race_of, skipped, tell
@@ -20,6 +20,8 @@ from raybone.hpo.sampler import ATTEMPTS, propose
 from raybone.hpo.state import Configuration, State
 from raybone.study.spec import ResolvedStudy
 from raybone.types import Decision, Epoch, Pooled, Segment
+
+DROPPED = "a person has stopped it"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Brain:
         self.lock = threading.RLock()
         self._busy: dict[str, int] = {}
         self._draft: tuple[str, dict[str, Any], int] | None = None
-        self._exhausted = False
+        self._exhausted, self._dropped = False, set[str]()
         self._races = study.search.scheduler in RACES
         self._began = time.monotonic()
         last: Event = {"event": ""}
@@ -133,13 +135,12 @@ class Brain:
         """A fold epoch has ended; one that the journal has already is passed over."""
         with self.lock:
             if epoch.epoch == self.state.known(config_id, epoch.fold) + 1:
-                metrics = {k: v if math.isfinite(v) else None for k, v in epoch.metrics.items()}
                 self._record(
                     "epoch",
                     config_id=config_id,
                     fold=epoch.fold,
                     epoch=epoch.epoch,
-                    metrics=metrics,
+                    metrics=jsonable(epoch.metrics),
                     seconds=epoch.seconds,
                     cost=epoch.cost,
                     machine=epoch.machine,
@@ -166,15 +167,14 @@ class Brain:
                     "replicates": [v if math.isfinite(v) else None for v in short],
                     "freedom": float(f"{pooled.freedom:.6g}"),
                 }
-            metrics = _finite(pooled.metrics)
-            self._record("pooled", config_id=config_id, metrics=metrics, **bootstrap)
+            self._record("pooled", config_id=config_id, metrics=finite(pooled.metrics), **bootstrap)
 
     def tested(self, config_id: str, metrics: dict[str, float], reason: str = "") -> None:
         """The winner's score on the test group, once for each configuration, or the reason why
         there is none.
         """
         with self.lock:
-            self._record("test", config_id=config_id, metrics=_finite(metrics), reason=reason)
+            self._record("test", config_id=config_id, metrics=finite(metrics), reason=reason)
             self.journal.close()
 
     def rung_done(self, config_id: str, rung: int) -> Decision | None:
@@ -197,7 +197,7 @@ class Brain:
             return self._judge(configuration)
 
     def stop(self, config_id: str, reason: str) -> None:
-        """A configuration is at its end by a decision of Ray's ASHA."""
+        """A configuration is at its end by a decision of Ray's ASHA, or of a person."""
         with self.lock:
             self._busy.pop(config_id, None)
             self._interrupted = [c for c in self._interrupted if c != config_id]
@@ -205,17 +205,23 @@ class Brain:
                 Decision(config_id, "stop", self.state.configurations[config_id].rung, reason)
             )
 
+    def drop(self, config_ids: Iterable[str]) -> None:
+        """A person wants no more of these: who waits ends now, who is at work after its rung."""
+        with self.lock:
+            self._dropped |= set(config_ids)
+            for config_id in self._dropped & self.state.configurations.keys() - self._busy.keys():
+                if self.state.configurations[config_id].status in ("running", "paused"):
+                    self.stop(config_id, DROPPED)
+
     def fail(self, config_id: str, reason: str) -> None:
         """A configuration has failed for good."""
         with self.lock:
             self._busy.pop(config_id, None)
             self._record("failed", config_id=config_id, reason=" ".join(reason.split())[:500])
-            failed = self.state.counts["failed"]
-            if failed > self.study.limits.failed_trials:
-                self.stopping = EndReason(
-                    "limits.failed_trials",
-                    f"{failed} configurations failed, more than {self.study.limits.failed_trials}",
-                )
+            failed, most = self.state.counts["failed"], self.study.limits.failed_trials
+            if failed > most:
+                why = f"{failed} configurations failed, more than {most}"
+                self.stopping = EndReason("limits.failed_trials", why)
 
     def again(self, config_id: str, reason: str) -> None:
         """A run of a configuration died and is started again."""
@@ -303,6 +309,8 @@ class Brain:
     def _judge(self, configuration: Configuration) -> Decision | None:
         """What follows from the rung that a configuration has just finished."""
         decision = self.race.judge(configuration.id, configuration.rung)
+        if configuration.id in self._dropped and not decision:
+            decision = Decision(configuration.id, "stop", configuration.rung, DROPPED)
         if decision:
             self._decide(decision)
             self._interrupted = [c for c in self._interrupted if c != configuration.id]
@@ -361,17 +369,13 @@ class Brain:
         return self.race.next_step(0 if self._left() else spare)
 
     def _decide(self, decision: Decision) -> None:
-        evidence = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in decision.evidence.items()
-        }
         self._record(
             "decision",
             config_id=decision.config_id,
             action=decision.action,
             rung=decision.rung,
             reason=decision.reason,
-            evidence=evidence,
+            evidence=jsonable(decision.evidence),
         )
 
     def _record(self, event: str, **content: Any) -> None:
@@ -394,7 +398,3 @@ class Brain:
             self.race.go(config_id, event["rung"])
         elif kind == "failed" or (kind == "decision" and event["action"] != "promote"):
             self.race.end(config_id, "failed" if kind == "failed" else event["action"])
-
-
-def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    return {k: v for k, v in metrics.items() if math.isfinite(v)}

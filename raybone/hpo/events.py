@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -68,6 +69,18 @@ class Line(BaseModel):
     score: float | None = None
     action: str = ""
     reason: str = ""
+
+
+def jsonable(values: dict[str, Any]) -> dict[str, Any]:
+    """None instead of what JSON has no number for."""
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
+    }
+
+
+def finite(metrics: dict[str, float]) -> dict[str, float]:
+    """Without what is NaN or infinite."""
+    return {k: v for k, v in metrics.items() if math.isfinite(v)}
 
 
 def check_event(event: Any) -> None:

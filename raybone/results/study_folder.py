@@ -11,6 +11,7 @@ import csv
 import io
 import os
 import time
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -40,6 +41,14 @@ RUNS = "runs"
 LOGS = "logs"
 REPORT = "report.html"
 EVERYONE = "all"  # stands where a fold's name does, for one model of all patients
+
+
+@dataclass(frozen=True)
+class StopRequest:
+    """When somebody asked, and which configurations are meant; none means all of the study."""
+
+    when: str
+    of: tuple[str, ...]
 
 
 class StudyFolder:
@@ -103,18 +112,35 @@ class StudyFolder:
         return State(self.journal().events())
 
     @property
-    def stop(self) -> bytes | None:
+    def stop(self) -> StopRequest | None:
         """The last request to stop, None while there is none."""
-        return self.files.read(STOP)
+        asked = self.files.read(STOP)
+        if asked is None:
+            return None
+        when, *of = asked.decode("utf-8", "replace").split() or [""]
+        return StopRequest(when, tuple(of))
 
-    def ask_to_stop(self) -> None:
-        """Ask the driver to stop when the epochs at work have ended.
+    def ask_to_stop(self, config_id: str | None = None) -> None:
+        """Ask the driver to stop when the epochs at work have ended, or to go no further with one
+        configuration than to the end of its rung.
 
         Raises:
-            WrongInput: no study here.
+            WrongInput: no study here, or no such configuration that goes on.
         """
         self.study  # noqa: B018
-        self.files.write(STOP, repr(time.time()).encode())
+        earlier, of = self.stop, set[str]()
+        if config_id is not None:
+            known = self.state.configurations.get(config_id)
+            if known is None or known.status not in ("running", "paused"):
+                how = known.status if known else "not there"
+                raise WrongInput(
+                    f"--config {config_id}: must be a configuration that goes on, but it is {how}; "
+                    f"`raybone watch {self.url} --once` shows those that do"
+                )
+            if earlier and not earlier.of:
+                return  # all of it is to stop
+            of = {config_id, *(earlier.of if earlier else ())}
+        self.files.write(STOP, " ".join([repr(time.time()), *sorted(of)]).encode())
 
     def table(self) -> pd.DataFrame:
         """The leaderboard, one row a configuration, best first."""

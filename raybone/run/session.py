@@ -86,11 +86,16 @@ class OpenStudy:
         return best if best and not best.record.test and not best.record.untested else None
 
     def stop_wanted(self) -> bool:
-        """Whether `raybone stop` has asked this study to stop; remembered by the brain."""
+        """Whether `raybone stop` has asked this study to stop, or only some of its configurations;
+        remembered by the brain.
+        """
         if self.lease.lost:
             self.brain.stop_for(EndReason("taken over"))
-        if not self.brain.stopping and self.folder.stop is not None:
-            self.brain.stop_for(EndReason("stopped"))
+        if not self.brain.stopping and (asked := self.folder.stop):
+            if asked.of:
+                self.brain.drop(asked.of)
+            else:
+                self.brain.stop_for(EndReason("stopped"))
         return self.brain.stopping is not None
 
 
@@ -123,7 +128,7 @@ def open_study(
         folder.refuse_loss()
         folder.write_study(checked)
         # Another request came while the search waited for nodes, and counts
-        if folder.stop == stop:
+        if folder.stop == stop and not (stop and stop.of):
             folder.files.delete(STOP)
         brain = Brain(checked, folder.journal(), partial(parameters, checked), slots)
         folder.state = brain.state

@@ -115,6 +115,18 @@ def test_nnunet_has_the_splits_and_comes_back_as_it_was(dataset: Path, tmp_path:
     assert {s.pixels for s in open_dataset(back.path).scans} == {s.pixels for s in opened.scans}
 
 
+def test_nnunets_own_check_accepts_it(dataset: Path, tmp_path: Path) -> None:
+    """nnunetv2 is no dependency, as it brings a gigabyte; where it is installed, it is asked."""
+    theirs = pytest.importorskip("nnunetv2.experiment_planning.verify_dataset_integrity")
+    export(dataset, tmp_path / "Dataset001_bone", "nnunet")
+    theirs.verify_dataset_integrity(str(tmp_path / "Dataset001_bone"), 1)
+    label = next((tmp_path / "Dataset001_bone" / "labelsTr").iterdir())
+    label_HW = cv2.imread(str(label), -1)
+    cv2.imwrite(str(label), np.where(label_HW == 0, 7, label_HW))
+    with pytest.raises(RuntimeError):
+        theirs.verify_dataset_integrity(str(tmp_path / "Dataset001_bone"), 1)
+
+
 @pytest.mark.parametrize("to", ["coco", "yolo", "nnunet"])
 def test_no_file_names_a_patient_or_where_the_scans_were(
     to: str, cohort: Path, held_out: Path, tmp_path: Path

@@ -16,7 +16,9 @@ import pytest
 import yaml
 from faults import unseal
 
+from raybone.cli import main
 from raybone.errors import EndReason, RunFailed, WrongInput
+from raybone.hpo.brain import Brain
 from raybone.hpo.journal import Journal
 from raybone.phantom.demo import STUDY, prepare_demo
 from raybone.results.study_folder import StudyFolder
@@ -281,6 +283,60 @@ def test_a_limit_that_ended_a_study_can_be_raised_and_the_search_goes_on(
     assert states("complete", hours=5.0, target=2.0) == ["complete"] * 2
     short["search"] = {**study["search"], "trials": 3}
     assert states("complete") == ["complete"] * 3
+
+
+def test_one_configuration_is_stopped_and_the_others_go_on(
+    study: Mapping, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    race = {
+        **study,
+        "epochs": 4,
+        "space": {"lr0": {"choice": [0.02, 1e-5, 0.03, 0.01]}},
+        "search": {"trials": 4, "sampler": "grid", "scheduler": "fold_race"},
+    }
+    out, asked = tmp_path / "st", list[str]()
+
+    def ask(brain: Brain) -> None:
+        best = brain.state.configurations.get("c000")
+        if best and not asked and best.epochs:
+            assert main(["stop", str(out), "--config", "c000"]) == 0
+            asked.append(capsys.readouterr().err)
+
+    assert search(parse_study(race), str(out), ask).kind == "complete"
+    assert asked
+    table = board(out).set_index("config_id")
+    assert table["state"]["c000"].startswith("stopped@1x")
+    best = StudyFolder(out).state.configurations["c000"]
+    assert best.reason == "a person has stopped it"
+    assert (table["state"] == "complete").sum() == 2
+    # It stays so, and nothing else is asked of the study when it is resumed.
+    assert search(parse_study(race), str(out)).kind == "complete"
+    assert board(out).set_index("config_id")["state"].equals(table["state"])
+    for config_id, how in (
+        ("c000", "stopped"),
+        ("c999", "not there"),
+        (table.index[0], "complete"),
+    ):
+        assert main(["stop", str(out), "--config", config_id]) == 2
+        assert f"it is {how}; `raybone watch" in capsys.readouterr().err
+
+
+def test_who_is_asked_for_while_nobody_drives_is_stopped_when_it_is_resumed(
+    study: Mapping, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "st")
+    race = {**study, "epochs": 4, "search": {**study["search"], "scheduler": "fold_race"}}
+
+    def leave(brain: Brain) -> None:
+        if brain.state.configurations["c000"].rung >= 0:
+            brain.stop_for(EndReason("stopped"))
+
+    assert search(parse_study(race), out, leave).kind == "stopped"
+    StudyFolder(out).ask_to_stop("c000")
+    assert search(parse_study(race), out).kind == "complete"
+    states = board(tmp_path / "st").set_index("config_id")["state"]
+    assert states["c000"].startswith("stopped@")
+    assert states["c001"] == "complete"
 
 
 def test_a_search_that_machines_halted_has_failed_and_one_that_a_person_stopped_has_not(

@@ -188,8 +188,8 @@ class MLflow:
             raise
         except Exception as error:  # of the library of some store, which may not be installed
             raise WrongInput(
-                f"--to mlflow:{shown(self.uri)}: the study is there, but its {LEADERBOARD} and {REPORT} need "
-                f"the server's store of artefacts, and: {type(error).__name__}: "
+                f"--to mlflow:{shown(self.uri)}: the study is there, but leaderboard and report "
+                f"need the server's store of artefacts, and: {type(error).__name__}: "
                 f"{shown(str(error))[:100]}; install what it wants, or let the server serve them"
             ) from None
 
