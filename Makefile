@@ -42,7 +42,7 @@ lowest:
 chaos: install
 	$(PY) -m pytest tests/chaos -o norecursedirs= -m "not endurance" --durations 0 --durations-min 10
 
-# A quarter of an hour on the cluster that kubectl points at; docs/kubernetes.md, "Trying it":
+# Half an hour on the cluster that kubectl points at; docs/kubernetes.md, "Trying it":
 #   make kubernetes RAYBONE_IMAGE=REGISTRY/raybone:TAG RAYBONE_STORAGE_CLASS=CLASS
 kubernetes: export RAYBONE_IMAGE := $(RAYBONE_IMAGE)
 kubernetes: export RAYBONE_STORAGE_CLASS := $(RAYBONE_STORAGE_CLASS)

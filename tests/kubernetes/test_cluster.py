@@ -1,6 +1,6 @@
 """raybone on the cluster that kubectl points at: from a study to a leaderboard, through kills.
 
-Costs a quarter of an hour, six CPUs and 24 GiB of requests.
+Costs half an hour, 8 CPUs and 32 GiB of requests.
 """
 
 from __future__ import annotations
