@@ -468,6 +468,18 @@ def test_places_that_a_study_starts_from_travel_with_it(study: Mapping) -> None:
         assert f"init_from: {there}" in archive.read("study.yaml").decode()
 
 
+def test_trackers_of_a_study_that_travels_are_told_in_the_same_place(study: Mapping) -> None:
+    named = ["tensorboard:tb", "wandb:/abs", "mlflow:sqlite:///m.db", "mlflow:http://host:5000"]
+    parsed = parse_study({**study, "track": named})
+    assert relocated(parsed, lambda place: str(Path("/there", place))).track == (
+        "tensorboard:/there/tb",
+        "wandb:/abs",
+        "mlflow:sqlite:////there/m.db",
+        "mlflow:http://host:5000",
+    )
+    assert "- tensorboard:/raybone/tb" in manifests(parsed, None, None)
+
+
 def test_the_dashboards_address_is_told_apart_from_a_clusters(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ from raybone.study.spec import Study
 
 def relocated(study: Study, move: Callable[[str], str]) -> Study:
     """The study with other places of the files and earlier studies that it starts from, wherever
-    they stand.
+    they stand, and of the trackers that it is told to.
 
     Args:
         move: gives the new place; names that are no places (otsu, a model's own weights) stay.
@@ -24,7 +24,16 @@ def relocated(study: Study, move: Callable[[str], str]) -> Study:
         file = "/" in value or Path(value).suffix in (".pt", ".pth", ".safetensors")
         return move(value) if file or key != "weights" else value
 
-    return looked_up(study, moved)
+    track = tuple(_followed(to, move) for to in study.track)
+    return looked_up(study, moved).model_copy(update={"track": track})
+
+
+def _followed(to: str, move: Callable[[str], str]) -> str:
+    """A tracker's address with another place of its folder or database; a server's stays."""
+    kind, _, place = to.partition(":")
+    scheme = "sqlite:///" if place.startswith("sqlite:///") else ""
+    file = place.removeprefix(scheme)
+    return to if "://" in file else f"{kind}:{scheme}{move(file)}"
 
 
 def looked_up(study: Study, look_up: Callable[[str, str, Any], Any]) -> Study:

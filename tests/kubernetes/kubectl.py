@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "raybone-test"
+CRDS = ("rayjobs.ray.io", "rayclusters.ray.io")
 # What was trained, in the order of the journal; raybone prints no such list.
 EPOCHS = """
 import json, sys
@@ -59,6 +61,25 @@ def build(resource: str, image: str, folder: Path, *patches: dict[str, Any]) -> 
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     return folder
+
+
+def missing() -> str:
+    """Why there is nothing to test on, in one line; nothing where there is a cluster."""
+    if not shutil.which("kubectl"):
+        return "no kubectl here"
+    if subprocess.run(
+        ["kubectl", "get", "--raw", "/readyz", "--request-timeout", "10s"],
+        capture_output=True,
+        check=False,
+    ).returncode:
+        return "kubectl reaches no cluster; set KUBECONFIG"
+    if not all(kubectl("get", "crd", c, check=False).startswith("NAME") for c in CRDS):
+        return "KubeRay is not installed in this cluster; docs/kubernetes.md says how"
+    if kubectl("get", "namespace", NAMESPACE, check=False).startswith("NAME"):
+        return f"the namespace {NAMESPACE} exists, which would be deleted at the end; delete it"
+    if not os.environ.get("RAYBONE_IMAGE"):
+        return "RAYBONE_IMAGE names no image; make kubernetes RAYBONE_IMAGE=REGISTRY/raybone:TAG"
+    return ""
 
 
 def get(*what: str) -> dict[str, Any]:

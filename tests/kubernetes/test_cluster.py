@@ -21,11 +21,15 @@ from kubectl import (
     get,
     kubectl,
     leaderboard,
+    missing,
     on_the_volume,
     pods,
     submit,
     until,
 )
+
+if why := missing():
+    pytest.skip(why, allow_module_level=True)  # once, and not for each test
 
 SMOKE: dict[str, Any] = yaml.safe_load((ROOT / "jobs" / "smoke.yaml").read_text())
 LONG = {**SMOKE, "epochs": 20, "search": {**SMOKE["search"], "folds": 3}}
@@ -44,8 +48,8 @@ def test_the_api_server_takes_what_kustomize_builds(site: Path, image: str, over
     assert "Warning" not in said
 
 
-def test_the_namespace_refuses_a_pod_that_is_not_restricted(site: Path) -> None:
-    assert site.is_dir()
+@pytest.mark.usefixtures("site")
+def test_the_namespace_refuses_a_pod_that_is_not_restricted() -> None:
     pod = {"image": "busybox", "name": "root", "securityContext": {"privileged": True}}
     document = {
         "apiVersion": "v1",
@@ -57,8 +61,8 @@ def test_the_namespace_refuses_a_pod_that_is_not_restricted(site: Path) -> None:
     assert 'violates PodSecurity "restricted' in said
 
 
-def test_a_study_reaches_its_leaderboard(site: Path, image: str, tmp_path: Path) -> None:
-    assert site.is_dir()
+@pytest.mark.usefixtures("site")
+def test_a_study_reaches_its_leaderboard(image: str, tmp_path: Path) -> None:
     begun = time.monotonic()
     job = submit(SMOKE, image, tmp_path)
     until("the first epoch", lambda: epochs_of("/raybone/runs/smoke"))
@@ -76,9 +80,9 @@ def test_a_study_reaches_its_leaderboard(site: Path, image: str, tmp_path: Path)
     ]
 
 
-def test_a_study_survives_its_pods(site: Path, image: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("site")
+def test_a_study_survives_its_pods(image: str, tmp_path: Path) -> None:
     """A worker, the submitter and the head, one after the other; then it equals an undisturbed one."""
-    assert site.is_dir()
     whole = submit({**LONG, "name": "whole"}, image, tmp_path)
     assert finished(whole, 1200).startswith("Complete")
     job, out = submit({**LONG, "name": "killed"}, image, tmp_path), "/raybone/runs/killed"
