@@ -11,6 +11,7 @@ import csv
 import io
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 STUDY = "study.yaml"
 LEADERBOARD = "leaderboard.csv"
 STOP = "stop"
+WHOLE = "*"  # in the file of that name, beside configurations
 CURVES = "curves.npz"
 RUNS = "runs"
 LOGS = "logs"
@@ -45,9 +47,9 @@ EVERYONE = "all"  # stands where a fold's name does, for one model of all patien
 
 @dataclass(frozen=True)
 class StopRequest:
-    """When somebody asked, and which configurations are meant; none means all of the study."""
+    """What somebody wants to stop: all of the study, single configurations, both or nothing."""
 
-    when: str
+    whole: bool
     of: tuple[str, ...]
 
 
@@ -112,15 +114,12 @@ class StudyFolder:
         return State(self.journal().events())
 
     @property
-    def stop(self) -> StopRequest | None:
-        """The last request to stop, None while there is none."""
-        asked = self.files.read(STOP)
-        if asked is None:
-            return None
-        when, *of = asked.decode("utf-8", "replace").split() or [""]
-        return StopRequest(when, tuple(of))
+    def stop(self) -> StopRequest:
+        """What was asked to stop, and has not been resumed since."""
+        _, *of = (self.files.read(STOP) or b"").decode("utf-8", "replace").split() or [""]
+        return StopRequest(WHOLE in of, tuple(c for c in of if c != WHOLE))
 
-    def ask_to_stop(self, config_id: str | None = None) -> None:
+    def ask_to_stop(self, config_id: str = WHOLE) -> None:
         """Ask the driver to stop when the epochs at work have ended, or to go no further with one
         configuration than to the end of its rung.
 
@@ -128,18 +127,24 @@ class StudyFolder:
             WrongInput: no study here, or no such configuration that goes on.
         """
         self.study  # noqa: B018
-        earlier, of = self.stop, set[str]()
-        if config_id is not None:
-            known = self.state.configurations.get(config_id)
-            if known is None or known.status not in ("running", "paused"):
-                how = known.status if known else "not there"
-                raise WrongInput(
-                    f"--config {config_id}: must be a configuration that goes on, but it is {how}; "
-                    f"`raybone watch {self.url} --once` shows those that do"
-                )
-            if earlier and not earlier.of:
-                return  # all of it is to stop
-            of = {config_id, *(earlier.of if earlier else ())}
+        known = self.state.configurations.get(config_id)
+        if config_id != WHOLE and (known is None or known.status not in ("running", "paused")):
+            how = known.status if known else "not there"
+            raise WrongInput(
+                f"--config {config_id}: must be a configuration that goes on, but it is {how}; "
+                f"`raybone watch {self.url} --once` shows those that do"
+            )
+        earlier = self.stop
+        self._write_stop({config_id, *earlier.of, *([WHOLE] if earlier.whole else [])})
+
+    def resume(self) -> None:
+        """Take back that all of it should stop; configurations that should, still do."""
+        if of := self.stop.of:
+            self._write_stop(of)
+        else:
+            self.files.delete(STOP)
+
+    def _write_stop(self, of: Iterable[str]) -> None:
         self.files.write(STOP, " ".join([repr(time.time()), *sorted(of)]).encode())
 
     def table(self) -> pd.DataFrame:

@@ -91,10 +91,10 @@ class OpenStudy:
         """
         if self.lease.lost:
             self.brain.stop_for(EndReason("taken over"))
-        if not self.brain.stopping and (asked := self.folder.stop):
-            if asked.of:
-                self.brain.drop(asked.of)
-            else:
+        if not self.brain.stopping:
+            asked = self.folder.stop
+            self.brain.drop(asked.of)
+            if asked.whole:
                 self.brain.stop_for(EndReason("stopped"))
         return self.brain.stopping is not None
 
@@ -121,15 +121,15 @@ def open_study(
     if warm:
         tables = {source: earlier_rows(source) for source in warm}
         checked = checked.with_prior(warm_start(checked, tables))
-    stop = folder.stop
+    stop = folder.files.read(STOP)
     slots = connect(checked)
     with _writing(out), _leased(folder.files) as lease:
         checked = _agree(folder, checked)
         folder.refuse_loss()
         folder.write_study(checked)
         # Another request came while the search waited for nodes, and counts
-        if folder.stop == stop and not (stop and stop.of):
-            folder.files.delete(STOP)
+        if folder.files.read(STOP) == stop:
+            folder.resume()
         brain = Brain(checked, folder.journal(), partial(parameters, checked), slots)
         folder.state = brain.state
         brain.runs_on("driver", environment())

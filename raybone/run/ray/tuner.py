@@ -119,8 +119,7 @@ def _examine(best: ConfigurationFolder, patience: float) -> dict[str, float]:
     asked, roomy = task.remote(folder.files.absolute, best.id), time.monotonic()
     while not ray.wait([asked], timeout=ROOM_SECONDS)[0]:
         roomy = time.monotonic() if room(study) else roomy
-        stopped = folder.stop is not None and not folder.stop.of
-        if time.monotonic() - roomy > patience or stopped:
+        if time.monotonic() - roomy > patience or folder.stop.whole:
             ray.cancel(asked)
             raise TimeoutError(f"it was stopped, or {no_room(study)}")
     return dict(ray.get(asked))
