@@ -356,9 +356,9 @@ def stop(study: str, *, config: str | None = None) -> None:
     Args:
         config: only this configuration, for good, after the rung at work; the others go on
     """
-    from raybone.results.study_folder import WHOLE, StudyFolder
+    from raybone.results.study_folder import StudyFolder
 
-    StudyFolder(study).ask_to_stop(config or WHOLE)
+    StudyFolder(study).ask_to_stop(config)
     if config:
         say(f"{study}: {config} goes no further than to the end of its rung")
         return

@@ -119,7 +119,7 @@ class StudyFolder:
         _, *of = (self.files.read(STOP) or b"").decode("utf-8", "replace").split() or [""]
         return StopRequest(WHOLE in of, tuple(c for c in of if c != WHOLE))
 
-    def ask_to_stop(self, config_id: str = WHOLE) -> None:
+    def ask_to_stop(self, config_id: str | None = None) -> None:
         """Ask the driver to stop when the epochs at work have ended, or to go no further with one
         configuration than to the end of its rung.
 
@@ -127,15 +127,17 @@ class StudyFolder:
             WrongInput: no study here, or no such configuration that goes on.
         """
         self.study  # noqa: B018
-        known = self.state.configurations.get(config_id)
-        if config_id != WHOLE and (known is None or known.status not in ("running", "paused")):
+        known = self.state.configurations.get(config_id or "")
+        going = known is not None and known.status in ("running", "paused")
+        if config_id is not None and not going:
             how = known.status if known else "not there"
             raise WrongInput(
                 f"--config {config_id}: must be a configuration that goes on, but it is {how}; "
                 f"`raybone watch {self.url} --once` shows those that do"
             )
         earlier = self.stop
-        self._write_stop({config_id, *earlier.of, *([WHOLE] if earlier.whole else [])})
+        named = WHOLE if config_id is None else config_id
+        self._write_stop({named, *earlier.of, *([WHOLE] if earlier.whole else [])})
 
     def resume(self) -> None:
         """Take back that all of it should stop; configurations that should, still do."""

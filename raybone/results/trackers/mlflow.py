@@ -179,11 +179,15 @@ class MLflow:
             self._end(configuration, "KILLED", self._last)
         run, table = self._run("", self._began), self.folder.files.read(LEADERBOARD)
         self.client.set_terminated(run, "KILLED" if waiting else "FINISHED", self._last)
+        with tempfile.TemporaryDirectory() as place:
+            page = f"{place}/{REPORT}"
+            report(self.folder.url, page, scans=False, moved=self.folder.moved)
+            self._keep(run, (table or b"").decode("utf-8", "replace"), page)
+
+    def _keep(self, run: str, table: str, page: str) -> None:
         try:
-            self.client.log_text(run, (table or b"").decode("utf-8", "replace"), LEADERBOARD)
-            with tempfile.TemporaryDirectory() as place:
-                report(self.folder.url, f"{place}/{REPORT}", scans=False)
-                self.client.log_artifact(run, f"{place}/{REPORT}")
+            self.client.log_text(run, table, LEADERBOARD)
+            self.client.log_artifact(run, page)
         except DOWN:
             raise
         except Exception as error:  # of the library of some store, which may not be installed
