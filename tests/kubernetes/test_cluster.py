@@ -156,9 +156,9 @@ def test_workers_come_when_asked_and_go_and_no_token_is_no_answer(standing: str)
         "env", f"RAY_AUTH_TOKEN={key}", "RAY_AUTH_MODE=token",
         "raybone", "submit", "asked.yaml", "--address", HEAD, "--out", "/raybone/runs/asked", "--wait", "30",
     )  # fmt: skip
-    most = until("a worker comes", lambda: len(pods(node_type="worker", cluster=standing)))
+    first = until("a worker comes", lambda: len(pods(node_type="worker", cluster=standing)))
     until("the study ends", lambda: len(epochs_of("/raybone/runs/asked")) == 24)
-    print(f"\nworkers at most: {max(most, len(pods(node_type='worker')))}")
+    print(f"\nworkers: {first} at first, {len(pods(node_type='worker'))} when the study ended")
     until("the workers go", lambda: not pods(node_type="worker"))
     assert on_the_volume("cat", "runs/asked/leaderboard.csv").count("\n") == 3
 
