@@ -154,7 +154,7 @@ class Decision:
     """What the brain does with a configuration at a rung, against whom and on what evidence."""
 
     config_id: str
-    action: Literal["promote", "stop", "complete"]
+    action: Literal["promote", "stop", "drop", "complete"]  # it is a person who drops one
     rung: int
     reason: str
     evidence: dict[str, Any] = field(default_factory=dict)

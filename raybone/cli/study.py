@@ -354,12 +354,12 @@ def stop(study: str, *, config: str | None = None) -> None:
     """ask a study to stop after the epoch at work; `search` resumes it
 
     Args:
-        config: only this configuration, for good, after the rung at work; the others go on
+        config: only this configuration, for good, after the epoch at work; the others go on
     """
     from raybone.results.study_folder import StudyFolder
 
     StudyFolder(study).ask_to_stop(config)
     if config:
-        say(f"{study}: {config} goes no further than to the end of its rung")
+        say(f"{study}: {config} goes no further than to the end of its epoch")
         return
     say(f"{study}: will stop when the epochs at work have ended; `raybone search` resumes it")

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from raybone.environment import changes
 from raybone.errors import EndReason, InvalidConfig
@@ -60,7 +60,7 @@ class Brain:
         self.lock = threading.RLock()
         self._busy: dict[str, int] = {}
         self._draft: tuple[str, dict[str, Any], int] | None = None
-        self._exhausted, self._dropped = False, set[str]()
+        self._exhausted, self.dropped = False, set[str]()  # the latter by a person
         self._races = study.search.scheduler in RACES
         self._began = time.monotonic()
         last: Event = {"event": ""}
@@ -196,22 +196,22 @@ class Brain:
             )
             return self._judge(configuration)
 
-    def stop(self, config_id: str, reason: str) -> None:
+    def stop(self, config_id: str, reason: str = DROPPED) -> None:
         """A configuration is at its end by a decision of Ray's ASHA, or of a person."""
         with self.lock:
             self._busy.pop(config_id, None)
             self._interrupted = [c for c in self._interrupted if c != config_id]
-            self._decide(
-                Decision(config_id, "stop", self.state.configurations[config_id].rung, reason)
-            )
+            rung = self.state.configurations[config_id].rung
+            action: Literal["drop", "stop"] = "drop" if reason == DROPPED else "stop"
+            self._decide(Decision(config_id, action, rung, reason))
 
     def drop(self, config_ids: Iterable[str]) -> None:
-        """A person wants no more of these: who waits ends now, who is at work after its rung."""
+        """A person wants no more of these: who waits ends now, who is at work after its epoch."""
         with self.lock:
-            self._dropped |= set(config_ids)
-            for config_id in self._dropped & self.state.configurations.keys() - self._busy.keys():
+            self.dropped |= set(config_ids)
+            for config_id in self.dropped & self.state.configurations.keys() - self._busy.keys():
                 if self.state.configurations[config_id].status in ("running", "paused"):
-                    self.stop(config_id, DROPPED)
+                    self.stop(config_id)
 
     def fail(self, config_id: str, reason: str) -> None:
         """A configuration has failed for good."""
@@ -309,8 +309,8 @@ class Brain:
     def _judge(self, configuration: Configuration) -> Decision | None:
         """What follows from the rung that a configuration has just finished."""
         decision = self.race.judge(configuration.id, configuration.rung)
-        if configuration.id in self._dropped and not decision:
-            decision = Decision(configuration.id, "stop", configuration.rung, DROPPED)
+        if configuration.id in self.dropped and not decision:
+            decision = Decision(configuration.id, "drop", configuration.rung, DROPPED)
         if decision:
             self._decide(decision)
             self._interrupted = [c for c in self._interrupted if c != configuration.id]

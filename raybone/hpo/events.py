@@ -54,7 +54,7 @@ class Line(BaseModel):
     config_id: str = Field("", max_length=1000)
     params: dict[str, Any] = {}
     parameters: int = Field(0, ge=0)
-    rung: int = Field(0, ge=0, le=MOST)
+    rung: int = Field(0, ge=-1, le=MOST)  # -1: before the first
     fold: int = Field(0, ge=0, le=MOST)
     epoch: int = Field(1, ge=1, le=MOST)
     metrics: dict[str, float | None] = {}

@@ -169,7 +169,7 @@ class Race:
         for before in self.rungs[:rung]:
             before.leave(config_id)
 
-    def end(self, config_id: str, how: Literal["complete", "stop", "failed"]) -> None:
+    def end(self, config_id: str, how: Literal["complete", "stop", "drop", "failed"]) -> None:
         """Remove a finished configuration from all rungs; none is compared with one that failed."""
         for rung in self.rungs:
             rung.leave(config_id)

@@ -291,7 +291,7 @@ class State:
         configuration.test, configuration.untested = event["metrics"], event.get("reason", "")
 
     def _on_decision(self, event: Event) -> None:
-        status: dict[str, Status] = {"stop": "stopped", "complete": "complete"}
+        status: dict[str, Status] = {"stop": "stopped", "drop": "stopped", "complete": "complete"}
         configuration = self._of(event)
         configuration.status = status.get(event["action"], configuration.status)
         configuration.reason = event["reason"]

@@ -121,7 +121,7 @@ class StudyFolder:
 
     def ask_to_stop(self, config_id: str | None = None) -> None:
         """Ask the driver to stop when the epochs at work have ended, or to go no further with one
-        configuration than to the end of its rung.
+        configuration than to the end of its epoch.
 
         Raises:
             WrongInput: no study here, or no such configuration that goes on.

@@ -67,6 +67,9 @@ def _work(opened: OpenStudy, work: Work, tell: Callable[[Brain], None]) -> None:
                 if opened.stop_wanted():
                     brain.interrupt(work.config_id)
                     return
+                if work.config_id in brain.dropped:
+                    brain.stop(work.config_id)
+                    return
         pooled = pool(opened.folder, opened.dataset, work)
         if pooled:
             brain.pooled(work.config_id, pooled)

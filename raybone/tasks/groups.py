@@ -87,21 +87,20 @@ class Scorer:
             column.setdefault(person_of[scan.patient_id], len(column))
         positive = self.task.positive(outcome)
         sick = {person_of[s.patient_id] for s in scans if s.scan_id in positive}
-        once_1S = np.ones((1, len(scans)), int)
-        values = {k: v.item() for k, v in self.task.resampled(outcome, once_1S).items()}
-        if len(column) < LEAST or len(sick) < LEAST:
-            return {name: Score(value) for name, value in values.items()}
         sick_P = np.array([p in sick for p in column])
-        draws_BP = patient_draws(np.zeros(len(column), int), sick_P, SEED)
+        draws_BP = np.ones((1, len(column)), int)  # the scans themselves come first
+        if len(column) >= LEAST and len(sick) >= LEAST:
+            few_BP = patient_draws(np.zeros(len(column), int), sick_P, SEED)
+            draws_BP = np.concatenate([draws_BP, few_BP])
         draws_BS = draws_BP[:, [column[person_of[s.patient_id]] for s in scans]]
-        drawn = self.task.resampled(outcome, draws_BS)
         found = dict[str, Score]()
-        for name, value in values.items():
-            known_B = drawn[name][np.isfinite(drawn[name])]
+        for name, values_B in self.task.resampled(outcome, draws_BS).items():
+            value, drawn_B = float(values_B[0]), values_B[1:]
+            known_B = drawn_B[np.isfinite(drawn_B)]
             if not len(known_B) or np.ptp(known_B) == 0:  # it says nothing of others
                 found[name] = Score(value)
                 continue
-            ends = bootstrap_interval(value, drawn[name], len(column) - 1)
+            ends = bootstrap_interval(value, drawn_B, len(column) - 1)
             within = METRICS[name].within if name in METRICS else float
             found[name] = Score(value, *map(within, ends))
         return found

@@ -107,6 +107,25 @@ def test_it_finds_the_best_for_a_fraction_and_says_why(tmp_path: Path) -> None:
     assert len(brain.state.skipped) == 40 - len(brain.state.configurations)
 
 
+@pytest.mark.parametrize("when", [15, 120, 300])
+def test_whom_a_person_drops_is_not_trained_again_and_nobody_waits_for_it(
+    when: int, tmp_path: Path
+) -> None:
+    brain = brain_of(study_of(24), tmp_path)
+    run(brain, when)
+    known = brain.state.configurations.values()
+    best = sorted(known, key=lambda c: abs(np.log10(c.params["lr0"]) + 2.5))[:3]
+    before = {c.id: sum(map(len, c.epochs.values())) for c in best}
+    again = brain_of(study_of(24), tmp_path)  # who was at work when its driver died waits as well
+    again.drop(before)
+    run(again)
+    for config_id, epochs in before.items():
+        dropped = again.state.configurations[config_id]
+        assert (dropped.status, dropped.reason) == ("stopped", "a person has stopped it")
+        assert sum(map(len, dropped.epochs.values())) == epochs
+    assert best_of(again).id not in before
+
+
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_search_that_is_cut_anywhere_ends_with_the_same_decisions(
     sampler: str, tmp_path: Path

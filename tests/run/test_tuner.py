@@ -25,6 +25,7 @@ import raybone as rb
 from raybone.errors import WrongInput
 from raybone.hpo.brain import Brain
 from raybone.hpo.journal import Journal
+from raybone.results.study_folder import StudyFolder
 from raybone.run.local import search as search_locally
 from raybone.run.ray.cluster import Cluster
 from raybone.run.ray.resources import slots
@@ -115,6 +116,24 @@ def test_two_workers_train_one_fold_together_and_no_process_listens_to_the_netwo
     assert list(table["state"]) == ["complete"]
     assert (table["epochs_done"] == 6).all()
     assert math.isfinite(table["dice_pooled"][0])
+
+
+def test_a_person_ends_one_configuration_after_its_epoch_and_the_other_goes_on(
+    study: Mapping, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "st")
+
+    def ask(brain: Brain) -> None:
+        first = brain.state.configurations.get("c000")
+        if first and first.epochs and not StudyFolder(out).stop.of:
+            StudyFolder(out).ask_to_stop("c000")
+
+    assert search(parse_study({**study, "epochs": 8}), out, tell=ask).kind == "complete"
+    table = board(tmp_path / "st").set_index("config_id")
+    assert table["state"]["c000"].startswith("stopped@")
+    assert table["state"]["c001"] == "complete"
+    spent = [config_id for config_id, _, _ in epochs_of(tmp_path / "st")]
+    assert spent.count("c001") == 24 > spent.count("c000") >= 1
 
 
 def test_a_race_pauses_promotes_and_stops_and_a_crash_in_a_worker_fails_its_configuration_alone(

@@ -133,13 +133,14 @@ class CohortRace:
         self._waiting = [k for w in self._waiting if (k := instead if w == key else w)]
         self._settle()
 
-    def end(self, config_id: str, how: Literal["complete", "stop", "failed"]) -> None:
-        """A configuration is finished; nobody waits for one that failed. One that is stopped at the
+    def end(self, config_id: str, how: Literal["complete", "stop", "drop", "failed"]) -> None:
+        """A configuration is finished; nobody waits for one that failed, or that a person
+        dropped. One that is stopped at the
         end of a search goes on where the search does, for a smaller risk.
         """
         if how == "stop":
             return
-        if how == "failed":
+        if how in ("drop", "failed"):
             self._cohort.discard(config_id)
             self._ahead.discard(config_id)
             self._failed.add(config_id)

@@ -83,7 +83,8 @@ class Driver:
         it is the last time.
         """
         with self._draining:
-            said: Said = ray.get(self.hub.drain.remote(bool(self.brain.stopping)))
+            dropped = frozenset(self.brain.dropped)
+            said: Said = ray.get(self.hub.drain.remote(bool(self.brain.stopping), dropped))
             for message in said.messages:
                 if "runs_on" in message:
                     self.brain.runs_on("worker", message["runs_on"])
@@ -134,6 +135,9 @@ class Driver:
         self.drain()
         if result["outcome"] == "failed":
             self.brain.fail(config_id, result["reason"])
+            return True
+        if result["outcome"] == "dropped":
+            self.brain.stop(config_id)
             return True
         if result["outcome"] == "halt":
             self.brain.stop_for(EndReason("halted", result["reason"]))

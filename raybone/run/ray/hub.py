@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import math
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ NAMESPACE = "raybone"
 RETRIES = 2  # of a work whose slots died without an epoch since the last one did
 CLAIM_SECONDS = 1.0  # that a slot waits for work before it asks again
 IDLE_SECONDS = 60.0  # without work after which a slot retires, so that an autoscaler may take nodes
-Outcome = Literal["done", "interrupted", "failed", "halt"]
+Outcome = Literal["done", "interrupted", "dropped", "failed", "halt"]
 Metrics = dict[str, float]
 
 
@@ -116,10 +117,14 @@ class Hub:
         rung.work = replace(rung.work, runs=runs)
         self._wake()
 
-    async def drain(self, stop: bool) -> Said:
-        """All messages since the last call; sets whether slots should stop after their epoch."""
+    async def drain(self, stop: bool, dropped: Collection[str] = ()) -> Said:
+        """All messages since the last call; sets whether slots should stop after their epoch, all
+        or those of some configurations.
+        """
         if stop and not self._stop:
             self._halt()
+        for config_id in self._rungs.keys() & dropped:
+            self._end(config_id, Ended("dropped"))
         messages, self._messages = self._messages, []
         at_work = {c: r for c, r in self._rungs.items() if not r.ended}
         waiting = {c: len(r.open) for c, r in at_work.items()}
@@ -206,14 +211,14 @@ class Hub:
             Whether to stop.
         """
         rung = self._rungs[config_id]
-        if rung.ended:
+        if rung.ended and rung.ended.outcome != "dropped":
             return True
         self._messages.append({"config_id": config_id, "epoch": epoch})
         if (epoch.fold, epoch.epoch) not in rung.epochs:
             rung.epochs.add((epoch.fold, epoch.epoch))
             rung.deaths = self._barren = 0
         rung.latest[epoch.fold] = epoch.metrics
-        return self._stop
+        return self._stop or rung.ended is not None
 
     async def gives_up(self, slot: str, reason: str) -> None:
         """Why a slot's process ends itself: a better reason than how it died."""
