@@ -54,6 +54,7 @@ VERBS = (
     study.simulate,
     study.watch,
     study.logs,
+    study.add,
     study.stop,
     results.leaderboard,
     results.track,

@@ -350,6 +350,22 @@ def logs(study: str, config: str | None = None, *, follow: bool = False) -> None
         show(line)
 
 
+def add(study: str, values: Sequence[str]) -> None:
+    """a configuration more for a study, which begins it next; at work or resumed
+
+    Args:
+        values key=value: a value of each hyper-parameter that is searched, such as lr0=0.003
+    """
+    from raybone.hpo.lease import Lease
+    from raybone.results.study_folder import StudyFolder
+
+    folder = StudyFolder(study)
+    params = folder.ask_for(values)
+    words = ", ".join(f"{name} {value}" for name, value in params.items())
+    how = "begins next" if Lease(folder.files).holder() else "`raybone search` begins it"
+    say(f"{study}: {words}: {how}")
+
+
 def stop(study: str, *, config: str | None = None) -> None:
     """ask a study to stop after the epoch at work; `search` resumes it
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from raybone.errors import RunFailed, WrongInput
 from raybone.models._model import Graph, Model
 
-TOLERANCE = 1e-3  # of probabilities, and of pixels of a YOLO's boxes
+TOLERANCE = 1e-3  # of probabilities, and of pixels of a detector's boxes
 NAMED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -30,8 +30,8 @@ def refuse_onnx(model: Model) -> None:
         raise WrongInput(f"--onnx: needs {', '.join(missing)}; pip install 'raybone[onnx]'")
     if model.graph is None:
         raise WrongInput(
-            f"--onnx: {model.name} has no ONNX file, as segmenters, classifiers and YOLOs without "
-            "masks have; leave it out"
+            f"--onnx: {model.name} has no ONNX file, as segmenters, classifiers, FCOS, RetinaNet "
+            "and YOLOs without masks have; leave it out"
         )
 
 

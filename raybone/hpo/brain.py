@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from raybone.environment import changes
-from raybone.errors import EndReason, InvalidConfig
+from raybone.errors import EndReason
 from raybone.hpo import stopping as goal
 from raybone.hpo.events import Event, finite, jsonable
 from raybone.hpo.fold_race import Next, score, scores
 from raybone.hpo.journal import Journal
-from raybone.hpo.races import RACES, Pool, race_of, skipped, tell
-from raybone.hpo.sampler import ATTEMPTS, propose
+from raybone.hpo.proposals import Proposals
+from raybone.hpo.races import RACES, skipped, tell
 from raybone.hpo.state import Configuration, State
+from raybone.study.space import identity
 from raybone.study.spec import ResolvedStudy
 from raybone.types import Decision, Epoch, Pooled, Segment
 
@@ -52,15 +53,15 @@ class Brain:
         check: Callable[[dict[str, Any]], int],
         slots: int,
     ) -> None:
-        self.study, self.journal, self.check, self.slots = study, journal, check, slots
-        self.state, self._pool = State(), Pool(study)
-        self.race = race_of(study, self._pool)
+        self.study, self.journal, self.slots = study, journal, slots
+        self.state = State()
+        self._proposals = Proposals(study, self.state, check, self._record)
+        self.race = self._proposals.race
         self.stopping: EndReason | None = None
         self.version = 0
         self.lock = threading.RLock()
         self._busy: dict[str, int] = {}
-        self._draft: tuple[str, dict[str, Any], int] | None = None
-        self._exhausted, self.dropped = False, set[str]()  # the latter by a person
+        self.dropped = set[str]()  # by a person
         self._races = study.search.scheduler in RACES
         self._began = time.monotonic()
         last: Event = {"event": ""}
@@ -88,14 +89,8 @@ class Brain:
     def start(self, work: Work) -> Work:
         """Take this work up, in one run; ``widen`` may give it more."""
         with self.lock:
-            if work.new and self._draft:
-                self._record(
-                    "config",
-                    config_id=work.config_id,
-                    params=work.params,
-                    parameters=self._draft[2],
-                )
-                self._draft = None
+            if work.new:
+                self._proposals.begin()
             elif work.config_id in self._interrupted:
                 self._interrupted.remove(work.config_id)
             elif self._races:
@@ -213,6 +208,15 @@ class Brain:
                 if self.state.configurations[config_id].status in ("running", "paused"):
                     self.stop(config_id)
 
+    def add(self, wanted: Iterable[dict[str, Any]]) -> None:
+        """A person wants these hyper-parameters tried, before all that the sampler has to propose
+        and beyond ``search.trials``.
+        """
+        with self.lock:
+            for params in wanted:
+                if identity(params) not in self.state.taken | self.state.asked.keys():
+                    self._record("asked", params=params)
+
     def fail(self, config_id: str, reason: str) -> None:
         """A configuration has failed for good."""
         with self.lock:
@@ -253,7 +257,7 @@ class Brain:
         """
         with self.lock:
             at_work = sum(self._busy.values()) + sum(waiting.values())
-            new = self._left()
+            new = self._proposals.left()
             step = self._next_step() if self._races else None
             if step is None and self._races and not new and not self._busy:
                 step = self.race.last_push()
@@ -280,7 +284,7 @@ class Brain:
                     if c.status == "paused":
                         why_out = self.race.why_out(c.id, c.rung)
                         self._decide(Decision(c.id, "stop", c.rung, *why_out))
-                for skip in [] if self.state.skipped else skipped(self.race, self._pool):
+                for skip in [] if self.state.skipped else skipped(self.race, self._proposals.pool):
                     self._record("skipped", **skip)
             self._record("end", reason=str(reason))
             self.journal.close()
@@ -331,32 +335,13 @@ class Brain:
         return tuple(Segment(k, done, epochs) for k, done in enumerate(known) if done < epochs)
 
     def _new(self) -> Work | None:
-        """The next configuration of the sampler; a model may refuse some, which do not count."""
-        index = len(self.state.configurations)
-        for _ in range(ATTEMPTS if self._draft is None else 0):
-            key = self.race.next_new() if self._left() else None
-            if key is None:
-                return None
-            params = self._pool.params[key] if key else propose(self.study, self.state, index)
-            if params is None:
-                self._record("exhausted")
-                return None
-            try:
-                self._draft = (f"c{index:03d}", params, self.check(params))
-                break
-            except InvalidConfig as error:
-                self._record("invalid", params=params, reason=str(error))
-        if self._draft is None:
-            self._record("exhausted")
+        """The next configuration that has not begun."""
+        draft = self._proposals.next()
+        if draft is None:
             return None
-        config_id, params, _ = self._draft
         rung = self.race.first
-        return Work(config_id, params, rung, self._segments(config_id, rung), new=True)
-
-    def _left(self) -> int:
-        """Configurations that are yet to begin, as far as is known."""
-        none = self._exhausted or self.race.next_new() is None
-        return 0 if none else max(0, self.study.search.trials - len(self.state.configurations))
+        segments = self._segments(draft.config_id, rung)
+        return Work(draft.config_id, draft.params, rung, segments, new=True)
 
     def _promote(self, work: Work) -> None:
         step = self._next_step() or self.race.last_push()
@@ -366,7 +351,7 @@ class Brain:
 
     def _next_step(self) -> Next | None:
         spare = self.slots - sum(self._busy.values())
-        return self.race.next_step(0 if self._left() else spare)
+        return self.race.next_step(0 if self._proposals.left() else spare)
 
     def _decide(self, decision: Decision) -> None:
         self._record(
@@ -385,15 +370,13 @@ class Brain:
     def _apply(self, event: Event) -> None:
         """The one way into state and race, for what is new and for what is replayed."""
         self.state.apply(event)
-        tell(self.race, self.study, self._pool, event)
+        tell(self.race, self.study, self._proposals.pool, event)
         kind, config_id = event["event"], event.get("config_id", "")
         if kind == "rung":
             configuration = self.state.configurations[config_id]
             folds, tie = scores(self.study, configuration, event["rung"])
             model = self.study.under(configuration.params).model
             self.race.arrive(config_id, event["rung"], folds, tie, model)
-        elif kind == "exhausted":
-            self._exhausted = True
         elif kind == "work":
             self.race.go(config_id, event["rung"])
         elif kind == "failed" or (kind == "decision" and event["action"] != "promote"):

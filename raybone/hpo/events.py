@@ -15,6 +15,7 @@ NEEDS = {
     "config": ("config_id", "params"),
     "invalid": ("params", "reason"),
     "skipped": ("params", "reason"),
+    "asked": ("params",),
     "exhausted": (),
     "work": ("config_id", "rung"),
     "epoch": ("config_id", "fold", "epoch", "metrics", "seconds"),

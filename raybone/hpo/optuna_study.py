@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def as_optuna(
     Args:
         trials: what ``optuna.trial.create_trial`` takes, but for the distributions, which are those
             of the parameters that a configuration has; without a value one runs, unless it says its
-            state.
+            state. ``times`` are its begin and end, in seconds since 1970, NaN for now.
         name: of the study; optuna thinks of one by itself.
     """
     made = optuna.create_study(study_name=name, direction=direction, sampler=sampler)
@@ -45,7 +46,13 @@ def as_optuna(
         known = {name: spread[name] for name in params}
         state = KINDS.RUNNING if trial["value"] is None else KINDS.COMPLETE
         content = {"state": state, **trial, "params": params, "distributions": known}
-        made.add_trial(optuna.trial.create_trial(**content))
+        began, ended = content.pop("times", (math.nan, math.nan))
+        created = optuna.trial.create_trial(**content)
+        if math.isfinite(began):
+            created.datetime_start = datetime.fromtimestamp(began)
+        if math.isfinite(ended):
+            created.datetime_complete = datetime.fromtimestamp(ended)
+        made.add_trial(created)
     return made
 
 
@@ -67,6 +74,7 @@ def trials_of(study: ResolvedStudy, state: State) -> Iterator[dict[str, Any]]:
             "value": float(np.mean(final)) if scored else None,
             "intermediate_values": {k * e: c.mean(k, e, study.metric) for k, e in rungs},
             "user_attrs": {"config_id": c.id},
+            "times": (c.began, c.ended),
             "system_attrs": {"terminator:cv_scores": final} if scored else {},
         }
 

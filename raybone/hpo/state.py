@@ -23,6 +23,7 @@ NEWS = (
     "slots",
     "failed",
     "environment",
+    "asked",
 )  # events that a person wants to hear of
 
 
@@ -77,6 +78,9 @@ class Configuration:
     id: str
     params: dict[str, Any]
     parameters: int = 0
+    # When it began and when it was complete, stopped or failed, in seconds since 1970; else NaN.
+    began: float = math.nan
+    ended: float = math.nan
     status: Status = "paused"
     rung: int = -1
     target: int = -1
@@ -137,6 +141,11 @@ class State:
         self.old_news = 0
         # Hyper-parameters that are tried, or that the model refused.
         self.taken: set[str] = set()
+        # Those that a person asked for and that have not begun; how many have.
+        self.asked: dict[str, dict[str, Any]] = {}
+        self.added = 0
+        # Whether the space is used up.
+        self.exhausted = False
         # Why it refused them.
         self.refused: list[str] = []
         # Hyper-parameters that were not worth a start.
@@ -191,6 +200,11 @@ class State:
         return seconds / epochs if epochs else math.nan
 
     @property
+    def extra(self) -> int:
+        """How many configurations a person asked for, beyond ``search.trials``."""
+        return self.added + len(self.asked)
+
+    @property
     def counts(self) -> Counter[Status]:
         """How many configurations are in each status."""
         return Counter(c.status for c in self.configurations.values())
@@ -227,20 +241,32 @@ class State:
 
     def _on_config(self, event: Event) -> None:
         self.configurations[event["config_id"]] = Configuration(
-            event["config_id"], event["params"], event.get("parameters", 0)
+            event["config_id"],
+            event["params"],
+            event.get("parameters", 0),
+            event.get("time", math.nan),
         )
         self.taken.add(identity(event["params"]))
+        self.added += self.asked.pop(identity(event["params"]), None) is not None
         self.skipped = [params for params in self.skipped if params != event["params"]]
 
     def _on_invalid(self, event: Event) -> None:
         self.taken.add(identity(event["params"]))
+        self.asked.pop(identity(event["params"]), None)
         self.refused.append(event["reason"])
+
+    def _on_asked(self, event: Event) -> None:
+        self.asked[identity(event["params"])] = event["params"]
+
+    def _on_exhausted(self, _: Event) -> None:
+        self.exhausted = True
 
     def _on_skipped(self, event: Event) -> None:
         self.skipped.append(event["params"])
 
     def _on_work(self, event: Event) -> None:
         configuration = self._of(event)
+        configuration.ended = math.nan  # one that was stopped may go on, for a smaller risk
         configuration.target, configuration.status, configuration.at_work = (
             event["rung"],
             "running",
@@ -295,7 +321,10 @@ class State:
         configuration = self._of(event)
         configuration.status = status.get(event["action"], configuration.status)
         configuration.reason = event["reason"]
+        if event["action"] in status:
+            configuration.ended = event.get("time", math.nan)
 
     def _on_failed(self, event: Event) -> None:
         configuration = self._of(event)
         configuration.reason, configuration.status = event["reason"], "failed"
+        configuration.ended = event.get("time", math.nan)

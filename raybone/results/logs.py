@@ -20,6 +20,7 @@ WORDS = {
     "environment": "the {of} runs on {known}{changed}",
     "config": "is new: {params}",
     "invalid": "the model refuses {params}: {reason}",
+    "asked": "a person asks for {params}",
     "skipped": "not worth a start: {params}: {reason}",
     "rung": "has done {rung}: {score} as the mean of its last epochs",
     "decision": "{action}: {reason}",

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +22,8 @@ from raybone.errors import WrongInput
 from raybone.hpo.journal import Journal
 from raybone.hpo.state import Configuration, State
 from raybone.storage import Folder, fold_name
-from raybone.study.files import parse_study, parse_yaml, write_study
-from raybone.study.space import joint
+from raybone.study.files import configuration_of, parse_study, parse_yaml, write_study
+from raybone.study.space import identity, joint
 from raybone.study.spec import ResolvedStudy
 from raybone.types import plain_cell
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 STUDY = "study.yaml"
 LEADERBOARD = "leaderboard.csv"
 STOP = "stop"
+ASKED = "asked"
 WHOLE = "*"  # in the file of that name, beside configurations
 CURVES = "curves.npz"
 RUNS = "runs"
@@ -145,6 +147,42 @@ class StudyFolder:
             self._write_stop(of)
         else:
             self.files.delete(STOP)
+
+    @property
+    def asked(self) -> list[dict[str, Any]]:
+        """Hyper-parameters that somebody wants tried, whether or not they are.
+
+        Raises:
+            WrongInput: the file of them is damaged.
+        """
+        lines = (self.files.read(ASKED) or b"").splitlines()
+        try:
+            return [{**json.loads(line)} for line in lines]
+        except (ValueError, TypeError):
+            raise WrongInput(
+                f"{self.url}/{ASKED}: must be lines of JSON that `raybone add` wrote; delete it"
+            ) from None
+
+    def ask_for(self, words: Sequence[str]) -> dict[str, Any]:
+        """Ask the driver to try a configuration, given as words such as ``lr0=0.003``, beyond
+        ``search.trials``; returns it.
+
+        Raises:
+            WrongInput: no study here, no configuration of its space, one that it has already, or a
+                cohort race.
+        """
+        if self.study.search.scheduler == "cohort_race":
+            raise WrongInput(
+                f"study {self.url}: cohort_race decides a rung once, among those it began with; "
+                "start another study with --warm-start, which takes search.points"
+            )
+        params = configuration_of(self.study, words)
+        for known in self.state.configurations.values():
+            if identity(known.params) == identity(params):
+                raise WrongInput(f"study {self.url}: {known.id} is that configuration already")
+        lines = [json.dumps(wanted) for wanted in (*self.asked, params)]
+        self.files.write(ASKED, "\n".join(lines).encode())
+        return params
 
     def _write_stop(self, of: Iterable[str]) -> None:
         self.files.write(STOP, " ".join([repr(time.time()), *sorted(of)]).encode())

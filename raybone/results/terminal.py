@@ -31,7 +31,8 @@ def tell_end(reason: EndReason, out: str) -> None:
     folder = StudyFolder(out)
     table = folder.table()
     show_table(table)
-    tried, trials, skipped = len(table), folder.study.search.trials, len(folder.state.skipped)
+    trials = folder.study.search.trials + folder.state.extra
+    tried, skipped = len(table), len(folder.state.skipped)
     if skipped:
         say(
             f"{skipped} of {trials} configurations were not worth a start, by their "

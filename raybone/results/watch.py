@@ -113,7 +113,7 @@ class Status:
         if not self.driven and not state.end:
             end = "no driver: `raybone search` with the same --out resumes it"
         return (
-            f"{len(state.configurations)}/{study.search.trials} configurations · "
+            f"{len(state.configurations)}/{study.search.trials + state.extra} configurations · "
             f"{state.fold_epochs} fold epochs · {clock(state.seconds)} · {end}"
         )
 
@@ -214,7 +214,7 @@ def status_json(status: Status) -> str:
     content = {
         "study": status.study.name,
         "models": status.study.names,
-        "trials": status.study.search.trials,
+        "trials": status.study.search.trials + state.extra,
         "driven": status.driven,
         "end": state.end or None,
         "counts": dict(state.counts),
@@ -299,12 +299,13 @@ def _epoch_seconds_to_come(study: ResolvedStudy, state: State) -> float:
     """Mean seconds of the fold epochs that are left: of each model its own, in the share of the
     configurations that it has at work or to come.
     """
-    new = max(study.search.trials - len(state.configurations), 0) / len(study.names)
+    total = study.search.trials + state.extra
+    new = max(total - len(state.configurations), 0) / len(study.names)
     weights = dict.fromkeys(study.names, new)
     for c in state.configurations.values():
         weights[c.params.get("model", study.model)] += c.status in ("running", "paused")
-    total = sum(weights.values()) or math.nan
-    mean = sum(state.mean_seconds(name) * weight for name, weight in weights.items()) / total
+    seconds = sum(state.mean_seconds(name) * weight for name, weight in weights.items())
+    mean = seconds / (sum(weights.values()) or math.nan)
     return mean if math.isfinite(mean) else state.mean_seconds("")
 
 

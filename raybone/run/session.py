@@ -19,6 +19,7 @@ from raybone.hpo.journal import FOLDER
 from raybone.hpo.lease import EXPIRES, NAME, Lease
 from raybone.hpo.warm_start import warm_start
 from raybone.results.study_folder import (
+    ASKED,
     LOGS,
     RUNS,
     STOP,
@@ -36,7 +37,7 @@ CHANGEABLE = {"limits", "resources", "keep", "track", "resolved"}
 
 # What a study folder may hold before its study.yaml is written; the last two are the
 # demonstration's.
-OWN = (NAME, STOP, LOGS, FOLDER, RUNS, "phantom", "dataset")
+OWN = (NAME, STOP, ASKED, LOGS, FOLDER, RUNS, "phantom", "dataset")
 
 
 @dataclass
@@ -86,12 +87,13 @@ class OpenStudy:
         return best if best and not best.record.test and not best.record.untested else None
 
     def stop_wanted(self) -> bool:
-        """Whether `raybone stop` has asked this study to stop, or only some of its configurations;
-        remembered by the brain.
+        """Whether `raybone stop` has asked this study to stop; the brain remembers it, and is told
+        of single configurations that should stop, or that `raybone add` wants.
         """
         if self.lease.lost:
             self.brain.stop_for(EndReason("taken over"))
         if not self.brain.stopping:
+            self.brain.add(self.folder.asked)
             asked = self.folder.stop
             self.brain.drop(asked.of)
             if asked.whole:

@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from raybone.errors import WrongInput
 from raybone.study.param import Param
+from raybone.study.soundness import misfits
+from raybone.study.space import complete as completed
+from raybone.study.space import dimensions, rejected
 from raybone.study.spec import ModelBlock, Study, blocks_of
 from raybone.study.yaml12 import NO_YAML, Dumper, load_yaml
 
@@ -129,6 +132,27 @@ def problems_of(error: ValidationError, where: str, model: type[BaseModel]) -> l
     return lines
 
 
+def configuration_of(study: Study, words: Sequence[str]) -> dict[str, Any]:
+    """A whole configuration of a study's space from words such as ``lr0=0.003``.
+
+    Raises:
+        WrongInput: it is none, one line a reason.
+    """
+    content: dict[str, Any] = {}
+    for word in words:
+        _override(content, word, "")
+    if problems := misfits(study, content):
+        raise WrongInput(*problems)
+    ends = [completed(study, content, [unit] * dimensions(study)) for unit in (0.0, 1 - 1e-9)]
+    if open_ := [k for k in {**ends[1], **ends[0]} if ends[0].get(k) != ends[1].get(k)]:
+        raise WrongInput(f"{', '.join(open_)}: must be given, such as {open_[0]}=...")
+    if rejected(study, ends[0]):
+        raise WrongInput(
+            f"{' '.join(words)}: a rule of search.reject is true of it; change a value"
+        )
+    return ends[0]
+
+
 def _names_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The field names of the model found by walking ``location`` from ``model``."""
     for part in location:
@@ -164,19 +188,20 @@ def _keys(content: dict[str, Any], key: str, item: str) -> list[str]:
     return [head, rest]
 
 
-def _override(content: dict[str, Any], item: str) -> None:
+def _override(content: dict[str, Any], item: str, option: str = "--set ") -> None:
     key, sep, text = item.partition("=")
     if not sep or not key.strip():
-        raise WrongInput(f"--set {item}: must be key=value, such as search.trials=8")
+        such = "search.trials=8" if option else "lr0=0.003"
+        raise WrongInput(f"{option}{item}: must be key=value, such as {such}")
     *path, last = _keys(content, key.strip(), item)
     node = content
     for part in path:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
             raise WrongInput(
-                f"--set {item}: {part!r} holds a value, not a mapping; set {part} itself"
+                f"{option}{item}: {part!r} holds a value, not a mapping; set {part} itself"
             )
     try:
         node[last] = load_yaml(text)
     except NO_YAML:
-        raise WrongInput(f"--set {item}: {text!r} must be a YAML value; quote it") from None
+        raise WrongInput(f"{option}{item}: {text!r} must be a YAML value; quote it") from None

@@ -22,6 +22,7 @@ from raybone.data.export.export import export
 from raybone.data.ingest.prepare import prepare
 from raybone.errors import WrongInput
 from raybone.models import load
+from raybone.results.study_folder import StudyFolder
 from raybone.types import Scan
 
 
@@ -215,4 +216,11 @@ def test_a_study_is_a_file_of_optunas(dataset: Path, tmp_path: Path) -> None:
         '["malignant", "benign"]',
     }
     assert [t.state.name for t in kept.trials] == ["COMPLETE"] * 2
+    # Their times are those of the journal, not of the export.
+    first, second = (StudyFolder(tmp_path / "s").state.configurations[f"c00{n}"] for n in (0, 1))
+    assert [t.datetime_start.timestamp() for t in kept.trials] == pytest.approx(
+        [first.began, second.began], abs=1e-5
+    )
+    assert kept.trials[0].datetime_complete.timestamp() == pytest.approx(first.ended, abs=1e-5)
+    assert first.began < first.ended <= second.began < second.ended
     assert main(["export", str(tmp_path / "s"), "--optuna", str(file)]) == 2

@@ -20,6 +20,7 @@ from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from raybone.cli import main
 from raybone.data.loader import Batch
@@ -419,3 +420,28 @@ def test_an_exported_network_says_what_torch_says(
     image_NCHW = torch.rand(3, channels, 64, 32)
     (found,) = onnxruntime.InferenceSession(file).run(None, {"image_NCHW": image_NCHW.numpy()})
     assert len(found) == 3
+
+
+@pytest.mark.parametrize(("name", "config"), [("fcos_r18", {}), ("retinanet_r18", {"anchor": 0.1})])
+def test_the_boxes_of_an_exported_detector_are_merged_to_what_torch_finds(
+    name: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    """As docs/models.md says it: cut at the sides, merged by category, the best kept."""
+    names = ["malignant", "benign"]
+    net = built(name, channels=32, imgsz=72, conf=0, iou=0.5, categories=names, **config).eval()
+    nn.init.normal_(net.net.head.classification_head.cls_logits.weight, std=3)  # else scores tie
+    assert export_onnx(net, load(name), (72, 40), tmp_path / "net.onnx") < 1e-3
+    image_NCHW = torch.rand(1, 1, 72, 40)  # no multiple of 32
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    (output,) = session.run(None, {"image_NCHW": image_NCHW.numpy()})
+    boxes_A4, scores_AC = torch.from_numpy(output[0].T.copy()).split([4, len(names)], dim=1)
+    boxes_D4 = clip_boxes_to_image(boxes_A4, (72, 40)).repeat_interleave(len(names), 0)
+    label_D = torch.arange(len(names)).repeat(len(boxes_A4))
+    kept = batched_nms(boxes_D4, scores_AC.flatten(), label_D, 0.5)[:100]
+    (expected,) = net(image_NCHW)
+    assert len(expected.scores_N) == len(kept) > 10
+    np.testing.assert_allclose(scores_AC.flatten()[kept], expected.scores_N, atol=1e-4)
+    apart_NN = np.abs(boxes_D4[kept].numpy() - expected.boxes_N4[:, None]).max(2)
+    other_NN = label_D[kept].numpy() != expected.labels_N[:, None]
+    nearest_N = np.where(other_NN, np.inf, apart_NN).min(1)
+    assert (nearest_N < 0.01).mean() >= 0.97  # of boxes whose scores tie, either may be kept

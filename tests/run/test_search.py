@@ -321,6 +321,78 @@ def test_one_configuration_is_stopped_and_the_others_go_on(
         assert f"it is {how}; `raybone watch" in capsys.readouterr().err
 
 
+def test_a_configuration_that_a_person_adds_begins_next_and_beyond_the_trials(
+    study: Mapping, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = [{"lr0": rate, "fliplr": 0.5} for rate in (0.002, 0.004)]
+    race = {**study, "epochs": 1, "search": {**study["search"], "points": points}}
+    out, asked = str(tmp_path / "st"), list[str]()
+
+    def ask(brain: Brain) -> None:
+        if brain.state.fold_epochs and not asked:
+            assert main(["add", out, "lr0=0.003", "fliplr=0"]) == 0
+            asked.append(capsys.readouterr().out)
+
+    assert search(parse_study(race), out, ask).kind == "complete"
+    assert asked == [f"{out}: lr0 0.003, fliplr 0.0: begins next\n"]
+    # The points of the study keep their order, and all of them are tried.
+    tried = [c.params["lr0"] for c in StudyFolder(out).state.configurations.values()]
+    assert tried == [0.002, 0.003, 0.004]
+    assert main(["watch", out, "--once"]) == 0
+    assert "3/3 configurations" in capsys.readouterr().out
+    # Resumed, it is not tried again; one that is added to a finished study is.
+    assert search(parse_study(race), out).kind == "complete"
+    assert len(board(tmp_path / "st")) == 3
+    assert main(["add", out, "lr0=0.005", "fliplr=0.5"]) == 0
+    assert "`raybone search` begins it" in capsys.readouterr().out
+    assert search(parse_study(race), out).kind == "complete"
+    assert list(board(tmp_path / "st")["state"]) == ["complete"] * 4
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["lr0=0.003"], "fliplr: must be given, such as fliplr=..."),
+        (["lr0=3", "fliplr=0"], "lr0 must be of log_uniform [0.001, 0.03], got 3; change it"),
+        (["lr=0.003"], "'lr' is not searched; did you mean 'lr0'?"),
+        (["lr0"], "lr0: must be key=value, such as lr0=0.003"),
+        (["lr0=0.029", "fliplr=0"], "a rule of search.reject is true of it; change a value"),
+        (["lr0=0.002", "fliplr=0.5"], "c000 is that configuration already"),
+    ],
+)
+def test_what_is_no_configuration_of_the_space_is_not_added(
+    words: list[str],
+    problem: str,
+    study: Mapping,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    known = {"points": [{"lr0": 0.002, "fliplr": 0.5}], "reject": ["lr0 > 0.028"]}
+    short = {**study, "epochs": 1, "search": {**study["search"], "trials": 1, **known}}
+    with open_study(parse_study(short), str(tmp_path / "st")) as opened:
+        work = opened.brain.peek()
+        assert work
+        opened.brain.start(work)
+    assert main(["add", str(tmp_path / "st"), *words]) == 2
+    assert problem in capsys.readouterr().err
+    assert not (tmp_path / "st" / "asked").exists()
+
+
+def test_a_cohort_race_takes_no_more_and_a_damaged_list_is_said(
+    study: Mapping, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for scheduler in ("cohort_race", "full"):
+        how = {**study["search"], "scheduler": scheduler}
+        with open_study(parse_study({**study, "search": how}), str(tmp_path / scheduler)):
+            pass
+    words = ["lr0=0.003", "fliplr=0"]
+    assert main(["add", str(tmp_path / "cohort_race"), *words]) == 2
+    assert "start another study with --warm-start" in capsys.readouterr().err
+    (tmp_path / "full" / "asked").write_text("lr0=0.003")
+    assert main(["add", str(tmp_path / "full"), *words]) == 2
+    assert "must be lines of JSON that `raybone add` wrote" in capsys.readouterr().err
+
+
 def test_who_is_asked_for_while_nobody_drives_is_stopped_when_it_is_resumed(
     study: Mapping, tmp_path: Path
 ) -> None:

@@ -118,7 +118,7 @@ def test_two_workers_train_one_fold_together_and_no_process_listens_to_the_netwo
     assert math.isfinite(table["dice_pooled"][0])
 
 
-def test_a_person_ends_one_configuration_after_its_epoch_and_the_other_goes_on(
+def test_a_person_ends_one_configuration_after_its_epoch_and_adds_another(
     study: Mapping, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "st")
@@ -127,11 +127,12 @@ def test_a_person_ends_one_configuration_after_its_epoch_and_the_other_goes_on(
         first = brain.state.configurations.get("c000")
         if first and first.epochs and not StudyFolder(out).stop.of:
             StudyFolder(out).ask_to_stop("c000")
+            StudyFolder(out).ask_for(["lr0=0.01", "fliplr=0"])
 
     assert search(parse_study({**study, "epochs": 8}), out, tell=ask).kind == "complete"
     table = board(tmp_path / "st").set_index("config_id")
     assert table["state"]["c000"].startswith("stopped@")
-    assert table["state"]["c001"] == "complete"
+    assert table["state"]["c001"] == table["state"]["c002"] == "complete"
     spent = [config_id for config_id, _, _ in epochs_of(tmp_path / "st")]
     assert spent.count("c001") == 24 > spent.count("c000") >= 1
 

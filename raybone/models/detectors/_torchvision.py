@@ -7,8 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models import (
     ResNet18_Weights,
     ResNet50_Weights,
@@ -21,6 +23,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -28,13 +31,14 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from raybone.data.loader import Batch
 from raybone.errors import InvalidConfig
-from raybone.models._model import TrainingConfig, in_full_precision
+from raybone.models._model import Graph, TrainingConfig, in_full_precision
 from raybone.study.param import Param
 from raybone.types import Prediction
 
 RESNETS = {18: resnet18, 50: resnet50, 101: resnet101}
 DEPTHS = tuple(RESNETS)
 SMALLEST = 4.0  # pixels
+STRIDE = 32  # pixels of which an image has a multiple inside
 # Known names of `weights:`, with torchvision's address of the file.
 IMAGENET = {
     18: {"imagenet": ResNet18_Weights.IMAGENET1K_V1.url},
@@ -167,6 +171,27 @@ def anchors(config: DetectorConfig, levels: int = 5) -> AnchorGenerator | None:
         for level in range(levels)
     )
     return AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * levels)
+
+
+def one_stage(module: Detector, image_NCHW: Tensor) -> Tensor:
+    """Of FCOS and RetinaNet before non-maximum suppression, (1, 4 + C, boxes): x, y, x, y in
+    pixels, not cut at the sides, and scores.
+    """
+    net, (high, wide) = cast(Any, module.net), image_NCHW.shape[-2:]
+    image_NCHW = functional.pad(image_NCHW, (0, -wide % STRIDE, 0, -high % STRIDE))
+    features = list(net.backbone(image_NCHW).values())
+    found = net.head(features)
+    size = cast(tuple[int, int], tuple(image_NCHW.shape[-2:]))
+    (anchor_A4,) = net.anchor_generator(ImageList(image_NCHW, [size]), features)
+    decode = getattr(net.box_coder, "decode_single", net.box_coder.decode)  # FCOS has no former
+    boxes_A4 = decode(found["bbox_regression"][0], anchor_A4)
+    scores_AC = found["cls_logits"][0].sigmoid()
+    if "bbox_ctrness" in found:
+        scores_AC = (scores_AC * found["bbox_ctrness"][0].sigmoid()).sqrt()
+    return torch.cat([boxes_A4, scores_AC], 1).T[None]
+
+
+GRAPH = Graph(one_stage, any_batch=False)
 
 
 def builder(

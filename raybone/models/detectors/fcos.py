@@ -15,6 +15,7 @@ from raybone.errors import InvalidConfig
 from raybone.models._model import Model
 from raybone.models.detectors._torchvision import (
     DEPTHS,
+    GRAPH,
     IMAGENET,
     SPACE,
     DetectorConfig,
@@ -65,6 +66,7 @@ MODELS = [
         {**{k: v for k, v in SPACE.items() if k != "anchor"}, "radius": Param(uniform=(1.0, 3.0))},
         "Tian et al. 2019, arXiv:1904.01355; torchvision",
         weights=IMAGENET[d],
+        graph=GRAPH,
     )
     for d in DEPTHS
 ]

@@ -14,6 +14,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from raybone.models._model import Model
 from raybone.models.detectors._torchvision import (
     DEPTHS,
+    GRAPH,
     IMAGENET,
     SPACE,
     DetectorConfig,
@@ -58,6 +59,7 @@ MODELS = [
         {**SPACE, "p2": Param(choice=(True, False))},
         SOURCE,
         weights={**IMAGENET[d], **COCO.get(d, {})},
+        graph=GRAPH,
     )
     for d in DEPTHS
 ]

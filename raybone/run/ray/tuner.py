@@ -90,7 +90,7 @@ def _tuner(driver: Driver, callbacks: Sequence[tune.Callback]) -> tune.Tuner:
             tune.with_parameters(Trial, hub=driver.name), tune.PlacementGroupFactory([TRIAL])
         ),
         tune_config=tune.TuneConfig(
-            num_samples=study.search.trials,
+            num_samples=-1,  # the brain says when there is nothing left
             search_alg=FromBrain(driver),
             scheduler=scheduler(driver),
             reuse_actors=True,
