@@ -32,7 +32,9 @@ def told(folder: StudyFolder, judge: dict[str, float]) -> dict[str, Any]:
     """What a search cost, and how good its pick is in the eyes of the judge."""
     best = folder.winner()
     assert best
-    state, score = folder.state, judge[identity(best.params)]
+    state, score = folder.state, judge.get(identity(best.params))
+    if score is None:
+        raise SystemExit(f"{folder.url}: its pick {best.params} is not complete in the full search")
     return {
         "wall_seconds": round(state.seconds),
         "fold_seconds": round(state.train_seconds),

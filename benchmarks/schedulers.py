@@ -3,7 +3,9 @@ the configurations of two tables of small models, the figures come from the othe
 whole, and then from tables of detectors and segmenters that `raybone search --record` trained on a
 phantom cohort.
 
-    python benchmarks/schedulers.py [trained|risk]
+    python benchmarks/schedulers.py [trained[:TABLE]|risk[:TABLE]]...
+
+With words, these alone are measured anew, of all tables or of one, and the other figures stay.
 """
 
 from __future__ import annotations
@@ -183,10 +185,12 @@ def curse(repeats: int = 60) -> list[dict[str, float]]:
     return rows
 
 
-def trained() -> dict[str, Any]:
+def trained(only: str = "*") -> dict[str, Any]:
     """The same schedulers on tables of real training."""
     found = {}
     for path in sorted([*CURVES.glob("phantom-*.npz"), CURVES / "bccd-models.npz"]):
+        if not path.match(f"{only}.npz"):
+            continue
         c = read_curves(path)
         print(
             f"{path.stem}: configurations, seeds, folds, epochs {c.T_CSKE.shape}, {c.steps:g} "
@@ -201,12 +205,12 @@ def trained() -> dict[str, Any]:
     return found
 
 
-def risks() -> dict[str, Any]:
+def risks(only: str = "*") -> dict[str, Any]:
     """What a cohort race loses at the risk that it was asked for, against exhaustive
     cross-validation's own scores.
     """
     found = {}
-    tables = [read_curves(path) for path in sorted(CURVES.glob("*.npz"))]
+    tables = [read_curves(path) for path in sorted(CURVES.glob(f"{only}.npz"))]
     for c, folds in [
         (c, k) for c in tables for k in sorted({min(k, c.T_CSKE.shape[2]) for k in (5, 10)})
     ]:
@@ -229,7 +233,9 @@ if __name__ == "__main__":
     if sys.argv[1:]:  # only these are measured anew
         result = json.loads((machine.RESULTS / "schedulers.json").read_text())
         del result["machine"]
-        result |= {name: parts[name]() for name in sys.argv[1:]}
+        for word in sys.argv[1:]:
+            name, _, only = word.partition(":")
+            result[name] = {**result[name], **parts[name](*[only][: bool(only)])}
     else:
         result = {
             "survival": survival(small),

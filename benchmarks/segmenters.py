@@ -126,7 +126,7 @@ def recipes(place: Path) -> dict[str, Any]:
         row: dict[str, Any] = {}
         for metric in METRICS:
             folds_K, base_K = (np.array(scores[n][metric]) for n in (name, "two classes"))
-            low, high = corrected_interval(folds_K - base_K)
+            low, high = corrected_interval(folds_K - base_K, len(folds_K) - 2)
             said, base = (published(s, metric) for s in (study, "wbbs-double-unet"))
             row[metric] = {
                 "mean": float(folds_K.mean()),
