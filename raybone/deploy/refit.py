@@ -277,7 +277,7 @@ def _groups(
     """
     dataset, task, every = job.dataset, job.task, [f for own in findings for f in own]
     folds = range(dataset.folds) if every else range(0)
-    scans = [s for fold in folds for s in task.usable(dataset.validation(fold))]
+    scans = [s for fold in folds for s in task.seen(every, dataset.validation(fold))]
     told = []
     for group in Scorer.by(metric, task, dataset).groups(
         Outcome(every, scans, [*job.config.categories], threshold)

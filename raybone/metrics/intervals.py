@@ -14,18 +14,34 @@ from raybone.types import Array
 REPLICATES = 1000
 
 
-def corrected_interval(folds_K: Array, level: float = 0.95) -> tuple[float, float]:
+EQUAL = 1e-9  # spread, as a share of what is spread, that is rounding
+
+
+def corrected_interval(
+    folds_K: Array, trained: int = 0, level: float = 0.95
+) -> tuple[float, float]:
     """Confidence interval of the mean of K fold scores with the corrected resampled variance.
 
-    The variance of the mean is s^2 (1/K + 1/(K-1)), as each fold tests one part and trains on K-1.
-    Source: Nadeau & Bengio 2003, Machine Learning 52:239; NaN for fewer than two folds.
+    The variance of the mean is s^2 (1/K + 1/trained), as each fold tests one part and trains on
+    others. NaN for fewer than two folds, and where they are equal, which says nothing of others.
+
+    Args:
+        trained: parts that a fold trains on; 0 stands for all other folds that are here.
+    Source: Nadeau & Bengio 2003, Machine Learning 52:239.
     """
+    mean, error = _mean_and_error(folds_K, trained)
+    half = _quantile(level, len(folds_K) - 1) * error if error > 0 else float("nan")
+    return mean - half, mean + half
+
+
+def _mean_and_error(folds_K: Array, trained: int) -> tuple[float, float]:
+    """Of fold scores; the error is 0 where they are equal but for rounding, NaN for K < 2."""
     count = len(folds_K)
     if count < 2:
         return float("nan"), float("nan")
     mean, sd = float(np.mean(folds_K)), float(np.std(folds_K, ddof=1))
-    half = _quantile(level, count - 1) * sd * (1 / count + 1 / (count - 1)) ** 0.5
-    return mean - half, mean + half
+    sd = 0.0 if sd <= EQUAL * float(np.abs(folds_K).max()) else sd
+    return mean, sd * (1 / count + 1 / (trained or count - 1)) ** 0.5
 
 
 @lru_cache(maxsize=256)
@@ -34,19 +50,18 @@ def _quantile(level: float, freedom: float) -> float:
     return float(special.stdtrit(freedom, (1 + level) / 2))
 
 
-def corrected_p(folds_K: Array, best_K: Array) -> float:
+def corrected_p(folds_K: Array, best_K: Array, trained: int = 0) -> float:
     """Two-sided p of the corrected resampled t-test on paired fold scores; 1 when they are equal,
-    NaN for K < 2.
+    NaN for K < 2, and where all folds differ by the same: a t-test has nothing to go by.
+
+    Args:
+        trained: as for ``corrected_interval``.
     """
-    count = len(folds_K)
-    if count < 2:
-        return float("nan")
     gap_K = np.asarray(folds_K, float) - np.asarray(best_K, float)
-    sd = float(np.std(gap_K, ddof=1))
-    if sd == 0:
-        return 1.0 if float(gap_K.mean()) == 0 else 0.0
-    t = float(gap_K.mean()) / (sd * (1 / count + 1 / (count - 1)) ** 0.5)
-    return float(2 * special.stdtr(count - 1, -abs(t)))
+    mean, error = _mean_and_error(gap_K, trained)
+    if error == 0:
+        return 1.0 if not gap_K.any() else float("nan")
+    return float(2 * special.stdtr(len(gap_K) - 1, -abs(mean / error)))
 
 
 def holm(p_N: Array) -> Array:
@@ -117,31 +132,35 @@ def bootstrap_interval(
     """Confidence interval of a score: value -+ t times the standard deviation of its bootstrap
     replicates.
 
-    Replicates that are not finite are left out; NaN when fewer than two are left. The t quantile
+    Replicates that are not finite are left out; NaN when fewer than two are left, or all are equal,
+    which says nothing of others. The t quantile
     allows for few patients (Efron & Tibshirani 1993, An Introduction to the Bootstrap, section
     12.4). On cohorts of 24 to 200 patients (benchmarks/coverage.py) it held 92 to 95 % of the
     scores that the same fold models have on folds of that size on average, where percentiles held
     85 to 94 % and BCa 83 to 93 %. AP of few patients is too high: of AP50 on everybody it held 87
     to 90 %, as all bootstraps do about, and Nadeau & Bengio's wider interval 94 to 97 %.
     """
-    half = float(special.stdtrit(freedom, (1 + level) / 2)) * _spread(replicates_B)
+    half = float(special.stdtrit(freedom, (1 + level) / 2)) * (_spread(replicates_B) or np.nan)
     return value - half, value + half
 
 
 def bootstrap_p(delta: float, replicates_B: Array, freedom: float) -> float:
     """Two-sided p of a paired difference from its bootstrap replicates, below 0.05 where the
-    interval leaves out 0.
+    interval leaves out 0; 1 where there is none, NaN where it is the same in all replicates.
     """
     spread = _spread(replicates_B)
     if spread == 0:
-        return 1.0 if delta == 0 else 0.0
+        return 1.0 if delta == 0 else float("nan")
     return float(2 * special.stdtr(freedom, -abs(delta) / spread))
 
 
 def _spread(replicates_B: Array) -> float:
     finite = np.asarray(replicates_B, float)
     finite = finite[np.isfinite(finite)]
-    return float(finite.std(ddof=1)) if len(finite) > 1 else float("nan")
+    if len(finite) < 2:
+        return float("nan")
+    spread = float(finite.std(ddof=1))
+    return 0.0 if spread <= EQUAL * float(np.abs(finite).max()) else spread
 
 
 def corrected_winner(folds_CK: Array) -> float:

@@ -87,7 +87,7 @@ def _pairs(
     adjusted = holm(np.array([pairs[pair]["p_to_best"] for pair in once]))
     for (one, other), p in zip(once, adjusted.tolist()):
         for pair in ((one, other), (other, one)):
-            pairs[pair] |= {"p_holm": p, "verdict": verdict(p) if math.isfinite(p) else ""}
+            pairs[pair] |= {"p_holm": p, "verdict": verdict(p)}
     return pairs
 
 

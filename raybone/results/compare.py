@@ -17,6 +17,7 @@ from raybone.errors import WrongInput
 from raybone.hpo.state import Configuration
 from raybone.metrics.intervals import corrected_interval
 from raybone.metrics.subgroups import confusion, group_of_count, roc, subgroup_table
+from raybone.results.leaderboard import trained
 from raybone.results.study_folder import ConfigurationFolder, StudyFolder
 from raybone.study.metric import METRICS, named
 from raybone.study.spec import ResolvedStudy
@@ -88,7 +89,7 @@ def table_of(
         {
             "config_id": c.id,
             "params": {name: params[c.id].get(name) for name in differ},
-            **{m: _measured(c.record, folds, m)["mean"] for m in metrics},
+            **{m: _measured(c.record, folds, m, trained(study))["mean"] for m in metrics},
         }
         for c in complete
     ]
@@ -131,7 +132,7 @@ def beside(
     rows = []
     for (metric, part), figures_of_it in said.items():
         if metric in measured - {"val_loss"} and part in ("", *groups):
-            own = _measured(best, study.resolved.folds, metric)
+            own = _measured(best, study.resolved.folds, metric, trained(study))
             if part:
                 own = dict.fromkeys(own, math.nan) | {"mean": groups[part][metric]}
             rows.append({"metric": metric, "subgroup": part, **own, "published": figures_of_it})
@@ -261,16 +262,16 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _measured(best: Configuration, folds: int, metric: str) -> dict[str, float]:
+def _measured(best: Configuration, folds: int, metric: str, parts: int) -> dict[str, float]:
     if metric == F1_OF_MEANS:
-        means = [_measured(best, folds, name) for name in ("precision", "sensitivity")]
+        means = [_measured(best, folds, name, parts) for name in ("precision", "sensitivity")]
         f1 = {k: 2 / sum(1 / m[k] if m[k] else math.inf for m in means) for k in ("mean", "test")}
         return {"low": math.nan, "high": math.nan, **f1}
     values_K, tests_K = (
         np.array([best.epochs[k].last(name) for k in range(folds)])
         for name in (metric, f"test_{metric}")
     )
-    low, high = map(METRICS[metric].within, corrected_interval(values_K))
+    low, high = map(METRICS[metric].within, corrected_interval(values_K, parts))
     return {
         "mean": float(values_K.mean()),
         "low": low,

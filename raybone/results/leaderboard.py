@@ -175,7 +175,7 @@ def interval(
     low, high = (
         bootstrap_interval(float(folds_K.mean()), replicates_B, configuration.freedom)
         if len(replicates_B)
-        else corrected_interval(folds_K)
+        else corrected_interval(folds_K, trained(study))
     )
     return metric.within(low), metric.within(high)
 
@@ -219,7 +219,7 @@ def _row(
     final = [_final(c, k, m) for k in range(folds)]
     # A fold without a finite score makes the mean NaN: it is not left out.
     values = np.array([v for v, n in zip(final, lengths) if n], float)
-    nb_low, nb_high = map(study.measure.within, corrected_interval(values))
+    nb_low, nb_high = map(study.measure.within, corrected_interval(values, trained(study)))
     low, high = interval(study, c, values)
     params = study.values(c.params)
     test_folds = float(np.mean([_final(c, k, f"test_{m}") for k in range(folds)]))
@@ -303,7 +303,10 @@ def against(
     (study, one, _), (_, other, _) = (entries[r["config_id"]] for r in (row, best))
     folds_K, best_K = _folds(study, row), _folds(study, best)
     mean = f"{study.metric}_mean"
-    tests = {"p_to_best": corrected_p(folds_K, best_K), "p_to_best_bootstrap": math.nan}
+    tests = {
+        "p_to_best": corrected_p(folds_K, best_K, trained(study)),
+        "p_to_best_bootstrap": math.nan,
+    }
     if (
         one.replicates
         and len(one.replicates) == len(other.replicates)
@@ -317,7 +320,7 @@ def against(
         low, high = bootstrap_interval(*paired)
         tests["p_to_best_bootstrap"] = bootstrap_p(*paired)
     else:
-        low, high = corrected_interval(folds_K - best_K)
+        low, high = corrected_interval(folds_K - best_K, trained(study))
     return {
         **tests,
         "delta_ci_low": low,
@@ -328,9 +331,16 @@ def against(
 
 def verdict(p_value: float) -> str:
     """One word a pair: by the test that allows for other training patients (Nadeau & Bengio 2003),
-    at 5 %.
+    at 5 %; none where there is no p.
     """
+    if math.isnan(p_value):
+        return ""
     return "worse" if p_value < 0.05 else "not told apart"
+
+
+def trained(study: ResolvedStudy) -> int:
+    """Parts of the patients that a fold of a study trains on."""
+    return study.resolved.folds - 1 - study.search.test_fold
 
 
 def _final(configuration: Configuration, fold: int, metric: str) -> float:

@@ -69,7 +69,11 @@ class Winner:
 
     def of(self, folds: Sequence[int]) -> tuple[list[Finding], list[Scan]]:
         """Findings and scans of some folds; only those scans that are scored."""
-        kept = {s.scan_id: s for k in folds for s in self.task.usable(self.dataset.validation(k))}
+        kept = {
+            s.scan_id: s
+            for k in folds
+            for s in self.task.seen(self.findings, self.dataset.validation(k))
+        }
         return [f for f in self.findings if f["scan_id"] in kept], list(kept.values())
 
     @property

@@ -75,17 +75,23 @@ def _bootstrap(
     every configuration.
 
     Patients who may be one person, as slices that look alike, are drawn together. Empty for
-    val_loss, which is not known by patient, and where a fold has one person.
+    val_loss, which is not known by patient, and where a fold has one person, or, of samples that
+    are judged, one with a negative.
     """
     person: dict[str, tuple[str, int]] = {
         p: (dataset.group_of[p], f) for p, f in dataset.fold_of.items()
     }
-    scans_of = [task.usable(dataset.validation(fold)) for fold in range(dataset.folds)]
+    folds = map(dataset.validation, range(dataset.folds))
+    scans_of = [task.seen(outcome.findings, scans) for scans in folds]
     scans = list(chain.from_iterable(scans_of))
     persons = list(dict.fromkeys(person[s.patient_id] for s in scans))
     fold_P = np.array([fold for _, fold in persons])
-    patients_K = np.bincount(fold_P)
-    if study.metric == "val_loss" or patients_K.min() < 2:
+    patients_K = np.bincount(fold_P, minlength=dataset.folds)
+    negative = task.negative(outcome)
+    well = {person[s.patient_id] for s in scans if s.scan_id in negative}
+    well_K = np.bincount([fold for _, fold in well], minlength=dataset.folds)
+    # Of one person of a kind, who is always drawn, there is no spread.
+    if study.metric == "val_loss" or min(patients_K.min(), well_K.min()) < 2:
         return (), math.nan
     positive = task.positive(replace(outcome, scans=scans))
     sick = {person[s.patient_id] for s in scans if s.scan_id in positive}

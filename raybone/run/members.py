@@ -19,6 +19,9 @@ from raybone.study.spec import Study
 from raybone.tasks import ranked_by, task_named
 from raybone.tasks.base import Task
 
+# What is scored: by other values, other tasks.
+SCORED = ("categories", "target")
+
 
 @dataclass(frozen=True)
 class Member:
@@ -114,7 +117,7 @@ def _check_shared(study: Study, members: Sequence[Member]) -> list[str]:
                     f"models.{member.model.name}.without: {key!r} is no hyper-parameter of the "
                     f"study; {f'did you mean {near[0]!r}?' if near else 'leave it out'}"
                 )
-    for key in ("categories", "target"):
+    for key in SCORED:
         values = {m.model.name: getattr(m.config, key, "") for m in members}
         if len(set(values.values())) > 1:
             problems.append(
@@ -135,6 +138,11 @@ def _check_space(study: Study, model: Model, problems: list[str]) -> TrainingCon
         config = None
     for name, param in alone.space.items():
         where = f"models.{model.name}.space" if name in own else "space"
+        if name in SCORED:
+            problems.append(
+                f"{where}.{name}: changes what is scored, so that scores of other values cannot be "
+                "compared; put one under fixed"
+            )
         if name not in known:
             problems.append(
                 f"{where}.{name}: {model.name} has no such hyper-parameter; it has "

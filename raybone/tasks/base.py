@@ -295,6 +295,14 @@ class Task:
         """How many findings of lesions each scan has; NaN where nothing can be counted."""
         return [math.nan]
 
+    def seen(self, findings: Sequence[Finding], scans: Sequence[Scan]) -> list[Scan]:
+        """Those of scans that a score is of, given what was found."""
+        return self.usable(scans)
+
+    def negative(self, outcome: Outcome) -> set[str]:
+        """Ids of the scans beside which positive ones are scored: all."""
+        return {s.scan_id for s in outcome.scans}
+
     def positive(self, outcome: Outcome) -> set[str]:
         """Ids of the scans with something to find; the bootstrap draws their patients apart from
         others.

@@ -163,6 +163,15 @@ class Classification(Task):
         """NaN, as nothing is searched for."""
         return math.nan
 
+    def seen(self, findings: Sequence[Finding], scans: Sequence[Scan]) -> list[Scan]:
+        """Scans with a sample."""
+        known = {f["scan_id"] for f in findings}
+        return [s for s in scans if s.scan_id in known]
+
+    def negative(self, outcome: Outcome) -> set[str]:
+        """Scans with a negative sample."""
+        return {f["scan_id"] for f in outcome.findings if not f["positive"]}
+
     def positive(self, outcome: Outcome) -> set[str]:
         """Scans with a positive sample."""
         return {f["scan_id"] for f in outcome.findings if f["positive"]}

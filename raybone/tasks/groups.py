@@ -73,6 +73,7 @@ class Scorer:
 
     def groups(self, outcome: Outcome) -> Iterator[Group]:
         """The metric of each subgroup, of every property that tells scans apart."""
+        outcome = replace(outcome, scans=self.task.seen(outcome.findings, outcome.scans))
         for by, members in _subgroups(outcome).items():
             for name, scans in sorted(members.items()):
                 ids = {s.scan_id for s in scans}
@@ -81,15 +82,20 @@ class Scorer:
                 yield Group(by, name, len(scans), len({s.patient_id for s in scans}), score)
 
     def _resampled(self, outcome: Outcome) -> dict[str, Score]:
-        scans, person_of = outcome.scans, self.dataset.group_of
+        scans, person_of = self.task.seen(outcome.findings, outcome.scans), self.dataset.group_of
+        outcome = replace(outcome, scans=scans)
         column: dict[str, int] = {}
         for scan in scans:
             column.setdefault(person_of[scan.patient_id], len(column))
         positive = self.task.positive(outcome)
-        sick = {person_of[s.patient_id] for s in scans if s.scan_id in positive}
+        negative = self.task.negative(outcome)
+        sick, well = (
+            {person_of[s.patient_id] for s in scans if s.scan_id in some}
+            for some in (positive, negative)
+        )
         sick_P = np.array([p in sick for p in column])
         draws_BP = np.ones((1, len(column)), int)  # the scans themselves come first
-        if len(column) >= LEAST and len(sick) >= LEAST:
+        if min(len(column), len(sick), len(well)) >= LEAST:
             few_BP = patient_draws(np.zeros(len(column), int), sick_P, SEED)
             draws_BP = np.concatenate([draws_BP, few_BP])
         draws_BS = draws_BP[:, [column[person_of[s.patient_id]] for s in scans]]

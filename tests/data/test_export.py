@@ -12,6 +12,7 @@ import numpy as np
 import optuna
 import pytest
 import yaml
+from pretend import pretend
 from pycocotools.coco import COCO
 
 from raybone.cli import main
@@ -191,22 +192,14 @@ def test_a_failed_export_leaves_nothing(dataset: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_study_is_a_file_of_optunas(dataset: Path, tmp_path: Path) -> None:
-    study = {
-        "name": "lists",
-        "dataset": str(dataset),
-        "model": "unet",
-        "metric": "dice",
-        "epochs": 1,
-        "fixed": {"imgsz": 64, "width": 4, "depth": 2},
-        "space": {
-            "categories": {"choice": [["malignant"], ["malignant", "benign"]]},
-            "lr0": {"choice": [0.01]},
-        },
-        "search": {"trials": 2, "sampler": "grid", "scheduler": "full"},
-    }
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump(study))
-    assert main(["search", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "s"), "--local"]) == 0
+def test_a_study_is_a_file_of_optunas(tmp_path: Path) -> None:
+    choice = [["malignant"], ["malignant", "benign"]]
+    pretend(
+        tmp_path / "s",
+        name="lists",
+        space={"categories": {"choice": choice}, "lr0": {"choice": [0.01]}},
+        search={"trials": 2, "sampler": "grid"},
+    )
     file = tmp_path / "optuna.log"
     assert main(["export", str(tmp_path / "s"), "--optuna", str(file)]) == 0
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file)))

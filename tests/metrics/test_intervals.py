@@ -274,6 +274,9 @@ def test_the_paired_p_is_below_five_percent_where_the_interval_leaves_out_zero()
         low, high = bootstrap_interval(delta, replicates, 12)
         assert (bootstrap_p(delta, replicates, 12) < 0.05) == (not low <= 0 <= high)
     assert bootstrap_p(0.0, np.zeros(9), 12) == 1.0
+    # Replicates that are all the same say nothing of others.
+    assert math.isnan(bootstrap_p(0.1, np.full(9, 0.1), 12))
+    assert all(math.isnan(v) for v in bootstrap_interval(0.1, np.full(9, 0.1), 12))
     assert all(math.isnan(v) for v in bootstrap_interval(0.5, np.array([0.4, math.nan]), 12))
 
 

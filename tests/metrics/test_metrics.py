@@ -141,6 +141,18 @@ def test_the_corrected_interval_is_wider_than_the_plain_one_by_the_known_factor(
     assert (low + high) / 2 == pytest.approx(folds_K.mean())
     assert (high - low) / (plain[1] - plain[0]) == pytest.approx((1 + 5 / 4) ** 0.5)
     assert all(math.isnan(v) for v in corrected_interval(np.array([0.5])))
+    # With a test fold each fold trains on three parts of five, and says less of others.
+    low, high = corrected_interval(folds_K, trained=3)
+    assert (high - low) / (plain[1] - plain[0]) == pytest.approx((1 + 5 / 3) ** 0.5)
+
+
+def test_folds_that_are_equal_say_nothing_of_others() -> None:
+    for folds_K in (np.ones(3), np.zeros(5), np.array([0.1 + 0.2, 0.3, 0.3])):
+        assert all(math.isnan(v) for v in corrected_interval(folds_K))
+    # Nor does a gap that is the same everywhere, also but for rounding.
+    a, b = np.array([0.9, 0.8, 0.7]), np.array([0.8, 0.7, 0.6])
+    assert math.isnan(corrected_p(b, a))
+    assert math.isnan(corrected_p(np.full(3, 0.75), np.ones(3)))
 
 
 def test_the_corrected_p_is_larger_than_the_paired_t_tests() -> None:
@@ -149,6 +161,8 @@ def test_the_corrected_p_is_larger_than_the_paired_t_tests() -> None:
     expected = 2 * stats.t.sf(plain.statistic / (1 + 5 / 4) ** 0.5, 4)
     assert corrected_p(b, a) == pytest.approx(expected)
     assert corrected_p(b, a) > plain.pvalue
+    wider = 2 * stats.t.sf(plain.statistic / (1 + 5 / 3) ** 0.5, 4)
+    assert corrected_p(b, a, trained=3) == pytest.approx(wider)
     assert corrected_p(a, a) == 1.0
 
 

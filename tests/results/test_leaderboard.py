@@ -14,12 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from faults import unseal
+from pretend import pretend
 
 from raybone.errors import WrongInput
 from raybone.hpo.journal import Journal
 from raybone.hpo.state import State
 from raybone.metrics.intervals import bootstrap_interval, corrected_interval
 from raybone.results.leaderboard import leaderboard, merged_leaderboard
+from raybone.results.study_folder import StudyFolder
 from raybone.run.local import search
 from raybone.storage import Folder
 from raybone.study.files import parse_study
@@ -143,7 +145,7 @@ def test_the_winner_alone_has_a_corrected_score() -> None:
 
 def test_without_replicates_intervals_are_nadeau_and_bengios() -> None:
     table = leaderboard(made("val_loss"), State(journal("val_loss", replicates=False)))
-    assert list(table["val_loss_ci_low"]) == list(table["val_loss_nb_low"])
+    np.testing.assert_array_equal(table["val_loss_ci_low"], table["val_loss_nb_low"])
     paired = corrected_interval(np.array(FOLDS["a"]) - FOLDS["b"])
     assert (table["delta_ci_low"][1], table["delta_ci_high"][1]) == pytest.approx(paired)
     assert table["p_to_best_bootstrap"].isna().all()
@@ -337,3 +339,23 @@ def test_the_smoothed_score_and_its_order_stand_beside_those_of_the_last_epoch()
     assert table.loc[["c000", "c001"], "rank"].tolist() == [1, 2]
     assert table.loc[["c000", "c001"], "rank_smoothed"].tolist() == [2, 1]
     assert table.loc["c000", "dice_smoothed"] == pytest.approx(0.3)
+
+
+def test_with_a_test_fold_intervals_allow_for_what_a_fold_does_not_train_on(tmp_path: Path) -> None:
+    tables = {}
+    for test_fold in (False, True):
+        place = tmp_path / str(test_fold)
+        pretend(place, search={"trials": 3, "test_fold": test_fold}, replicates=0)
+        tables[test_fold] = StudyFolder(place).table()
+    folds = [c for c in tables[False] if c.startswith("dice_fold")]
+    ratio = ((1 / 3 + 1 / 1) / (1 / 3 + 1 / 2)) ** 0.5
+    for (_, plain), (_, held) in zip(*(tables[t].iterrows() for t in (False, True))):
+        assert list(plain[folds]) == list(held[folds])
+        expected = np.clip(corrected_interval(plain[folds].to_numpy(float), trained=1), 0, 1)
+        assert (held["dice_nb_low"], held["dice_nb_high"]) == pytest.approx(tuple(expected))
+    delta = [
+        [t["delta_ci_high"].iloc[n] - t["delta_ci_low"].iloc[n] for n in (1, 2)]
+        for t in tables.values()
+    ]
+    assert np.array(delta[1]) / delta[0] == pytest.approx([ratio, ratio])
+    assert (tables[True]["p_to_best"] >= tables[False]["p_to_best"])[1:].all()

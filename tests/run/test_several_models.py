@@ -225,6 +225,11 @@ WRONG = {
         {"models": {"unet": {"without": ["dept"]}, "res_unet": {}}},
         "models.unet.without: 'dept' is no hyper-parameter of the study; did you mean 'depth'?",
     ),
+    "categories that are searched": (
+        {"space": {"lr0": LR, "categories": {"choice": [["malignant"], ["benign"]]}}},
+        "space.categories: changes what is scored, so that scores of other values cannot be "
+        "compared; put one under fixed",
+    ),
     "categories": (
         {"models": {"unet": {"fixed": {"categories": ["bone"]}}, "res_unet": {}}},
         "models: must have the same categories to be compared",

@@ -50,7 +50,8 @@ def folds(study: ResolvedStudy, complete: Sequence[Row]) -> Chart:
     )
     says = (
         "Numbers are folds; a grey line joins the scores of one fold, so that folds that are hard "
-        f"for everybody show as low lines. Bars are means, their shade the 95 % interval of {m}."
+        "for everybody show as low lines. Bars are means, their shade the 95 % interval of "
+        "these fold models."
     )
     return drawn("Folds of the best configurations", says, chart, {"rows": rows, "means": means})
 
@@ -79,9 +80,10 @@ def differences(study: Study, complete: Sequence[Row]) -> Chart:
             tooltip=["c:N", "x:Q", "a:Q", "b:Q"],
         ),
     ).properties(height=26 * len(rows))
-    near = sum(r["a"] is not None and r["a"] <= 0 <= r["b"] for r in rows)
+    near = sum(r["verdict"] == "not told apart" for r in complete[1:SHOWN])
     says = (
-        f"An interval across the dashed line at 0 does not tell one from the winner: {near} of "
-        f"{len(rows)}."
+        f"{near} of {len(rows)} are not told apart from the winner by the t-test on folds, which "
+        "allows for other training patients; an interval of the patient bootstrap, which is of "
+        "these fold models alone, may still leave out the dashed line at 0."
     )
     return drawn("Difference to the winner", says, chart, {"rows": rows, "zero": [{"x": 0}]})

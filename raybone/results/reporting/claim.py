@@ -19,10 +19,12 @@ from raybone.data.folds import TEST, TRAINING
 from raybone.environment import in_short
 from raybone.errors import WrongInput
 from raybone.models import load
+from raybone.models._model import names_study
 from raybone.results.compare import unfetched
 from raybone.results.study_folder import StudyFolder
 from raybone.storage import fold_name
-from raybone.study.spec import ResolvedStudy
+from raybone.study.soundness import PLACES
+from raybone.study.spec import ResolvedStudy, Study
 from raybone.study.yaml12 import load_yaml
 from raybone.types import Scan
 
@@ -176,12 +178,16 @@ def _of_training(folder: StudyFolder) -> dict[int, tuple[str, str]]:
         for e in several
         for n, v in e["packages"].items()
     ]
-    starts = {k: study.fixed[k] for k in ("weights", "init_from") if study.fixed.get(k)}
-    space = yaml.safe_dump(
-        {k: p.model_dump(exclude_none=True, mode="json") for k, p in study.space.items()},
-        default_flow_style=True,
-        width=10_000,
-    ).strip()
+    starts = dict.fromkeys(
+        f"{key} {value}"
+        for alone in map(study.of, study.names)
+        for key in PLACES
+        for value in (alone.fixed.get(key), *_choices(alone, key))
+        if value and (key != "nm" or names_study(key, value))
+    )
+    searched = [
+        f"{f'{name}: ' if study.models else ''}{_searched(study.of(name))}" for name in study.names
+    ]
     return {
         1: ("deep learning", "the title"),
         6: (
@@ -195,11 +201,11 @@ def _of_training(folder: StudyFolder) -> dict[int, tuple[str, str]]:
             f"{'; '.join(dict.fromkeys(ran))}; {', '.join(dict.fromkeys(packages))}" if ran else "",
             "" if ran else "what it ran on",
         ),
-        24: (", ".join(f"{k} {v}" for k, v in starts.items()) or "random, by the seed", ""),
+        24: (", ".join(starts) or "random, by the seed", ""),
         25: (
             f"{len(state.configurations)} configurations by {search.sampler} and "
             f"{search.scheduler}, seed {search.seed}, {study.epochs} epochs, "
-            f"{state.fold_epochs} fold epochs; fixed {dict(study.fixed)}; searched {space}",
+            f"{state.fold_epochs} fold epochs; {'; '.join(searched)}",
             "",
         ),
         26: (
@@ -210,6 +216,17 @@ def _of_training(folder: StudyFolder) -> dict[int, tuple[str, str]]:
         42: (f"study.yaml of {study.name}, raybone {study.resolved.code_version}", "a protocol"),
         43: ("raybone is free software (AGPL-3.0-or-later)", "where models and data are to be had"),
     }
+
+
+def _choices(study: Study, key: str) -> tuple[Any, ...]:
+    return (study.space[key].choice or ()) if key in study.space else ()
+
+
+def _searched(study: Study) -> str:
+    """What is fixed and what is searched in a study of one model."""
+    space = {k: p.model_dump(exclude_none=True, mode="json") for k, p in study.space.items()}
+    text = yaml.safe_dump(space, default_flow_style=True, width=10_000).strip()
+    return f"fixed {dict(study.fixed)}; searched {text}"
 
 
 def _pieces(study: ResolvedStudy) -> str:
