@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import errno
 import os
 import re
@@ -159,8 +160,9 @@ class Folder:
             self.fs.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH120
             with open(target, "xb") as file:  # noqa: PTH123
                 file.write(content)
-        elif self.url.startswith("s3://") and _known():
-            _put_new(target, content, str(self.fs.fs.region))
+        elif self.url.startswith("s3://") and (keys := _keys()) is not None:
+            bucket, _, key = target.partition("/")
+            _put_new(_bucket(bucket, str(self.fs.fs.region), *keys), key, content)
         else:
             self.fs.pipe_file(target, content, mode="create")
 
@@ -181,22 +183,37 @@ class Folder:
                 os.unlink(temporary)  # noqa: PTH108
 
 
-def _known() -> bool:
-    """Whether obstore finds the credentials that Arrow does: it reads no profiles of AWS."""
-    profile = os.environ.get("AWS_PROFILE") or os.path.exists(  # noqa: PTH110
-        os.path.expanduser("~/.aws/credentials")  # noqa: PTH111
+def _keys() -> tuple[str, ...] | None:
+    """The keys of a profile of AWS, which Arrow reads and obstore does not; none where both find
+    what there is, None where the profile has no keys but a role or a login.
+    """
+    if "AWS_ACCESS_KEY_ID" in os.environ:
+        return ()
+    profiles = configparser.RawConfigParser()
+    name = os.environ.get("AWS_DEFAULT_PROFILE") or os.environ.get("AWS_PROFILE")
+    config, credentials = (
+        os.environ.get(f"AWS_{key}_FILE", os.path.expanduser(f"~/.aws/{file}"))  # noqa: PTH111
+        for key, file in (("CONFIG", "config"), ("SHARED_CREDENTIALS", "credentials"))
     )
-    return "AWS_ACCESS_KEY_ID" in os.environ or not profile
+    try:
+        profiles.read(credentials)
+        own = dict(profiles[name or "default"])
+    except (configparser.Error, UnicodeDecodeError):
+        return None
+    except KeyError:
+        return None if name or os.path.exists(config) else ()  # noqa: PTH110
+    keys = [own.get(f"aws_{part}") for part in ("access_key_id", "secret_access_key")]
+    token = own.get("aws_session_token")
+    return tuple(k for k in (*keys, token) if k) if all(keys) else None
 
 
-def _put_new(target: str, content: bytes, region: str) -> None:
+def _put_new(bucket: Any, target: str, content: bytes) -> None:
     """Write an object of S3 on the condition that there is none; errors as a disk has them."""
     import obstore
     from obstore import exceptions as of
 
-    bucket, _, key = target.partition("/")
     try:
-        obstore.put(_bucket(bucket, region), key, content, mode="create")
+        obstore.put(bucket, target, content, mode="create")
     except (of.AlreadyExistsError, of.PreconditionError):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
     except (of.PermissionDeniedError, of.UnauthenticatedError):
@@ -209,13 +226,18 @@ def _put_new(target: str, content: bytes, region: str) -> None:
 
 
 @cache
-def _bucket(name: str, region: str) -> Any:
-    """A bucket by a library that knows S3's conditional writes, which Arrow does not."""
+def _bucket(name: str, region: str, *keys: str) -> Any:
+    """A bucket by a library that knows S3's conditional writes, which Arrow does not.
+
+    Args:
+        keys: its id, its secret and the token of a session, where it does not find them by itself.
+    """
     from obstore.store import S3Store
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     own: Any = {"endpoint": endpoint} if endpoint else {}
     http: Any = {"allow_http": True} if endpoint.startswith("http://") else {}
+    own |= dict(zip(("access_key_id", "secret_access_key", "session_token"), keys))
     # ``patiently`` asks again
     return S3Store(name, client_options=http, retry_config={"max_retries": 2}, region=region, **own)
 

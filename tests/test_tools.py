@@ -5,6 +5,7 @@ or says why not.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -398,6 +399,14 @@ def test_two_annotations_of_a_scan_are_one_when_they_agree_and_none_when_not(
     assert [reason for _, _, reason in made.rejected if "differ" in reason] == [
         "has two annotations that differ; keep the one that is right"
     ]
+
+
+def test_a_segmentation_is_of_all_copies_of_its_object(tmp_path: Path) -> None:
+    slicer_seg(tmp_path / "in")
+    shutil.copytree(tmp_path / "in" / "NM", tmp_path / "in" / "again")
+    made = prepare(tmp_path / "in", tmp_path / "ds", folds=3, key=tmp_path / "k")
+    assert [len(s.lesions) for s in open_dataset(made.path).scans] == [1] * 6
+    assert made.meta["counts"]["annotations_lost"] == 0
 
 
 def test_a_segmentation_of_scans_that_are_not_here_is_refused(tmp_path: Path) -> None:

@@ -115,6 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mend = MEND.get(error.errno or 0, "look there, then try again")
         return _failed(1, f"{file}{error.strerror or error}; {mend}")
     except (KeyboardInterrupt, Exception) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which takes seconds to import
+            return _failed(
+                1,
+                "the GPU has no room beside what others do on it; wait for them, or set "
+                "CUDA_VISIBLE_DEVICES= to use the processor",
+            )
         # After a signal, libraries in C may raise another error of their own.
         if not heard and not isinstance(error, KeyboardInterrupt):
             raise

@@ -117,7 +117,8 @@ def predict(
     with working_place(out, options.place) as half:
         steps = [BLIND.get(step, step) for step in bundle.meta["preprocessing"]["steps"]]
         how = ReadOptions("any", options.modality, steps=steps, allow_unmatched=True)
-        reading = read([Path(s) for s in scans], half, how, progress=progress)
+        sources, judges = [Path(s) for s in scans], _judges(bundle, options)
+        reading = read(sources, half, how, progress=progress, annotated=judges)
         if not reading.store.scans:
             raise reading.nothing(options.verb, "--modality", show_paths=False)
         job = Job(bundle, reading, members, options)
@@ -146,6 +147,12 @@ def predict(
     return found
 
 
+def _judges(bundle: Bundle, options: Options) -> bool:
+    """Whether a bundle judges what is annotated; else two annotations that differ cost no scan."""
+    of_scans = getattr(bundle.config, "target", "")
+    return bundle.model.task == "classification" and not of_scans and options.lesions is None
+
+
 def refuse(verb: str, scans: Sequence[str], out: Path | str | None, least: float | None) -> None:
     """Refuse what cannot be.
 
@@ -159,6 +166,12 @@ def refuse(verb: str, scans: Sequence[str], out: Path | str | None, least: float
         )
     if out is not None and Path(out).exists():
         raise WrongInput(f"--out {out}: must not exist yet; choose another name or remove it")
+    inside = [Path(s).resolve() for s in scans if Path(s).is_dir()]
+    if out is not None and any(s in Path(out).resolve().parents for s in inside):
+        raise WrongInput(
+            f"--out {out}: must not lie in a folder of scans, or it would be read itself; choose a "
+            "place outside"
+        )
     if missing := [s for s in scans if not Path(s).exists()]:
         rule = "must be a file or folder of scans, but is not there; check the path"
         raise WrongInput(*(f"{verb} {s}: {rule}" for s in missing))

@@ -22,6 +22,7 @@ from bundles import bundle_of
 from raybone.cli import main
 from raybone.data.dataset import open_dataset
 from raybone.data.ingest.dicom import web
+from raybone.errors import WrongInput
 
 PLUGINS = Path("/usr/share/orthanc/plugins")
 ORTHANC = shutil.which("Orthanc")
@@ -176,6 +177,19 @@ class Failing(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.asked.append(self.path)
+        code, kind, body = Failing.stored.pop(0)
+        self.send_response(code)
+        self.send_header("Location" if code in (301, 302) else "X-None", "https://login.example/x")
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    stored: list[tuple[int, str, bytes]] = []  # noqa: RUF012  # answers to what is sent
+
     def log_message(self, *given: object) -> None:
         pass
 
@@ -186,6 +200,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     Failing.codes.clear()
     Failing.bodies.clear()
     Failing.asked.clear()
+    Failing.stored.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"dicomweb:http://127.0.0.1:{server.server_port}/dicom-web"
@@ -267,3 +282,75 @@ def test_a_path_that_is_no_service_says_so(
 ) -> None:
     assert main(["prepare", failing, str(tmp_path / "ds")]) == 2
     assert "answers 404; check the path" in capsys.readouterr().err
+
+
+REFUSED = json.dumps(
+    {
+        "00081198": {
+            "vr": "SQ",
+            "Value": [{"00081197": {"vr": "US", "Value": [272]}}],
+        }
+    }
+).encode()
+OTHER = json.dumps(
+    {"00081199": {"vr": "SQ", "Value": [{"00081155": {"vr": "UI", "Value": ["1.2.3"]}}]}}
+).encode()
+DICOM_JSON = "application/dicom+json"
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ((302, "text/html", b""), "points to https://login.example; give the address"),
+        ((200, "text/html", b"<html>Sign in</html>"), "but answers text/html; check the address"),
+        ((200, f"{DICOM_JSON}; charset=utf-8", REFUSED), "refuses it (failure reason 272)"),
+        ((200, DICOM_JSON, REFUSED), "refuses it (failure reason 272)"),
+        ((200, DICOM_JSON, OTHER), "refuses it (failure reason none given)"),
+    ],
+)
+def test_what_an_archive_did_not_take_is_not_said_to_be_stored(
+    answer: tuple[int, str, bytes], why: str, failing: str, cohort: Path
+) -> None:
+    Failing.stored[:] = [answer]
+    with pytest.raises(WrongInput) as refused:
+        web.store_of(failing)([sorted(cohort.rglob("*.dcm"))[0]], lambda done, total: None)
+    assert why in str(refused.value)
+    assert len(Failing.asked) == 1
+
+
+@pytest.mark.parametrize("kind", [DICOM_JSON, f"{DICOM_JSON}; charset=utf-8"])
+def test_what_an_archive_names_or_is_silent_about_is_stored(
+    kind: str, failing: str, cohort: Path
+) -> None:
+    file = sorted(cohort.rglob("*.dcm"))[0]
+    uid = str(pydicom.dcmread(file).SOPInstanceUID)
+    Failing.stored[:] = [(200, kind, OTHER.replace(b"1.2.3", uid.encode())), (200, kind, b"")]
+    assert web.store_of(failing)([file, file], lambda done, total: None) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "token", "why"),
+    [
+        (b"<html>", "", "but answers something else (JSONDecodeError); check the address"),
+        (b"{}", "", "must give UIDs of digits and dots"),
+        (b"[]", "abc\r\n", "has none; widen the search"),
+        (b"[]", "a\nbc", "cannot be asked (InvalidHeader)"),
+    ],
+)
+def test_what_no_waiting_mends_is_said_at_once(
+    body: bytes,
+    token: str,
+    why: str,
+    failing: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if token:
+        monkeypatch.setenv("RAYBONE_DICOMWEB_TOKEN", token)
+    Failing.codes[:], Failing.bodies[:] = [200] * 3, [body]
+    assert main(["prepare", failing, str(tmp_path / "ds")]) == 2
+    said = capsys.readouterr().err
+    assert why in said
+    assert "abc" not in said
+    assert len(Failing.asked) <= 1

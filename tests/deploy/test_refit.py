@@ -575,6 +575,7 @@ def test_one_model_of_all_patients_on_ray_is_the_one_of_this_process(
         (["predict", "study", "new", "--out", "x"], "has no bundle.json"),
         (["predict", "bundle", "absent", "--out", "x"], "must be a file or folder of scans"),
         (["predict", "bundle", "new", "--out", "study"], "must not exist yet"),
+        (["predict", "bundle", "new", "--out", "new/found"], "must not lie in a folder of scans"),
         (["predict", "bundle", "study.yaml", "--out", "x"], "no scan was taken"),
         (["forget", "absent", "p1"], "must be a folder made by"),
         (["forget", "absent", "p1", "--among", "nowhere"], "must be a folder to look through"),

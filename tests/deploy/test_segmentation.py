@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from bundles import bundle_of
 from pydicom.dataset import Dataset
 
 from raybone.data.ingest.dicom.frames import write_scan
+from raybone.data.ingest.prepare import prepare
 from raybone.deploy.dicom.seg import write_segmentation
 from raybone.deploy.dicom.source import MadeBy
+from raybone.deploy.predict import predict
+from raybone.errors import WrongInput
 
 MASK = np.zeros((64, 40), bool)
 MASK[3:9, 4:10] = True
@@ -159,3 +163,20 @@ def test_no_warning_quotes_what_a_header_holds(source: Path) -> None:
 def test_a_source_without_ids_cannot_be_referred_to(source: Path) -> None:
     with pytest.raises(ValueError, match="must say SeriesInstanceUID, SOPInstanceUID"):
         segmented(source, ("SeriesInstanceUID",), SOPInstanceUID=None)
+
+
+def test_two_segmentations_that_differ_cost_a_scan_nothing_where_it_is_only_predicted_on(
+    source: Path, tmp_path: Path
+) -> None:
+    """As two versions of a model leave them in an archive."""
+    (tmp_path / "in").mkdir()
+    source = source.rename(tmp_path / "in" / "scan.dcm")
+    for number, mask_HW in enumerate((MASK, ~MASK)):
+        file = source.with_name(f"seg{number}.dcm")
+        write_segmentation(source, 0, {"malignant": mask_HW}, MadeBy("unet"), file, None)
+    bundle = bundle_of(tmp_path / "bundle", "unet", ["malignant"], imgsz=64, width=4, depth=2)
+    done = predict(bundle, [str(tmp_path / "in")], tmp_path / "out")
+    assert [Path(frame.source).name for frame in done.frames] == ["scan.dcm"]
+    # Who learns from them has to say which is right.
+    with pytest.raises(WrongInput):
+        prepare(tmp_path / "in", tmp_path / "ds", folds=2, key=tmp_path / "key")

@@ -86,8 +86,31 @@ def test_a_file_is_made_once(bucket: str) -> None:
         Folder("s3://nowhere/x").create("y", b"z")
 
 
-def test_of_many_that_write_at_once_one_succeeds(bucket: str) -> None:
-    folder = Folder(f"{bucket}/many")
+@pytest.fixture(params=["environment", "profile", "session", "named profile"])
+def keys(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """Where the keys lie."""
+    if request.param == "environment":
+        yield
+        return
+    name = "bones" if request.param == "named profile" else "default"
+    token = "aws_session_token = phantom\n" if request.param == "session" else ""
+    profile = "aws_access_key_id = phantom\naws_secret_access_key = phan%tom\n"
+    file = tmp_path / "credentials"
+    file.write_text(f"[{name}]\n{profile}{token}[other]\nrole_arn = arn:aws:iam::1:role/x\n")
+    with pytest.MonkeyPatch.context() as patch:
+        for gone in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.delenv(gone)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+        if name != "default":
+            patch.setenv("AWS_PROFILE", name)
+        yield
+
+
+@pytest.mark.usefixtures("keys")
+def test_of_many_that_write_at_once_one_succeeds(
+    bucket: str, request: pytest.FixtureRequest
+) -> None:
+    folder = Folder(f"{bucket}/{request.node.callspec.id.replace(' ', '-')}")
 
     def attempt(number: int) -> bool:
         try:

@@ -292,12 +292,13 @@ def test_news_are_posted_from_when_it_is_asked(tmp_path: Path) -> None:
     assert said == []
 
 
-def test_a_webhook_that_is_down_stops_nothing_and_its_address_is_in_no_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("code", [500, 302])
+def test_a_webhook_that_is_down_or_moved_stops_nothing_and_its_address_is_in_no_line(
+    code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretend(tmp_path / "st", search={"trials": 2}, stop_after=1)
     said: list[str] = []
-    with hook(500) as (url, told):
+    with hook(code) as (url, told):
         thread = threading.Thread(target=lambda: tell(str(tmp_path / "st"), url, said.append, 0.05))
         thread.start()
         threading.Event().wait(0.5)
@@ -305,7 +306,7 @@ def test_a_webhook_that_is_down_stops_nothing_and_its_address_is_in_no_line(
         thread.join(60)
     assert len(told) == 1
     assert len(said) == 1
-    assert "500; end was not told" in said[0]
+    assert f"{code}; end was not told" in said[0]
     assert "secret" not in said[0]
     assert main(["watch", str(tmp_path / "st"), "--webhook", "ftp://x/secret"]) == 2
     assert "secret" not in capsys.readouterr().err

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from raybone.data.ingest.dicom.frames import NotTaken
-from raybone.data.ingest.sources import DEEPEST
+from raybone.data.ingest.sources import DEEPEST, of_a_system
 from raybone.errors import WrongInput
 
 UTF_8 = 0x800  # flag of a member whose name is in UTF-8 (APPNOTE 4.4.4)
@@ -128,5 +128,6 @@ def _name_of(member: zipfile.ZipInfo) -> str:
 
 def _top(folder: Path) -> Path:
     """The folder itself, or the only one in it."""
-    inside = list(folder.iterdir())
+    # Finder's zip has a folder of its own beside it
+    inside = [path for path in folder.iterdir() if not of_a_system(path.name)]
     return _top(inside[0]) if len(inside) == 1 and inside[0].is_dir() else folder

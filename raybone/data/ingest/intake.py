@@ -4,14 +4,16 @@ told apart, and an account is kept of every input.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from raybone.data.annotations import NO_SCAN
 from raybone.data.ingest.dicom.frames import NotTaken
-from raybone.data.ingest.labels import Labels
+from raybone.data.ingest.labels import Labels, plain_path
 from raybone.data.ingest.persons import Claim, anonymous, persons_of
 from raybone.data.ingest.pseudonyms import pseudonym
 from raybone.data.ingest.reading import Frame, Read, together
@@ -21,9 +23,12 @@ from raybone.data.modality import MODALITIES, flag_of
 from raybone.errors import Remark
 from raybone.types import Lesion, Scan
 
+# Versions that Roboflow makes of one picture, turned or brighter, share what stands before .rf.
+VERSION = re.compile(r"(.+)\.rf\.[0-9a-f]{32}\.\w+")
 UNANNOTATED = (
     "scan without annotation: neither trained on nor scored, but by its labels (see --unannotated)"
 )
+LOST_LINE = "line of labels.csv without its scan or patient: left out"
 REMARK_OF_FLAG = {
     "turned-over": "bright border, as of dark on white: turned over, so that uptake is high",
     "bright-border": "border brighter than the middle of the range: is it dark on white? It is "
@@ -152,10 +157,10 @@ class Ledger:
             accounts: of all annotation files.
             keys: of ``Labels.key`` of all frames, to find lines of the labels that none answers to.
         """
-        unmatched = len({*labels.by_patient} - keys) + len({*labels.by_file} - {*self._id_of})
+        files = {*map(plain_path, self._id_of)}
+        unmatched = len({*labels.by_patient} - keys) + len({*labels.by_file} - files)
         if unmatched:
-            rule = "line of labels.csv without its scan or patient: left out"
-            self.remarks[rule] += [""] * unmatched
+            self.remarks[LOST_LINE] += [""] * unmatched
         for account in accounts:
             self.remarks[NO_SCAN] += [account.name] * account.lost
         self.remarks = {COPIES_DIFFER: differing, **self.remarks}
@@ -163,7 +168,7 @@ class Ledger:
 
 def claim_of(frame: Frame, labels: Labels) -> Claim:
     """Whose a frame says it is; a patient in labels.csv of a file counts alone."""
-    facts, named = frame.facts, labels.by_file.get(frame.name, {}).get("patient_id", "").strip()
+    facts, named = frame.facts, labels.of_file(frame.name).get("patient_id", "").strip()
     if named:
         return Claim(named)
     header = bool(facts.study or facts.instance or facts.name)
@@ -226,6 +231,11 @@ def tell_apart(frames: Sequence[Frame], secret: bytes) -> tuple[list[Frame], Pat
     doubts = {rule: [frames[n].name for n in many] for rule, many in persons.doubts.items()}
     ids = [frame.scan.patient_id for frame in settled]
     together = [(ids[a], ids[b]) for a, b in persons.together]
+    versions: dict[str, list[str]] = defaultdict(list)
+    for frame, patient_id in zip(frames, ids):
+        if version := VERSION.fullmatch(PurePosixPath(frame.name).name):
+            versions[version[1]].append(patient_id)
+    together += [pair for many in versions.values() for pair in zip(many, many[1:])]
     return settled, Patients(unknown, name_of, doubts, together)
 
 
@@ -250,21 +260,24 @@ def annotate(
         for mark in read.marks or ():
             of_object = numbers.get(mark.instance, ()) if mark.instance else ()
             meant = [n for n in of_object if mark.frame in (None, frames[n].facts.frame)]
-            scan = marked[meant[0]].scan if len(meant) == 1 else None
-            if scan is None or mark.size != (scan.height, scan.width):
+            # An object may be there several times, as in an archive and unpacked
+            same = len({frames[n].digest for n in meant}) == 1
+            sizes = {(frames[n].scan.height, frames[n].scan.width) for n in meant}
+            if not same or sizes != {mark.size}:
                 lost += 1
                 continue
-            frame = marked[meant[0]]
-            try:
-                scan = _annotated(scan, mark.lesions, flag)
-            except NotTaken as reason:
-                if frame.name not in torn:
-                    ledger.reject(frame.name, str(reason))
-                torn.add(frame.name)
-            else:
+            for n in meant:
+                frame = marked[n]
+                try:
+                    scan = _annotated(frame.scan, mark.lesions, flag)
+                except NotTaken as reason:
+                    if frame.name not in torn:
+                        ledger.reject(frame.name, str(reason))
+                    torn.add(frame.name)
+                    continue
                 if flag in frame.scan.flags:
                     ledger.remarks[REMARK_OF_FLAG[flag]].remove(frame.name)
-            marked[meant[0]] = replace(frame, scan=scan)
+                marked[n] = replace(frame, scan=scan)
         marks = len(read.marks or ())
         why = read.reason or "is a segmentation of objects that are not here, or of another size"
         unread = bool(read.reason)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import posixpath
+import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +33,11 @@ class Labels:
 
     def of(self, patient: str, name: str) -> dict[str, str]:
         """What is known of a scan: its patient's labels, overridden by its own."""
-        return {**self.by_patient.get(patient, {}), **self.by_file.get(name, {})}
+        return {**self.by_patient.get(patient, {}), **self.of_file(name)}
+
+    def of_file(self, name: str) -> dict[str, str]:
+        """What is known of a scan by its path."""
+        return self.by_file.get(plain_path(name), {})
 
 
 def read_labels(path: Path) -> Labels:
@@ -66,11 +72,33 @@ def read_labels(path: Path) -> Labels:
                 f"labels.csv: line {line}: view must be anterior, posterior or unknown, and "
                 "pixel_mm a number of mm; correct it"
             )
+        if not row[key]:
+            if known:
+                raise WrongInput(
+                    f"labels.csv: line {line}: {key} must not be empty; fill it in, or leave the "
+                    "line out"
+                )
+            continue
         if table.setdefault(row[key], known) != known:
             raise WrongInput(
                 f"labels.csv: line {line} contradicts another line of the same {key}; keep one of "
                 "them"
             )
+    _refuse_names(header, rows)
+    if key == "patient_id":
+        return Labels(by_patient=table)
+    by_file: dict[str, dict[str, str]] = {}
+    for name, row in table.items():
+        if by_file.setdefault(plain_path(name), row) != row:
+            raise WrongInput(
+                "labels.csv: two lines name one file in two ways and contradict each other; keep "
+                "one of them"
+            )
+    return Labels(by_file=by_file)
+
+
+def _refuse_names(header: list[str], rows: list[dict[str, str]]) -> None:
+    """Raise WrongInput for a column that looks like free text or an identifier."""
     for column in header:
         values = {row[column] for row in rows}
         if column not in FACTS and (
@@ -82,7 +110,11 @@ def read_labels(path: Path) -> Labels:
                 f"{len(rows)} rows; a label has few and short ones, others may name a patient: "
                 "leave the column out"
             )
-    return Labels(by_file=table) if key == "file" else Labels(by_patient=table)
+
+
+def plain_path(name: str) -> str:
+    """A path below SOURCE as Windows, macOS and spreadsheets may also write it."""
+    return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")))
 
 
 def read_split(path: Path) -> dict[str, int]:

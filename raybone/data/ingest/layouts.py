@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-from raybone.data.annotations import Remarks
+from raybone.data.annotations import NOT_LESIONS, Remarks
 from raybone.data.ingest.annotations.claims import claim_of, load_json
 from raybone.data.ingest.annotations.coco import CocoImage
 from raybone.data.ingest.annotations.matching import NOBODY, read_files
@@ -37,6 +37,10 @@ FOLDER_OF_BS80K = re.compile(r"(wholeBody|[a-z]{3,12}[LR]?)(ANT|POST)")
 NORMAL = "scan that its label calls normal, without boxes: a scan without lesion"
 NO_LABELLED = "holds labels, and no image has its name"
 NO_IMAGE = "is a mask, and no image has its name"
+NO_LESION_MASK = (
+    "scan with masks of bones and none of lesions, which others have: it counts as unannotated; "
+    "give it an empty mask if it has no lesion"
+)
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -204,8 +208,13 @@ def _masks(root: Path, files: Mapping[str, Path]) -> Sources:  # noqa: ARG001
             images[split_suffix(below)[0]].append(name)
         else:
             _stray(found, path, name, "is neither in images nor in masks")
+    everything = {b.category for beside in masks.values() for _, b in beside}
     for stem, names in images.items():
         beside = masks.get(stem, [])
+        drawn = {b.category for _, b in beside}
+        if drawn and drawn <= {*NOT_LESIONS} and everything - {*NOT_LESIONS}:
+            found.remarks[NO_LESION_MASK] += 1
+            beside = []
         scans = [n for n in names if is_image(n)]
         for name in names:
             own = tuple(b for _, b in beside) if len(scans) == 1 and is_image(name) else ()

@@ -17,8 +17,8 @@ import numpy as np
 
 from raybone.data.annotations import spelled
 from raybone.data.ingest.archive import unpacked
-from raybone.data.ingest.intake import Ledger, Patients, annotate, named, tell_apart
-from raybone.data.ingest.labels import Labels, read_labels
+from raybone.data.ingest.intake import LOST_LINE, Ledger, Patients, annotate, named, tell_apart
+from raybone.data.ingest.labels import Labels, plain_path, read_labels
 from raybone.data.ingest.layouts import sources_of
 from raybone.data.ingest.options import ReadOptions
 from raybone.data.ingest.parallel import Ended, cores, spread
@@ -106,6 +106,7 @@ def read(
     options: ReadOptions,
     secret: bytes | None = None,
     progress: Progress = lambda done, total: None,
+    annotated: bool = True,
 ) -> Reading:
     """Read every scan of some sources, in several processes.
 
@@ -115,6 +116,8 @@ def read(
         folder: a private one on a disk with room, for counts and what is unpacked.
         secret: the key of the pseudonyms; without it they hold for this reading alone.
         progress: called with (inputs done, inputs in all).
+        annotated: whether annotations are read; where none are needed, those that cannot be read,
+            or differ, cost no scan.
     Raises:
         WrongInput: no such source, an impossible option, annotations that find no scan.
     """
@@ -126,6 +129,9 @@ def read(
     root, path_of = _one(sources, folder)
     with unpacked(root, folder) as (roots, closed):
         content, labels = _content(roots, closed, options)
+        if not annotated:
+            content.inputs = [replace(s, coco=(), beside=()) for s in content.inputs]
+            content.accounts = []
         _refuse(content.accounts, options)
         ledger.remarks.update({rule: [""] * times for rule, times in content.remarks.items()})
         for source, result in _results(content.inputs, raw.path, options, progress):
@@ -136,12 +142,20 @@ def read(
             if result.marks is not None:
                 segments.append((source.name, result))
     keys = {labels.key(frame.claim) for frame in frames}
-    frames, more = annotate(frames, segments, ledger, options.unannotated_flag)
+    known = segments if annotated else ()
+    frames, more = annotate(frames, known, ledger, options.unannotated_flag)
     accounts = (*content.accounts, *more)
     _refuse(accounts, options)
     frames, patients = tell_apart(frames, secret)
     made, origins = _made(frames, raw, folder / "steps", options.steps, ledger)
     ledger.close(made.copies_that_differ(), accounts, labels, keys)
+    lines = len(labels.by_patient) + len(labels.by_file)
+    if 0 < lines == len(ledger.remarks.get(LOST_LINE, ())) and not options.allow_unmatched:
+        raise WrongInput(
+            f"labels.csv: none of its {lines} lines is of a scan here; a file must be given by its "
+            "path below SOURCE, and a patient by the id that the scans have: correct it, or leave "
+            "it out"
+        )
     studies = {(frame.name, frame.facts.frame): frame.study for frame in frames}
     return Reading(content, made, origins, ledger, accounts, patients, studies, path_of)
 
@@ -166,10 +180,24 @@ def _content(
         content.remarks += found.remarks
         if (root / "labels.csv").is_file():
             table = read_labels(root / "labels.csv")
+            _refuse_other(labels.by_patient, table.by_patient)
             labels.by_patient.update(table.by_patient)
-            labels.by_file.update({prefix + name: row for name, row in table.by_file.items()})
+            labels.by_file.update(
+                {plain_path(prefix + name): row for name, row in table.by_file.items()}
+            )
     content.layout = "+".join(dict.fromkeys(layouts))
     return content, labels
+
+
+def _refuse_other(known: Mapping[str, object], new: Mapping[str, object]) -> None:
+    """Raise WrongInput where two tables say different things of a patient_id."""
+    both = known.keys() & new.keys()
+    if torn := sum(known[patient] != new[patient] for patient in both):
+        raise WrongInput(
+            f"labels.csv: those of several archives differ in {torn} of the {len(both)} "
+            "patient_ids that they share, which may be others' there; prepare each by itself, or "
+            "use a column file"
+        )
 
 
 def _one(sources: Path | Sequence[Path], folder: Path) -> tuple[Path, Callable[[str], str]]:

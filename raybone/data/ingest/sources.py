@@ -252,6 +252,11 @@ def is_left_over(name: str, files: Mapping[str, Path]) -> bool:
     return path.parent.name.endswith("_json") and f"{path.parent.as_posix()[:-5]}.json" in files
 
 
+def of_a_system(name: str) -> bool:
+    """Whether a file or folder is what macOS or Windows leave beside others."""
+    return name.lower() in (*LEFT_FILES, "__macosx") or name.startswith("._")
+
+
 def is_image(name: str) -> bool:
     """Whether a file is called like an image."""
     return PurePosixPath(name).suffix.lower() in IMAGES

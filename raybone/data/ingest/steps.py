@@ -193,13 +193,28 @@ def _knee_cut(views: list[View]) -> list[View]:
 
 
 def _pairs(views: list[View]) -> Iterator[tuple[View, View]]:
-    """Anterior and posterior views of one shape."""
-    backs = [v for v in views if v.scan.view == "posterior"]
-    for front in (v for v in views if v.scan.view == "anterior"):
-        back = next((b for b in backs if b.values_HW.shape == front.values_HW.shape), None)
-        if back is not None:
-            backs.remove(back)
-            yield front, back
+    """Anterior and posterior views of one shape: of one input, else the only ones that are left, as
+    others may be of another visit.
+    """
+    for shape in dict.fromkeys(v.values_HW.shape for v in views):
+        alike, left = [v for v in views if v.values_HW.shape == shape], list[View]()
+        backs = [v for v in alike if v.scan.view == "posterior"]
+        for front in (v for v in alike if v.scan.view == "anterior"):
+            own = [b for b in backs if b.origins[0].name == front.origins[0].name]
+            if own:
+                backs.remove(own[0])
+                yield front, own[0]
+            else:
+                left.append(front)
+        left, backs = _once(left), _once(backs)
+        if len(left) == len(backs) == 1:
+            yield left[0], backs[0]
+
+
+def _once(views: list[View]) -> list[View]:
+    """The first of each view that is there in several copies."""
+    first = {view.values_HW.tobytes(): view for view in reversed(views)}
+    return [view for view in views if first[view.values_HW.tobytes()] is view]
 
 
 def _montage(views: list[View]) -> list[View]:

@@ -96,10 +96,12 @@ def _best(study: ResolvedStudy, state: State) -> dict[str, Any] | None:
 
 def _post(to: str, content: dict[str, Any], say: Callable[[str], None], host: str) -> bool:
     try:
-        answer = requests.post(to, json=content, timeout=PATIENCE)
+        # A redirect would be followed without the content, by GET
+        answer = requests.post(to, json=content, timeout=PATIENCE, allow_redirects=False)
     except requests.RequestException as error:
         say(f"warning: webhook at {host}: {type(error).__name__}; {content['event']} was not told")
         return False
-    if not answer.ok:
+    taken = answer.status_code in range(200, 300)
+    if not taken:
         say(f"warning: webhook at {host}: {answer.status_code}; {content['event']} was not told")
-    return bool(answer.ok)
+    return taken

@@ -7,7 +7,7 @@ which of its values are lesion is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from raybone.data.ingest.pictures import open_image
 from raybone.types import Array, Lesion
 
 FEW = 16  # values or colours: more than classes have are compression or smoothing
+IGNORE = "ignore"  # what nnU-Net calls the class that is neither trained on nor scored
 VOID = 255  # the outline that VOC leaves out, in index masks
 MOST_BRIGHT = 0.5  # share of a scan that lesions may cover
 
@@ -159,6 +160,15 @@ def _indices(values: Array, kind: str) -> Array:
     )
 
 
+def class_islands(mask_HW: Array, name: str, names: Iterable[str]) -> list[Lesion]:
+    """Islands of one of several named classes; what is to be ignored is a crowd of each other."""
+    found = islands_of_mask(mask_HW, name)
+    if name != IGNORE:
+        return found
+    others = [other for other in names if other != IGNORE]
+    return [replace(le, category=other, crowd=True) for other in others for le in found]
+
+
 def _classes(index_HW: Array, names: Mapping[str, tuple[int, ...]], named: set[int]) -> Annotated:
     seen = {int(v) for v in np.unique(index_HW)} - {0}
     void = {VOID} if seen - {VOID} <= named and seen != {VOID} else set()
@@ -170,8 +180,7 @@ def _classes(index_HW: Array, names: Mapping[str, tuple[int, ...]], named: set[i
         )
     lesions = list[Lesion]()
     for name, values in names.items():
-        found = islands_of_mask(np.isin(index_HW, values), name)
-        lesions += [replace(le, crowd=True) for le in found] if name == "ignore" else found
+        lesions += class_islands(np.isin(index_HW, values), name, names)
     return Annotated([lesions], (index_HW.shape[0], index_HW.shape[1]))
 
 

@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 
 from raybone.data.annotations import NO_AXES, TURNED, Annotated, Remarks, islands_of_mask, made_for
+from raybone.data.ingest.annotations.masks import class_islands
 from raybone.types import Array, Lesion
 
 MOST_SLICES = 4096
@@ -170,7 +171,7 @@ def _lesions(labels_HW: Array, names: Mapping[str, tuple[int, ...]]) -> list[Les
         )
     lesions = list[Lesion]()
     for name, values in names.items():
-        lesions += islands_of_mask(np.isin(labels_HW, values), name)
+        lesions += class_islands(np.isin(labels_HW, values), name, names)
     named = {v for values in names.values() for v in values}
     for value in (v for v in seen if v not in named):
         lesions += islands_of_mask(labels_HW == value, LABELS.get(value, f"label {value}"))

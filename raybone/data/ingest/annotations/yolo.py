@@ -122,8 +122,8 @@ def _filled(corners_N2: Array, shape: tuple[int, int]) -> Array:
 
 
 def _named(name: str, path: Path) -> dict[int, str] | None:
-    """The names in a YAML file at the top of the folder; None where it is of something else."""
-    if "/" in name or not name.endswith((".yaml", ".yml")):
+    """The names in a YAML file; None where it is of something else."""
+    if not name.endswith((".yaml", ".yml")):
         return None
     try:
         content = load_yaml(path.read_text(encoding="utf-8-sig"))

@@ -30,6 +30,15 @@ PAGE = 200  # studies of an answer
 PATIENCE = 120.0  # seconds that an archive may be away
 TIMEOUT = 60.0  # seconds for each part of an answer
 AS_STORED = (("application/dicom", "*"),)
+REFERENCED = "ReferencedSOPSequence"
+NO_SERVICE = "must be the root of a DICOMweb service"
+# No waiting mends these.
+UNSENT = (
+    requests.exceptions.InvalidHeader,
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidProxyURL,
+    requests.exceptions.SSLError,
+)
 UID = re.compile(r"[0-9][0-9.]{0,63}")
 Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
@@ -103,14 +112,33 @@ class _Archive:
         # Attributes of studies may name patients
         self.name = f"{SCHEME}{parts.scheme}://{parts.netloc}{parts.path}"
         session, known = requests.Session(), os.environ
-        if token := known.get("RAYBONE_DICOMWEB_TOKEN"):
+        # What was read from a file ends with its line
+        if token := known.get("RAYBONE_DICOMWEB_TOKEN", "").strip():
             session.headers["Authorization"] = f"Bearer {token}"
-        elif user := known.get("RAYBONE_DICOMWEB_USER"):
-            session.auth = user, known.get("RAYBONE_DICOMWEB_PASSWORD", "")
+        elif user := known.get("RAYBONE_DICOMWEB_USER", "").strip():
+            session.auth = user, known.get("RAYBONE_DICOMWEB_PASSWORD", "").strip("\r\n")
+        session.hooks["response"].append(self._check)
         base = parts._replace(query="", fragment="").geturl().rstrip("/")
         self.client = DICOMwebClient(base, session=session, timeout=TIMEOUT)
         self.client.set_http_retry_params(retry=False)
         self._last = 0.0  # when something came
+
+    def _check(self, answer: requests.Response, **_: Any) -> None:
+        """Raise WrongInput for a redirect, which would turn a POST into a GET, and for a page where
+        DICOM should be, as that of a login.
+        """
+        if answer.is_redirect:
+            place = urlsplit(answer.headers["location"])
+            raise WrongInput(
+                f"{self.name}: must be the service itself, but answers {answer.status_code} and "
+                f"points to {place.scheme or 'its own'}://{place.netloc}; give the address that it "
+                "has, or log in by the environment"
+            )
+        kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if answer.ok and (kind.startswith("text/") or "html" in kind):
+            raise WrongInput(f"{self.name}: {NO_SERVICE}, but answers {kind}; check the address")
+        if answer.request.method == "POST":
+            answer.headers["Content-Type"] = kind  # the client knows it without a charset alone
 
     def studies(self) -> Iterator[str]:
         """UIDs of the studies that are asked for."""
@@ -163,8 +191,10 @@ class _Archive:
         """Store one file."""
         dataset = pydicom.dcmread(file)
         answer = self._patiently(lambda: self.client.store_instances([dataset]))
-        if failed := answer.get("FailedSOPSequence"):
-            reason = failed[0].get("FailureReason", "unknown")
+        taken = [item.get("ReferencedSOPInstanceUID") for item in answer.get(REFERENCED, ())]
+        failed = answer.get("FailedSOPSequence")
+        if failed or (taken and dataset.SOPInstanceUID not in taken):
+            reason = failed[0].get("FailureReason", "unknown") if failed else "none given"
             raise WrongInput(
                 f"{self.name}: must take {file.name}, but refuses it (failure reason {reason}); "
                 "ask its administrator"
@@ -176,11 +206,23 @@ class _Archive:
         while True:
             try:
                 return ask()
+            except WrongInput:
+                raise
             except requests.HTTPError as error:
                 code = error.response.status_code if error.response is not None else 0
                 if 400 <= code < 500 and code not in (408, 429):
                     raise WrongInput(f"{self.name}: {_refusal(code)}") from None
                 why = f"answers {code}"
+            except UNSENT as error:
+                raise WrongInput(
+                    f"{self.name}: cannot be asked ({type(error).__name__}); check the address, "
+                    "proxy and token, and REQUESTS_CA_BUNDLE for a certificate of one's own"
+                ) from None
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise WrongInput(
+                    f"{self.name}: {NO_SERVICE}, but answers something else "
+                    f"({type(error).__name__}); check the address"
+                ) from None
             except (requests.RequestException, InvalidDicomError, EOFError) as error:
                 why = type(error).__name__
             now = time.monotonic()
@@ -202,7 +244,7 @@ def _refusal(code: int) -> str:
         )
     if code == 409:
         return "must take what is sent, but answers 409; ask its administrator"
-    return f"must be the root of a DICOMweb service, but answers {code}; check the path"
+    return f"{NO_SERVICE}, but answers {code}; check the path"
 
 
 def _text(found: dict[str, Any], tag: str) -> str:
