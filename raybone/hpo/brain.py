@@ -61,7 +61,7 @@ class Brain:
         self.version = 0
         self.lock = threading.RLock()
         self._busy: dict[str, int] = {}
-        self.dropped = set[str]()  # by a person
+        self.dropped, self._over = set[str](), False  # the former by a person
         self._races = study.search.scheduler in RACES
         self._began = time.monotonic()
         last: Event = {"event": ""}
@@ -213,7 +213,7 @@ class Brain:
         and beyond ``search.trials``.
         """
         with self.lock:
-            for params in wanted:
+            for params in () if self._over else wanted:
                 if identity(params) not in self.state.taken | self.state.asked.keys():
                     self._record("asked", params=params)
 
@@ -266,9 +266,13 @@ class Brain:
 
     @property
     def done(self) -> bool:
-        """Nothing is at work and nothing is left to do."""
+        """Nothing is at work and nothing is left to do; what is added from then on is for the next
+        driver, as Tune ends once it has heard so.
+        """
         with self.lock:
-            return not self._busy and (self.over_limit() is not None or self._due() is None)
+            idle = not self._busy
+            self._over |= idle and (self.over_limit() is not None or self._due() is None)
+            return self._over
 
     def over_limit(self) -> EndReason | None:
         """Why no new work is handed out, or None."""

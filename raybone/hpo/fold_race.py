@@ -170,10 +170,12 @@ class Race:
             before.leave(config_id)
 
     def end(self, config_id: str, how: Literal["complete", "stop", "drop", "failed"]) -> None:
-        """Remove a finished configuration from all rungs; none is compared with one that failed."""
+        """Remove a finished configuration from all rungs; none is compared with one that failed, or
+        that a person dropped.
+        """
         for rung in self.rungs:
             rung.leave(config_id)
-        if how == "failed":
+        if how in ("drop", "failed"):
             self.failed.add(config_id)
         if how != "complete":
             self.contenders.discard(config_id)

@@ -199,10 +199,12 @@ class State:
         seconds, epochs = self._spent.get(model, (self.train_seconds, self.fold_epochs))
         return seconds / epochs if epochs else math.nan
 
-    @property
-    def extra(self) -> int:
-        """How many configurations a person asked for, beyond ``search.trials``."""
-        return self.added + len(self.asked)
+    def planned(self, trials: int) -> int:
+        """How many configurations there will be, as far as is known: the study's trials, and those
+        that a person asked for.
+        """
+        known = len(self.configurations) + len(self.asked)
+        return known if self.exhausted else max(known, trials + self.added + len(self.asked))
 
     @property
     def counts(self) -> Counter[Status]:

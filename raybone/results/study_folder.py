@@ -68,6 +68,7 @@ class StudyFolder:
         self.files = Folder(url)
         self.url = self.files.url
         self.moved = dataset
+        self._asked: dict[str, dict[str, Any]] = {}
 
     @property
     def text(self) -> bytes | None:
@@ -150,18 +151,17 @@ class StudyFolder:
 
     @property
     def asked(self) -> list[dict[str, Any]]:
-        """Hyper-parameters that somebody wants tried, whether or not they are.
-
-        Raises:
-            WrongInput: the file of them is damaged.
-        """
-        lines = (self.files.read(ASKED) or b"").splitlines()
-        try:
-            return [{**json.loads(line)} for line in lines]
-        except (ValueError, TypeError):
-            raise WrongInput(
-                f"{self.url}/{ASKED}: must be lines of JSON that `raybone add` wrote; delete it"
-            ) from None
+        """Hyper-parameters that somebody wants tried; raises WrongInput where one is damaged."""
+        for name in self.files.names(ASKED):
+            if name not in self._asked:
+                content = self.files.read(f"{ASKED}/{name}") or b""
+                try:
+                    self._asked[name] = {**json.loads(content)}
+                except (ValueError, TypeError):
+                    raise WrongInput(
+                        f"{self.url}/{ASKED}/{name}: must be what `raybone add` wrote; delete it"
+                    ) from None
+        return [*self._asked.values()]
 
     def ask_for(self, words: Sequence[str]) -> dict[str, Any]:
         """Ask the driver to try a configuration, given as words such as ``lr0=0.003``, beyond
@@ -180,9 +180,16 @@ class StudyFolder:
         for known in self.state.configurations.values():
             if identity(known.params) == identity(params):
                 raise WrongInput(f"study {self.url}: {known.id} is that configuration already")
-        lines = [json.dumps(wanted) for wanted in (*self.asked, params)]
-        self.files.write(ASKED, "\n".join(lines).encode())
-        return params
+        waiting = map(identity, self.asked)
+        if identity(params) in {*self.state.taken, *waiting}:
+            raise WrongInput(f"study {self.url}: that configuration waits, or the model refused it")
+        number = len(self._asked)
+        while True:
+            try:
+                self.files.create(f"{ASKED}/{number:04d}.json", json.dumps(params).encode())
+                return params
+            except FileExistsError:  # another has asked in the meantime
+                number += 1
 
     def _write_stop(self, of: Iterable[str]) -> None:
         self.files.write(STOP, " ".join([repr(time.time()), *sorted(of)]).encode())

@@ -31,8 +31,7 @@ def tell_end(reason: EndReason, out: str) -> None:
     folder = StudyFolder(out)
     table = folder.table()
     show_table(table)
-    trials = folder.study.search.trials + folder.state.extra
-    tried, skipped = len(table), len(folder.state.skipped)
+    tried, trials, skipped = len(table), folder.study.search.trials, len(folder.state.skipped)
     if skipped:
         say(
             f"{skipped} of {trials} configurations were not worth a start, by their "

@@ -113,7 +113,7 @@ class Status:
         if not self.driven and not state.end:
             end = "no driver: `raybone search` with the same --out resumes it"
         return (
-            f"{len(state.configurations)}/{study.search.trials + state.extra} configurations · "
+            f"{len(state.configurations)}/{state.planned(study.search.trials)} configurations · "
             f"{state.fold_epochs} fold epochs · {clock(state.seconds)} · {end}"
         )
 
@@ -214,7 +214,7 @@ def status_json(status: Status) -> str:
     content = {
         "study": status.study.name,
         "models": status.study.names,
-        "trials": status.study.search.trials + state.extra,
+        "trials": state.planned(status.study.search.trials),
         "driven": status.driven,
         "end": state.end or None,
         "counts": dict(state.counts),
@@ -290,7 +290,8 @@ def time_left(study: ResolvedStudy, state: State) -> str:
     """A guess from the seconds an epoch took so far, the ladder and the number of runs at once."""
     if not state.fold_epochs:
         return "time left: not known yet"
-    total = sum(row[2] for row in expected(study))
+    search = study.search.model_copy(update={"trials": state.planned(study.search.trials)})
+    total = sum(row[2] for row in expected(study.model_copy(update={"search": search})))
     remaining = max(total - state.fold_epochs, 0.0) * _epoch_seconds_to_come(study, state)
     return f"about {clock(remaining / max(state.slots, 1))} left"
 
@@ -299,7 +300,7 @@ def _epoch_seconds_to_come(study: ResolvedStudy, state: State) -> float:
     """Mean seconds of the fold epochs that are left: of each model its own, in the share of the
     configurations that it has at work or to come.
     """
-    total = study.search.trials + state.extra
+    total = state.planned(study.search.trials)
     new = max(total - len(state.configurations), 0) / len(study.names)
     weights = dict.fromkeys(study.names, new)
     for c in state.configurations.values():

@@ -137,6 +137,7 @@ def open_study(
         brain.runs_on("driver", environment())
         opened = OpenStudy(checked, folder, dataset, brain, lease)
         opened.publish()
+        opened.stop_wanted()  # what was asked for while nobody drove comes first
         with tracked(checked.track, folder.files.absolute):
             yield opened
 

@@ -135,6 +135,10 @@ def test_a_person_ends_one_configuration_after_its_epoch_and_adds_another(
     assert table["state"]["c001"] == table["state"]["c002"] == "complete"
     spent = [config_id for config_id, _, _ in epochs_of(tmp_path / "st")]
     assert spent.count("c001") == 24 > spent.count("c000") >= 1
+    # One that is added to a search that is over is begun by the next.
+    StudyFolder(out).ask_for(["lr0=0.02", "fliplr=0"])
+    assert search(parse_study({**study, "epochs": 8}), out).kind == "complete"
+    assert board(tmp_path / "st").set_index("config_id")["state"]["c003"] == "complete"
 
 
 def test_a_race_pauses_promotes_and_stops_and_a_crash_in_a_worker_fails_its_configuration_alone(

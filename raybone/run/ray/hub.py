@@ -253,7 +253,7 @@ class Hub:
         rung.deaths += counts
         if rung.deaths > RETRIES and not self._stop:
             self._end(config_id, ended)
-        elif not self._stop:
+        elif not self._stop and not rung.ended:
             self._messages.append({"config_id": config_id, "again": ended.reason})
         self._settle(config_id)
 
