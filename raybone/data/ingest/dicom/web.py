@@ -135,7 +135,8 @@ class _Archive:
                 "has, or log in by the environment"
             )
         kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if answer.ok and (kind.startswith("text/") or "html" in kind):
+        page = kind.startswith("text/") and kind != "text/xml"
+        if answer.ok and (page or "html" in kind):
             raise WrongInput(f"{self.name}: {NO_SERVICE}, but answers {kind}; check the address")
         if answer.request.method == "POST":
             answer.headers["Content-Type"] = kind  # the client knows it without a charset alone
