@@ -12,8 +12,6 @@ from scipy import special  # scipy.stats takes a second to import, in every proc
 from raybone.types import Array
 
 REPLICATES = 1000
-
-
 EQUAL = 1e-9  # spread, as a share of what is spread, that is rounding
 
 

@@ -179,10 +179,10 @@ class StudyFolder:
         params = configuration_of(self.study, words)
         for known in self.state.configurations.values():
             if identity(known.params) == identity(params):
-                raise WrongInput(f"study {self.url}: {known.id} is that configuration already")
+                raise WrongInput(f"study {self.url}: {known.id} is that one; change a value")
         waiting = map(identity, self.asked)
         if identity(params) in {*self.state.taken, *waiting}:
-            raise WrongInput(f"study {self.url}: that configuration waits, or the model refused it")
+            raise WrongInput(f"study {self.url}: that one waits, or was refused; change a value")
         number = len(self._asked)
         while True:
             try:

@@ -196,7 +196,7 @@ def _refuse_other(known: Mapping[str, object], new: Mapping[str, object]) -> Non
         raise WrongInput(
             f"labels.csv: those of several archives differ in {torn} of the {len(both)} "
             "patient_ids that they share, which may be others' there; prepare each by itself, or "
-            "use a column file"
+            "key them by `file`"
         )
 
 

@@ -135,8 +135,8 @@ class CohortRace:
 
     def end(self, config_id: str, how: Literal["complete", "stop", "drop", "failed"]) -> None:
         """A configuration is finished; nobody waits for one that failed, or that a person
-        dropped. One that is stopped at the
-        end of a search goes on where the search does, for a smaller risk.
+        dropped. One that is stopped at the end of a search goes on where the search does, for a
+        smaller risk.
         """
         if how == "stop":
             return

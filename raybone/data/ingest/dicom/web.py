@@ -131,8 +131,8 @@ class _Archive:
             place = urlsplit(answer.headers["location"])
             raise WrongInput(
                 f"{self.name}: must be the service itself, but answers {answer.status_code} and "
-                f"points to {place.scheme or 'its own'}://{place.netloc}; give the address that it "
-                "has, or log in by the environment"
+                f"points to {f'{place.scheme}://' * bool(place.scheme)}{place.netloc or 'a path'}; "
+                "give the address that it has, or log in by the environment"
             )
         kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         page = kind.startswith("text/") and kind != "text/xml"
