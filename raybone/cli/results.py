@@ -6,11 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raybone.cli.data import modality_of
 from raybone.errors import WrongInput
 from raybone.results.terminal import bar, epoch_line, say, show_by_model, show_table
 from raybone.types import safe_cell
+
+if TYPE_CHECKING:
+    from raybone.deploy.predict import Predicted
 
 
 def leaderboard(
@@ -224,11 +228,20 @@ def predict(
     from raybone.data.ingest.dicom.archive import web
     from raybone.deploy.bundle import open_bundle
     from raybone.deploy.job import Options
-    from raybone.deploy.predict import predict
+    from raybone.deploy.predict import is_made, predict
 
     stored = web("predict").store_of(store) if store else None
-    options = Options(modality_of(modality), least)
-    done = predict(open_bundle(bundle), scans, out, options, bar("predict"))
+    options, opened = Options(modality_of(modality), least), open_bundle(bundle)
+    if stored and is_made(opened, scans, out, options):
+        say(f"{out}: was made by the same command; what is in it is stored")
+    else:
+        _say_found(out, predict(opened, scans, out, options, bar("predict")))
+    if stored:
+        files = sorted(Path(out).glob("*.dcm"))
+        say(f"{stored(files, bar('store'))} DICOM objects are stored")
+
+
+def _say_found(out: str, done: Predicted) -> None:
     findings = sum(len(frame.findings) for frame in done.frames)
     rate = len(done.frames) / max(done.predicting, 1e-9)
     say(
@@ -249,9 +262,6 @@ def predict(
         )
     for line in lines:
         say(" ".join(f"warning: {line}".splitlines()))
-    if stored:
-        files = sorted(Path(out).glob("*.dcm"))
-        say(f"{stored(files, bar('store'))} DICOM objects are stored")
 
 
 def evaluate(bundle: str, dataset: str, *, test: bool = False, json: bool = False) -> None:

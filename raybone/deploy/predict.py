@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import itertools
 import json
 import tempfile
@@ -142,9 +143,26 @@ def predict(
         told = tuple(rejected), tuple(remarks), without
         found = Predicted(tuple(job.frames), members_own, *told, *seconds)
         if out:
-            _write(half / "new", bundle, found)
+            _write(half / "new", bundle, found, asked(bundle, scans, options))
             put(half / "new", Path(out))
     return found
+
+
+def asked(bundle: Bundle, scans: Sequence[str], options: Options) -> str:
+    """A digest of what is asked: these weights, these places, these options."""
+    weights = [member["sha256"] for member in bundle.meta["members"]]
+    places = [str(Path(scan).resolve()) for scan in scans]
+    content = json.dumps([weights, places, options.modality, options.least])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def is_made(bundle: Bundle, scans: Sequence[str], out: Path | str, options: Options) -> bool:
+    """Whether ``out`` is what ``predict`` made when the same was asked of it."""
+    try:
+        known = json.loads(Path(out, "predictions.json").read_text(encoding="utf-8"))
+        return bool(known["asked"] == asked(bundle, scans, options))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _judges(bundle: Bundle, options: Options) -> bool:
@@ -292,9 +310,10 @@ def _object(out: Path, frame: Frame, kind: str, write: Callable[[Path], None], e
     return True
 
 
-def _write(out: Path, bundle: Bundle, result: Predicted) -> None:
+def _write(out: Path, bundle: Bundle, result: Predicted, digest: str) -> None:
     head = {
         "bundle": bundle.meta["name"],
+        "asked": digest,
         "model": bundle.model.name,
         "kind": bundle.meta["kind"],
         "members": len(bundle.meta["members"]),

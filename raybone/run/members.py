@@ -21,6 +21,8 @@ from raybone.tasks.base import Task
 
 # What is scored: by other values, other tasks.
 SCORED = ("categories", "target")
+# What val_loss is made of.
+LOSSES = ("dice", "cross_entropy", "focal_tversky", "nm", "box", "cls", "dfl")
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,11 @@ def _check_space(study: Study, model: Model, problems: list[str]) -> TrainingCon
             problems.append(
                 f"{where}.{name}: changes what is scored, so that scores of other values cannot be "
                 "compared; put one under fixed"
+            )
+        if name in LOSSES and study.metric == "val_loss":
+            problems.append(
+                f"{where}.{name}: changes what val_loss is made of, so that those of other values "
+                "cannot be compared; put one under fixed, or rank by another metric"
             )
         if name not in known:
             problems.append(

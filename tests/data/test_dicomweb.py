@@ -256,7 +256,7 @@ def test_one_that_stays_away_is_one_line(
     Failing.codes[:] = [500] * 50
     assert main(["prepare", failing, str(tmp_path / "ds")]) == 1
     said = capsys.readouterr().err
-    assert "answers 500 for 0 s; the same command begins again" in said
+    assert "answers 500 for 0 s; give the same command again" in said
     assert said.count("\n") == 1
 
 
@@ -303,9 +303,10 @@ DICOM_JSON = "application/dicom+json"
     [
         ((302, "text/html", b""), "points to https://login.example; give the address"),
         ((200, "text/html", b"<html>Sign in</html>"), "but answers text/html; check the address"),
-        ((200, f"{DICOM_JSON}; charset=utf-8", REFUSED), "refuses it (failure reason 272)"),
-        ((200, DICOM_JSON, REFUSED), "refuses it (failure reason 272)"),
-        ((200, DICOM_JSON, OTHER), "refuses it (failure reason none given)"),
+        ((200, f"{DICOM_JSON}; charset=utf-8", REFUSED), "dcm (failure reason 272)"),
+        ((200, DICOM_JSON, REFUSED), "must take 1 objects, but refuses 1, such as anterior.dcm"),
+        ((409, DICOM_JSON, REFUSED), "anterior.dcm (failure reason none given, status 409)"),
+        ((200, DICOM_JSON, OTHER), "anterior.dcm (failure reason none given)"),
     ],
 )
 def test_what_an_archive_did_not_take_is_not_said_to_be_stored(
@@ -326,6 +327,31 @@ def test_what_an_archive_names_or_is_silent_about_is_stored(
     uid = str(pydicom.dcmread(file).SOPInstanceUID)
     Failing.stored[:] = [(200, kind, OTHER.replace(b"1.2.3", uid.encode())), (200, kind, b"")]
     assert web.store_of(failing)([file, file], lambda done, total: None) == 2
+
+
+def test_what_was_not_stored_is_by_the_same_command_and_nothing_is_predicted_again(
+    failing: str, cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = bundle_of(tmp_path / "bundle", "unet", ["malignant"], width=4, depth=2)
+    known = json.loads((bundle.path / "bundle.json").read_text())
+    known["operating_point"] = {"threshold": 0.01}
+    (bundle.path / "bundle.json").write_text(json.dumps(known))
+    scans, out = sorted(map(str, cohort.rglob("*.dcm")))[:2], tmp_path / "found"
+    words = ["predict", str(bundle.path), *scans, "--out", str(out), "--store", failing]
+    Failing.stored[:] = [(200, DICOM_JSON, REFUSED), *[(200, DICOM_JSON, b"")] * 9]
+    assert main(words) == 2
+    written = {file.name: file.read_bytes() for file in out.iterdir()}
+    many = sum(name.endswith(".dcm") for name in written)
+    assert len(Failing.asked) == many > 1
+    assert f"must take {many} objects, but refuses 1, such as" in capsys.readouterr().err
+    Failing.stored[:] = [(200, DICOM_JSON, b"")] * 9
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "was made by the same command; what is in it is stored" in said
+    assert f"{many} DICOM objects are stored" in said
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == written
+    assert main([*words, "--least", "0.5"]) == 2
+    assert "must not exist yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

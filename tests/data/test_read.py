@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -73,6 +74,24 @@ def test_several_sources_are_read_together_and_called_as_they_were_given(
     )
     notes = [path for path, _ in reading.rejected() if path.endswith("note.txt")]
     assert notes == [str(source / "note.txt")] * 2
+
+
+def test_each_of_several_folders_has_its_own_layout_and_tables(tmp_path: Path) -> None:
+    pixels_HW = np.arange(64 * 32, dtype=np.uint16).reshape(64, 32)
+    for number, name in enumerate(("A", "B")):
+        for part, values_HW in (("images", pixels_HW + number), ("masks", pixels_HW > 2000)):
+            (tmp_path / name / part).mkdir(parents=True)
+            cv2.imwrite(str(tmp_path / name / part / "1.png"), values_HW.astype(np.uint16) * 255)
+        (tmp_path / name / "labels.csv").write_text(f"file,site\nimages/1.png,site {name}\n")
+    archive = shutil.make_archive(str(tmp_path / "C"), "zip", tmp_path / "B")
+    folders = [tmp_path / "A", tmp_path / "B"]
+    reading = reading_of(folders, tmp_path / "work", layout="any")
+    assert sorted(s.site for s, _ in reading) == ["site A", "site B"]
+    assert [len(s.lesions) for s, _ in reading] == [1, 1]
+    named = {reading.path_of(o.name) for many in reading.origins.values() for o in many}
+    assert named == {str(f / "images/1.png") for f in folders}
+    zipped = reading_of([tmp_path / "A", Path(archive)], tmp_path / "zipped", layout="any")
+    assert sorted(s.site for s, _ in zipped) == ["site A", "site B"]
 
 
 def test_images_beside_dicom_are_scans_for_any_and_none_for_auto(

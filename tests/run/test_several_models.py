@@ -230,6 +230,11 @@ WRONG = {
         "space.categories: changes what is scored, so that scores of other values cannot be "
         "compared; put one under fixed",
     ),
+    "losses that val_loss is made of": (
+        {"models": ["unet"], "metric": "val_loss", "space": {"dice": {"choice": [0.5, 1.0]}}},
+        "space.dice: changes what val_loss is made of, so that those of other values cannot be "
+        "compared; put one under fixed, or rank by another metric",
+    ),
     "categories": (
         {"models": {"unet": {"fixed": {"categories": ["bone"]}}, "res_unet": {}}},
         "models: must have the same categories to be compared",

@@ -25,15 +25,12 @@ def unpacked(source: Path, place: Path) -> Iterator[tuple[list[tuple[str, Path]]
     among them.
 
     Args:
-        source: a folder with or without zip archives in it, a zip archive, or a DICOMDIR, which
-            stands for its folder.
+        source: a folder with or without zip archives in it, or a zip archive.
         place: folder on a disk with room; a private folder in it holds what is unpacked, and is
             removed at the end.
     Raises:
         WrongInput: there is no such source, or not enough room.
     """
-    if source.is_file() and source.name.upper() == "DICOMDIR":
-        source = source.parent
     single = source.is_file()
     if not (source.is_dir() or (single and zipfile.is_zipfile(source))):
         raise WrongInput(

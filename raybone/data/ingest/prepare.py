@@ -52,13 +52,14 @@ class _Dealt:
 
     fold_of: of each patient. groups: of each patient the one that stands for all who may be the
     same person. doubts: rule -> names of inputs or scan_ids, on who is who. warnings: on what folds
-    cannot rule out.
+    cannot rule out. rule: ``burden`` where folds are to be alike, ``site``, or a given ``split``.
     """
 
     fold_of: dict[str, int]
     groups: dict[str, str]
     doubts: dict[str, list[str]]
     warnings: list[str]
+    rule: str
 
 
 def prepare(
@@ -135,7 +136,8 @@ def _dealt(reading: Reading, options: PrepareOptions, split: Mapping[str, int] |
     most = Counter(s.patient_id for s in scans).most_common(1)[0][1]
     if len(patients) > 1 and most > 20 and most > len(scans) / 2:
         warnings.append(f"{most} of {len(scans)} scans have one patient id: is it a placeholder?")
-    return _Dealt(fold_of, groups, doubts, warnings)
+    rule = ("site" if split is None else "split") if by_rule else "burden"
+    return _Dealt(fold_of, groups, doubts, warnings, rule)
 
 
 def _by_rule(
@@ -296,6 +298,7 @@ def _meta(
     """What dataset.json says besides the hash."""
     scans, ledger = reading.store.scans, reading.ledger
     categories = {le.category for s in scans for le in s.lesions}
+    shared_out = [s for s in scans if dealt.fold_of[s.patient_id] != TRAINING]
     doubts = [str(remark) for remark in ledger.remarked(dealt.doubts)]
     remarks = {**ledger.remarks, **dealt.doubts}
     return {
@@ -303,7 +306,8 @@ def _meta(
         "patients_known": not reading.patients.unknown,
         "pseudonyms": pseudonym(secret, "dataset", ""),
         "categories": sorted(categories, key=lambda c: (c != "malignant", c)),
-        "stratified_by": stratum_label(s for s in scans if dealt.fold_of[s.patient_id] != TRAINING),
+        "folds_by": dealt.rule,
+        "stratified_by": stratum_label(shared_out) if dealt.rule == "burden" else None,
         "preprocessing": {
             "values": "modality values, negatives clipped to 0",
             "steps": list(options.steps),

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
@@ -126,8 +127,13 @@ def read(
     secret = secret or secrets.token_bytes(32)
     raw, ledger, frames = DatasetWriter(folder / "raw"), Ledger(), list[Frame]()
     segments = list[tuple[str, Read]]()
-    root, path_of = _one(sources, folder)
-    with unpacked(root, folder) as (roots, closed):
+    places, path_of = _places(sources, folder)
+    with ExitStack() as stack:
+        roots, closed = list[tuple[str, Path]](), dict[str, str]()
+        for prefix, place in places:
+            opened, why = stack.enter_context(unpacked(place, folder))
+            roots += [(prefix + below, root) for below, root in opened]
+            closed |= {prefix + name: reason for name, reason in why.items()}
         content, labels = _content(roots, closed, options)
         if not annotated:
             content.inputs = [replace(s, coco=(), beside=()) for s in content.inputs]
@@ -149,13 +155,8 @@ def read(
     frames, patients = tell_apart(frames, secret)
     made, origins = _made(frames, raw, folder / "steps", options.steps, ledger)
     ledger.close(made.copies_that_differ(), accounts, labels, keys)
-    lines = len(labels.by_patient) + len(labels.by_file)
-    if 0 < lines == len(ledger.remarks.get(LOST_LINE, ())) and not options.allow_unmatched:
-        raise WrongInput(
-            f"labels.csv: none of its {lines} lines is of a scan here; a file must be given by its "
-            "path below SOURCE, and a patient by the id that the scans have: correct it, or leave "
-            "it out"
-        )
+    if not options.allow_unmatched:
+        _refuse_lost(labels, keys, len(ledger.remarks.get(LOST_LINE, ())))
     studies = {(frame.name, frame.facts.frame): frame.study for frame in frames}
     return Reading(content, made, origins, ledger, accounts, patients, studies, path_of)
 
@@ -194,28 +195,65 @@ def _refuse_other(known: Mapping[str, object], new: Mapping[str, object]) -> Non
     both = known.keys() & new.keys()
     if torn := sum(known[patient] != new[patient] for patient in both):
         raise WrongInput(
-            f"labels.csv: those of several archives differ in {torn} of the {len(both)} "
+            f"labels.csv: those of several folders or archives differ in {torn} of the {len(both)} "
             "patient_ids that they share, which may be others' there; prepare each by itself, or "
             "key them by `file`"
         )
 
 
-def _one(sources: Path | Sequence[Path], folder: Path) -> tuple[Path, Callable[[str], str]]:
-    """One source that holds all, and what gives the path of an input as the caller gave it."""
-    if not isinstance(sources, Path) and len(sources) == 1 and sources[0].is_dir():
-        sources = sources[0]
-    if isinstance(sources, Path):
-        return sources, lambda name: str(sources / name)
-    root = folder / "sources"
-    for number, source in enumerate(sources):
-        (root / str(number)).mkdir(parents=True)
-        (root / str(number) / source.resolve().name).symlink_to(source.resolve())
+def _places(
+    sources: Path | Sequence[Path], folder: Path
+) -> tuple[list[tuple[str, Path]], Callable[[str], str]]:
+    """What to read as (prefix of names, folder or archive), and what gives the path of an input as
+    the caller gave it. Each folder and archive of a list is read by itself, as its layout and its
+    tables are of it alone, and its files together.
+    """
+    listed = [sources] if isinstance(sources, Path) else list(sources)
+    folders = [s.parent if s.name.upper() == "DICOMDIR" and s.is_file() else s for s in listed]
+    if isinstance(sources, Path) or (len(folders) == 1 and not _single(folders[0])):
+        return [("", folders[0])], lambda name: str(folders[0] / name)
+    places, files = list[tuple[str, Path]](), folder / "sources"
+    for number, source in enumerate(folders):
+        name = source.resolve().name
+        if _single(source):
+            (files / str(number)).mkdir(parents=True)
+            (files / str(number) / name).symlink_to(source.resolve())
+        else:
+            places.append((f"{number}/{name}/", source))
+    if files.exists():
+        places.append(("", files))
 
     def path_of(name: str) -> str:
         number, _, *below = PurePath(name).parts
-        return str(sources[int(number)].joinpath(*below))
+        return str(folders[int(number)].joinpath(*below))
 
-    return root, path_of
+    return places, path_of
+
+
+def _single(source: Path) -> bool:
+    """Whether a source is one scan, or an annotation, and neither folder nor archive."""
+    return source.is_file() and not zipfile.is_zipfile(source)
+
+
+def _refuse_lost(labels: Labels, keys: set[str], lost: int) -> None:
+    """Raise WrongInput for labels that are of nobody by an evident mistake.
+
+    Args:
+        keys: of all frames. lost: lines that are of nothing here.
+    """
+    cut = {key.lstrip("0") for key in keys if key.startswith("0")} - {""}
+    if short := len(cut & (labels.by_patient.keys() - keys)):
+        raise WrongInput(
+            f"labels.csv: {short} of its patient_ids are of scans here but for zeros before them, "
+            "which spreadsheets drop; make the column one of text, and write them in full"
+        )
+    lines = len(labels.by_patient) + len(labels.by_file)
+    if 0 < lines == lost:
+        raise WrongInput(
+            f"labels.csv: none of its {lines} lines is of a scan here; a file must be given by its "
+            "path below SOURCE, and a patient by the id that the scans have: correct it, or leave "
+            "it out"
+        )
 
 
 def _refuse(accounts: Sequence[Account], options: ReadOptions) -> None:

@@ -10,12 +10,14 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.ingest.prepare import prepare
 from raybone.errors import WrongInput
+from raybone.phantom.phantom import phantom
 from raybone.types import Scan
 
 
@@ -120,6 +122,18 @@ def test_a_table_that_is_of_nothing_here_is_refused(table: str, why: str, tmp_pa
     assert not (tmp_path / "ds-s").exists()
 
 
+def test_ids_of_which_a_spreadsheet_dropped_the_zeros_are_refused(tmp_path: Path) -> None:
+    source = phantom(tmp_path / "s", 4, 3, height=128)
+    for file in source.rglob("*.dcm"):
+        opened = pydicom.dcmread(file)
+        opened.PatientID = opened.PatientID.replace("PHANTOM-", "")
+        opened.save_as(file)
+    lines = ["patient_id,primary", "1,breast", "0002,breast", "9,prostate"]
+    (source / "labels.csv").write_text("\n".join(lines))
+    with pytest.raises(WrongInput, match="1 of its patient_ids are of scans here but for zeros"):
+        prepared(source)
+
+
 def test_tables_of_two_archives_must_not_mean_other_patients_by_one_id(tmp_path: Path) -> None:
     source = tmp_path / "s"
     for name, primary in (("A", "breast"), ("B", "prostate")):
@@ -129,7 +143,9 @@ def test_tables_of_two_archives_must_not_mean_other_patients_by_one_id(tmp_path:
         (tmp_path / name / "labels.csv").write_text(f"patient_id,primary\n001,{primary}\n")
         source.mkdir(exist_ok=True)
         shutil.make_archive(str(source / name), "zip", tmp_path / name)
-    with pytest.raises(WrongInput, match="those of several archives differ in 1 of the 1"):
+    with pytest.raises(
+        WrongInput, match="those of several folders or archives differ in 1 of the 1"
+    ):
         prepared(source)
 
 

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pydicom
 import requests
 from dicomweb_client.api import DICOMwebClient
+from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
 from raybone.data.ingest.dicom.archive import SCHEME
@@ -77,18 +78,26 @@ def fetched(source: str, modality: str | None, beside: Path, progress: Progress)
 
 
 def store_of(url: str) -> Callable[[Sequence[Path], Progress], int]:
-    """What stores DICOM files in an archive (STOW-RS), and returns their number.
+    """What stores DICOM files in an archive (STOW-RS), and returns their number. One that the
+    archive refuses does not keep it from the others.
 
     Raises:
-        WrongInput: the archive refuses us or one of them.
+        WrongInput: the archive refuses us or some of them.
         MachineFault: it does not answer for two minutes.
     """
     archive = _Archive(url.removeprefix(SCHEME))
 
     def store(files: Sequence[Path], progress: Progress) -> int:
+        refused = list[str]()
         for number, file in enumerate(files, 1):
-            archive.store(file)
+            if reason := archive.store(file):
+                refused.append(f"{file.name} (failure reason {reason})")
             progress(number, len(files))
+        if refused:
+            raise WrongInput(
+                f"{archive.name}: must take {len(files)} objects, but refuses {len(refused)}, such "
+                f"as {refused[0]}; ask its administrator, then give the same command again"
+            )
         return len(files)
 
     return store
@@ -188,18 +197,27 @@ class _Archive:
 
         self._patiently(every)
 
-    def store(self, file: Path) -> None:
-        """Store one file."""
+    def store(self, file: Path) -> str:
+        """Store one file; returns why the archive refuses it, empty where it does not."""
         dataset = pydicom.dcmread(file)
-        answer = self._patiently(lambda: self.client.store_instances([dataset]))
+
+        def sent() -> Dataset | None:
+            try:
+                return self.client.store_instances([dataset])
+            except requests.HTTPError as error:
+                # All that was sent is refused, which is this one (PS3.18 10.5.3)
+                if error.response is not None and error.response.status_code == 409:
+                    return None
+                raise
+
+        answer = self._patiently(sent)
+        if answer is None:
+            return "none given, status 409"
         taken = [item.get("ReferencedSOPInstanceUID") for item in answer.get(REFERENCED, ())]
         failed = answer.get("FailedSOPSequence")
-        if failed or (taken and dataset.SOPInstanceUID not in taken):
-            reason = failed[0].get("FailureReason", "unknown") if failed else "none given"
-            raise WrongInput(
-                f"{self.name}: must take {file.name}, but refuses it (failure reason {reason}); "
-                "ask its administrator"
-            )
+        if failed:
+            return str(failed[0].get("FailureReason", "unknown"))
+        return "none given" if taken and dataset.SOPInstanceUID not in taken else ""
 
     def _patiently(self, ask: Callable[[], Result]) -> Result:
         """Ask, and again at growing intervals while the archive is away."""
@@ -230,8 +248,8 @@ class _Archive:
             first = now if first < self._last or not first else first
             if now - first >= PATIENCE:
                 raise MachineFault(
-                    f"{self.name}: must answer, but {why} for {PATIENCE:.0f} s; the same command "
-                    "begins again"
+                    f"{self.name}: must answer, but {why} for {PATIENCE:.0f} s; give the "
+                    "same command again"
                 ) from None
             time.sleep(pause)
             pause = min(2 * pause, 15.0)
@@ -243,8 +261,6 @@ def _refusal(code: int) -> str:
             f"must let us in, but answers {code}; put its token into RAYBONE_DICOMWEB_TOKEN, or "
             "name and password into RAYBONE_DICOMWEB_USER and RAYBONE_DICOMWEB_PASSWORD"
         )
-    if code == 409:
-        return "must take what is sent, but answers 409; ask its administrator"
     return f"{NO_SERVICE}, but answers {code}; check the path"
 
 
