@@ -190,7 +190,7 @@ def _keys() -> tuple[str, ...] | None:
     if "AWS_ACCESS_KEY_ID" in os.environ:
         return ()
     profiles = configparser.RawConfigParser()
-    name = os.environ.get("AWS_DEFAULT_PROFILE") or os.environ.get("AWS_PROFILE")
+    name = os.environ.get("AWS_PROFILE")
     config, credentials = (
         os.environ.get(f"AWS_{key}_FILE", os.path.expanduser(f"~/.aws/{file}"))  # noqa: PTH111
         for key, file in (("CONFIG", "config"), ("SHARED_CREDENTIALS", "credentials"))

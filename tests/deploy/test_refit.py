@@ -978,3 +978,16 @@ def test_an_emptied_fold_closes_up(cohort: Path, tmp_path: Path) -> None:
     assert "folds = 3" in after.meta["warnings"][-1]
     assert "folds = 3" in after.meta["fold_warnings"][-1]
     assert main(["forget", str(tmp_path / "ds"), *after.fold_of, "--among", str(tmp_path)]) == 2
+
+
+def test_a_gpu_that_others_fill_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("raybone.deploy.bundle.open_bundle", full)
+    assert main(["predict", "bundle", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "the GPU has no room beside what others do on it; wait for them, or set" in said

@@ -103,6 +103,7 @@ def keys(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
         if name != "default":
             patch.setenv("AWS_PROFILE", name)
+            patch.setenv("AWS_DEFAULT_PROFILE", "other")  # which Arrow does not heed
         yield
 
 

@@ -61,6 +61,26 @@ def test_every_item_is_there_with_what_is_known_or_missing(
         assert (sheet[item]["known"], sheet[item]["missing"]) == ("", "to be written")
 
 
+def test_what_models_of_a_study_start_from_and_search_is_told(
+    searched: Path, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = yaml.safe_load((searched.parent / "study.yaml").read_text())
+    del study["model"]
+    study |= {
+        "models": {"unet": {"space": {"init_from": {"choice": ["", str(searched)]}}}},
+        "search": {"trials": 2, "sampler": "grid", "scheduler": "full"},
+        "space": {"lr0": {"choice": [0.01]}},
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    assert (
+        main(["search", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "b"), "--local"]) == 0
+    )
+    sheet = rows(capsys, tmp_path / "b")
+    assert sheet[24]["known"] == f"init_from {searched}/runs/c000"
+    assert "unet: fixed" in sheet[25]["known"]
+    assert "init_from: {choice:" in sheet[25]["known"]
+
+
 def test_it_is_a_table_of_markdown(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["checklist", str(searched)]) == 0
