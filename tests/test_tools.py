@@ -12,6 +12,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
@@ -407,6 +408,23 @@ def test_a_segmentation_is_of_all_copies_of_its_object(tmp_path: Path) -> None:
     made = prepare(tmp_path / "in", tmp_path / "ds", folds=3, key=tmp_path / "k")
     assert [len(s.lesions) for s in open_dataset(made.path).scans] == [1] * 6
     assert made.meta["counts"]["annotations_lost"] == 0
+
+
+def test_a_segmentation_of_an_object_that_is_not_taken_does_not_end_prepare(
+    tmp_path: Path,
+) -> None:
+    slicer_seg(tmp_path / "in")
+    tomogram = pydicom.dcmread(tmp_path / "in" / "NM" / "0003.dcm")
+    tomogram.Modality = "CT"
+    tomogram.save_as(tmp_path / "in" / "NM" / "0003.dcm")
+    made = prepare(tmp_path / "in", tmp_path / "ds", folds=2, key=tmp_path / "k")
+    assert [len(s.lesions) for s in open_dataset(made.path).scans] == [1, 1]
+    assert sorted(reason for _, _, reason in made.rejected) == [
+        "Modality is CT, not NM",
+        "is a segmentation of objects that were not taken",
+    ]
+    counts = made.meta["counts"]
+    assert (counts["annotations_lost"], counts["annotations_of_rejected"]) == (0, 1)
 
 
 def test_a_segmentation_of_scans_that_are_not_here_is_refused(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ class Job:
         scans = [replace(s, high=window or s.high) for s in reading.store.scans]
         if options.lesions is not None:
             scans = [replace(s, lesions=tuple(self._lesions(s, options.lesions))) for s in scans]
+        # Tiles of a frame follow each other, so that few frames are under way at once
+        scans.sort(key=lambda s: min(reading.origins[s.scan_id])[:2])
         self.scans = {s.scan_id: s for s in scans}
         by_frame: dict[tuple[str, int], list[tuple[Scan, Origin]]] = {}
         for scan_id, origins in reading.origins.items():

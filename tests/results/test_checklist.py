@@ -62,7 +62,7 @@ def test_every_item_is_there_with_what_is_known_or_missing(
 
 
 def test_what_models_of_a_study_start_from_and_search_is_told(
-    searched: Path, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    searched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = yaml.safe_load((searched.parent / "study.yaml").read_text())
     del study["model"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -28,6 +28,7 @@ VERSION = re.compile(r"(.+)\.rf\.[0-9a-f]{32}\.\w+")
 UNANNOTATED = (
     "scan without annotation: neither trained on nor scored, but by its labels (see --unannotated)"
 )
+OF_NOT_TAKEN = "is a segmentation of objects that were not taken"
 LOST_LINE = "line of labels.csv without its scan or patient: left out"
 REMARK_OF_FLAG = {
     "turned-over": "bright border, as of dark on white: turned over, so that uptake is high",
@@ -240,12 +241,17 @@ def tell_apart(frames: Sequence[Frame], secret: bytes) -> tuple[list[Frame], Pat
 
 
 def annotate(
-    frames: Sequence[Frame], segments: Sequence[tuple[str, Read]], ledger: Ledger, flag: str
+    frames: Sequence[Frame],
+    segments: Sequence[tuple[str, Read]],
+    left: Set[str],
+    ledger: Ledger,
+    flag: str,
 ) -> tuple[list[Frame], list[Account]]:
     """Give the frames what segmentation objects say of them.
 
     Args:
         segments: name and content of each object.
+        left: objects that were not taken, by their SOP Instance UID.
         flag: of a scan that nothing annotates.
     Returns:
         the frames, without those that have another annotation which differs; these are rejected.
@@ -256,8 +262,12 @@ def annotate(
     for n, frame in enumerate(frames):
         numbers[frame.facts.instance].append(n)
     for name, read in segments:
-        lost = 0
+        lost = without = 0
         for mark in read.marks or ():
+            if mark.instance in left and mark.instance not in numbers:
+                ledger.remarks[NO_SCAN].append(name)
+                without += 1
+                continue
             of_object = numbers.get(mark.instance, ()) if mark.instance else ()
             meant = [n for n in of_object if mark.frame in (None, frames[n].facts.frame)]
             # An object may be there several times, as in an archive and unpacked
@@ -282,7 +292,9 @@ def annotate(
         why = read.reason or "is a segmentation of objects that are not here, or of another size"
         unread = bool(read.reason)
         accounts.append(Account(name, max(1, marks), lost or int(not marks), why, True, unread))
-        if not unread and lost == marks:
+        if without == marks > 0:
+            ledger.reject(name, OF_NOT_TAKEN, read.bytes)
+        elif not unread and lost + without == marks:
             ledger.reject(name, why, read.bytes)
     return [frame for frame in marked if frame.name not in torn], accounts
 

@@ -126,7 +126,7 @@ def read(
         raise WrongInput(*problems)
     secret = secret or secrets.token_bytes(32)
     raw, ledger, frames = DatasetWriter(folder / "raw"), Ledger(), list[Frame]()
-    segments = list[tuple[str, Read]]()
+    segments, left = list[tuple[str, Read]](), set[str]()
     places, path_of = _places(sources, folder)
     with ExitStack() as stack:
         roots, closed = list[tuple[str, Path]](), dict[str, str]()
@@ -144,12 +144,13 @@ def read(
             kind, text = ("content", result.digest) if result.digest else ("path", source.name)
             input_id = "i" + pseudonym(secret, kind, text, 16)
             ledger.enter(source.name, input_id, result)
+            left |= {result.instance} - {""}
             frames += [named(frame, input_id, secret, labels) for frame in result.frames]
             if result.marks is not None:
                 segments.append((source.name, result))
     keys = {labels.key(frame.claim) for frame in frames}
     known = segments if annotated else ()
-    frames, more = annotate(frames, known, ledger, options.unannotated_flag)
+    frames, more = annotate(frames, known, left, ledger, options.unannotated_flag)
     accounts = (*content.accounts, *more)
     _refuse(accounts, options)
     frames, patients = tell_apart(frames, secret)

@@ -19,7 +19,7 @@ from raybone.data.ingest.annotations.masks import read_mask
 from raybone.data.ingest.annotations.nifti import read_nifti
 from raybone.data.ingest.annotations.yolo import read_yolo
 from raybone.data.ingest.dicom.frames import Facts, NotTaken, is_dicom, read_frames, shows_text
-from raybone.data.ingest.dicom.segments import Mark, is_segmentation, read_marks
+from raybone.data.ingest.dicom.segments import Mark, instance_of, is_segmentation, read_marks
 from raybone.data.ingest.persons import Claim
 from raybone.data.ingest.pictures import counts_of_image
 from raybone.data.ingest.plugins import read_by_plugin
@@ -57,7 +57,8 @@ class Read:
     """What an input gave: frames, or the reason for none.
 
     digest: of its content, empty if unreadable; only its pseudonym is written. marks: what it says
-    of other inputs; None if it is no annotation.
+    of other inputs; None if it is no annotation. instance: SOP Instance UID of a DICOM object
+    without frames.
     """
 
     digest: str
@@ -66,6 +67,7 @@ class Read:
     reason: str = ""
     remarks: Remarks = field(default_factory=Remarks)
     marks: tuple[Mark, ...] | None = None
+    instance: str = ""
 
 
 def read_source(
@@ -105,7 +107,8 @@ def read_source(
     ) as reason:  # the readers' own, NotTaken among them, which quote nothing of the file
         unread = 0 if source.picture else len(source.beside) + sum(i.weight for i in source.coco)
         lost = () if is_segmentation(content) else None
-        return replace(read, reason=str(reason), remarks=+Remarks({NO_SCAN: unread}), marks=lost)
+        read = replace(read, reason=str(reason), instance=instance_of(content))
+        return replace(read, remarks=+Remarks({NO_SCAN: unread}), marks=lost)
     except MemoryError:
         return replace(read, reason="is too large for the memory")
     frames = []

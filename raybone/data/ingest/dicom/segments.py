@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import pixel_array
 
 from raybone.data.annotations import MOST_PIXELS, Remarks, fitted, islands_of_mask, term_of
-from raybone.data.ingest.dicom.header import refuse_bomb
+from raybone.data.ingest.dicom.header import refuse_bomb, text
 from raybone.types import Array, Lesion
 
 SEGMENTATION, LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
@@ -46,6 +46,16 @@ def is_segmentation(content: bytes) -> bool:
         for uid in (SEGMENTATION, LABEL_MAP, CONTOURS)
         for end in (b"\0", b"\x02", b" ")
     )
+
+
+def instance_of(content: bytes) -> str:
+    """SOP Instance UID of a DICOM object that may be of any class or damaged, or empty."""
+    try:
+        refuse_bomb(content)
+        header = pydicom.dcmread(BytesIO(content), specific_tags=["SOPInstanceUID"])
+        return text(header, "SOPInstanceUID")
+    except Exception:
+        return ""
 
 
 def read_marks(content: bytes, aliases: Mapping[str, str]) -> tuple[tuple[Mark, ...], Remarks]:
