@@ -103,11 +103,6 @@ def _of_data(dataset: Dataset) -> dict[int, tuple[str, str]]:
     lost = f"{counts['annotations_lost']} of {counts['annotations']} annotations found no scan"
     apart = "by image, as patients are not named; scans that look alike are one group"
     known = "by patient" if meta["patients_known"] else apart
-    dealt = {
-        "burden": f"alike in {meta['stratified_by'] or 'the number of lesions'}",
-        "site": "each of one site or scanner",
-        "split": "as a given table has them",
-    }
     return {
         7: (
             f"dataset {dataset.hash}, layout {meta['layout']}, {len(sites)} named sites",
@@ -133,7 +128,7 @@ def _of_data(dataset: Dataset) -> dict[int, tuple[str, str]]:
             "how they were made",
         ),
         19: (
-            f"{dataset.folds} folds, {dealt[meta.get('folds_by', 'burden')]}"
+            f"{dataset.folds} folds, {_dealt(meta)}"
             + (f"; test group of {counts['test_patients']} patients" if dataset.test else ""),
             "",
         ),
@@ -150,6 +145,14 @@ def _of_data(dataset: Dataset) -> dict[int, tuple[str, str]]:
         ),
         36: ("; ".join(_parts(dataset)), "age, sex, stage of the patients"),
     }
+
+
+def _dealt(meta: Mapping[str, Any]) -> str:
+    """How the patients were dealt to folds."""
+    return {
+        "site": "each of one site or scanner",
+        "split": "as a given table has them",
+    }.get(meta.get("folds_by", ""), f"alike in {meta['stratified_by'] or 'the number of lesions'}")
 
 
 def _reasons(dataset: Dataset) -> str:
