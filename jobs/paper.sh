@@ -1,9 +1,10 @@
 #!/bin/sh
 # The rows of one paper's tables, beside its figures, on a phantom: other data, a narrower network, fewer epochs and a
-# higher learning rate, so that the figures show that the protocol runs and not what it is worth. Half an hour to an hour
-# a paper on two cores; resumes what is there.
+# higher learning rate, so that the figures show that the protocol runs and not what it is worth. An hour or two a paper on
+# two cores, and more with the ResNets of bs80k; resumes what is there.
 #   jobs/paper.sh wbbs|spect|lesions|bs80k [OUT]
-# EPOCHS and PATIENTS make it longer. On your data, run jobs/*.yaml as their first lines say, then `raybone compare`.
+# EPOCHS and PATIENTS make it longer, ROWS="lesion-resnet50 lesion-densenet169" takes some of the rows.
+# On your data, run jobs/*.yaml as their first lines say, then `raybone compare`.
 set -ef
 paper=${1:-} done=
 out=${2:-runs/paper-$paper}
@@ -15,7 +16,8 @@ esac
 case $paper in
 wbbs) folds=5 epochs=${EPOCHS:-16} patients=${PATIENTS:-36} ;;
 spect) folds=3 epochs=${EPOCHS:-16} patients=${PATIENTS:-36} ;;
-*) folds=3 epochs=${EPOCHS:-6} patients=${PATIENTS:-24} ;;
+lesions) folds=3 epochs=${EPOCHS:-12} patients=${PATIENTS:-48} ;;
+*) folds=3 epochs=${EPOCHS:-12} patients=${PATIENTS:-36} height=512 ;;
 esac
 
 cohort() { # NAME SEED LAYOUT PREPARE-OPTIONS...
@@ -23,7 +25,7 @@ cohort() { # NAME SEED LAYOUT PREPARE-OPTIONS...
     shift 3
     if ! test -d "$out/$name-raw"; then
         rm -rf "$out/$name-half"
-        raybone phantom "$out/$name-half" --patients "$patients" --seed "$seed" --height 256 --layout "$layout"
+        raybone phantom "$out/$name-half" --patients "$patients" --seed "$seed" --height "${height:-256}" --layout "$layout"
         mv "$out/$name-half" "$out/$name-raw"
     fi
     # A key of its own: phantoms have the same names whatever their seed, and would count as the same patients.
@@ -33,6 +35,7 @@ cohort() { # NAME SEED LAYOUT PREPARE-OPTIONS...
 study() { # JOB NAME SETTINGS...
     job=$1 name=$2
     shift 2
+    case " ${ROWS:-$name} " in *" $name "*) ;; *) return ;; esac
     raybone search "jobs/$job.yaml" --out "$out/$name" --local --set name="$name" epochs="$epochs" search.folds=$folds \
         search.scheduler=full search.sampler=random limits={} "resources={cpus: 2}" "$@"
     done="$done $out/$name"
@@ -81,18 +84,20 @@ spect)
 lesions)
     cohort lesions 4 dicom
     for model in resnet50 inception_v3 vgg16 densenet169; do
-        study "lesion_$model" "lesion-$(echo $model | tr _ -)" dataset="$out/lesions" search.trials=1 fixed.imgsz=128 \
+        study "lesion_$model" "lesion-$(echo $model | tr _ -)" dataset="$out/lesions" search.trials=1 fixed.imgsz=256 \
             fixed.batch=16 fixed.nbs=16 'search.points=[{"lr0":0.0003,"weight_decay":0.0,"fliplr":0.5,"count_scale":0.0}]'
     done
     ;;
 bs80k)
     cohort bs80k 5 bs80k --layout bs80k
-    small="dataset=$out/bs80k fixed.batch=2 fixed.nbs=2 search.trials=1 space.imgsz.choice=[256]"
-    study bs80k_yolo11 bs80k-yolo11 $small
-    narrow="fixed.channels=16 space.anchor.choice=[0.0625]"
-    study bs80k_retinanet bs80k-retinanet-r50 $small $narrow
-    study bs80k_faster_rcnn bs80k-faster-rcnn-r50 $small $narrow fixed.head=64 fixed.rois=32
-    study bs80k_cascade_rcnn bs80k-cascade-rcnn-r50 $small $narrow fixed.head=64 fixed.rois=32
+    small="dataset=$out/bs80k search.trials=1 fixed.imgsz=512 fixed.batch=2 fixed.nbs=2 fixed.optimizer=AdamW"
+    small="$small fixed.schedule=cosine fixed.warmup_epochs=1 fixed.warmup_bias_lr=0.0 fixed.gamma=0.3"
+    study bs80k_yolo11 bs80k-yolo11 $small "space={lr0: {choice: [0.002]}, fliplr: {choice: [0.5]}}"
+    rate="space={lr0: {choice: [0.0005]}, fliplr: {choice: [0.5]}}"
+    small="$small fixed.channels=64 fixed.anchor=dataset"
+    study bs80k_retinanet bs80k-retinanet-r50 $small "$rate"
+    study bs80k_faster_rcnn bs80k-faster-rcnn-r50 $small fixed.head=256 fixed.rois=128 "$rate"
+    study bs80k_cascade_rcnn bs80k-cascade-rcnn-r50 $small fixed.head=256 fixed.rois=128 "$rate"
     ;;
 *)
     echo "jobs/paper.sh: needs wbbs, spect, lesions or bs80k, got '$paper'" >&2

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -19,7 +20,9 @@ from raybone.cli import main
 from raybone.data.annotations import mask_of
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.export import formats
+from raybone.data.export.cvat import write_cvat
 from raybone.data.export.export import export
+from raybone.data.folds import TEST
 from raybone.data.ingest.prepare import prepare
 from raybone.errors import WrongInput
 from raybone.models import load
@@ -129,7 +132,72 @@ def test_nnunets_own_check_accepts_it(dataset: Path, tmp_path: Path) -> None:
         theirs.verify_dataset_integrity(str(tmp_path / "Dataset001_bone"), 1)
 
 
-@pytest.mark.parametrize("to", ["coco", "yolo", "nnunet"])
+def masks_in_cvat(image: ElementTree.Element, height: int, width: int) -> list[tuple[Any, ...]]:
+    """Category, crowd and pixels of each mask, as CVAT reads its runs: row by row, outside first."""
+    found = []
+    for mask in image.iter("mask"):
+        runs = [int(run) for run in mask.get("rle", "").split(",")]
+        flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+        left, top, w, h = (int(mask.get(k, "")) for k in ("left", "top", "width", "height"))
+        whole_HW = np.zeros((height, width), bool)
+        whole_HW[top : top + h, left : left + w] = flat.reshape(h, w)
+        found.append((mask.get("label"), mask.findtext("attribute"), whole_HW))
+    return found
+
+
+def test_cvat_has_the_folds_as_subsets_and_every_mask(held_out: Path, tmp_path: Path) -> None:
+    export(held_out, tmp_path / "cvat", "cvat")
+    opened = open_dataset(held_out)
+    root = ElementTree.parse(tmp_path / "cvat/annotations.xml").getroot()
+    images = {Path(image.get("name", "")).stem: image for image in root.iter("image")}
+    assert images.keys() == {s.scan_id for s in opened.scans}
+    assert [e.text for e in root.iter("subset")] == ["fold0", "fold1", "fold2", "test"]
+    for scan in opened.scans:
+        image, fold = images[scan.scan_id], opened.fold_of[scan.patient_id]
+        assert image.get("subset") == ("test" if fold == TEST else f"fold{fold}")
+        png = tmp_path / f"cvat/images/{image.get('subset')}/{image.get('name')}"
+        assert cv2.imread(str(png), -1).shape == (scan.height, scan.width)
+        masks = masks_in_cvat(image, scan.height, scan.width)
+        assert [(c, crowd) for c, crowd, _ in masks] == [
+            (le.category, "false") for le in scan.lesions
+        ]
+        for (_, _, found_HW), lesion in zip(masks, scan.lesions):
+            np.testing.assert_array_equal(found_HW, mask_of(lesion.rle))
+
+
+def test_cvats_boxes_and_crowds(dataset: Path, tmp_path: Path) -> None:
+    opened = open_dataset(dataset)
+    scan = next(s for s in opened.scans if len(s.lesions) > 1)
+    first, second, *rest = scan.lesions
+    changed = (replace(first, crowd=True), replace(second, rle=None), *rest)
+    scans = tuple(replace(scan, lesions=changed) if s is scan else s for s in opened.scans)
+    (tmp_path / "out").mkdir()
+    write_cvat(replace(opened, scans=scans), tmp_path / "out", tmp_path, lambda done, total: None)
+    root = ElementTree.parse(tmp_path / "out/annotations.xml").getroot()
+    image = next(i for i in root.iter("image") if i.get("name") == f"{scan.scan_id}.png")
+    assert image[0].findtext("attribute") == "true"
+    corners = [float(image[1].get(k, "")) for k in ("xtl", "ytl", "xbr", "ybr")]
+    np.testing.assert_allclose(corners, second.box_xyxy, atol=0.01)
+    assert [shape.tag for shape in image] == ["mask", "box", *["mask"] * len(rest)]
+
+
+def test_cvats_own_library_accepts_it(held_out: Path, tmp_path: Path) -> None:
+    """datumaro is no dependency; where it is installed, it is asked."""
+    theirs = pytest.importorskip("datumaro")
+    export(held_out, tmp_path / "cvat", "cvat")
+    opened = open_dataset(held_out)
+    read = theirs.Dataset.import_from(str(tmp_path / "cvat"), "cvat")
+    items = {item.id: item for item in read}
+    assert items.keys() == {s.scan_id for s in opened.scans}
+    assert {*read.subsets()} == {"fold0", "fold1", "fold2", "test"}
+    for scan in opened.scans:
+        found = items[scan.scan_id].annotations
+        assert len(found) == len(scan.lesions)
+        for annotation, lesion in zip(found, scan.lesions):
+            np.testing.assert_array_equal(annotation.image > 0, mask_of(lesion.rle))
+
+
+@pytest.mark.parametrize("to", ["coco", "yolo", "nnunet", "cvat"])
 def test_no_file_names_a_patient_or_where_the_scans_were(
     to: str, cohort: Path, held_out: Path, tmp_path: Path
 ) -> None:

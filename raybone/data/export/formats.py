@@ -39,15 +39,15 @@ def write_coco(dataset: Dataset, out: Path, _: Path, progress: Progress) -> Writ
     of some.
     """
     (out / "images").mkdir()
-    scans = _annotated(dataset.scans)
+    scans = annotated(dataset.scans)
     for number, scan in enumerate(scans, 1):
-        _picture(out / "images" / f"{scan.scan_id}.png", dataset.counts(scan))
+        write_picture(out / "images" / f"{scan.scan_id}.png", dataset.counts(scan))
         progress(number, len(scans))
     parts = {"annotations": scans}
     for fold, training, validation in _folds(dataset):
         parts |= {f"{fold_name(fold)}_train": training, f"{fold_name(fold)}_val": validation}
     if dataset.test:
-        parts["test"] = _annotated(dataset.test)
+        parts["test"] = annotated(dataset.test)
     for name, own in parts.items():
         coco = to_coco(own, dataset.categories)
         for image, scan in zip(coco["images"], own):
@@ -71,10 +71,9 @@ def write_yolo(dataset: Dataset, out: Path, final: Path, progress: Progress) -> 
     """
     for folder in ("images", "labels"):
         (out / folder).mkdir()
-    scans, crowds = _annotated(dataset.scans), 0
+    scans, crowds = annotated(dataset.scans), 0
     for number, scan in enumerate(scans, 1):
-        grey_HW = np.rint(to_intensity(dataset.counts(scan), scan.high) * 255).astype(np.uint8)
-        _picture(out / "images" / f"{scan.scan_id}.png", grey_HW)
+        write_picture(out / "images" / f"{scan.scan_id}.png", grey(dataset.counts(scan), scan.high))
         lines = []
         for lesion in scan.lesions:
             if lesion.crowd:
@@ -91,7 +90,7 @@ def write_yolo(dataset: Dataset, out: Path, final: Path, progress: Progress) -> 
             lines.append(f"{label} {' '.join(f'{share:.6f}' for share in shares)}\n")
         (out / "labels" / f"{scan.scan_id}.txt").write_text("".join(lines), encoding="ascii")
         progress(number, len(scans))
-    test = _listed(out, "test", _annotated(dataset.test)) if dataset.test else {}
+    test = _listed(out, "test", annotated(dataset.test)) if dataset.test else {}
     for fold, training, validation in _folds(dataset):
         content = {
             "path": str(final),
@@ -112,7 +111,7 @@ def write_nnunet(dataset: Dataset, out: Path, _: Path, progress: Progress) -> Wr
 
     Where categories overlap a pixel is of the first of them; crowds are ``ignore``.
     """
-    scans = _annotated(dataset.scans)
+    scans = annotated(dataset.scans)
     if boxes := sum(le.rle is None for s in scans for le in s.lesions):
         raise WrongInput(
             f"--to nnunet: needs a mask of every lesion, but {boxes} have a box alone; choose coco "
@@ -127,8 +126,8 @@ def write_nnunet(dataset: Dataset, out: Path, _: Path, progress: Progress) -> Wr
         labels.mkdir(exist_ok=True)
         label_HW, twice = _label_map(scan, names)
         overlaps += twice
-        _picture(images / f"{scan.scan_id}_0000.png", dataset.counts(scan))
-        _picture(labels / f"{scan.scan_id}.png", label_HW)
+        write_picture(images / f"{scan.scan_id}_0000.png", dataset.counts(scan))
+        write_picture(labels / f"{scan.scan_id}.png", label_HW)
         progress(number, len(scans))
     trained = [s for s in scans if dataset.fold_of[s.patient_id] != TEST]
     numbers: dict[str, int] = {"background": 0, **{name: n for n, name in enumerate(names, 1)}}
@@ -148,12 +147,18 @@ def write_nnunet(dataset: Dataset, out: Path, _: Path, progress: Progress) -> Wr
     return Written(len(scans), dataset.folds, (told,) if overlaps else ())
 
 
-def _picture(path: Path, image_HW: Array) -> None:
+def write_picture(path: Path, image_HW: Array) -> None:
     """Write a PNG; OpenCV itself is silent where a disk is full."""
     path.write_bytes(cv2.imencode(".png", image_HW)[1].tobytes())
 
 
-def _annotated(scans: Sequence[Scan]) -> list[Scan]:
+def grey(counts_HW: Array, high: float) -> Array:
+    """Counts as a network sees them, uint8."""
+    return np.rint(to_intensity(counts_HW, high) * 255).astype(np.uint8)
+
+
+def annotated(scans: Sequence[Scan]) -> list[Scan]:
+    """Those of which it is known what lesions they have."""
     return [s for s in scans if s.annotated]
 
 
@@ -162,7 +167,7 @@ def _folds(dataset: Dataset) -> Iterator[tuple[int, list[Scan], list[Scan]]]:
     for fold in range(dataset.folds):
         out = (fold, TEST)
         training = [s for s in dataset.scans if dataset.fold_of[s.patient_id] not in out]
-        yield fold, _annotated(training), _annotated(dataset.validation(fold))
+        yield fold, annotated(training), annotated(dataset.validation(fold))
 
 
 def _listed(out: Path, part: str, scans: Sequence[Scan], fold: int | None = None) -> dict[str, str]:
