@@ -1,7 +1,7 @@
 """The bone scan index of phantom patients: of lesions and skeletons that models find, against that
 of the truth.
 
-    python benchmarks/burden.py [--epochs 40] [--pages FOLDER]
+    python benchmarks/burden.py [--epochs 40] [--pages FOLDER] [--place FOLDER]
 
 A U-Net of lesions and one of the skeleton are trained on 24 patients in three folds and make the
 index of 24 others, whose counts they have not seen.
@@ -88,10 +88,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--pages", help="folder to make for the patients' pages")
+    parser.add_argument("--place", help="folder for cohorts, studies and bundles, to keep them")
     given = parser.parse_args()
     epochs = given.epochs
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
+        place = Path(given.place or folder)
+        place.mkdir(parents=True, exist_ok=True)
         chain = Chain(learned(place, "lesions", epochs), learned(place, "skeleton", epochs))
         scores = {what: StudyFolder(place / what).table()["dice_mean"][0] for what in FOUND}
         true = truth(place)

@@ -144,6 +144,14 @@ def lesion_mask(lesion: Lesion, height: int, width: int) -> Array:
     return mask_HW
 
 
+def decisive(categories: Sequence[str]) -> list[str]:
+    """The categories that an operating point and a calibration are of: the lesions, or all where
+    there are none. What is larger by far, as bones are, would else decide for them.
+    """
+    lesions = [name for name in categories if name not in NOT_LESIONS]
+    return lesions or list(categories)
+
+
 def is_focus(lesion: Lesion) -> bool:
     """Whether an annotation counts as a lesion: it is neither of NOT_LESIONS nor a crowd."""
     return not lesion.crowd and lesion.category not in NOT_LESIONS

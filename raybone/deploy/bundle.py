@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from raybone.data.annotations import decisive
 from raybone.data.ingest.steps import BLIND
 from raybone.deploy.out_of_distribution import SLACK
 from raybone.errors import DamagedFile, WrongInput
@@ -106,6 +107,13 @@ class Bundle:
     def threshold(self) -> float:
         """The score from which on something is found: the operating point."""
         return float(self.meta.get("operating_point", {}).get("threshold", THRESHOLD))
+
+    def least(self, category: str) -> float:
+        """The score from which on something of a category is found: the operating point, or one
+        half of bones beside lesions, of which the point is not.
+        """
+        of_point = category in decisive(self.meta["categories"])
+        return self.threshold if of_point else THRESHOLD
 
     def members(self, device: torch.device) -> list[nn.Module]:
         """The networks, in eval mode.

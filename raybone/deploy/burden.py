@@ -26,6 +26,8 @@ from raybone.metrics.burden import Burden, bone_scan_index, bones, regions
 from raybone.private import put
 from raybone.types import Array, safe_cell
 
+OUTSIDE = 0.5  # share of the malignant pixels on no bone from which on a page warns
+
 NOTE = "Research software: not a medical device."
 Progress = Callable[[int, int], None]
 
@@ -249,7 +251,9 @@ def _patient(views: Sequence[Seen]) -> Patient:
     by_finder = list(_indices([own for _, own, _ in sights]))
     by_skeleton = list(_indices([own for _, _, own in sights]))
     low, high = _interval(whole, by_finder, by_skeleton)
-    first, warnings = views[0].frame, tuple(_warnings([frame for frame, _ in shown]))
+    malignant = sum(int(lesions_HW.sum()) for (lesions_HW, _), _, _ in sights)
+    first, doubts = views[0].frame, _doubts(whole, malignant)
+    warnings = (*_warnings([frame for frame, _ in shown]), *doubts)
     return Patient(first.study, first.patient, tuple(shown), whole, low, high, warnings)
 
 
@@ -263,6 +267,21 @@ def _warnings(frames: Sequence[Frame]) -> Iterator[str]:
         yield "the views have pixels of different sizes: each pixel counts alike"
 
 
+def _doubts(whole: Burden, malignant: int) -> Iterator[str]:
+    """What the skeleton leaves out of an index.
+
+    Args:
+        malignant: pixels of malignant lesions in all views.
+    """
+    if not whole.covered:
+        yield "the skeleton model finds no bone here: the index says nothing"
+    elif malignant and whole.outside_px >= OUTSIDE * malignant:
+        yield (
+            f"{whole.outside_px} of {malignant} malignant pixels lie on no bone that the skeleton "
+            "model finds: the index is too low"
+        )
+
+
 def _indices(views: Sequence[Sequence[Sight]]) -> Iterator[float]:
     """The index by each member, of what it sees in all views."""
     return (bone_scan_index(own).index for own in zip(*views))
@@ -271,7 +290,7 @@ def _indices(views: Sequence[Sequence[Sight]]) -> Iterator[float]:
 def _interval(whole: Burden, *members: Sequence[float]) -> tuple[float | None, float | None]:
     """1.96 standard deviations of all kinds of members together to either side."""
     spreads = [statistics.variance(own) for own in members if len(own) > 1]
-    if not spreads:
+    if not spreads or not whole.covered:
         return None, None
     away = 1.96 * sum(spreads) ** 0.5
     return max(0.0, whole.index - away), min(max(whole.covered, whole.index), whole.index + away)

@@ -17,8 +17,9 @@ from raybone.data.loader import validation_loader
 from raybone.deploy.ensemble import outputs
 from raybone.metrics.calibration import EDGE, calibration_error, crossed, platt, reliability
 from raybone.metrics.lesions import THRESHOLD
-from raybone.metrics.operating_point import Cases, Rule, operating_point, together
-from raybone.tasks.base import Outcome, Task, patients_of
+from raybone.metrics.operating_point import Cases, Rule, together
+from raybone.tasks.base import Outcome
+from raybone.tasks.operating import cases_in, operated
 from raybone.train.checkpoint import fill
 from raybone.train.samples import FoldJob, scored_samples
 from raybone.types import Array, Finding
@@ -70,7 +71,9 @@ def out_of_fold(
         states: weights of each fold, whose masks are predicted once more; none where they are gone.
     """
     if not job.task.rescored:
-        return [_found(replace(job, fold=k), own) for k, own in enumerate(findings)]
+        names, data = list(job.config.categories), job.dataset
+        seen = [Outcome(own, data.validation(k), names) for k, own in enumerate(findings)]
+        return [cases_in(job.task, outcome) for outcome in seen]
     return [_pixels(replace(job, fold=k), own, device, progress) for k, own in enumerate(states)]
 
 
@@ -111,41 +114,15 @@ def calibrate(of: str, folds: Sequence[Cases]) -> dict[str, Any]:
 def operate(
     job: FoldJob, rule: Rule, folds: Sequence[Cases], findings: Sequence[Sequence[Finding]]
 ) -> dict[str, Any]:
-    """``operating_point``, with the metrics of patients where findings have scores: each fold's by
-    the score that the others choose.
-    """
+    """``operated`` on the folds of a configuration; the usual threshold where they are gone."""
     if not folds:
         if rule.name == "score":
             return {"rule": str(rule), "threshold": rule.value, "folds": []}
         reason = "weights or predictions of folds are gone"
         return {"rule": str(rule), "threshold": THRESHOLD, "reason": reason}
-    found = operating_point(rule, folds)
-    if "reason" in found or not job.task.free_response:
-        return found
-    parts, names = zip(found["folds"], findings), list(job.config.categories)
-    outcomes = [
-        Outcome(own, job.dataset.validation(k), names, threshold)
-        for k, (threshold, own) in enumerate(parts)
-    ]
-    alarms = [count for outcome in outcomes for count in job.task.alarms(outcome)]
-    every = [scan for outcome in outcomes for scan in outcome.scans]
-    metrics = patients_of(Outcome((), every, names), alarms)
-    known = {name: round(value, 6) for name, value in metrics.items() if np.isfinite(value)}
-    return {**found, **known}
-
-
-def cases_of(task: Task, scored: tuple[Array, Array, int], scans: int) -> Cases:
-    """What ``Task.scored`` has of so many scans, each finding once."""
-    score_N, truth_N, positives = scored
-    once_N, free = np.ones(len(score_N)), task.free_response
-    return Cases(score_N, truth_N.astype(float), once_N, positives, scans if free else 0, free)
-
-
-def _found(job: FoldJob, findings: Sequence[Finding]) -> Cases:
-    """Scores of a fold's findings, and whether each is right."""
-    scans, task = job.task.usable(job.dataset.validation(job.fold)), job.task
-    outcome = Outcome(findings, scans, [*job.config.categories])
-    return cases_of(task, task.scored(outcome), len(scans))
+    names = list(job.config.categories)
+    outcomes = [Outcome(own, job.dataset.validation(k), names) for k, own in enumerate(findings)]
+    return operated(job.task, rule, folds, outcomes)
 
 
 def _pixels(

@@ -13,7 +13,7 @@ from raybone.data.cache import intensities_of
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.loader import validation_loader
 from raybone.deploy.bundle import Bundle
-from raybone.deploy.calibrate import Levels, cases_of
+from raybone.deploy.calibrate import Levels
 from raybone.deploy.ensemble import outputs
 from raybone.deploy.out_of_distribution import oddities
 from raybone.errors import WrongInput
@@ -23,6 +23,7 @@ from raybone.metrics.operating_point import Cases
 from raybone.tasks import task_named
 from raybone.tasks.base import Outcome
 from raybone.tasks.groups import Group, Score, Scorer
+from raybone.tasks.operating import cases_of
 from raybone.types import Array, Finding, Scan
 
 
@@ -169,7 +170,7 @@ def _found(
             findings += task.findings(samples, index, prediction)
         else:
             scan = scans[index]
-            cut = task.cut(prediction, bundle.threshold)
+            cut = task.cut(prediction, [*map(bundle.least, config.categories)])
             findings.append({"scan_id": scan.scan_id, **task.finding(cut)})
             levels.add(task.levels(scan, prediction, list(config.categories)))
         progress(number, len(samples))

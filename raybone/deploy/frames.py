@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torchvision.ops import batched_nms
 
-from raybone.data.annotations import lesions_of_mask, mask_of, rle_of
+from raybone.data.annotations import decisive, lesions_of_mask, mask_of, rle_of
 from raybone.data.ingest.steps import Origin, part_of
 from raybone.deploy.bundle import Bundle
 from raybone.metrics.calibration import calibrated
@@ -142,7 +142,7 @@ class Canvas:
         if self.sums_2CHW is not None and self.times_HW is not None:
             mean_2CHW = self.sums_2CHW / np.maximum(self.times_HW, 1)
             for name, p_HW, sd_HW in zip(names, *mean_2CHW):
-                self.frame.masks[name] = rle_of(p_HW >= self.bundle.threshold)
+                self.frame.masks[name] = rle_of(p_HW >= self.bundle.least(name))
                 found += list(self._lesions(name, p_HW, sd_HW))
         boxes = sorted(self.boxes, key=lambda b: -b[1])
         for box_4, score, sd, label in _apart(boxes) if self.parts > 1 else boxes:
@@ -161,14 +161,15 @@ class Canvas:
 
     def _lesions(self, name: str, p_HW: Array, sd_HW: Array) -> Iterator[Found]:
         mm = None if "not-square" in self.frame.flags else self.frame.pixel_mm
-        for lesion in lesions_of_mask(p_HW >= self.bundle.threshold, name):
+        of_point = decisive(self.bundle.meta["categories"])
+        for lesion in lesions_of_mask(p_HW >= self.bundle.least(name), name):
             inside_HW = mask_of(lesion.rle or {})
             area = int(inside_HW.sum())
             yield Found(
                 name,
                 lesion.box_xyxy,
                 round(float(p_HW[inside_HW].mean()), 5),
-                self._probability(p_HW[inside_HW]),
+                self._probability(p_HW[inside_HW]) if name in of_point else None,
                 self._sd(float(sd_HW[inside_HW].mean())),
                 area,
                 round(area * mm * mm, 1) if mm else None,

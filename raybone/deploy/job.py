@@ -96,6 +96,11 @@ class Job:
             seen_HW = np.maximum(seen_HW, part_HW)
         return seen_HW, parts[0][0].high
 
+    def is_dicom(self, frame: Frame) -> bool:
+        """Whether a frame is one of a DICOM object."""
+        _, origin = self.parts[frame.number][0]
+        return self.reading.told[origin.name, origin.frame].dicom
+
     def heat(self, frame: Frame, samples: ScanSamples, device: torch.device) -> Array | None:
         """Where a classifier sees what it judges on a frame, (H, W) of it, in [0, 1]; None of what
         is none.
@@ -126,7 +131,7 @@ class Job:
             study=self._studies[self._study(origin)],
             source=self.reading.path_of(origin.name),
             frame=origin.frame,
-            view=scan.view,
+            view=self.reading.told[origin.name, origin.frame].view,
             height=origin.height,
             width=origin.width,
             pixel_mm=scan.pixel_mm,
@@ -136,7 +141,7 @@ class Job:
         )
 
     def _study(self, origin: Origin) -> str:
-        return self.reading.studies[origin.name, origin.frame]
+        return self.reading.told[origin.name, origin.frame].study
 
     def _lesions(
         self, scan: Scan, known: Mapping[tuple[str, int], Sequence[Lesion]]

@@ -21,7 +21,6 @@ import torch
 
 from raybone.data.annotations import NOT_LESIONS, mask_of
 from raybone.data.cache import intensities_of
-from raybone.data.ingest.dicom.frames import is_dicom
 from raybone.data.ingest.intake import UNANNOTATED
 from raybone.data.ingest.options import ReadOptions
 from raybone.data.ingest.read import read
@@ -115,6 +114,7 @@ def predict(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     members = bundle.members(device)
     times = [time.monotonic()]
+    digest = asked(bundle, scans, options) if out else ""
     with working_place(out, options.place) as half:
         steps = [BLIND.get(step, step) for step in bundle.meta["preprocessing"]["steps"]]
         how = ReadOptions("any", options.modality, steps=steps, allow_unmatched=True)
@@ -143,17 +143,20 @@ def predict(
         told = tuple(rejected), tuple(remarks), without
         found = Predicted(tuple(job.frames), members_own, *told, *seconds)
         if out:
-            _write(half / "new", bundle, found, asked(bundle, scans, options))
+            _write(half / "new", bundle, found, digest)
             put(half / "new", Path(out))
     return found
 
 
 def asked(bundle: Bundle, scans: Sequence[str], options: Options) -> str:
-    """A digest of what is asked: these weights, these places, these options."""
-    weights = [member["sha256"] for member in bundle.meta["members"]]
-    places = [str(Path(scan).resolve()) for scan in scans]
-    content = json.dumps([weights, places, options.modality, options.least])
-    return hashlib.sha256(content.encode()).hexdigest()
+    """A digest of what is asked: this bundle, these files as they are, these options."""
+    files = list[tuple[str, int, int]]()
+    for place in map(Path, scans):
+        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            known = path.lstat()
+            files.append((str(path.absolute()), known.st_size, known.st_mtime_ns))
+    content = json.dumps([bundle.meta, files, options.modality, options.least])
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def is_made(bundle: Bundle, scans: Sequence[str], out: Path | str, options: Options) -> bool:
@@ -265,23 +268,27 @@ def _draw(out: Path, job: Job, frame: Frame, seen: Picture) -> bool:
     shown = replace(seen, flags=frame.flags, native=True)
     picture.write_bytes(overlay(shown, finding, (), names, job.least))
     frame.files.append(picture.name)
-    return task_named(job.bundle.model.task).judged or _objects(out, frame, job.bundle)
+    return task_named(job.bundle.model.task).judged or _objects(out, frame, job)
 
 
-def _objects(out: Path, frame: Frame, bundle: Bundle) -> bool:
+def _objects(out: Path, frame: Frame, job: Job) -> bool:
     """Write a DICOM Segmentation of masks and a Structured Report of lesions, or note why there is
     none; False when one failed.
     """
-    source, made_by = Path(frame.source), MadeBy(bundle.model.name, bundle.meta["name"])
+    source = Path(frame.source)
+    made_by = MadeBy(job.bundle.model.name, job.bundle.meta["name"])
     lesions = [f for f in frame.findings if f.called and f.category not in NOT_LESIONS]
     masks = {name: mask_of(rle) for name, rle in frame.masks.items()}
     what = "DICOM Segmentation" if masks else "DICOM Structured Report"
-    if not source.is_file() or not is_dicom(source.read_bytes()[:132]):
-        frame.notes.append(f"no {what}: the source is no DICOM file that lies open")
+    if not job.is_dicom(frame):
+        frame.notes.append(f"no {what}: the source is no DICOM object that others can refer to")
         return True
     if not frame.findings:
         frame.notes.append(f"no {what}: nothing was found")
         return True
+    if not source.is_file():
+        frame.notes.append(f"no {what}: the source lies in an archive; unpack it for that")
+        return False
 
     def segment(target: Path) -> None:
         if not write_segmentation(source, frame.frame, masks, made_by, target, frame.pixel_mm):

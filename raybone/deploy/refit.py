@@ -249,9 +249,9 @@ def _further(half: Path, bundle: Bundle, dataset: Dataset, onnx: bool) -> dict[s
     written: dict[str, Any] = {}
     tile = int(getattr(bundle.config, "tile", 0))
     size = bundle.config.imgsz
-    canvas = (
-        (tile, tile) if tile else max(canvas_of(s.height, s.width, size) for s in dataset.scans)
-    )
+    sizes = [canvas_of(s.height, s.width, size) for s in dataset.scans]
+    high, wide = (max(sides) for sides in zip(*sizes))
+    canvas = (tile, tile) if tile else (high, wide * (1 + bundle.config.montage))
     for entry, module in zip(bundle.meta["members"], bundle.members(torch.device("cpu"))):
         name = Path(entry["file"]).stem
         if bundle.model.native:

@@ -186,13 +186,14 @@ def _progress(row: dict[str, Any]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _More:
-    """What the columns of a table depend on: other metrics than the study's, hyper-parameters, and
-    metrics of one category, such as ``dice[bone]``.
+    """What the columns of a table depend on: other metrics than the study's, hyper-parameters,
+    metrics of one category, such as ``dice[bone]``, and those at the operating point.
     """
 
     metrics: list[str]
     params: list[str]
     parts: list[str]
+    operated: list[str]
 
 
 def _more(studies: Sequence[ResolvedStudy], configurations: Sequence[Configuration]) -> _More:
@@ -201,6 +202,7 @@ def _more(studies: Sequence[ResolvedStudy], configurations: Sequence[Configurati
         [m for m in METRICS if m in seen and m != studies[0].metric],
         [*dict.fromkeys(key for s in studies for key in _keys(s))],
         sorted(k for k in seen if k.endswith("]") and not k.startswith("test_")),
+        [*dict.fromkeys(k for c in configurations for k in c.pooled if k.startswith("operating_"))],
     )
 
 
@@ -264,6 +266,7 @@ def _row(
         "machines": "; ".join(c.machines),
         "images_per_s": c.images_per_s,
         "memory_gb": c.memory_gb,
+        **{name: c.pooled.get(name, math.nan) for name in more.operated},
     }
 
 

@@ -17,6 +17,7 @@ from raybone.study.metric import FALSE_POSITIVES
 from raybone.study.spec import ResolvedStudy
 from raybone.tasks import configured, task_named
 from raybone.tasks.base import Outcome, Task
+from raybone.tasks.operating import operated_in_short
 from raybone.train.apply import evaluate_weights
 from raybone.train.fit import fit
 from raybone.train.samples import FoldJob
@@ -49,6 +50,10 @@ def pool(folder: StudyFolder, dataset: Dataset, work: Work) -> Pooled | None:
     model, config = configured(study, work.params)
     outcome, task = Outcome(findings, scans, [*config.categories]), task_named(model.task)
     metrics = {**task.score(outcome), FALSE_POSITIVES: task.false_positives(outcome)}
+    if not task.rescored:
+        parts = zip(folds, map(dataset.validation, range(dataset.folds)))
+        each = [replace(outcome, findings=own, scans=held_out) for own, held_out in parts]
+        metrics |= operated_in_short(task, each)
     return Pooled(metrics, *_bootstrap(study, dataset, task, outcome))
 
 

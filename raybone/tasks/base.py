@@ -203,9 +203,12 @@ class Task:
         """
         return prediction, sd
 
-    def cut(self, prediction: Prediction, threshold: float) -> Prediction:
+    def cut(self, prediction: Prediction, least: Sequence[float]) -> Prediction:
         """A prediction in which what is found has a probability of 1, where findings hold no
         scores.
+
+        Args:
+            least: of each category, from which on it is found.
         """
         return prediction
 

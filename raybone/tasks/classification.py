@@ -69,8 +69,8 @@ class Classification(Task):
         return sum(len(targets(s, list(config.categories), _target(config))) for s in scans)
 
     def names(self, config: TrainingConfig) -> list[str]:
-        """The label, where scans are classified."""
-        return [_target(config)] if _target(config) else list(config.categories)
+        """The label, where scans are classified; of lesions what a positive one is."""
+        return [_target(config) or " or ".join(config.categories)]
 
     def words(self, batch: Batch, config: TrainingConfig) -> list[str]:
         """What each image is."""

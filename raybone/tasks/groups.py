@@ -135,7 +135,7 @@ def _size(scan: Scan, categories: list[str]) -> str:
     boxes = [le.box_xyxy for le in foci(scan) if le.category in categories]
     if not boxes:
         return "none"
-    if not scan.pixel_mm:
+    if not scan.pixel_mm or "not-square" in scan.flags:
         return "unknown"
     side = median(max(x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes) * scan.pixel_mm
     low, high = SIDES

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import cv2
 import numpy as np
 
-from raybone.data.annotations import foci, lesion_mask, mask_of, rle_of
+from raybone.data.annotations import decisive, foci, lesion_mask, mask_of, rle_of
 from raybone.data.preprocess import resize
 from raybone.metrics.lesions import THRESHOLD
 from raybone.metrics.masks import (
@@ -80,9 +80,10 @@ class Segmentation(Task):
         masks_MCHW = np.stack([_mask(m) for m in members])
         return Prediction(mask_CHW=masks_MCHW.mean(0)), masks_MCHW.std(0)
 
-    def cut(self, prediction: Prediction, threshold: float) -> Prediction:
-        """Pixels of a probability of ``threshold`` or more."""
-        return Prediction(mask_CHW=(_mask(prediction) >= threshold).astype(np.float32))
+    def cut(self, prediction: Prediction, least: Sequence[float]) -> Prediction:
+        """Pixels of at least that probability."""
+        least_C11 = np.array(least, np.float32)[:, None, None]
+        return Prediction(mask_CHW=(_mask(prediction) >= least_C11).astype(np.float32))
 
     def finding(self, prediction: Prediction) -> Finding:
         """A run-length mask a category."""
@@ -106,12 +107,15 @@ class Segmentation(Task):
     def levels(
         self, scan: Scan, prediction: Prediction, categories: list[str]
     ) -> Iterator[tuple[Array, Array]]:
-        """Probabilities and truth, (H, W) a category."""
-        yield from zip(_mask(prediction), _truth(scan, categories))
+        """Probabilities and truth, (H, W) of each category that is decisive."""
+        own = zip(categories, _mask(prediction), _truth(scan, categories))
+        decide = decisive(categories)
+        yield from ((p_HW, truth_HW) for name, p_HW, truth_HW in own if name in decide)
 
     def errors(self, outcome: Outcome) -> tuple[int, int]:
         """Components that find no lesion, and lesions that none finds."""
-        scores = [one for f, s in outcome.pairs for one in _scores(f, s, outcome.categories)]
+        every = [_scores(f, s, outcome.categories) for f, s in outcome.pairs]
+        scores = [own[label] for own in every for label in outcome.labels]
         wrong = sum(one.findings - one.hits for one in scores)
         return wrong, sum(one.lesions - one.found for one in scores)
 
@@ -133,11 +137,11 @@ def _truth(scan: Scan, categories: list[str]) -> Array:
 
 
 def _scores(finding: Finding, scan: Scan, categories: list[str]) -> list[MaskScore]:
-    scores = []
+    scores, mm = [], None if "not-square" in scan.flags else scan.pixel_mm
     for category, mask_HW, rle in zip(categories, _truth(scan, categories), finding["masks"]):
         own = [le for le in foci(scan) if le.category == category]
         lesions = [lesion_mask(le, scan.height, scan.width) for le in own]
-        scores.append(mask_score(mask_HW == 1, lesions, mask_of(rle), scan.pixel_mm, mask_HW > 1))
+        scores.append(mask_score(mask_HW == 1, lesions, mask_of(rle), mm, mask_HW > 1))
     return scores
 
 

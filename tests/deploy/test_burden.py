@@ -34,7 +34,7 @@ REGIONS = ["skull", "thoracic", "lumbar", "ribs", "sternum", "scapula", "humerus
 class Truth:
     """What is true of a cohort, by the counts of its scans."""
 
-    judge, blind = True, False
+    judge, blind, drawn = True, False, REGIONS
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -80,6 +80,9 @@ class Truth:
                 own = Prediction(
                     mask_CHW=(masks_of(of, samples.look.categories) == 1).astype(float)
                 )
+                if of is bones:
+                    drawn = np.array([name in self.drawn for name in REGIONS], float)
+                    own = Prediction(mask_CHW=own.mask_CHW * drawn[:, None, None])
             said = [own] * len(members)
             if self.blind and len(members) > 1:
                 said[1] = Prediction(mask_CHW=np.zeros_like(own.mask_CHW))
@@ -135,6 +138,30 @@ def test_a_classifier_that_calls_all_benign_leaves_no_burden(
     patients = burden(chain, [str(truth.place / "coco")])
     assert {p.burden.index for p in patients} == {0.0}
     assert {(p.low, p.high) for p in patients} == {(0.0, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("drawn", "warning"),
+    [([], "finds no bone here: the index says nothing"), (["skull"], "the index is too low")],
+)
+def test_a_skeleton_that_is_not_found_is_a_warning_and_no_interval(
+    drawn: list[str],
+    warning: str,
+    truth: Truth,
+    bundles: dict[str, Bundle],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(truth, "drawn", drawn)
+    chain = Chain(bundles["lesions"], bundles["skeleton"])
+    patients = burden(chain, [str(truth.place / "coco")], tmp_path / "pages")
+    ill = [p for p in patients if any(le.malignant for _, own in p.views for le in own)]
+    assert ill
+    assert all(warning in " ".join(p.warnings) for p in ill)
+    page = (tmp_path / "pages/0001.html").read_text()
+    if not drawn:
+        assert {(p.low, p.high) for p in patients} == {(None, None)}
+        assert "no interval: no bone was found" in page
 
 
 def test_members_that_differ_make_an_interval_around_the_index(

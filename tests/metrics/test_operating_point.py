@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from raybone.data.dataset import open_dataset
 from raybone.errors import WrongInput
 from raybone.metrics.operating_point import (
     Cases,
@@ -14,6 +18,9 @@ from raybone.metrics.operating_point import (
     operating_point,
     together,
 )
+from raybone.tasks import task_named
+from raybone.tasks.base import Outcome
+from raybone.tasks.operating import operated_in_short
 
 RNG = np.random.default_rng(4)
 
@@ -128,3 +135,42 @@ def test_a_rule_that_cannot_be_kept_says_why(rule: str, folds: list[Cases], reas
 def test_what_is_no_rule_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(WrongInput, match=r"--operate .*must be max_f1, or a value of"):
         Rule.of(text)
+
+
+def test_a_detector_with_low_scores_has_patients_at_its_own_point_and_none_at_a_half(
+    dataset: Path,
+) -> None:
+    """What is right scores 0.3, what is wrong 0.1: the other folds say where to cut."""
+    opened, task = open_dataset(dataset), task_named("detection")
+    outcomes = []
+    for fold in range(opened.folds):
+        scans, findings = opened.validation(fold), []
+        for scan in scans:
+            right = [[*le.box_xyxy] for le in scan.lesions if le.category == "malignant"]
+            boxes = [*right, [0.0, 0.0, 4.0, 4.0]]
+            scores, labels = [0.3] * len(right) + [0.1], [0] * len(boxes)
+            findings.append(
+                {"scan_id": scan.scan_id, "boxes": boxes, "scores": scores, "labels": labels}
+            )
+        outcomes.append(Outcome(findings, scans, ["malignant"]))
+    found = operated_in_short(task, outcomes)
+    assert found == {
+        "operating_threshold": pytest.approx(0.2),
+        "operating_sensitivity": 1.0,
+        "operating_precision": 1.0,
+        "operating_f1": 1.0,
+        "operating_fp_per_scan": 0.0,
+        "operating_patient_sensitivity": 1.0,
+        "operating_patient_precision": 1.0,
+    }
+    assert [task.score(outcome)["patient_sensitivity"] for outcome in outcomes] == [0.0] * 3
+    none = [
+        replace(
+            o,
+            findings=[
+                {"scan_id": s.scan_id, "boxes": [], "scores": [], "labels": []} for s in o.scans
+            ],
+        )
+        for o in outcomes
+    ]
+    assert operated_in_short(task, none) == {}

@@ -13,6 +13,7 @@ import yaml
 
 from raybone.cli import main
 from raybone.data.dataset import open_dataset
+from raybone.data.ingest.prepare import prepare
 from raybone.results.study_folder import StudyFolder
 
 
@@ -79,6 +80,22 @@ def test_what_models_of_a_study_start_from_and_search_is_told(
     assert sheet[24]["known"] == f"init_from {searched}/runs/c000"
     assert "unet: fixed" in sheet[25]["known"]
     assert "init_from: {choice:" in sheet[25]["known"]
+
+
+def test_inputs_are_files_and_tiles_are_told(
+    searched: Path, cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiled = prepare(cohort, tmp_path / "ds", folds=3, steps=["lesion_tile"], key=tmp_path / "key")
+    inputs = len([*cohort.rglob("*.dcm")])
+    study = yaml.safe_load((searched.parent / "study.yaml").read_text())
+    study |= {"dataset": str(tiled.path), "space": {"tile": {"choice": [0, 64]}}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    run = str(tmp_path / "run")
+    assert main(["search", str(tmp_path / "study.yaml"), "--out", run, "--local"]) == 0
+    sheet = rows(capsys, run)
+    assert sheet[35]["known"].startswith(f"{inputs} inputs; ")
+    by_truth = "tiles of the scans, of which those with lesions by the truth were taken"
+    assert sheet[10]["known"] == f"{by_truth}, tiles of 64 pixels"
 
 
 def test_it_is_a_table_of_markdown(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -336,6 +336,7 @@ def _counts(reading: Reading, options: PrepareOptions, folds: Sequence[int]) -> 
     lost = sum(account.lost for account in reading.accounts)
     looked_for = [replace(s, lesions=tuple(foci(s))) for s in scans]
     return {
+        "inputs": len(reading.content.inputs),
         "scans": len(scans),
         "patients": len(folds),
         "lesions": sum(len(s.lesions) for s in looked_for),

@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,6 +38,14 @@ MOST_LINES = 20  # files that an error names
 Progress = Callable[[int, int], None]
 
 
+class Told(NamedTuple):
+    """Of a frame: the study that it is a view of, which view, and whether it is DICOM's."""
+
+    study: str
+    view: str
+    dicom: bool
+
+
 @dataclass(frozen=True)
 class Reading:
     """Scans that were read, to be iterated as (scan, counts uint16 of shape (H, W)).
@@ -50,8 +59,7 @@ class Reading:
         origins: scan_id -> the frames that the scan is made of, in the order of the inputs.
         ledger: what became of every input.
         accounts: the annotation files, and what of them is without a scan.
-        patients: who is who. studies: of each frame of an input, by its name and number, the study
-            that it is a view of.
+        patients: who is who. told: of each frame of an input, by its name and number.
         path_of: gives the path of an input, by its name, as the caller gave it.
     """
 
@@ -61,7 +69,7 @@ class Reading:
     ledger: Ledger
     accounts: tuple[Account, ...]
     patients: Patients
-    studies: Mapping[tuple[str, int], str]
+    told: Mapping[tuple[str, int], Told]
     path_of: Callable[[str], str]
 
     def __iter__(self) -> Iterator[tuple[Scan, Array]]:
@@ -154,12 +162,16 @@ def read(
     accounts = (*content.accounts, *more)
     _refuse(accounts, options)
     frames, patients = tell_apart(frames, secret)
+    views = [frame.scan.view for frame in frames]
     made, origins = _made(frames, raw, folder / "steps", options.steps, ledger)
     ledger.close(made.copies_that_differ(), accounts, labels, keys)
     if not options.allow_unmatched:
         _refuse_lost(labels, keys, len(ledger.remarks.get(LOST_LINE, ())))
-    studies = {(frame.name, frame.facts.frame): frame.study for frame in frames}
-    return Reading(content, made, origins, ledger, accounts, patients, studies, path_of)
+    told = {
+        (frame.name, frame.facts.frame): Told(frame.study, view, bool(frame.facts.instance))
+        for frame, view in zip(frames, views)
+    }
+    return Reading(content, made, origins, ledger, accounts, patients, told, path_of)
 
 
 def _content(

@@ -13,9 +13,12 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import NuclearMedicineImageStorage
 
+from raybone.data.annotations import NOT_LESIONS
 from raybone.data.ingest.dicom.header import spacing_of, text, values
 from raybone.deploy.dicom.source import (
     ABNORMAL,
+    ANATOMY,
+    BONE,
     KINDS,
     LONG_STRING,
     NAMES,
@@ -84,8 +87,7 @@ def _made(
         hd.seg.SegmentDescription(
             number,
             name,
-            ABNORMAL,
-            KINDS.get(name, ABNORMAL),
+            *((ANATOMY, BONE) if name in NOT_LESIONS else (ABNORMAL, KINDS.get(name, ABNORMAL))),
             hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm,
         )
@@ -106,7 +108,7 @@ def _made(
         version(),
         "0",
         pixel_measures=measures,
-        content_label="LESIONS",
+        content_label="SKELETON" if {*masks} <= {*NOT_LESIONS} else "LESIONS",
         content_description="Findings of a research model; not a medical device",
     )
     if not spacing:

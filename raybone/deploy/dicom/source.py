@@ -34,6 +34,7 @@ TYPE_2 = (
 LONG_STRING = 64  # characters (PS3.5 6.2)
 OWN = ("SeriesDescription", "SegmentLabel", "AlgorithmName", "TextValue")
 ABNORMAL = codes.SCT.MorphologicallyAbnormalStructure
+ANATOMY, BONE = codes.SCT.AnatomicalStructure, codes.SCT.Bone
 # What a finding is, by category; others are abnormal structures.
 KINDS = {"malignant": Code("14799000", "SCT", "Neoplasm, Secondary")}
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -29,6 +29,10 @@ from raybone.study.yaml12 import load_yaml
 from raybone.types import Scan
 
 GAP = "to be written"
+PIECES = {
+    "tile": "tiles of the scans",
+    "lesion_tile": "tiles of the scans, of which those with lesions by the truth were taken",
+}
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,11 @@ def claim(url: str, moved: str = "") -> list[Row]:
     study = folder.study
     if why := unfetched(study, moved):
         raise WrongInput(f"checklist {url}: needs the dataset, but {why}; give it with --dataset")
+    dataset = dataset_of(study)
     answers = {
-        **_of_data(dataset_of(study)),
+        **_of_data(dataset),
         **_of_training(folder),
+        10: (_pieces(study, dataset.meta["preprocessing"]["steps"]), ""),
         **_of_results(folder),
     }
     text = files("raybone.results.reporting").joinpath("claim.yaml").read_text(encoding="utf-8")
@@ -138,7 +144,7 @@ def _of_data(dataset: Dataset) -> dict[int, tuple[str, str]]:
             "a calculation of the size",
         ),
         35: (
-            f"{counts['scans'] + counts['rejected']} inputs; {counts['rejected']} not taken"
+            f"{counts.get('inputs', 'unknown number of')} inputs; {counts['rejected']} not taken"
             f"{_reasons(dataset)}; "
             f"{counts['scans']} scans of {counts['patients']} patients",
             "what came before these inputs",
@@ -203,7 +209,6 @@ def _of_training(folder: StudyFolder) -> dict[int, tuple[str, str]]:
             f"{study.metric}",
             "",
         ),
-        10: (_pieces(study), ""),
         22: ("; ".join(f"{m.name} ({m.task}): {m.SOURCE}" for m in models), ""),
         23: (
             f"{'; '.join(dict.fromkeys(ran))}; {', '.join(dict.fromkeys(packages))}" if ran else "",
@@ -237,15 +242,21 @@ def _searched(study: Study) -> str:
     return f"fixed {dict(study.fixed)}; searched {text}"
 
 
-def _pieces(study: ResolvedStudy) -> str:
-    """What of a scan a network sees."""
-    seen = dict[str, None]()
+def _pieces(study: ResolvedStudy, steps: Sequence[str]) -> str:
+    """What of a scan a network sees.
+
+    Args:
+        steps: of the dataset.
+    """
+    whole, seen = next((PIECES[step] for step in steps if step in PIECES), "whole scans"), []
     for alone in map(study.of, study.names):
-        tile = alone.fixed.get("tile") or 0
-        judges = load(alone.model).task == "classification" and not alone.fixed.get("target")
-        whole = f"tiles of {tile} pixels" if tile else "whole scans"
-        seen["a piece around each lesion" if judges else whole] = None
-    return ", ".join(seen)
+        if load(alone.model).task == "classification" and not alone.fixed.get("target"):
+            seen.append("a piece around each lesion")
+            continue
+        tiles = [alone.fixed.get("tile"), *_choices(alone, "tile")]
+        sizes = [f"tiles of {tile} pixels" if tile else whole for tile in tiles if tile is not None]
+        seen += sizes or [whole]
+    return ", ".join(dict.fromkeys(seen))
 
 
 def _model_of(study: ResolvedStudy) -> Any:
