@@ -7,7 +7,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from raybone.data.annotations import lesion_mask
@@ -112,8 +112,8 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
     Args:
         intensities: gives the image of a scan, (H, W), with a long side of ``look.size``.
     Attributes:
-        canvas: (H, W) that every sample is padded to; groups: the indices of the scans on it, from
-            left to right; view: (H, W) of each of them;
+        canvas: (H, W) that every sample to train on is padded to; groups: the indices of the scans
+            on it, from left to right; view: (H, W) of each of them;
         stacked: whether the masks are a second channel of the images.
     """
 
@@ -130,7 +130,7 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
         canvases = [canvas_of(s.height, s.width, look.size) for s in scans]
         self.view = (max(c[0] for c in canvases), max(c[1] for c in canvases))
         self.groups = _pairs(scans) if look.montage else [(i,) for i in range(len(scans))]
-        self.canvas = (self.view[0], self.view[1] * (2 if look.montage else 1))
+        self.canvas = (self.view[0], self.view[1] * (1 + look.montage))
 
     @property
     def size(self) -> int:
@@ -144,6 +144,14 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
         """The scan of a sample, the first where it has several."""
         return self.scans[self.groups[index][0]]
 
+    def view_of(self, index: int) -> tuple[int, int]:
+        """(H, W) of each scan of a sample that is scored: what a network says of a scan must not
+        depend on which others are there, as air around it would make it.
+        """
+        own = [self.scans[place] for place in self.groups[index]]
+        canvases = [canvas_of(s.height, s.width, self.size) for s in own]
+        return max(c[0] for c in canvases), max(c[1] for c in canvases)
+
     def collate(self, items: list[tuple[int, Sample]]) -> Batch:
         """Stack samples into a batch."""
         batch = _collate(items)
@@ -155,33 +163,37 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
         epoch, index = key
         change = self.change
         if change is None or epoch < 0:
-            return index, self._plain(index)
+            return index, self._plain(index, self.view_of(index))
         rng = np.random.default_rng([change.seed, epoch, index])
         closed = change.close_at is not None and epoch > change.close_at
         mates = None if closed else self._mates
-        return index, augment(self._plain(index), change.hyper, rng, self.canvas, mates)
+        sample = self._plain(index, self.view)
+        return index, augment(sample, change.hyper, rng, self.canvas, mates)
 
     def _mates(self, rng: np.random.Generator) -> list[Sample]:
         """Three samples to make a mosaic with."""
-        return [self._plain(int(i)) for i in rng.integers(0, len(self), 3)]
+        return [self._plain(int(i), self.view) for i in rng.integers(0, len(self), 3)]
 
-    def _plain(self, index: int) -> Sample:
-        views = [self._view(place) for place in self.groups[index]]
-        if self.canvas == self.view:
+    def _plain(self, index: int, view: tuple[int, int]) -> Sample:
+        """A sample as it is.
+
+        Args:
+            view: (H, W) that each of its scans is padded to.
+        """
+        views = [self._view(place, view) for place in self.groups[index]]
+        if not self.look.montage:
             return views[0]
-        shifts = [
-            np.array([left, 0, left, 0], np.float32)
-            for left in range(0, self.canvas[1], self.view[1])
-        ]
+        canvas = view[0], 2 * view[1]
+        shifts = [np.array([left, 0, left, 0], np.float32) for left in range(0, canvas[1], view[1])]
         masks = [v.mask_CHW for v in views if v.mask_CHW is not None]
         return Sample(
-            pad(np.concatenate([v.image_HW for v in views], 1), self.canvas),
+            pad(np.concatenate([v.image_HW for v in views], 1), canvas),
             np.concatenate([v.boxes_N4 + shift for v, shift in zip(views, shifts)]),
             np.concatenate([v.labels_N for v in views]),
-            pad(np.concatenate(masks, 2), self.canvas) if masks else None,
+            pad(np.concatenate(masks, 2), canvas) if masks else None,
         )
 
-    def _view(self, place: int) -> Sample:
+    def _view(self, place: int, view: tuple[int, int]) -> Sample:
         scan = self.scans[place]
         image_HW = self.intensities(scan)
         scale = self.size / max(scan.height, scan.width)
@@ -190,8 +202,8 @@ class ScanSamples(TorchDataset[tuple[int, Sample]]):
             scale
         )
         labels_N = np.array([self.look.categories.index(le.category) for le in known], np.int64)
-        mask_CHW = pad(self._mask(scan, image_HW.shape), self.view) if self.look.masks else None
-        return Sample(pad(image_HW, self.view), boxes_N4, labels_N, mask_CHW)
+        mask_CHW = pad(self._mask(scan, image_HW.shape), view) if self.look.masks else None
+        return Sample(pad(image_HW, view), boxes_N4, labels_N, mask_CHW)
 
     def _mask(self, scan: Scan, shape: tuple[int, ...]) -> Array:
         """``masks_of`` at the network's size, and non-metastasis in a last channel."""
@@ -248,12 +260,14 @@ def masks_of(scan: Scan, categories: Sequence[str]) -> Array:
 class Loader:
     """Batches of a DataLoader, whose processes must not hang and need room in shared memory.
 
+    Args:
+        batch: samples of the largest batch; batches: gives the keys of each.
     Raises:
         MachineFault: there is none, or a process dies or gives nothing for ``SILENT`` seconds.
     """
 
     def __init__(
-        self, samples: ScanSamples, batch: int, sampler: Any, processes: int, pinned: bool = False
+        self, samples: ScanSamples, batch: int, batches: Any, processes: int, pinned: bool = False
     ) -> None:
         self.dataset, self.processes = samples, processes
         need = (
@@ -273,8 +287,7 @@ class Loader:
             )
         self.loader: DataLoader[tuple[int, Sample]] = DataLoader(
             samples,
-            batch,
-            sampler=sampler,
+            batch_sampler=batches,
             num_workers=processes,
             collate_fn=samples.collate,
             persistent_workers=processes > 0,
@@ -315,17 +328,25 @@ def training_loader(
     """
     seed = samples.change.seed if samples.change else 0
     sampler = EpochSampler(len(samples), seed, rank, world, drawn)
-    return Loader(samples, max(1, batch // world), sampler, processes, pinned=True), sampler
+    share = max(1, batch // world)
+    batches = BatchSampler(cast(Any, sampler), share, drop_last=False)
+    return Loader(samples, share, batches, processes, pinned=True), sampler
 
 
 def validation_loader(
     samples: ScanSamples, batch: int, rank: int, world: int, processes: int
 ) -> Loader:
     """Loader of this rank's share, without padding: every scan is seen exactly once over all
-    ranks.
+    ranks, in a batch with others of its size.
     """
-    places = [(-1, i) for i in range(rank, len(samples), world)]
-    return Loader(samples, batch, places, processes)
+    own = sorted(range(rank, len(samples), world), key=samples.view_of)
+    alike = (list(places) for _, places in groupby(own, samples.view_of))
+    batches = [
+        [(-1, place) for place in places[first : first + batch]]
+        for places in alike
+        for first in range(0, len(places), batch)
+    ]
+    return Loader(samples, batch, batches, processes)
 
 
 def _collate(items: list[tuple[int, Sample]]) -> Batch:

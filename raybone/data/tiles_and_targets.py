@@ -15,7 +15,7 @@ from raybone.data.augment import Sample
 from raybone.data.dataset import Dataset
 from raybone.data.ingest.steps import body_mask, tiles
 from raybone.data.loader import Change, Look, ScanSamples
-from raybone.data.preprocess import pad
+from raybone.data.preprocess import canvas_of, pad
 from raybone.types import Array, Scan
 
 
@@ -63,9 +63,13 @@ class TileSamples(ScanSamples):
         """The scan that a tile is of."""
         return self.scans[self.places[index][0]]
 
-    def _plain(self, index: int) -> Sample:
+    def view_of(self, index: int) -> tuple[int, int]:  # noqa: ARG002
+        """(H, W) of all scans, as tiles are for training alone."""
+        return self.view
+
+    def _plain(self, index: int, view: tuple[int, int]) -> Sample:
         place, y, x = self.places[index]
-        sample = self._view(place)
+        sample = self._view(place, view)
         box_4 = np.array([x, y, x, y], np.float32)
         inside = (..., slice(y, y + self.tile), slice(x, x + self.tile))
         mask_CHW = None if sample.mask_CHW is None else pad(sample.mask_CHW[inside], self.canvas)
@@ -118,7 +122,12 @@ class TargetSamples(ScanSamples):
         # Augmentation drops boxes that leave the image, but a lesion stays what it is.
         return index, replace(sample, labels_N=np.array([self.items[index][2]], np.int64))
 
-    def _plain(self, index: int) -> Sample:
+    def view_of(self, index: int) -> tuple[int, int]:
+        """(H, W) of a sample's own scan."""
+        scan = self.scan_of(index)
+        return canvas_of(scan.height, scan.width, self.size)
+
+    def _plain(self, index: int, view: tuple[int, int]) -> Sample:
         place, lesion, positive = self.items[index]
         scan = self.scans[place]
         image_HW = self.intensities(scan)
@@ -136,10 +145,10 @@ class TargetSamples(ScanSamples):
             > 0
         ).astype(np.uint8)
         return Sample(
-            pad(image_HW, self.view),
+            pad(image_HW, view),
             np.zeros((0, 4), np.float32),
             np.array([positive], np.int64),
-            pad(mask_HW[None], self.view),
+            pad(mask_HW[None], view),
         )
 
 

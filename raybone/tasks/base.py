@@ -176,12 +176,13 @@ class Task:
         Yields:
             The scan's index in ``samples.scans``, and its prediction.
         """
+        width = samples.view_of(index)[1]
         for part, row in enumerate(samples.groups[index]):
-            own = self.crop(prediction, part, samples)
+            own = self.crop(prediction, part, width, 1 + samples.look.montage)
             yield row, self.in_scan(samples.scans[row], own, samples.size)
 
-    def crop(self, prediction: Prediction, part: int, samples: ScanSamples) -> Prediction:
-        """The part of a prediction on a montage that is of its ``part``-th scan."""
+    def crop(self, prediction: Prediction, part: int, width: int, views: int) -> Prediction:
+        """The part of a prediction that is of the ``part``-th of its views, each that wide."""
         return prediction
 
     def in_scan(self, scan: Scan, prediction: Prediction, size: int) -> Prediction:

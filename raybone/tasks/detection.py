@@ -17,7 +17,6 @@ from raybone.tasks.base import Outcome, Task, patients_of, sick
 from raybone.types import Array, Finding, Prediction, Scan
 
 if TYPE_CHECKING:
-    from raybone.data.loader import ScanSamples
     from raybone.models._model import TrainingConfig
 
 # IoU from which boxes of different models are one (Solovyev et al. 2021, arXiv:1910.13302).
@@ -50,21 +49,23 @@ class Detection(Task):
             if (lost := lost_at(scans, size))
         ]
 
-    def crop(self, prediction: Prediction, part: int, samples: ScanSamples) -> Prediction:
+    def crop(self, prediction: Prediction, part: int, width: int, views: int) -> Prediction:
         """The boxes whose centre is in the part, cut at its sides."""
-        width, boxes_N4 = samples.view[1], prediction.boxes_N4
-        last = samples.canvas[1] // width - 1
-        inside_N = (boxes_N4[:, [0, 2]].mean(1) // width).clip(0, last) == part
+        boxes_N4 = prediction.boxes_N4
+        inside_N = (boxes_N4[:, [0, 2]].mean(1) // width).clip(0, views - 1) == part
         left = part * width
         boxes_N4 = boxes_N4[inside_N] - np.array([left, 0, left, 0], np.float32)
         boxes_N4[:, [0, 2]] = boxes_N4[:, [0, 2]].clip(0, width)
         return Prediction(boxes_N4, prediction.scores_N[inside_N], prediction.labels_N[inside_N])
 
     def in_scan(self, scan: Scan, prediction: Prediction, size: int) -> Prediction:
-        """Boxes in pixels of the scan, inside it."""
+        """Boxes in pixels of the scan, inside it; those beside it are left out."""
         scale = np.float32(size / max(scan.height, scan.width))
         limit_4 = np.array([scan.width, scan.height, scan.width, scan.height], np.float32)
-        return replace(prediction, boxes_N4=np.minimum(prediction.boxes_N4 / scale, limit_4))
+        boxes_N4 = np.minimum(prediction.boxes_N4 / scale, limit_4)
+        inside_N = (boxes_N4[:, 0] < boxes_N4[:, 2]) & (boxes_N4[:, 1] < boxes_N4[:, 3])
+        values = (boxes_N4, prediction.scores_N, prediction.labels_N)
+        return Prediction(*(v[inside_N] for v in values))
 
     def agreed(self, members: Sequence[Prediction]) -> tuple[Prediction, Array]:
         """Boxes of one category that overlap by MERGE are one, at most one a member: its sides are

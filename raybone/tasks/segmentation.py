@@ -58,10 +58,10 @@ class Segmentation(Task):
             return TileSamples(images, scans, look, change, config.tile, lesions_only)
         return ScanSamples(images, scans, look, change)
 
-    def crop(self, prediction: Prediction, part: int, samples: ScanSamples) -> Prediction:
+    def crop(self, prediction: Prediction, part: int, width: int, views: int) -> Prediction:
         """The part's columns."""
-        left, mask_CHW = part * samples.view[1], _mask(prediction)
-        return Prediction(mask_CHW=mask_CHW[:, :, left : left + samples.view[1]])
+        left = part * width
+        return Prediction(mask_CHW=_mask(prediction)[:, :, left : left + width])
 
     def in_scan(self, scan: Scan, prediction: Prediction, size: int) -> Prediction:
         """Probabilities of the scan's own size."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from raybone.data.loader import (
 )
 from raybone.data.preprocess import resize, to_intensity
 from raybone.tasks import task_named
-from raybone.types import Prediction
+from raybone.types import Array, Prediction, Scan
 
 
 @pytest.fixture
@@ -128,27 +129,65 @@ def test_a_montage_puts_both_views_of_a_patient_side_by_side_and_takes_them_apar
         )
         as_mask = Prediction(mask_CHW=sample.mask_CHW.astype(np.float32))
         for part, place in enumerate(group):
-            boxes = task_named("detection").crop(as_found, part, pairs)
-            mask = task_named("segmentation").crop(as_mask, part, pairs)
+            boxes = task_named("detection").crop(as_found, part, 32, 2)
+            mask = task_named("segmentation").crop(as_mask, part, 32, 2)
             alone = single[(-1, place)][1]
             np.testing.assert_allclose(boxes.boxes_N4, alone.boxes_N4, atol=1e-4)
             np.testing.assert_array_equal(mask.mask_CHW, alone.mask_CHW)
 
 
-def test_a_box_across_the_middle_of_a_montage_goes_with_its_centre_and_stays_inside(
-    dataset: Path,
-) -> None:
-    opened = open_dataset(dataset)
-    look = Look(["malignant"], 128, montage=True)
-    pairs = ScanSamples(Intensities(opened, 128), opened.training(0), look)
+def test_a_box_across_the_middle_of_a_montage_goes_with_its_centre_and_stays_inside() -> None:
     across = Prediction(
         np.array([[28, 5, 38, 15], [26, 5, 36, 15]], np.float32),
         np.array([0.9, 0.8], np.float32),
         np.zeros(2, np.int64),
     )
-    left, right = (task_named("detection").crop(across, part, pairs) for part in (0, 1))
+    left, right = (task_named("detection").crop(across, part, 32, 2) for part in (0, 1))
     np.testing.assert_array_equal(left.boxes_N4, [[26, 5, 32, 15]])
     np.testing.assert_array_equal(right.boxes_N4, [[0, 5, 6, 15]])
+
+
+def test_a_scan_is_scored_on_its_own_canvas_whatever_else_is_there(dataset: Path) -> None:
+    opened = open_dataset(dataset)
+    images, scans = Intensities(opened, 128), opened.training(0)
+    wide = replace(scans[1], width=scans[1].height, scan_id="wide", lesions=())
+
+    def of(scan: Scan) -> Array:
+        return np.tile(images(scans[1]), 4) if scan.scan_id == "wide" else images(scan)
+
+    look = Look(["malignant"], 128, masks=True)
+    own = ScanSamples(of, scans, look)
+    mixed = ScanSamples(of, [*scans[:3], wide, *scans[3:]], look)
+    assert own.canvas == (128, 32)
+    assert mixed.canvas == (128, 128)
+    batches = [*validation_loader(mixed, 4, 0, 1, 0)]
+    shapes = {tuple(batch.image_NCHW.shape[2:]) for batch in batches}
+    assert shapes == {(128, 32), (128, 128)}
+    assert sorted(i for b in batches for i in b.index_N.tolist()) == list(range(len(mixed)))
+    alone = {
+        i: x
+        for b in validation_loader(own, 4, 0, 1, 0)
+        for i, x in zip(b.index_N.tolist(), b.image_NCHW)
+    }
+    for batch in batches:
+        for index, image in zip(batch.index_N.tolist(), batch.image_NCHW):
+            if index != 3:
+                assert torch.equal(image, alone[index - (index > 3)])
+    shares = [
+        [i for b in validation_loader(mixed, 4, r, 2, 0) for i in b.index_N.tolist()]
+        for r in (0, 1)
+    ]
+    assert sorted(shares[0] + shares[1]) == list(range(len(mixed)))
+
+
+def test_boxes_in_the_air_beside_a_scan_are_none() -> None:
+    scan = Scan("a", "p", "anterior", 128, 30, None, 0, 1.0)
+    boxes_N4 = np.array([[4, 5, 9, 10], [30, 5, 32, 15], [28, 120, 32, 140]], np.float32)
+    found = Prediction(boxes_N4, np.array([0.9, 0.8, 0.7], np.float32), np.zeros(3, np.int64))
+    inside = task_named("detection").in_scan(scan, found, 128)
+    np.testing.assert_array_equal(inside.boxes_N4, [[4, 5, 9, 10], [28, 120, 30, 128]])
+    assert inside.scores_N.tolist() == pytest.approx([0.9, 0.7])
+    assert len(inside.labels_N) == 2
 
 
 def test_a_montage_is_augmented_as_one_image_and_a_mosaic_is_of_four(dataset: Path) -> None:

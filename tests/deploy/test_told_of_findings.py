@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pydicom
 import pytest
@@ -140,6 +141,24 @@ def test_dicom_in_an_archive_is_said_to_lack_its_objects(
     assert found.without == len(found.frames) == 2
     assert all("in an archive; unpack it" in " ".join(f.notes) for f in found.frames)
     assert not [*(tmp_path / "out").glob("*.dcm")]
+
+
+@pytest.mark.parametrize(("model", "more"), [("fcos_r18", {"channels": 64}), ("unet", SMALL)])
+def test_what_is_found_on_a_scan_does_not_depend_on_the_others(
+    model: str, more: dict[str, Any], tmp_path: Path
+) -> None:
+    """Air that makes one scan as wide as another is seen by a network."""
+    made = bundle_of(tmp_path / "b", model, ["malignant"], **{"imgsz": 64, **more})
+    made = at(made, operating_point={"threshold": 0.0001})
+    rng = np.random.default_rng(0)
+    for name, width in (("a", 64), ("square", 256)):
+        values_HW = rng.poisson(30, (256, width)).astype(np.uint16)
+        cv2.imwrite(str(tmp_path / f"{name}.png"), values_HW)
+    names = [str(tmp_path / f"{name}.png") for name in ("a", "square")]
+    (alone,) = predict(made, names[:1], None, Options("NM")).frames
+    first, _ = predict(made, names, None, Options("NM")).frames
+    assert alone.findings
+    assert first.findings == alone.findings
 
 
 def test_a_view_of_a_montage_is_its_own(cohort: Path, tmp_path: Path) -> None:
