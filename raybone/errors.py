@@ -104,7 +104,14 @@ class InvalidConfig(ValueError):
 
 
 class FitFailed(RuntimeError):
-    """A fold cannot go on for a reason of its own (loss not finite): not worth a retry."""
+    """A fold cannot go on for a reason of its own (loss not finite): not worth a retry.
+
+    alone: whether it may be true of one of several workers, for which the others would wait.
+    """
+
+    def __init__(self, message: str, alone: bool = False) -> None:
+        super().__init__(message)
+        self.alone = alone
 
 
 class TooLarge(FitFailed):

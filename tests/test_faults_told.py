@@ -25,13 +25,14 @@ from raybone.cli import main
 from raybone.data.cache import Intensities
 from raybone.data.dataset import dataset_of, open_dataset
 from raybone.data.loader import Look, ScanSamples, validation_loader
-from raybone.errors import DamagedFile, MachineFault, WrongInput
+from raybone.errors import DamagedFile, FitFailed, MachineFault, WrongInput
 from raybone.hpo.brain import Brain
 from raybone.run.kubernetes import manifests
 from raybone.run.local import search
 from raybone.run.ray.jobs import pack
 from raybone.study.files import parse_study, read_study
 from raybone.study.relocate import relocated
+from raybone.train.checkpoint import earlier_fold
 from raybone.types import plain_cell, safe_cell
 
 Mapping = dict[str, Any]
@@ -385,9 +386,37 @@ def test_loader_processes_need_shared_memory_and_may_not_be_silent(
     monkeypatch.setattr("raybone.data.loader.shutil.disk_usage", small)
     assert searched(place, "fixed.loader_workers=1") == 1
     assert "/dev/shm: 1 loader_workers need" in capsys.readouterr().err.splitlines()[-1]
-    monkeypatch.undo()
     assert "failed" not in (place / "st" / "leaderboard.csv").read_text()
-    assert searched(place, "fixed.loader_workers=1") == 0
+    assert searched(place, "fixed.loader_workers=0") == 0  # as it was told to do
+    assert searched(place, "fixed.loader_workers=0", "fixed.depth=3") == 2
+    assert "keeps its settings, but fixed differ" in capsys.readouterr().err
+
+
+def test_weights_of_a_fold_of_the_same_dataset_are_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert searched(place) == 0
+    kept = place / "st" / "runs" / "c000" / "fold0" / "last.pt"
+    assert searched(place, f"fixed.weights={kept}", out="again") == 2
+    assert "must not be of a fold of this dataset, whose training" in capsys.readouterr().err
+    assert not (place / "again").exists()
+
+
+def test_an_earlier_study_that_was_moved_is_told_as_that(tmp_path: Path) -> None:
+    with pytest.raises(FitFailed, match="nothing is there; was it moved"):
+        earlier_fold(str(tmp_path / "st/runs/c000"), 0)
+
+
+def test_categories_are_named_once_and_batches_may_be_automatic_in_a_space(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert searched(place, "fixed.categories=[malignant,malignant]", out="twice") == 2
+    assert "a category is there twice; leave one out" in capsys.readouterr().err
+    assert searched(place, "space={batch: {choice: [4, auto]}}", "fixed.batch=4", out="auto") in (
+        0,
+        2,
+    )
+    assert "Traceback" not in capsys.readouterr().err
 
 
 class Silent(ScanSamples):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -114,6 +114,13 @@ class TrainingConfig(Augmentation):
         "average of the weights is sure of is their truth (mean teacher); 0 leaves them out",
     )
     loader_workers: int = Field(0, ge=0, le=64, description="loader processes of each worker")
+
+    @field_validator("categories")
+    @classmethod
+    def _distinct(cls, categories: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(categories)) < len(categories):
+            raise ValueError("a category is there twice; leave one out")
+        return categories
 
     @model_validator(mode="before")
     @classmethod

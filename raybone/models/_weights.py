@@ -108,6 +108,15 @@ def _grey(value: Tensor, like: Tensor) -> Tensor:
     )
 
 
+def dataset_of_fold(file: Path) -> str:
+    """Hash of the dataset whose fold left this checkpoint; empty of other files."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return str(content["dataset"]) if "fold" in content else ""
+    except Exception:
+        return ""
+
+
 def _read(file: Path) -> dict[str, Tensor]:
     """The tensors of a file by name, and nothing else: whatever classes it names, _Inert stands for
     them.

@@ -17,7 +17,7 @@ from raybone.hpo.races import rungs_of
 from raybone.hpo.sampler import propose
 from raybone.hpo.state import State
 from raybone.models._model import names_study
-from raybone.models._weights import copy_into, start_from, weights_file
+from raybone.models._weights import copy_into, dataset_of_fold, start_from, weights_file
 from raybone.results.lineage import winner_of
 from raybone.run.members import Member, collect, members_of
 from raybone.storage import Folder
@@ -169,6 +169,11 @@ def _with_places(
         if not given or not isinstance(given, str):
             return given
         file = collect(problems, lambda: weights_file(given, member.model))
+        if file and dataset is not None and dataset_of_fold(file) == dataset.hash:
+            problems.append(
+                f"weights {file}: must not be of a fold of this dataset, whose training patients "
+                "other folds validate on; give its study as init_from"
+            )
         module = member.built()
         counts = collect(problems, lambda: start_from(module, file)) if file and module else None
         if counts:
@@ -253,7 +258,7 @@ def _steps(member: Member, dataset: Dataset) -> int:
         [
             float(config.batch),
             float(config.nbs),
-            *(float(str(v)) for values in sizes for v in values),
+            *(float(str(v)) for values in sizes for v in values if v != "auto"),
         ]
     )
     # Two views that share a canvas are one image of the batch.

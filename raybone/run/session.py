@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from raybone.data.dataset import Dataset
 from raybone.environment import environment
@@ -171,7 +172,7 @@ def _agree(folder: StudyFolder, study: ResolvedStudy) -> ResolvedStudy:
     old, new = started.resolved, study.resolved
     same = old.dataset_hash == new.dataset_hash
     kept = [k for k in Study.model_fields if k not in CHANGEABLE and (k, same) != ("dataset", True)]
-    changed = [k for k in kept if getattr(started, k) != getattr(study, k)]
+    changed = [k for k in kept if _settled(started, k) != _settled(study, k)]
     # What a cohort race decides depends on how many there are.
     free = "risk" if started.search.scheduler == "cohort_race" else "trials"
     more = {free: getattr(study.search, free)}
@@ -194,6 +195,12 @@ def _agree(folder: StudyFolder, study: ResolvedStudy) -> ResolvedStudy:
             "differ; give another --out, or the settings of its study.yaml"
         )
     return study.with_prior(old.prior)
+
+
+def _settled(study: ResolvedStudy, key: str) -> Any:
+    """What of a study makes its scores what they are: the number of loader processes does not."""
+    value = getattr(study, key)
+    return {k: v for k, v in value.items() if k != "loader_workers"} if key == "fixed" else value
 
 
 @contextlib.contextmanager

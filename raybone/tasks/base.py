@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from raybone.data.annotations import NOT_LESIONS, is_focus
+from raybone.data.annotations import NOT_LESIONS, foci, is_focus
+from raybone.data.augment import LEAST_SIDE, lost_at
 from raybone.data.dataset import Dataset
 from raybone.data.folds import TEST
 from raybone.metrics.lesions import THRESHOLD, patient_metrics
@@ -156,6 +157,22 @@ class Task:
     def warnings(self, dataset: Dataset, config: TrainingConfig, sizes: Sequence[int]) -> list[str]:
         """What the leaderboard warns of at these image sizes."""
         return []
+
+    def _small(
+        self, dataset: Dataset, config: TrainingConfig, sizes: Sequence[int]
+    ) -> Iterator[tuple[int, str]]:
+        """Sizes at which lesions outside the test group are under ``LEAST_SIDE`` pixels a side, and
+        how many are.
+        """
+        scans = [
+            replace(s, lesions=tuple(le for le in foci(s) if le.category in config.categories))
+            for s in self.usable(dataset.scans)
+            if dataset.fold_of[s.patient_id] != TEST
+        ]
+        total = sum(len(s.lesions) for s in scans)
+        for size in sizes:
+            if lost := lost_at(scans, size):
+                yield size, f"{lost} of {total} lesions are under {LEAST_SIDE} pixels a side"
 
     def _lesions(self, dataset: Dataset, config: TrainingConfig) -> list[tuple[Scan, Lesion]]:
         """Lesions to train on and be scored by, with their scans."""

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raybone.data.annotations import foci
-from raybone.data.augment import LEAST_SIDE, lost_at
 from raybone.data.dataset import Dataset
-from raybone.data.folds import TEST
 from raybone.metrics.boxes import box_metrics, lesion_hits, weighted_ap
 from raybone.tasks.base import Outcome, Task, patients_of, sick
 from raybone.types import Array, Finding, Prediction, Scan
@@ -36,18 +34,8 @@ class Detection(Task):
         """A line for each size at which lesions outside the test group are lost: detectors are not
         trained on boxes under ``LEAST_SIDE`` pixels a side, but scored by them.
         """
-        scans = [
-            replace(s, lesions=tuple(le for le in foci(s) if le.category in config.categories))
-            for s in self.usable(dataset.scans)
-            if dataset.fold_of[s.patient_id] != TEST
-        ]
-        total = sum(len(s.lesions) for s in scans)
-        return [
-            f"imgsz {size}: {lost} of {total} lesions are under {LEAST_SIDE} pixels a side; they "
-            "are not trained on, but scored"
-            for size in sizes
-            if (lost := lost_at(scans, size))
-        ]
+        small = self._small(dataset, config, sizes)
+        return [f"imgsz {n}: {what}; they are not trained on, but scored" for n, what in small]
 
     def crop(self, prediction: Prediction, part: int, width: int, views: int) -> Prediction:
         """The boxes whose centre is in the part, cut at its sides."""

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from raybone.data.annotations import decisive, foci, lesion_mask, mask_of, rle_of
+from raybone.data.dataset import Dataset
 from raybone.data.preprocess import resize
 from raybone.metrics.lesions import THRESHOLD
 from raybone.metrics.masks import (
@@ -57,6 +58,17 @@ class Segmentation(Task):
             lesions_only = config.tiles == "lesions"
             return TileSamples(images, scans, look, change, config.tile, lesions_only)
         return ScanSamples(images, scans, look, change)
+
+    def warnings(self, dataset: Dataset, config: TrainingConfig, sizes: Sequence[int]) -> list[str]:
+        """A line for each size at which masks of lesions outside the test group may lose all their
+        pixels: they are scored at the size of the scan.
+        """
+        small = self._small(dataset, config, sizes)
+        return [
+            f"imgsz {n}: {what}; their masks may vanish and be trained on as background, but are "
+            "scored"
+            for n, what in small
+        ]
 
     def crop(self, prediction: Prediction, part: int, width: int, views: int) -> Prediction:
         """The part's columns."""

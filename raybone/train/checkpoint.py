@@ -53,6 +53,11 @@ def earlier_fold(configuration: str, fold: int) -> dict[str, Any]:
     folder = Folder(configuration)
     name = fold_name(fold) if fold_name(fold) in folder.names() else fold_name(0)
     state = read_checkpoint(folder.child(name))
+    if state is None and not folder.names():
+        raise FitFailed(
+            f"{configuration}: must be the configuration of an earlier study, but nothing is "
+            "there; was it moved? Put it back"
+        )
     if state is None:
         raise FitFailed(
             f"{configuration}/{name}: must have the weights of an earlier study, but {LAST} is "

@@ -70,7 +70,7 @@ def fit(
             epoch = run.epoch(last=len(run.history) + 1 == stop)
         except (torch.OutOfMemoryError, TooLarge) as error:
             if run.parts >= run.config.batch or run.world > 1:
-                raise FitFailed(" ".join(str(error).split())) from None
+                raise FitFailed(" ".join(str(error).split()), alone=run.world > 1) from None
             parts = 2 * run.parts
             # Others hold memory as well: what takes over half of it would end the process
             while parts < run.config.batch and getattr(error, "times", 0) > parts / run.parts / 2:
@@ -89,7 +89,7 @@ def _begun(job: FoldJob, place: _Place, parts: int = 1) -> _Run:
     try:
         return _Run(job, place, parts)
     except torch.OutOfMemoryError as error:
-        raise FitFailed(" ".join(str(error).split())) from None
+        raise FitFailed(" ".join(str(error).split()), alone=ranks()[1] > 1) from None
 
 
 @dataclass(frozen=True)
@@ -196,13 +196,13 @@ class _Run:
             torch.cuda.reset_peak_memory_stats(self.device)
         train_loss = self._train(number)
         trained = time.monotonic() - started
-        if not finite(self.average.state_dict()):  # such as the running variance of a norm
-            where = f"fold {self.job.fold} epoch {number}"
-            raise FitFailed(f"{where}: weights must be finite; lower lr0")
         if self.world > 1:
             # A rank that resumes has those of rank 0 as well, also where the average teaches.
             for buffer in (*self.average.buffers(), *self.net.buffers()):
                 dist.broadcast(buffer, 0)
+        if not finite(self.average.state_dict()):  # such as the running variance of a norm
+            where = f"fold {self.job.fold} epoch {number}"
+            raise FitFailed(f"{where}: weights must be finite; lower lr0")
         metrics, findings = dict[str, float](), list[dict[str, Any]]()
         if self.validation is not None:
             metrics, findings = evaluate(
@@ -301,7 +301,9 @@ class _Run:
         return torch.stack(list(losses.values())).sum()
 
     def _autocast(self) -> torch.autocast:
-        enabled = self.config.amp and self.device.type == "cuda"
+        # Older GPUs only emulate bfloat16, slower than they are in float32
+        cuda = self.device.type == "cuda"
+        enabled = self.config.amp and cuda and torch.cuda.is_bf16_supported(False)
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def _step(self, number: int, step: int) -> None:
@@ -374,7 +376,7 @@ class _Run:
         job = self.job
         return {
             "model": job.model.name,
-            "config": job.config.model_dump(mode="json"),
+            "config": job.config.model_dump(mode="json", exclude={"loader_workers"}),
             "fold": job.fold,
             "seed": job.seed,
             "epochs": job.epochs,

@@ -92,3 +92,20 @@ def test_a_control_group_may_have_less_than_the_machine(tmp_path: Path) -> None:
     (tmp_path / "memory/memory.limit_in_bytes").write_text("2500\n")
     assert memory_bytes(tmp_path / "meminfo", tmp_path) == 2500
     assert memory_bytes(tmp_path / "none", tmp_path) is None
+
+
+def test_tiles_take_what_images_of_their_size_take() -> None:
+    """The step that is tried is of small images, which are no whole scans to slide over."""
+    model, kept = load("unet"), []
+    for tile in (0, 512):
+        config = model.Config.model_validate({"width": 4, "depth": 2, "tile": tile})
+        torch.manual_seed(0)
+        images = Batch(
+            torch.rand(2, 1, 512, 512),
+            [torch.zeros(0, 4)] * 2,
+            [torch.zeros(0, dtype=torch.int64)] * 2,
+            torch.zeros(2, 1, 512, 512, dtype=torch.uint8),
+            torch.arange(2),
+        )
+        kept.append(step_bytes(model.build(config).train(), images))
+    assert kept[1] == kept[0] > 0

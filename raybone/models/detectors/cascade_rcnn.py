@@ -1,9 +1,10 @@
 """Cascade R-CNN (Cai & Vasconcelos 2018, arXiv:1712.00726): three heads, each trained on the boxes
 of the one before.
 
-Stages ask for an overlap of .5, .6 and .7; boxes are class-agnostic, and scores are the mean of the
-three heads on the last boxes. torchvision has no such model; its Faster R-CNN gives the backbone,
-the proposals and the parts of a head.
+Stages ask for an overlap of .5, .6 and .7; boxes are class-agnostic, and the score of a last box is
+the mean of what each head says of the box that it was given, as common implementations have it (the
+paper's ensemble has all three look at the boxes of the third stage). torchvision has no such model;
+its Faster R-CNN gives the backbone, the proposals and the parts of a head.
 """
 
 from __future__ import annotations

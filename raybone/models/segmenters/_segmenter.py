@@ -116,7 +116,9 @@ class Segmenter(nn.Module):
 
     def _outputs(self, image_NCHW: Tensor) -> list[Tensor]:
         tile = self.config.tile
-        if tile and image_NCHW.shape[2:] != (tile, tile):  # a whole scan
+        # What is trained on is a tile of any size: a step of a small one tells what it takes.
+        trains = self.training and torch.is_grad_enabled()
+        if tile and not trains and image_NCHW.shape[2:] != (tile, tile):  # a whole scan
             from monai.inferers import sliding_window_inference  # seconds to import
 
             height, width = image_NCHW.shape[2:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import secrets
 import threading
@@ -98,6 +99,10 @@ class Slots:
     def _died(self, name: str, error: Exception) -> None:
         reason, blame = cause_of(error)
         counts = blame != "room" and not (blame in self._of_a_node() and self._lost_a_node())
+        if blame == "room":
+            logging.getLogger(__name__).warning(
+                "waiting for room: %s; `ray status` shows what others use of the cluster", reason
+            )
         if self._over:
             return  # all is told, and a call would start another Ray
         ours = isinstance(error, train.TrainingFailedError)

@@ -130,6 +130,9 @@ def _do(slot: Slot, task: Task, folder: StudyFolder, dataset: Dataset, watchdog:
                 return Ended("interrupted")
             watchdog.expect(segment.fold)
     except FitFailed as error:
+        if error.alone:  # the others wait for this one, and end with its process
+            ray.get(find(slot.hub).gives_up.remote(slot.name, str(error)))
+            raise
         return Ended("failed", str(error))
     finally:
         watchdog.rest()
