@@ -1,7 +1,7 @@
 """What pre-training on phantoms gives on real data: slices of BM-Seg and pictures of BCCD, with
 and without it, in one study.
 
-    python benchmarks/pretraining.py BMSEG BCCD [--epochs 30]
+    python benchmarks/pretraining.py BMSEG BCCD [--epochs 30] [--only bmseg|bccd]
 
 BMSEG has images and masks, BCCD JPEGImages and Annotations. A U-Net and a YOLO11n are trained on a
 phantom first; the folds of the study then start from nothing, or from its winner's.
@@ -10,6 +10,7 @@ phantom first; the folds of the study then start from nothing, or from its winne
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -115,9 +116,11 @@ if __name__ == "__main__":
     parser.add_argument("bccd", type=Path)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", choices=ROWS, help="of these data alone; the others' figures stay")
     chosen = parser.parse_args()
-    found: dict[str, Any] = {}
-    for which in ROWS:
+    kept = machine.RESULTS / "pretraining.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if chosen.only and kept.exists() else {}
+    for which in [chosen.only] if chosen.only else ROWS:
         with tempfile.TemporaryDirectory() as folder:
             source = getattr(chosen, which)
             found[which] = measured(which, source, Path(folder), chosen.epochs, chosen.seeds)
