@@ -281,7 +281,7 @@ def _objects(out: Path, frame: Frame, job: Job) -> bool:
     masks = {name: mask_of(rle) for name, rle in frame.masks.items()}
     what = "DICOM Segmentation" if masks else "DICOM Structured Report"
     if not job.is_dicom(frame):
-        frame.notes.append(f"no {what}: the source is no DICOM object that others can refer to")
+        frame.notes.append(f"no {what}: the source is no DICOM object")
         return True
     if not frame.findings:
         frame.notes.append(f"no {what}: nothing was found")

@@ -400,7 +400,7 @@ def test_scans_that_look_otherwise_are_flagged_and_what_is_no_scan_is_named(
     frames = {Path(f["source"]).name: f for f in predicted(tmp_path / "out")}
     assert frames[scan.name]["oddities"] == []
     assert len(frames["a 'picture.png"]["oddities"]) >= 2
-    assert "no DICOM file" in frames["a 'picture.png"]["notes"][0]
+    assert "the source is no DICOM object" in frames["a 'picture.png"]["notes"][0]
 
 
 def test_one_model_of_all_patients_but_the_test_group(place: Path) -> None:

@@ -167,10 +167,10 @@ def read(
     ledger.close(made.copies_that_differ(), accounts, labels, keys)
     if not options.allow_unmatched:
         _refuse_lost(labels, keys, len(ledger.remarks.get(LOST_LINE, ())))
-    told = {
-        (frame.name, frame.facts.frame): Told(frame.study, view, bool(frame.facts.instance))
-        for frame, view in zip(frames, views)
-    }
+    told = dict[tuple[str, int], Told]()
+    for frame, view in zip(frames, views):
+        facts = frame.facts
+        told[frame.name, facts.frame] = Told(frame.study, view, bool(facts.instance or facts.study))
     return Reading(content, made, origins, ledger, accounts, patients, told, path_of)
 
 
