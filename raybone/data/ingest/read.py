@@ -162,16 +162,22 @@ def read(
     accounts = (*content.accounts, *more)
     _refuse(accounts, options)
     frames, patients = tell_apart(frames, secret)
-    views = [frame.scan.view for frame in frames]
+    told = _told(frames)
     made, origins = _made(frames, raw, folder / "steps", options.steps, ledger)
     ledger.close(made.copies_that_differ(), accounts, labels, keys)
     if not options.allow_unmatched:
         _refuse_lost(labels, keys, len(ledger.remarks.get(LOST_LINE, ())))
-    told = dict[tuple[str, int], Told]()
-    for frame, view in zip(frames, views):
-        facts = frame.facts
-        told[frame.name, facts.frame] = Told(frame.study, view, bool(facts.instance or facts.study))
     return Reading(content, made, origins, ledger, accounts, patients, told, path_of)
+
+
+def _told(frames: Sequence[Frame]) -> dict[tuple[str, int], Told]:
+    """Of each frame, by the name of its input and its number."""
+    return {
+        (frame.name, frame.facts.frame): Told(
+            frame.study, frame.scan.view, bool(frame.facts.instance or frame.facts.study)
+        )
+        for frame in frames
+    }
 
 
 def _content(
