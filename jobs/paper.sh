@@ -16,7 +16,7 @@ esac
 case $paper in
 wbbs) folds=5 epochs=${EPOCHS:-16} patients=${PATIENTS:-36} ;;
 spect) folds=3 epochs=${EPOCHS:-16} patients=${PATIENTS:-36} ;;
-lesions) folds=3 epochs=${EPOCHS:-12} patients=${PATIENTS:-48} ;;
+lesions) folds=3 epochs=${EPOCHS:-12} patients=${PATIENTS:-36} ;;
 *) folds=3 epochs=${EPOCHS:-12} patients=${PATIENTS:-36} height=512 ;;
 esac
 
@@ -84,7 +84,7 @@ spect)
 lesions)
     cohort lesions 4 dicom
     for model in resnet50 inception_v3 vgg16 densenet169; do
-        study "lesion_$model" "lesion-$(echo $model | tr _ -)" dataset="$out/lesions" search.trials=1 fixed.imgsz=256 \
+        study "lesion_$model" "lesion-$(echo $model | tr _ -)" dataset="$out/lesions" search.trials=1 fixed.imgsz=128 \
             fixed.batch=16 fixed.nbs=16 'search.points=[{"lr0":0.0003,"weight_decay":0.0,"fliplr":0.5,"count_scale":0.0}]'
     done
     ;;
