@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -92,6 +93,11 @@ def test_each_of_several_folders_has_its_own_layout_and_tables(tmp_path: Path) -
     assert named == {str(f / "images/1.png") for f in folders}
     zipped = reading_of([tmp_path / "A", Path(archive)], tmp_path / "zipped", layout="any")
     assert sorted(s.site for s, _ in zipped) == ["site A", "site B"]
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
+        pass
+    broken = reading_of([tmp_path / "A", tmp_path / "empty.zip"], tmp_path / "broken", layout="any")
+    assert len(list(broken)) == 1
+    assert [path for path, _ in broken.rejected()] == [str(tmp_path / "empty.zip")]
 
 
 def test_images_beside_dicom_are_scans_for_any_and_none_for_auto(

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -224,21 +223,21 @@ def _places(
     sources: Path | Sequence[Path], folder: Path
 ) -> tuple[list[tuple[str, Path]], Callable[[str], str]]:
     """What to read as (prefix of names, folder or archive), and what gives the path of an input as
-    the caller gave it. Each folder and archive of a list is read by itself, as its layout and its
-    tables are of it alone, and its files together.
+    the caller gave it. Each folder of a list is read by itself, as its layout and its tables are of
+    it alone, and the files and archives together.
     """
     listed = [sources] if isinstance(sources, Path) else list(sources)
     folders = [s.parent if s.name.upper() == "DICOMDIR" and s.is_file() else s for s in listed]
-    if isinstance(sources, Path) or (len(folders) == 1 and not _single(folders[0])):
+    if isinstance(sources, Path) or (len(folders) == 1 and folders[0].is_dir()):
         return [("", folders[0])], lambda name: str(folders[0] / name)
     places, files = list[tuple[str, Path]](), folder / "sources"
     for number, source in enumerate(folders):
         name = source.resolve().name
-        if _single(source):
+        if source.is_dir():
+            places.append((f"{number}/{name}/", source))
+        else:
             (files / str(number)).mkdir(parents=True)
             (files / str(number) / name).symlink_to(source.resolve())
-        else:
-            places.append((f"{number}/{name}/", source))
     if files.exists():
         places.append(("", files))
 
@@ -247,11 +246,6 @@ def _places(
         return str(folders[int(number)].joinpath(*below))
 
     return places, path_of
-
-
-def _single(source: Path) -> bool:
-    """Whether a source is one scan, or an annotation, and neither folder nor archive."""
-    return source.is_file() and not zipfile.is_zipfile(source)
 
 
 def _refuse_lost(labels: Labels, keys: set[str], lost: int) -> None:
