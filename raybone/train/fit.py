@@ -70,7 +70,9 @@ def fit(
             epoch = run.epoch(last=len(run.history) + 1 == stop)
         except (torch.OutOfMemoryError, TooLarge) as error:
             if run.parts >= run.config.batch or run.world > 1:
-                raise FitFailed(" ".join(str(error).split()), alone=run.world > 1) from None
+                # Of a step that is too large every rank says the same; a GPU may be full alone
+                alone = run.world > 1 and not isinstance(error, TooLarge)
+                raise FitFailed(" ".join(str(error).split()), alone) from None
             parts = 2 * run.parts
             # Others hold memory as well: what takes over half of it would end the process
             while parts < run.config.batch and getattr(error, "times", 0) > parts / run.parts / 2:
