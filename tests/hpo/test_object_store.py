@@ -41,6 +41,17 @@ else:
 """
 
 
+# One request at a time, as S3 itself has it of one key: moto looks and then writes, and two of its
+# threads may do so at once.
+SERVER = """
+import sys
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+application = DomainDispatcherApplication(create_backend_app)
+run_simple("127.0.0.1", int(sys.argv[1]), application, threaded=False)
+"""
+
+
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """A bucket on a server of this machine, which Arrow and obstore find in the environment."""
@@ -57,7 +68,7 @@ def bucket() -> Iterator[str]:
             patch.setenv(name, "us-east-1")
         patch.setenv("AWS_ENDPOINT_URL", url)
         server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-p", str(port)],
+            [sys.executable, "-c", SERVER, str(port)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
