@@ -72,6 +72,7 @@ def main(epochs: int, seeds: int) -> None:
         arms: dict[str, tuple[Dataset, dict[str, Any]]] = {
             "a quarter of the outlines": (hidden(opened, True), {}),
             "and the others' scans": (hidden(opened, True), {"unlabelled": 1.0}),
+            "and these with a weight of 0.2": (hidden(opened, True), {"unlabelled": 0.2}),
             "all outlines": (hidden(opened, False), {}),
         }
         for seed in range(seeds):

@@ -24,9 +24,11 @@ from PIL import Image
 from raybone.cli import main
 from raybone.data.cache import Intensities
 from raybone.data.dataset import dataset_of, open_dataset
+from raybone.data.ingest.prepare import prepare
 from raybone.data.loader import Look, ScanSamples, validation_loader
 from raybone.errors import DamagedFile, FitFailed, MachineFault, WrongInput
 from raybone.hpo.brain import Brain
+from raybone.run.checks import resolve
 from raybone.run.kubernetes import manifests
 from raybone.run.local import search
 from raybone.run.ray.jobs import pack
@@ -400,6 +402,28 @@ def test_weights_of_a_fold_of_the_same_dataset_are_refused(
     assert searched(place, f"fixed.weights={kept}", out="again") == 2
     assert "must not be of a fold of this dataset, whose training" in capsys.readouterr().err
     assert not (place / "again").exists()
+
+
+@pytest.mark.parametrize(("width", "times"), [(128, "4.0"), (40, "")])
+def test_a_scan_of_another_shape_that_makes_all_images_larger_is_told(
+    width: int, times: str, study: Mapping, tmp_path: Path
+) -> None:
+    for number in range(8):
+        wide = width if number == 3 else 32
+        values_HW = np.random.default_rng(number).integers(0, 200, (128, wide)).astype(np.uint8)
+        mask_HW = np.zeros_like(values_HW)
+        mask_HW[20:40, 5:20] = 255
+        for part, picture_HW in (("images", values_HW), ("masks", mask_HW)):
+            (tmp_path / "in" / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture_HW).save(tmp_path / "in" / part / f"{number}.png")
+    made = prepare(tmp_path / "in", tmp_path / "ds", folds=2, key=tmp_path / "key")
+    content = small(study, dataset=str(made.path))
+    warnings = resolve(parse_study({**content, "search": {"trials": 1, "folds": 2}}))[
+        0
+    ].resolved.warnings
+    told = [w for w in warnings if "scans of other shapes" in w]
+    assert len(told) == bool(times)
+    assert all(f"{times} times as large as most are; prepare them apart" in w for w in told)
 
 
 def test_an_earlier_study_that_was_moved_is_told_as_that(tmp_path: Path) -> None:

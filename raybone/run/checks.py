@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from raybone.version import version
 
 # Proposals that a model may refuse before a study of fixed values that it does not take is refused
 FEW = 10
+AIR = 2.0  # times the median size of an image from which on the largest canvas is worth a warning
 SMALL = 10  # per cent of the lesions that are smaller than the smallest anchor
 
 
@@ -55,7 +57,7 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[ResolvedStudy, Dat
     steps = min(_steps(m, dataset) for m in members)
     task = members[0].task
     warnings = [*dataset.meta.get("fold_warnings", ()), *started]
-    warnings += filter(None, [beyond_trials(study)])
+    warnings += filter(None, [beyond_trials(study), _air(dataset)])
     for member in members:
         warnings += task.warnings(dataset, member.config, _sizes(member))
     resolved = Resolved(
@@ -246,6 +248,23 @@ def _sizes(member: Member) -> list[int]:
     param = member.study.space.get("imgsz")
     values = (param.choice or param.bounds or ()) if param else (member.config.imgsz,)
     return sorted(v for v in values if isinstance(v, int))
+
+
+def _air(dataset: Dataset) -> str:
+    """That a few scans make the canvas of all much larger than most need, which costs time alone;
+    empty where they do not.
+    """
+    shapes = [
+        (s.height / max(s.height, s.width), s.width / max(s.height, s.width)) for s in dataset.scans
+    ]
+    high, wide = (max(sides) for sides in zip(*shapes))
+    times = high * wide / statistics.median(h * w for h, w in shapes)
+    return (
+        f"scans of other shapes make every image to train on {times:.1f} times as large as most "
+        "are; prepare them apart"
+        if times >= AIR
+        else ""
+    )
 
 
 def _steps(member: Member, dataset: Dataset) -> int:
