@@ -116,7 +116,9 @@ if __name__ == "__main__":
     parser.add_argument("bccd", type=Path)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--only", choices=ROWS, help="of these data alone; the others' figures stay")
+    parser.add_argument(
+        "--only", choices=ROWS, help="of these data alone; the others' figures stay"
+    )
     chosen = parser.parse_args()
     kept = machine.RESULTS / "pretraining.json"
     found: dict[str, Any] = json.loads(kept.read_text()) if chosen.only and kept.exists() else {}

@@ -81,10 +81,14 @@ def main(epochs: int, seeds: int) -> None:
                 rows.setdefault(name, []).extend(found)
                 print(f"seed {seed}, {name}: {np.round(found, 3).tolist()}", flush=True)
     kept = {name: {"dice": values, "mean": float(np.mean(values))} for name, values in rows.items()}
-    plain, semi = (np.array(rows[n]) for n in list(arms)[:2])
+    first, *others = arms
+    gains = {name: np.array(rows[name]) - np.array(rows[first]) for name in others}
     gain = {
-        "mean": float((semi - plain).mean()),
-        "standard_error": float((semi - plain).std(ddof=1) / np.sqrt(len(plain))),
+        name: {
+            "mean": float(own.mean()),
+            "standard_error": float(own.std(ddof=1) / np.sqrt(len(own))),
+        }
+        for name, own in gains.items()
     }
     print(kept, gain)
     machine.keep("unlabelled", {"epochs": epochs, "patients": PATIENTS, "arms": kept, "gain": gain})
