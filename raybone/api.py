@@ -298,6 +298,7 @@ class Results:
         all_patients: str = "",
         onnx: bool = False,
         operate: str = "max_f1",
+        best: int = 1,
     ) -> Bundle:
         """Write the winner, or another rank, as a model bundle.
 
@@ -309,6 +310,9 @@ class Results:
             operate: how the score from which on something is found is chosen, out of fold:
                 ``max_f1``, ``sensitivity=0.9``, ``specificity=0.9``, ``fp_per_scan=1`` or
                 ``score=0.5``.
+            best: up to so many configurations of the same model and image size, from the rank on,
+                come in together: as many as score best on the patients that their folds have not
+                seen.
         Raises:
             WrongInput: no such rank or score, its weights or the study's dataset are gone, or
                 ``out`` exists.
@@ -323,9 +327,8 @@ class Results:
             from raybone.run.ray.refit import train_on_ray
 
             train = partial(train_on_ray, address=_address(all_patients), tell=epoch_line)
-        return refit(
-            self.folder, Path(out), Options(rank, train, onnx, Rule.of(operate)), bar("refit")
-        )
+        options = Options(rank, train, onnx, Rule.of(operate), best)
+        return refit(self.folder, Path(out), options, bar("refit"))
 
     def __repr__(self) -> str:
         rows = len(self.folder.state.configurations)

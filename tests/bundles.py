@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from raybone.deploy.bundle import Bundle, write_bundle
+from raybone.deploy.bundle import Bundle, Network, write_bundle
 from raybone.models import load
 from raybone.tasks import task_named
 
@@ -42,8 +42,8 @@ def bundle_of(
         "pixels": [],
         "score": {"metric": task_named(own.task).ranked[0]},
     }
-    states = {}
+    networks = {}
     for k in range(members):
         torch.manual_seed(k)
-        states[f"fold{k}"] = own.build(fixed).state_dict()
-    return write_bundle(place, meta, states, "card")
+        networks[f"fold{k}"] = Network(own.build(fixed).state_dict())
+    return write_bundle(place, meta, networks, "card")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,10 @@ from raybone.results.terminal import bar, epoch_line, say, show_by_model, show_t
 from raybone.types import safe_cell
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from raybone.deploy.predict import Predicted
+    from raybone.results.study_folder import StudyFolder
 
 
 def leaderboard(
@@ -55,7 +59,7 @@ def leaderboard(
         first.study  # noqa: B018  # that it is no study is said first
         first.refuse_loss()
     boards = {name: (f.study, f.state) for name, f in folders.items()}
-    table = merged_leaderboard(boards) if others else first.write_table()
+    table = merged_leaderboard(boards) if others else _written(first)
     if by_model:
         from raybone.results.by_model import by_model as table_of_models
         from raybone.results.speed import Timer
@@ -74,6 +78,20 @@ def leaderboard(
         show_by_model(table)
     else:
         show_table(table, brief)
+
+
+def _written(folder: StudyFolder) -> pd.DataFrame:
+    """The leaderboard of a study, which is written there unless its driver does, or nobody may."""
+    from raybone.hpo.lease import Lease
+
+    if Lease(folder.files).holder():
+        return folder.table()
+    try:
+        return folder.write_table()
+    except OSError as error:
+        why = error.strerror or error
+        say(f"warning: {folder.url}/leaderboard.csv is left as it is: {why}", file=sys.stderr)
+        return folder.table()
 
 
 def track(study: str, *, to: str, follow: bool = False) -> None:
@@ -166,11 +184,14 @@ class Made:
         operate RULE: score from which on something is found, chosen out of fold: max_f1,
             sensitivity=0.9, specificity=0.9, fp_per_scan=1 or score=0.5 (default %(default)s)
         onnx: write ONNX files as well, checked against torch
+        best N: up to N configurations of one model and image size, from the rank on, come in
+            together: as many as score best out of fold (default %(default)s)
     """
 
     rank: int = 1
     operate: str = "max_f1"
     onnx: bool = False
+    best: int = 1
 
 
 def refit(study: str, *, out: str, dataset: str = "", everyone: Everyone, made: Made) -> None:
@@ -196,7 +217,7 @@ def refit(study: str, *, out: str, dataset: str = "", everyone: Everyone, made: 
             "refit: --address and --local say where to train, but fold models are trained already; "
             "leave them out, or add --all-patients"
         )
-    options = Options(made.rank, train, made.onnx, Rule.of(made.operate))
+    options = Options(made.rank, train, made.onnx, Rule.of(made.operate), made.best)
     bundle = refit(StudyFolder(study, dataset), out, options, bar("refit"))
     source, point = bundle.meta["study"], bundle.meta["operating_point"]
     say(
@@ -205,6 +226,14 @@ def refit(study: str, *, out: str, dataset: str = "", everyone: Everyone, made: 
         f"scores at least {point['threshold']:.3g} ({point.get('reason', point['rule'])}); read "
         "its README.md"
     )
+    if together := bundle.meta["together"]:
+        metric, tried = together["metric"], together["by_number"]
+        ids = ", ".join(one["config_id"] for one in together["configurations"])
+        say(
+            f"together are {ids}, of the best {len(tried)}: {metric} out of fold of the first, the "
+            f"first two and so on {', '.join(map('{:.3f}'.format, tried))}; by the number that the "
+            f"other folds choose {together[f'{metric}_mean']:.3f}"
+        )
 
 
 def predict(

@@ -45,10 +45,13 @@ class Part(BaseModel):
 
 
 class Member(Part):
-    """A file of weights in the bundle's folder."""
+    """A file of weights in the bundle's folder, and its own configuration if it is not the
+    bundle's.
+    """
 
     file: str = Field(pattern=r"^[^/\\]+$")
     sha256: str
+    config: dict[str, Any] | None = None
 
 
 class Preprocessing(Part):
@@ -92,6 +95,14 @@ class Content(Part):
     patients: list[str]
     kind: str
     name: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """Weights, and the configuration that they were trained with; None for the bundle's."""
+
+    state: Mapping[str, Tensor]
+    config: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -177,14 +188,14 @@ class Bundle:
             return []
         return [f"must be of scans of the steps {theirs}, got {own}; prepare them alike"]
 
-    def _member(self, entry: Mapping[str, str]) -> nn.Module:
+    def _member(self, entry: Mapping[str, Any]) -> nn.Module:
         file = self.path / entry["file"]
         if not file.is_file() or _digest(file) != entry["sha256"]:
             raise WrongInput(
                 f"bundle {self.path}: {entry['file']} must be the file it was made with, but is "
                 "changed or gone; copy the bundle again"
             )
-        module = self.model.build(self.config)
+        module = self.model.build(self._config_of(entry))
         try:
             tensors = load_file(file)
             fill(module, tensors, str(file))
@@ -199,6 +210,10 @@ class Bundle:
                 "infinite ones, with which nothing is ever found; refit it again"
             )
         return module
+
+    def _config_of(self, entry: Mapping[str, Any]) -> TrainingConfig:
+        own = entry.get("config")
+        return self.config if own is None else self.model.Config.model_validate(own)
 
 
 def open_bundle(path: Path | str) -> Bundle:
@@ -238,7 +253,10 @@ def open_bundle(path: Path | str) -> Bundle:
         config = model.Config.model_validate(meta["config"])
         if content.categories != task_named(model.task).names(config):
             raise KeyError("categories")
-        return Bundle(path, meta, model, config)
+        bundle = Bundle(path, meta, model, config)
+        for entry in meta["members"]:
+            bundle._config_of(entry)
+        return bundle
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, WrongInput):
             raise
@@ -251,7 +269,7 @@ def open_bundle(path: Path | str) -> Bundle:
 def write_bundle(
     path: Path,
     meta: Mapping[str, Any],
-    states: Mapping[str, Mapping[str, Tensor]],
+    networks: Mapping[str, Network],
     card: str,
     further: Callable[[Path, Bundle], dict[str, Any]] = lambda place, bundle: {},
 ) -> Bundle:
@@ -259,22 +277,23 @@ def write_bundle(
 
     Args:
         meta: what bundle.json says beside its format and its members.
-        states: weights by the name of the member.
+        networks: by the name of the member.
         card: README.md, the model card.
         further: writes more files for the finished networks into the folder, and gives more to say
             in bundle.json.
     """
-    if not states:
+    if not networks:
         raise ValueError(f"{path}: a bundle needs the weights of a member")
     path.parent.mkdir(parents=True, exist_ok=True)
     with workplace(path) as place:
         half = place / "new"
         half.mkdir()
         members = []
-        for name, state in states.items():
-            file = half / f"{name}.safetensors"
+        for name, network in networks.items():
+            file, state = half / f"{name}.safetensors", network.state
             save_file({k: v.detach().cpu().clone().contiguous() for k, v in state.items()}, file)
-            members.append({"file": file.name, "sha256": _digest(file)})
+            own = {} if network.config is None else {"config": network.config}
+            members.append({"file": file.name, "sha256": _digest(file), **own})
         content = {"format": FORMAT, **meta, "members": members}
         _write(half, content)
         content |= further(half, open_bundle(half))

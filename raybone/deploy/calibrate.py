@@ -5,7 +5,7 @@ seen.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,17 @@ import torch
 from scipy.special import expit, logit
 from torch import Tensor
 
-from raybone.data.loader import validation_loader
+from raybone.data.loader import ScanSamples, validation_loader
 from raybone.deploy.ensemble import outputs
 from raybone.metrics.calibration import EDGE, calibration_error, crossed, platt, reliability
 from raybone.metrics.lesions import THRESHOLD
 from raybone.metrics.operating_point import Cases, Rule, together
-from raybone.tasks.base import Outcome
+from raybone.models._model import TrainingConfig
+from raybone.tasks.base import Outcome, Task
 from raybone.tasks.operating import cases_in, operated
 from raybone.train.checkpoint import fill
 from raybone.train.samples import FoldJob, scored_samples
-from raybone.types import Array, Finding
+from raybone.types import Array, Finding, Prediction
 
 # Pixels are too many to keep: their logits are counted in steps of 1/20.
 STEPS, FAR = 20, 14
@@ -56,6 +57,67 @@ class Levels:
         )
 
 
+@dataclass
+class Said:
+    """What is said of samples: the findings, and of masks the probabilities of all pixels."""
+
+    task: Task
+    samples: ScanSamples
+    findings: list[Finding] = field(default_factory=list)
+    levels: Levels = field(default_factory=Levels)
+
+    def add(self, index: int, prediction: Prediction, least: Sequence[float] = ()) -> None:
+        """Take a prediction as ``outputs`` gives it.
+
+        Args:
+            least: of each category, from which on masks are found; none for one half.
+        """
+        if self.task.judged:
+            self.findings += self.task.findings(self.samples, index, prediction)
+            return
+        scan, names = self.samples.scans[index], self.samples.look.categories
+        cut = self.task.cut(prediction, least) if least else prediction
+        self.findings.append({"scan_id": scan.scan_id, **self.task.finding(cut)})
+        self.levels.add(self.task.levels(scan, prediction, names))
+
+    def outcome(self, threshold: float = THRESHOLD) -> Outcome:
+        """The findings on their scans."""
+        names = self.samples.look.categories
+        return Outcome(self.findings, self.samples.scans, names, threshold)
+
+    def cases(self) -> Cases:
+        """Scores and the truth."""
+        return self.levels.cases() if self.task.rescored else cases_in(self.task, self.outcome())
+
+
+def said_of(
+    job: FoldJob,
+    members: Sequence[tuple[TrainingConfig, Mapping[str, Tensor]]],
+    device: torch.device,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Said]:
+    """What the first of a fold's models says of its validation scans, the first two together, and
+    so on.
+
+    Args:
+        job: the fold, and how scans are given to all.
+        members: configuration and weights of each.
+    """
+    samples = scored_samples(job.dataset, job.dataset.validation(job.fold), job.model, job.config)
+    loader = validation_loader(samples, job.config.batch, 0, 1, job.config.loader_workers)
+    modules = []
+    for config, state in members:
+        modules.append(job.model.build(config).to(device).eval())
+        fill(modules[-1], state, f"last.pt of fold {job.fold}")
+    several = [Said(job.task, samples) for _ in members]
+    predicted = outputs(job.task, modules, samples, loader, device)
+    for number, (index, predictions) in enumerate(predicted, 1):
+        for count, said in enumerate(several, 1):
+            said.add(index, job.task.agreed(predictions[:count])[0])
+        progress(number, max(number, len(samples)))
+    return several
+
+
 def out_of_fold(
     job: FoldJob,
     findings: Sequence[Sequence[Finding]],
@@ -74,7 +136,10 @@ def out_of_fold(
         names, data = list(job.config.categories), job.dataset
         seen = [Outcome(own, data.validation(k), names) for k, own in enumerate(findings)]
         return [cases_in(job.task, outcome) for outcome in seen]
-    return [_pixels(replace(job, fold=k), own, device, progress) for k, own in enumerate(states)]
+    return [
+        said_of(replace(job, fold=k), [(job.config, own)], device, progress)[0].cases()
+        for k, own in enumerate(states)
+    ]
 
 
 def calibrate(of: str, folds: Sequence[Cases]) -> dict[str, Any]:
@@ -123,22 +188,3 @@ def operate(
     names = list(job.config.categories)
     outcomes = [Outcome(own, job.dataset.validation(k), names) for k, own in enumerate(findings)]
     return operated(job.task, rule, folds, outcomes)
-
-
-def _pixels(
-    job: FoldJob,
-    state: Mapping[str, Tensor],
-    device: torch.device,
-    progress: Callable[[int, int], None],
-) -> Cases:
-    """Probabilities of all pixels of a fold's validation scans by its own model."""
-    config, names = job.config, list(job.config.categories)
-    module = job.model.build(config)
-    fill(module, state, f"last.pt of fold {job.fold}")
-    samples = scored_samples(job.dataset, job.dataset.validation(job.fold), job.model, config)
-    loader, levels = validation_loader(samples, config.batch, 0, 1, config.loader_workers), Levels()
-    predicted = outputs(job.task, [module.to(device).eval()], samples, loader, device)
-    for number, (row, (prediction,)) in enumerate(predicted, 1):
-        levels.add(job.task.levels(samples.scans[row], prediction, names))
-        progress(number, len(samples.scans))
-    return levels.cases()

@@ -13,7 +13,7 @@ from raybone.data.cache import intensities_of
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.loader import validation_loader
 from raybone.deploy.bundle import Bundle
-from raybone.deploy.calibrate import Levels
+from raybone.deploy.calibrate import Said
 from raybone.deploy.ensemble import outputs
 from raybone.deploy.out_of_distribution import oddities
 from raybone.errors import WrongInput
@@ -21,10 +21,8 @@ from raybone.metrics.calibration import calibrated, calibration_error, reliabili
 from raybone.metrics.lesions import RATES, froc
 from raybone.metrics.operating_point import Cases
 from raybone.tasks import task_named
-from raybone.tasks.base import Outcome
 from raybone.tasks.groups import Group, Score, Scorer
-from raybone.tasks.operating import cases_of
-from raybone.types import Array, Finding, Scan
+from raybone.types import Array, Scan
 
 
 @dataclass(frozen=True)
@@ -75,19 +73,18 @@ def evaluate(
     _check(bundle, opened, wanted, test)
     window = bundle.meta["preprocessing"]["window"]
     scans = [replace(s, high=window or s.high) for s in wanted]
-    findings, levels = _found(bundle, opened, scans, progress)
-    outcome = Outcome(findings, scans, list(bundle.config.categories), bundle.threshold)
+    said = _said(bundle, opened, scans, progress)
+    outcome = said.outcome(bundle.threshold)
     own = bundle.meta["score"]
     of = Scorer.by(str(own["metric"]), task, opened)
     metric = of.metric
     scored = task.scored(outcome)
-    cases = levels.cases() if task.rescored else cases_of(task, scored, len(scans))
     return Evaluation(
         metric=metric,
         scores=of.scores(outcome),
         internal=own.get(f"{metric}_mean"),
         froc=_froc(scored, len(scans)) if task.free_response else {},
-        calibration=_calibration(cases, bundle.meta["calibration"]),
+        calibration=_calibration(said.cases(), bundle.meta["calibration"]),
         threshold=bundle.threshold,
         groups=tuple(of.groups(outcome)),
         scans=len(scans),
@@ -148,33 +145,27 @@ def _check(bundle: Bundle, dataset: Dataset, scans: Sequence[Scan], test: bool) 
         raise WrongInput(*lines)
 
 
-def _found(
+def _said(
     bundle: Bundle,
     dataset: Dataset,
     scans: list[Scan],
     progress: Callable[[int, int], None],
-) -> tuple[list[Finding], Levels]:
-    """What the members agree on, as findings, and how their probabilities of pixels are spread."""
+) -> Said:
+    """What the members agree on."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config, task = bundle.config, task_named(bundle.model.task)
 
     def images(scan: Scan) -> Array:
         return intensities_of(dataset.counts(scan), scan.high, config.imgsz)
 
-    samples, levels, findings = task.samples(images, scans, config), Levels(), list[Finding]()
-    loader = validation_loader(samples, 4, 0, 1, 0)
-    said = outputs(task, bundle.members(device), samples, loader, device)
-    for number, (index, members) in enumerate(said, 1):
-        prediction = task.agreed(members)[0]
-        if task.judged:
-            findings += task.findings(samples, index, prediction)
-        else:
-            scan = scans[index]
-            cut = task.cut(prediction, [*map(bundle.least, config.categories)])
-            findings.append({"scan_id": scan.scan_id, **task.finding(cut)})
-            levels.add(task.levels(scan, prediction, list(config.categories)))
+    samples = task.samples(images, scans, config)
+    said, loader = Said(task, samples), validation_loader(samples, 4, 0, 1, 0)
+    predicted = outputs(task, bundle.members(device), samples, loader, device)
+    for number, (index, members) in enumerate(predicted, 1):
+        least = [*map(bundle.least, config.categories)]
+        said.add(index, task.agreed(members)[0], least)
         progress(number, len(samples))
-    return findings, levels
+    return said
 
 
 def _froc(scored: tuple[Array, Array, int], scans: int) -> dict[str, float]:

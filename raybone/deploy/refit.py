@@ -22,7 +22,8 @@ from raybone.data.folds import TEST, TRAINING
 from raybone.data.ingest.steps import scale_of
 from raybone.data.modality import words_of
 from raybone.data.preprocess import canvas_of
-from raybone.deploy.bundle import Bundle, write_bundle
+from raybone.deploy.best_together import Candidate, Together, best_together, candidates
+from raybone.deploy.bundle import Bundle, Network, write_bundle
 from raybone.deploy.calibrate import calibrate, operate, out_of_fold
 from raybone.deploy.onnx import export_onnx, refuse_onnx
 from raybone.deploy.out_of_distribution import likeness_of
@@ -56,13 +57,15 @@ class Options:
 
     train: trains one model on all patients but the test group; None takes the fold models as an
     ensemble. onnx: write the networks as ONNX files as well. operate: chooses the score from which
-    on something is found (see ``Rule``).
+    on something is found (see ``Rule``). best: up to so many configurations, from the rank on, come
+    in together: as many as are best out of fold.
     """
 
     rank: int = 1
     train: Train | None = None
     onnx: bool = False
     operate: Rule = USUAL
+    best: int = 1
 
 
 def refit(
@@ -85,44 +88,75 @@ def refit(
     study, out = folder.study, Path(out)
     if os.path.lexists(out):
         raise WrongInput(f"--out {out}: must not exist yet; choose another name or remove it")
-    row = _row(folder, options.rank)
-    chosen = folder.configuration(row["config_id"])
+    rows = _rows(folder, options)
+    chosen = folder.configuration(rows[0]["config_id"])
     model, config = configured(study, chosen.params)
     if options.onnx:
         refuse_onnx(model)
     dataset = dataset_of(study)
-    weights = {fold_name(k): chosen.weights(k) for k in range(dataset.folds)}
-    known = {name: tensors for name, tensors in weights.items() if tensors}
-    gone = len(weights) - len(known)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    states = [] if gone else [*known.values()]
-    findings = chosen.predictions(dataset) or []
     job = FoldJob(dataset, model, config, 0, study.epochs)
-    folds = out_of_fold(job, findings, states, device, progress)
-    point = operate(job, options.operate, folds, findings)
+    if options.best > 1:
+        several = candidates(chosen, rows, options.best, dataset.folds)
+        found = best_together(job, several, study.metric, device, progress)
+    else:
+        found = _alone(chosen, rows[0], job, device, progress)
+    point = operate(job, options.operate, found.cases, found.findings)
     if "reason" in point and options.operate != USUAL:
         raise WrongInput(
             f"--operate {options.operate}: {point['reason']}; ask for less, or for another rule"
         )
-    if options.train:
-        members = {EVERYONE: _of_everyone(chosen, options.train)}
-    elif gone:
-        raise WrongInput(
-            f"refit {folder.url}: the weights of {chosen.id}, rank {options.rank}, must be there "
-            f"for every fold, but {gone} of {len(weights)} are gone, as keep is {study.keep}; "
-            "take a better rank, or train it again with --all-patients"
-        )
-    else:
-        members = known
+    members = _members(found, options)
     meta = {
-        "kind": "one model of all patients" if options.train else "fold ensemble",
-        "calibration": calibrate(job.task.counted, folds),
+        "kind": "one model of all patients" if options.train else found.kind,
+        "calibration": calibrate(job.task.counted, found.cases),
         "operating_point": point,
-        "subgroups": _groups(job, findings, study.metric, point["threshold"]),
-        **_meta(chosen, dataset, config, row),
+        "subgroups": _groups(job, found.findings, study.metric, point["threshold"]),
+        **_meta(found, dataset, rows[0]),
     }
     further = partial(_further, dataset=dataset, onnx=options.onnx)
     return write_bundle(out, meta, members, _card(meta), further)
+
+
+def _alone(
+    chosen: ConfigurationFolder,
+    row: Mapping[str, Any],
+    job: FoldJob,
+    device: torch.device,
+    progress: Progress,
+) -> Together:
+    """One configuration, with what is left of its fold models."""
+    states = [chosen.weights(k) or {} for k in range(job.dataset.folds)]
+    findings = chosen.predictions(job.dataset) or []
+    cases = out_of_fold(job, findings, states if all(states) else [], device, progress)
+    member = Candidate(chosen, int(row["rank"]), job.config, states)
+    return Together([member], findings, cases)
+
+
+def _members(found: Together, options: Options) -> dict[str, Network]:
+    """The networks of the bundle, by name."""
+    first = found.members[0]
+    if options.train:
+        return {EVERYONE: Network(_of_everyone(first.folder, options.train))}
+    if gone := sum(not state for state in first.states):
+        folder = first.folder.folder
+        raise WrongInput(
+            f"refit {folder.url}: the weights of {first.folder.id}, rank {first.rank}, must be "
+            f"there for every fold, but {gone} of {len(first.states)} are gone, as keep is "
+            f"{folder.study.keep}; take a better rank, or train it again with --all-patients"
+        )
+    if len(found.members) == 1:
+        return {fold_name(k): Network(state) for k, state in enumerate(first.states)}
+    return {
+        f"{member.folder.id}-{fold_name(k)}": Network(state, _written(member.config))
+        for member in found.members
+        for k, state in enumerate(member.states)
+    }
+
+
+def _written(config: TrainingConfig) -> dict[str, Any]:
+    """A configuration as bundle.json has it."""
+    return portable(config.model_dump(mode="json"))
 
 
 def _of_everyone(chosen: ConfigurationFolder, train: Train) -> dict[str, Tensor]:
@@ -150,36 +184,41 @@ def train_here(
         raise RunFailed(f"refit: {error}") from None
 
 
-def _row(folder: StudyFolder, rank: int) -> dict[str, Any]:
+def _rows(folder: StudyFolder, options: Options) -> list[dict[str, Any]]:
+    """The complete configurations from the rank on."""
+    if options.best < 1 or (options.best > 1 and options.train):
+        raise WrongInput(
+            f"--best {options.best}: must be at least 1, and 1 with --all-patients, which trains a "
+            "single configuration; change one of them"
+        )
     table = folder.table()
     complete: list[dict[str, Any]] = table[table["state"] == "complete"].to_dict("records")  # type: ignore[assignment]
-    if not 1 <= rank <= len(complete):
+    if not 1 <= options.rank <= len(complete):
         raise WrongInput(
-            f"--rank {rank}: study {folder.url} has {len(complete)} complete configurations; "
-            + ("choose one of them" if complete else "let the search end")
+            f"--rank {options.rank}: study {folder.url} has {len(complete)} complete "
+            "configurations; " + ("choose one of them" if complete else "let the search end")
         )
-    return complete[rank - 1]
+    return complete[options.rank - 1 :]
 
 
-def _meta(
-    chosen: ConfigurationFolder,
-    dataset: Dataset,
-    config: TrainingConfig,
-    row: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What bundle.json says of the model, its data and its score."""
-    study = chosen.folder.study
-    model, scans = configured(study, chosen.params)[0], _seen(dataset, config)
-    patients, pixels = trained_before(built_on(config).values())
+def _meta(found: Together, dataset: Dataset, row: Mapping[str, Any]) -> dict[str, Any]:
+    """What bundle.json says of the models, their data and their score."""
+    chosen, config = found.members[0].folder, found.members[0].config
+    study, configs = chosen.folder.study, [member.config for member in found.members]
+    model, scans = configured(study, chosen.params)[0], _seen(dataset, configs)
+    earlier = [trained_before(built_on(config).values()) for config in configs]
+    patients, pixels = (set().union(*sets) for sets in zip(*earlier))
+    machines = [line for member in found.members for line in member.folder.record.machines]
     return {
         "name": study.name,
         "model": model.name,
         "task": model.task,
         "parameters": chosen.record.parameters,
-        "config": portable(config.model_dump(mode="json")),
+        "config": _written(config),
         "categories": task_named(model.task).names(config),
         "preprocessing": _preprocessing(dataset),
-        "score": _score(study, row),
+        "score": found.score if len(configs) > 1 else _score(study, row),
+        "together": found.told(),
         "study": {
             "name": study.name,
             "config_id": chosen.id,
@@ -200,13 +239,14 @@ def _meta(
         "likeness": likeness_of(scans[:: -(-len(scans) // MOST)], dataset.counts),
         "raybone": version(),
         "torch": str(torch.__version__),
-        "trained_on": [*chosen.record.machines],
+        "trained_on": list(dict.fromkeys(machines)),
     }
 
 
-def _seen(dataset: Dataset, config: TrainingConfig) -> list[Any]:
+def _seen(dataset: Dataset, configs: Sequence[TrainingConfig]) -> list[Any]:
     """Scans that some model of the bundle was trained on."""
-    out = {TEST, *(() if config.negatives or config.unlabelled else (TRAINING,))}
+    further = any(config.negatives or config.unlabelled for config in configs)
+    out = {TEST, *(() if further else (TRAINING,))}
     return [s for s in dataset.scans if dataset.fold_of[s.patient_id] not in out]
 
 

@@ -569,6 +569,10 @@ def test_one_model_of_all_patients_on_ray_is_the_one_of_this_process(
     [
         (["refit", "study", "--out", "x", "--rank", "3"], "has 2 complete configurations"),
         (["refit", "study", "--out", "x", "--rank", "2"], "are gone, as keep is 1"),
+        (["refit", "study", "--out", "x", "--best", "2"], "keep is 1; leave it out"),
+        (["refit", "study", "--out", "x", "--best", "0"], "--best 0: must be at least 1"),
+        (["refit", "study", "--out", "x", "--best", "2", "--all-patients"], "a single configur"),
+        (["refit", "study", "--out", "x", "--best", "2", "--rank", "2"], "as keep is 1"),
         (["refit", "study", "--out", "bundle"], "must not exist yet"),
         (["refit", "new", "--out", "x"], "must be a study folder"),
         (["refit", "study", "--out", "x", "--local"], "add --all-patients"),
