@@ -70,9 +70,10 @@ class Brain:
             # A driver that died before it could judge has left nothing but its start.
             last = event if event["event"] != "start" else last
         self._spent_before = self.state.seconds
-        # What a driver that died had under way is finished first.
+        # What a driver that died had under way comes first.
         self._interrupted = [c.id for c in self.state.configurations.values() if self._cut_off(c)]
-        self._record("start", slots=slots)
+        resources = study.resources
+        self._record("start", slots=slots, gpus=resources.gpus * resources.workers)
         if last["event"] == "rung":
             # The driver died between the end of a rung and what follows from it.
             self._judge(self.state.configurations[last["config_id"]])
@@ -279,10 +280,17 @@ class Brain:
         seconds = self._spent_before + time.monotonic() - self._began
         return self.stopping or goal.spent(self.study, self.state, seconds) or self._reached
 
-    def finish(self) -> EndReason:
-        """Close the search: what waits is stopped. Returns why it ended."""
+    def finish(self, look: Callable[[EndReason], None] = lambda reason: None) -> EndReason:
+        """Close the search: what waits is stopped. Returns why it ended.
+
+        Args:
+            look: does what there is to do before the end is told, as followers of the journal go
+                with it.
+        """
         with self.lock:
             reason = self.over_limit() or EndReason("complete")
+            if not (self.stopping or self._reached or self.wanted({})):
+                reason = EndReason("complete")  # its last epochs may have gone over a limit
             if reason.kind == "complete":
                 for c in self.state.configurations.values():
                     if c.status == "paused":
@@ -290,9 +298,13 @@ class Brain:
                         self._decide(Decision(c.id, "stop", c.rung, *why_out))
                 for skip in [] if self.state.skipped else skipped(self.race, self._proposals.pool):
                     self._record("skipped", **skip)
-            self._record("end", reason=str(reason))
-            self.journal.close()
-            return reason
+        try:
+            look(reason)
+        finally:
+            with self.lock:
+                self._record("end", reason=str(reason))
+                self.journal.close()
+        return reason
 
     def _due(self) -> Work | None:
         """What comes next, whether or not there is a slot for it."""

@@ -33,7 +33,8 @@ class Rule:
     promotion: a configuration waits at a rung until it is among the better part; else it is judged
     once, as it arrives. slack: standard errors behind the incumbent at which a configuration is
     dropped. prior_sd, prior_weight: prior of the configuration x fold residual, in units of the
-    metric and of observations. finalists: configurations that run in full at the least, as a winner
+    metric and of observations. relative: prior_sd is a share of the best score instead, as that of
+    a metric which is no share itself must be. finalists: configurations that run in full at the least, as a winner
     needs a rival for its paired test; so many are not dropped from the race, however far behind,
     nor is the last of a model. races: whether full-length rungs are a race; else the last rung is
     the only one that all of the better part reach.
@@ -44,6 +45,7 @@ class Rule:
     slack: float = 1.5
     prior_sd: float = 0.015
     prior_weight: float = 10.0
+    relative: bool = False
     finalists: int = 2
     races: bool = True
 
@@ -160,6 +162,8 @@ class Race:
         self.rungs[rung].arrive(config_id, sum(folds) / len(folds), tie)
         if rung >= self.full and math.isfinite(sum(folds)):
             self.contenders.add(config_id)
+        else:
+            self.contenders.discard(config_id)
         if rung == len(self.ladder) - 1:
             self._complete.append(config_id)
             self._variance = None
@@ -300,8 +304,10 @@ class Race:
                     float((rest_NK**2).sum()),
                     (len(table_NK) - 1) * (table_NK.shape[1] - 1),
                 )
-            weight = self.rule.prior_weight
-            self._variance = (weight * self.rule.prior_sd**2 + squares) / (weight + freedom)
+            weight, prior_sd = self.rule.prior_weight, self.rule.prior_sd
+            if self.rule.relative and len(table_NK):
+                prior_sd *= abs(float(table_NK.mean(1).max()))
+            self._variance = (weight * prior_sd**2 + squares) / (weight + freedom)
         return self._variance
 
     def _pair(self, config_id: str, rival: str, rung: int) -> tuple[float, dict[str, float]]:

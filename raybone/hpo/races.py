@@ -14,6 +14,7 @@ from raybone.hpo.events import Event
 from raybone.hpo.fold_race import Ladder, Race, Rule, ladder
 from raybone.hpo.sampler import propose
 from raybone.hpo.state import State
+from raybone.study.metric import METRICS, Metric
 from raybone.study.space import identity, in_joint, joint
 from raybone.study.spec import ResolvedStudy, Study
 from raybone.types import Array
@@ -89,7 +90,9 @@ def race_of(study: ResolvedStudy, pool: Pool | None = None) -> Race | CohortRace
         trials = len(known) or search.trials
         return CohortRace(rungs, trials, CohortRule(risk=search.risk), study.sign, known or None)
     race = search.scheduler == "fold_race"
-    rule = Rule(races=race, promotion=not race or search.type == "promotion")
+    shares = METRICS.get(study.metric, Metric()).high == 1
+    promotion = not race or search.type == "promotion"
+    rule = Rule(races=race, promotion=promotion, relative=not shares)
     return Race(rungs, rule, study.sign)
 
 

@@ -98,6 +98,8 @@ class Configuration:
     memory_gb: float = math.nan
     # What it was trained on, in short.
     machines: dict[str, None] = field(default_factory=dict)
+    # Of all epochs; NaN where no driver has told how many GPUs a run had.
+    gpu_seconds: float = 0.0
     # Folds that have had an epoch since the way to ``target`` began.
     at_work: set[int] = field(default_factory=set)
 
@@ -127,6 +129,14 @@ def gpu_hours(study: Study, seconds: float) -> float:
     return seconds / 3600 * study.resources.gpus * study.resources.workers
 
 
+def gpu_hours_of(study: Study, spent: Configuration | State) -> float:
+    """What a configuration, or all of them, took of GPUs, whose number may change when a study is
+    resumed.
+    """
+    known = spent.gpu_seconds
+    return known / 3600 if math.isfinite(known) else gpu_hours(study, spent.train_seconds)
+
+
 class State:
     """The study as the journal tells it; ``apply`` is the only way in, so a replay gives the same
     state.
@@ -151,7 +161,8 @@ class State:
         # Hyper-parameters that were not worth a start.
         self.skipped: list[dict[str, Any]] = []
         self.fold_epochs = 0
-        self.train_seconds = 0.0
+        self.train_seconds = self.gpu_seconds = 0.0
+        self._gpus = math.nan  # of a run
         # Seconds and fold epochs of each model of a study over models.
         self._spent: dict[str, tuple[float, int]] = {}
         # What drivers and workers ran on, each once, in the order of time.
@@ -225,7 +236,7 @@ class State:
         return self.configurations[event["config_id"]]
 
     def _on_start(self, event: Event) -> None:
-        self.slots = event.get("slots", 1)
+        self.slots, self._gpus = event.get("slots", 1), event.get("gpus", math.nan)
         self.end, self.old_news = "", len(self.news)
         # Time without a driver is not counted.
         self._earlier, self._up = self.seconds, 0.0
@@ -295,6 +306,8 @@ class State:
                 configuration.machines[machine] = None
             self.fold_epochs += 1
             self.train_seconds += event["seconds"]
+            configuration.gpu_seconds += event["seconds"] * self._gpus
+            self.gpu_seconds += event["seconds"] * self._gpus
             if model := configuration.params.get("model"):
                 seconds, epochs = self._spent.get(model, (0.0, 0))
                 self._spent[model] = seconds + event["seconds"], epochs + 1

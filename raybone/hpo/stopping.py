@@ -12,7 +12,7 @@ import optuna.terminator
 
 from raybone.errors import EndReason
 from raybone.hpo.optuna_study import as_optuna, trials_of
-from raybone.hpo.state import State, gpu_hours
+from raybone.hpo.state import State, gpu_hours_of
 from raybone.study.space import joint
 from raybone.study.spec import ResolvedStudy
 
@@ -82,7 +82,7 @@ def spent(study: ResolvedStudy, state: State, seconds: float) -> EndReason | Non
     limits, hours = study.limits, seconds / 3600
     if hours > limits.hours:
         return EndReason("limits.hours", f"{hours:.2f} h are over {limits.hours:g}")
-    used = gpu_hours(study, state.train_seconds)
+    used = gpu_hours_of(study, state)
     if used > limits.gpu_hours:
         return EndReason("limits.gpu_hours", f"{used:.2f} are over {limits.gpu_hours:g}")
     return None

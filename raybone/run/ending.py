@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
 from raybone.errors import EndReason, RunFailed
+from raybone.hpo.fold_race import score
 from raybone.results.study_folder import ConfigurationFolder
 from raybone.run.configuration import examine
 from raybone.run.session import OpenStudy
@@ -30,11 +32,13 @@ def conclude(opened: OpenStudy, examiner: Examiner | None = None) -> EndReason:
             f"study {opened.folder.url}: another driver has taken it over while this one stood "
             "still; `raybone watch` shows it"
         )
-    reason = opened.brain.finish()
-    try:
+
+    def look(reason: EndReason) -> None:
         if reason.finished and (best := opened.to_test()):
-            here = partial(examine, dataset=opened.dataset)
-            _look(opened, best, examiner or here)
+            _look(opened, best, examiner or partial(examine, dataset=opened.dataset))
+
+    try:
+        reason = opened.brain.finish(look)
     finally:
         opened.publish(last=True)
     if reason.kind == "halted":
@@ -52,12 +56,16 @@ def conclude(opened: OpenStudy, examiner: Examiner | None = None) -> EndReason:
 def _fruitless(opened: OpenStudy) -> str:
     """Why a search that came to its end has nothing to rank; empty when it has."""
     configurations = list(opened.brain.state.configurations.values())
-    if any(c.status == "complete" for c in configurations):
+    study, last = opened.study, len(opened.study.resolved.ladder) - 1
+    complete = [c for c in configurations if c.status == "complete"]
+    if any(math.isfinite(score(study, c, last)) for c in complete):
         return ""
     reasons = Counter(c.reason for c in configurations if c.status == "failed") or Counter(
         opened.brain.state.refused
     )
     common = f", most often: {reasons.most_common(1)[0][0]}" if reasons else ""
+    if complete:
+        return f"{study.metric} of all {len(complete)} complete configurations is not a number"
     if configurations:
         return f"none of its {len(configurations)} configurations came to a result{common}"
     return f"not one configuration could be tried{common}"

@@ -135,8 +135,8 @@ def curves_of(url: str, study: ResolvedStudy, state: State) -> tuple[bytes, int]
 
 
 def _curves(study: ResolvedStudy, configuration: Configuration) -> Array | None:
-    """Scores (K, E) of a configuration, None unless all are there; what is not finite is the worst
-    score seen.
+    """Scores (K, E) of a configuration, None unless all are there and one is a number; what is not
+    finite is the worst score seen.
     """
     folds = study.resolved.folds
     runs = [configuration.epochs.get(k) for k in range(folds)]
@@ -144,5 +144,7 @@ def _curves(study: ResolvedStudy, configuration: Configuration) -> Array | None:
     if any(len(c) != study.epochs for c in columns):
         return None
     T_KE = np.array(columns, float)
+    if not np.isfinite(T_KE).any():
+        return None
     worst = study.sign * np.nanmin(study.sign * T_KE)
     return np.where(np.isfinite(T_KE), T_KE, worst)

@@ -483,3 +483,100 @@ def ends(brain: Brain) -> dict[str, tuple[str, int, int]]:
         c.id: (c.status, c.rung, sum(map(len, c.epochs.values())))
         for c in brain.state.configurations.values()
     }
+
+
+def risky(study: ResolvedStudy, risk: float | None) -> ResolvedStudy:
+    return study.model_copy(update={"search": study.search.model_copy(update={"risk": risk})})
+
+
+@pytest.mark.parametrize("how", ["fails", "is not a number"])
+def test_when_all_finalists_are_lost_the_best_of_the_others_runs_in_full(
+    how: str, tmp_path: Path
+) -> None:
+    brain = brain_of(study_of(limits={"failed_trials": 99}), tmp_path)
+    lost = set[str]()
+    while work := brain.peek():
+        brain.start(work)
+        last = work.rung == len(brain.race.ladder) - 1
+        if last and len(lost) < 4:
+            lost.add(work.config_id)
+        if last and work.config_id in lost and how == "fails":
+            brain.fail(work.config_id, "out of memory")
+            continue
+        for segment in work.segments:
+            for epoch in range(segment.start + 1, segment.stop + 1):
+                nan = work.config_id in lost and segment.fold == FOLDS - 1
+                ap = np.nan if nan else score_of(work.params, segment.fold, epoch)
+                metrics = {"AP": ap, "val_loss": 0.0}
+                brain.epoch(work.config_id, Epoch(segment.fold, epoch, metrics, 1.0))
+        brain.rung_done(work.config_id, work.rung)
+    assert brain.finish().kind == "complete"
+    assert len(lost) == 4
+    sound = [
+        c
+        for c in brain.state.configurations.values()
+        if c.status == "complete" and np.isfinite(c.mean(FOLDS, EPOCHS, "AP"))
+    ]
+    assert len(sound) == 1
+    assert "no finalist ended with a score" in sound[0].reason or any(
+        "no finalist ended with a score" in e.get("reason", "") for e in brain.state.news
+    )
+
+
+def test_a_search_for_a_risk_ends_where_only_broken_scores_have_it(tmp_path: Path) -> None:
+    """One without a score in one fold was thought to be worth more epochs for ever."""
+
+    def score(params: dict[str, Any], fold: int, epoch: int) -> float:
+        broken = fold == FOLDS - 1 and int(1e6 * params["lr0"]) % 2
+        return float("nan") if broken else score_of(params, fold, epoch)
+
+    for seed in range(4):
+        study = risky(study_of(16), 1e-6)
+        study = study.model_copy(update={"search": study.search.model_copy(update={"seed": seed})})
+        brain = brain_of(study, tmp_path / str(seed))
+        run(brain, score=score)
+        assert not brain.peek()
+        assert np.isfinite(best_of(brain).mean(FOLDS, EPOCHS, "AP")) or seed
+
+
+def test_a_search_whose_machines_are_gone_waits_for_them(tmp_path: Path) -> None:
+    brain = brain_of(risky(study_of(16), 1e-6), tmp_path, 2)
+    while work := brain.peek():
+        brain.start(work)
+        brain.resize(0)
+        for segment in work.segments:
+            for epoch in range(segment.start + 1, segment.stop + 1):
+                metrics = {"AP": score_of(work.params, segment.fold, epoch), "val_loss": 0.0}
+                brain.epoch(work.config_id, Epoch(segment.fold, epoch, metrics, 1.0))
+        brain.rung_done(work.config_id, work.rung)
+        brain.resize(2)
+    assert not brain.peek()
+    assert complete(brain) >= 2
+
+
+def test_a_study_that_went_on_for_a_smaller_risk_opens_for_a_larger_one(tmp_path: Path) -> None:
+    study = study_of(24)
+    brain = brain_of(risky(study, 1e-9), tmp_path)
+    run(brain)
+    known = len(brain.state.configurations)
+    assert len(brain_of(risky(study, 0.02), tmp_path).state.configurations) == known
+    assert len(brain_of(risky(study, None), tmp_path).state.configurations) == known
+
+
+def test_a_search_with_nothing_left_is_complete_whatever_its_last_epochs_took(
+    tmp_path: Path,
+) -> None:
+    study = study_of(8, limits={"hours": 1.0})
+    brain = brain_of(study, tmp_path)
+    while work := brain.peek():
+        brain.start(work)
+        for segment in work.segments:
+            for epoch in range(segment.start + 1, segment.stop + 1):
+                metrics = {"AP": score_of(work.params, segment.fold, epoch), "val_loss": 0.0}
+                brain.epoch(work.config_id, Epoch(segment.fold, epoch, metrics, 1.0))
+        brain.rung_done(work.config_id, work.rung)
+    brain._spent_before = 4000.0
+    over = brain.over_limit()
+    assert over
+    assert over.kind == "limits.hours"
+    assert brain.finish().kind == "complete"

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raybone.errors import EndReason, InvalidConfig
 from raybone.hpo.brain import Brain
-from raybone.hpo.fold_race import Race, ladder
+from raybone.hpo.fold_race import Race, Rule, ladder
 from raybone.hpo.journal import Journal
 from raybone.hpo.state import State
 from raybone.storage import Folder
@@ -463,3 +464,32 @@ def test_asha_is_left_to_ray_whatever_the_type(tmp_path: Path) -> None:
                     Epoch(segment.fold, epoch, good(work.params, segment.fold, epoch), 1.0),
                 )
         assert brain.rung_done(work.config_id, 0) is None
+
+
+def test_a_race_of_millimetres_decides_as_one_of_metres() -> None:
+    """A prior that is not in units of the metric made decisions depend on these."""
+    rungs, dice = ladder(27, 5, 1000), np.random.default_rng(0)
+    table_NK = 5 + dice.normal(0, 1, (8, 1)) + dice.normal(0, 0.3, (8, 5))
+    found = []
+    for unit in (1.0, 1000.0, 0.001):
+        race, last = Race(rungs, Rule(relative=True), sign=-1), len(rungs) - 1
+        for n, row_K in enumerate(-unit * table_NK[:5]):
+            race.arrive(f"c{n}", last, row_K.tolist())
+        spread = np.sqrt(race.residual_variance()) / unit
+        race.arrive("c7", race.full, (-unit * table_NK[7][:3]).tolist())
+        decision = race.judge("c7", race.full)
+        found.append((round(float(spread), 9), decision and decision.action))
+    assert len(set(found)) == 1
+
+
+def test_who_has_no_score_at_the_end_is_no_finalist() -> None:
+    rungs = ladder(27, 5, 1000)
+    race, last = Race(rungs), len(rungs) - 1
+    for name, end in (("c0", math.nan), ("c1", math.nan), ("c2", 0.4)):
+        race.arrive(name, race.full, [0.5, 0.5, 0.5])
+        if name != "c2":
+            race.go(name, last)
+            race.arrive(name, last, [0.5, 0.5, 0.5, 0.5, end])
+    step = race.last_push()
+    assert step
+    assert step.config_id == "c2"

@@ -87,7 +87,8 @@ class CohortRace:
         self.skipped.pop(key, None)
         if key in self._begun:
             self._begun[key] = True
-        self._waiting.remove(key if key in self._waiting else "")
+        if (name := key if key in self._waiting else "") in self._waiting:
+            self._waiting.remove(name)  # else a search for a smaller risk had let it begin
 
     def go(self, config_id: str, rung: int) -> None:
         """A configuration is on its way to a rung."""
@@ -118,6 +119,8 @@ class CohortRace:
             self._absent.pop(config_id, None)
         if epochs == self.ladder[-1][1]:
             self._full[config_id] = tuple(folds)
+        if rung == len(self.ladder) - 1 and not math.isfinite(sum(folds)):
+            self._failed.add(config_id)
         self._settle()
 
     def refuse(self, key: str, instead: str, x: Array | None) -> None:
@@ -184,17 +187,12 @@ class CohortRace:
 
     def _settle(self) -> None:
         """Decide a rung that is full."""
-        while not self._queue and not self._waiting and not self._absent:
-            if self._phase == "pilot":
-                self._pilot()
-            elif self._phase == "gate":
-                self._admit()
-            elif self._phase == "cohorts":
-                self._cut()
-            elif self._phase == "risk":
-                self._lower()
-            else:
-                return
+        decide = {
+            **{"pilot": self._pilot, "gate": self._admit},
+            **{"cohorts": self._cut, "risk": self._lower},
+        }
+        while not (self._queue or self._waiting or self._absent) and self._phase in decide:
+            decide[self._phase]()
 
     def _pilot(self) -> None:
         """The pilots climb to the first rung at which scores are alive."""
@@ -273,14 +271,16 @@ class CohortRace:
         self._queue = {c: to for c in best if c not in ahead and not self._is_at(c)}
         self._absent = {c: to for c in best if not self._is_at(c)}
         if not best:
-            self._phase = "over"
+            self._phase = "risk"
 
     def _lower(self) -> None:
         """While the risk is larger than was asked, those go on that have most of it for what they
         cost, also such as had been cut or had not begun.
         """
-        self._phase = "over"
         full = self._finite(len(self.ladder) - 1)
+        if self._push({self._model[c] for c in full}):
+            return
+        self._phase = "over"
         if self.rule.risk is None or not full:
             return
         known = beliefs(full, [self._told(rung) for rung in range(len(self.ladder) - 1)])
@@ -289,12 +289,27 @@ class CohortRace:
         if lost.loss <= self.rule.risk:
             return
         on = {c: r for r, level in enumerate(self._rungs) for c in level.arrived}
-        steps = lost.steps(on, self.ladder, self._plan, self.first)[: self.workers]
-        self._phase = "risk"
+        steps = lost.steps(on, self.ladder, self._plan, self.first)[: max(1, self.workers)]
+        self._phase = "risk" if steps else "over"
         self._waiting = [c for c, _, _ in steps if c in self.skipped]
         self._queue = {c: to for c, to, _ in steps if c not in self.skipped}
         self._absent = dict(self._queue)
         self._hopes = {c: words for c, _, words in steps}
+
+    def _push(self, ran: set[str]) -> bool:
+        """Take the best that waits to the end, where no finalist at all, or of a model that is not
+        among ``ran``, has a score there.
+        """
+        last = len(self.ladder) - 1
+        left = {c for c, model in self._model.items() if model not in ran} - self._failed
+        for rung in reversed(range(last)):
+            if scores := {c: v for c, v in self._finite(rung).items() if c in left}:
+                best = max(scores, key=lambda c: scores[c])
+                words = "no finalist ended with a score: best of those that wait"
+                self._hopes[best] = words, {"score": self.sign * scores[best]}
+                self._queue, self._absent = {best: last}, {best: last}
+                return True
+        return False
 
     def _finite(self, rung: int) -> dict[str, float]:
         level = self._rungs[rung]

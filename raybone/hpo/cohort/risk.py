@@ -78,7 +78,7 @@ def residual(full: Mapping[str, Sequence[float]]) -> float:
             break
         squares += float(((rest - rest.mean()) ** 2).sum()) * fold / (fold + 1)
         freedom += len(rest) - 1
-    best = max((abs(sum(r) / len(r)) for r in rows), default=0.0)
+    best = abs(max((sum(r) / len(r) for r in rows), default=0.0))
     return (WEIGHT * (PRIOR * best) ** 2 + squares) / (WEIGHT + freedom)
 
 
