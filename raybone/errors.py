@@ -18,6 +18,7 @@ EndKind = Literal[
     "halted",  # machines or storage failed
     "driver",  # this process cannot record what happens
 ]
+FAULTS = ("halted", "driver")  # kinds whose details are a machine's own words
 _WORDS: dict[EndKind, str] = {
     "stopped": "stopped by `raybone stop`",
     "taken over": "another driver has taken this study over",

@@ -108,6 +108,6 @@ def _row(m: str, own: Sequence[Row], entries: Mapping[str, Entry]) -> Row:
         "verdict": "",
         "train_hours": round(sum(r["train_seconds"] for r in own) / 3600, 4),
         "gpu_hours": round(sum(r["gpu_hours"] for r in own), 4),
-        "parameters": best.get("parameters"),
+        "parameters": best.get("parameters", math.nan),
         "warnings": best.get("warnings", ""),
     }

@@ -13,7 +13,7 @@ import numpy as np
 
 from raybone.errors import WrongInput
 from raybone.hpo.fold_race import SMOOTH
-from raybone.hpo.state import Configuration, State, gpu_hours
+from raybone.hpo.state import Configuration, State, gpu_hours_of
 from raybone.metrics.intervals import (
     bootstrap_interval,
     bootstrap_p,
@@ -242,7 +242,7 @@ def _row(
         "delta_to_best": math.nan,
         "p_to_best": math.nan,
         "train_seconds": round(c.train_seconds, 1),
-        "gpu_hours": round(gpu_hours(study, c.train_seconds), 4),
+        "gpu_hours": round(gpu_hours_of(study, c), 4),
         "parameters": c.parameters,
         **{f"cfg.{k}": params.get(k, math.nan) for k in more.params},
         "seed": study.search.seed,
@@ -352,7 +352,9 @@ def _final(configuration: Configuration, fold: int, metric: str) -> float:
 
 
 def _state(configuration: Configuration, ended: bool) -> str:
-    if configuration.status == "stopped" or (ended and configuration.status == "paused"):
+    if configuration.status == "stopped" or (
+        ended and configuration.status in ("paused", "running")
+    ):
         runs = [len(r) for r in configuration.epochs.values()]
         return f"stopped@{len(runs)}x{max(runs, default=0)}"
     return configuration.status if configuration.status in ("complete", "failed") else "running"

@@ -180,7 +180,7 @@ def _rungs(status: Status, width: int, most: int) -> Table:
         first : first + most
     ]:
         counts = [getattr(status.rungs[number], how) for how in HOW]
-        trials = status.state.planned(status.study.search.trials)
+        trials = max(1, status.state.planned(status.study.search.trials))
         bar = _Bar(*((n / trials, SHAPES[how]) for n, how in zip(counts, HOW)))
         table.add_row(f"{number + 1}: {folds} x {epochs}", bar, *(str(n or "") for n in counts))
     return table

@@ -255,7 +255,10 @@ def _warnings(
 ) -> list[str]:
     """What a reader must know before believing the ranking."""
     complete, failed = (table[table["state"] == state] for state in ("complete", "failed"))
-    said = [w for text in table["warnings"].dropna().unique() for w in str(text).split("; ") if w]
+    said = list(study.resolved.warnings)
+    for text in table["warnings"].dropna().unique():
+        own = str(text).removeprefix("; ".join(said)).split("; ")
+        said += [w for w in own if w and w not in said]
     if complete.empty:
         said.append(
             "no configuration is complete: nothing is ranked, and scores are of the folds and "

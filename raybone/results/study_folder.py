@@ -154,7 +154,9 @@ class StudyFolder:
         """Hyper-parameters that somebody wants tried; raises WrongInput where one is damaged."""
         for name in self.files.names(ASKED):
             if name not in self._asked:
-                content = self.files.read(f"{ASKED}/{name}") or b""
+                content = self.files.read(f"{ASKED}/{name}")
+                if not content:
+                    continue  # it is being written
                 try:
                     self._asked[name] = {**json.loads(content)}
                 except (ValueError, TypeError):

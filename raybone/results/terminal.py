@@ -54,6 +54,9 @@ def show_table(table: pd.DataFrame, brief: bool = False) -> None:
     """
     from raybone.results.leaderboard import brief_of
 
+    if table.empty:
+        say("no configuration has begun")
+        return
     first = brief_of(table)
     metric = first[4].removesuffix("_mean")
     shown = table[first].astype(object)

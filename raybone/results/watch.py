@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import orjson
 from raybone.hpo.fold_race import name_of
 from raybone.hpo.lease import EXPIRES, Lease
 from raybone.hpo.races import expected
-from raybone.hpo.state import Configuration, State, gpu_hours
+from raybone.hpo.state import Configuration, State, gpu_hours_of
 from raybone.results.leaderboard import interval
 from raybone.results.logs import in_words
 from raybone.results.study_folder import StudyFolder
@@ -118,9 +119,17 @@ class Status:
         )
 
     @property
+    def tally(self) -> Counter[str]:
+        """How many configurations are in each status; what an end cuts off is stopped."""
+        counts = Counter[str](self.state.counts)
+        if self.state.end:
+            counts["stopped"] += counts.pop("running", 0) + counts.pop("paused", 0)
+        return counts
+
+    @property
     def counts(self) -> str:
         """How many configurations are in each status, and what limits are used up by."""
-        counts = self.state.counts
+        counts = self.tally
         told = [
             f"{counts[s]} {s}"
             for s in ("running", "paused", "complete", "stopped", "failed")
@@ -142,7 +151,7 @@ class Status:
         limits, state = self.study.limits, self.state
         spent = {
             "hours": state.seconds / 3600,
-            "gpu_hours": gpu_hours(self.study, state.train_seconds),
+            "gpu_hours": gpu_hours_of(self.study, state),
         }
         return [
             f"{used:.1f} of {getattr(limits, name):g} {name.replace('_', '-')}"
@@ -188,7 +197,7 @@ def status_of(study: ResolvedStudy, state: State, driven: bool = True) -> Status
         driven,
         _rungs(study, state),
         _leaders(study, state),
-        tuple(_running(study, state, c) for c in state.running),
+        tuple(_running(study, state, c) for c in state.running if not state.end),
     )
 
 
@@ -217,7 +226,7 @@ def status_json(status: Status) -> str:
         "trials": state.planned(status.study.search.trials),
         "driven": status.driven,
         "end": state.end or None,
-        "counts": dict(state.counts),
+        "counts": {name: count for name, count in status.tally.items() if count},
         "fold_epochs": state.fold_epochs,
         "seconds": state.seconds,
         "busy_share": state.busy_share,
@@ -330,7 +339,7 @@ def _rungs(study: ResolvedStudy, state: State) -> tuple[Rung, ...]:
             or (c.status == "paused" and c.target > c.rung)
         )
         complete = c.status == "complete"
-        for rung in tally[: min(c.rung + 1, c.target) if away else c.rung + complete]:
+        for rung in tally[: max(0, min(c.rung + 1, c.target)) if away else c.rung + complete]:
             rung["passed"] += 1
         if not complete:
             how = c.status if c.status in HOW else "coming" if away else "waiting"

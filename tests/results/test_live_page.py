@@ -27,6 +27,7 @@ from raybone.cli import main
 from raybone.data.annotations import mask_of
 from raybone.data.dataset import open_dataset
 from raybone.hpo.journal import Journal
+from raybone.hpo.lease import Lease
 from raybone.results.serve.scans import Look, Looks, looks_of
 from raybone.results.serve.server import Live, application
 from raybone.results.serve.webhook import tell
@@ -290,6 +291,68 @@ def test_news_are_posted_from_when_it_is_asked(tmp_path: Path) -> None:
     assert last["config_id"] == best.id == told[-1]["config_id"]
     assert last["text"].startswith(f"pretended: {best.id} is the best with dice 0.")
     assert said == []
+
+
+def test_what_a_machine_says_and_what_is_no_number_are_not_posted(tmp_path: Path) -> None:
+    pretend(tmp_path / "st", search={"trials": 2}, stop_after=1)
+    said: list[str] = []
+    with hook() as (url, told):
+        follower = threading.Thread(
+            target=lambda: tell(str(tmp_path / "st"), url, said.append, 0.05)
+        )
+        follower.start()
+        threading.Event().wait(0.5)
+        secret = "halted: OSError: [Errno 5] '/home/anna/Mueller/x.npy'"
+        Journal(Folder(tmp_path / "st")).append("end", reason=secret)
+        follower.join(60)
+    (end,) = told
+    assert end["reason"] == "halted; `raybone logs` says why"
+    assert "Mueller" not in json.dumps(told)
+    assert said == []
+
+
+def test_that_a_driver_is_gone_is_posted_once(tmp_path: Path) -> None:
+    pretend(tmp_path / "st", search={"trials": 2}, stop_after=1)
+    lease = Lease(Folder(tmp_path / "st"))
+    lease.take()
+    with hook() as (url, told):
+        follower = threading.Thread(
+            target=lambda: tell(str(tmp_path / "st"), url, lambda line: None, 0.05)
+        )
+        follower.start()
+        threading.Event().wait(0.5)
+        lease.drop()
+        threading.Event().wait(0.5)
+        Journal(Folder(tmp_path / "st")).append("end", reason="complete")
+        follower.join(60)
+    assert [one["event"] for one in told] == ["away", "end"]
+    assert "no driver" in told[0]["text"]
+
+
+def test_a_page_reads_on_after_its_storage_was_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What had been read before the fault was lost for good."""
+    pretend(tmp_path / "st", search={"trials": 3}, stop_after=2)
+    whole = Journal.events
+    away = threading.Event()
+
+    def events(self: Journal) -> Iterator[Any]:
+        for number, event in enumerate(whole(self)):
+            if number == 5 and not away.is_set():
+                away.set()
+                raise OSError(116, "Stale file handle")
+            yield event
+
+    monkeypatch.setattr(Journal, "events", events)
+    with served(tmp_path / "st") as address:
+        session, base = requests.Session(), address.partition("?")[0]
+        session.get(address, timeout=30)
+        shown = until(
+            session, f"{base}state.json", lambda s: s["lines"] and "2/3 conf" in s["lines"][0]
+        )
+    assert away.is_set()
+    assert "fold epochs" in shown["lines"][0]
 
 
 @pytest.mark.parametrize("code", [500, 302])

@@ -26,7 +26,7 @@ from raybone.hpo.state import State
 from raybone.results.leaderboard import leaderboard
 from raybone.results.live import Picture
 from raybone.results.study_folder import StudyFolder
-from raybone.results.watch import Status, status_lines, status_of, watch
+from raybone.results.watch import Status, status_json, status_lines, status_of, watch
 from raybone.run.checks import resolve
 from raybone.storage import Folder
 from raybone.study.files import parse_study
@@ -270,6 +270,28 @@ def test_a_study_of_nothing_yet(raced: ResolvedStudy) -> None:
     status = status_of(raced, State([]))
     assert "best so far: none yet" in "\n".join(status_lines(status))
     assert len(drawn(status, 80, 24)) <= 24
+
+
+def test_a_study_whose_every_configuration_is_refused(raced: ResolvedStudy) -> None:
+    told = {"event": "exhausted", "time": 1.0, "up": 1.0}
+    status = status_of(raced, State([told]))
+    assert len(drawn(status, 80, 24)) <= 24
+
+
+def test_what_an_end_cuts_off_runs_no_more(raced: ResolvedStudy) -> None:
+    end = {"event": "end", "reason": "stopped by `raybone stop`", "time": 9.0, "up": 101.0}
+    status = status_of(raced, State([*events(), end]))
+    assert status.running == ()
+    assert "running" not in "\n".join(status_lines(status))
+    assert json.loads(status_json(status))["counts"] == {"stopped": 2, "failed": 1}
+    states = set(leaderboard(raced, status.state)["state"])
+    assert "running" not in states
+
+
+def test_one_that_has_only_just_begun_has_passed_nothing(raced: ResolvedStudy) -> None:
+    first = events()[: next(n for n, e in enumerate(events()) if e["event"] == "work")]
+    status = status_of(raced, State(first))
+    assert sum(r.passed for r in status.rungs) == 0
 
 
 def test_limits_that_there_are_are_shown_as_used_up(raced: ResolvedStudy) -> None:

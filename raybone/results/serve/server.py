@@ -43,7 +43,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass
 class Live:
-    """What the page shows; ``version`` counts the drawings, ``lines`` are those of ``watch``."""
+    """What the page shows; ``version`` counts the drawings, ``lines`` are those of ``watch``,
+    ``fault`` is why it was not drawn the last time.
+    """
 
     folder: StudyFolder
     version: int = 0
@@ -51,6 +53,7 @@ class Live:
     html: bytes = b""
     looks: Looks = field(default_factory=Looks)
     over: bool = False
+    fault: str = ""
 
     def refresh(self) -> None:
         """Draw the report again, and look at the scans again when another one is the best."""
@@ -67,7 +70,8 @@ class Live:
     def status(self, state: State) -> None:
         """The lines of a study, and whether it has ended."""
         driven = Lease(self.folder.files).holder(EXPIRES) is not None
-        self.lines = status_lines(status_of(self.folder.study, state, driven))
+        lines = status_lines(status_of(self.folder.study, state, driven))
+        self.lines = [self.fault or lines[0], *lines[1:]]
         self.over = bool(state.end)
 
 
@@ -199,12 +203,13 @@ def _following(live: Live) -> Callable[[web.Application], AsyncIterator[None]]:
         changed.set()
         while True:
             try:
-                for event in await asyncio.to_thread(lambda: list(journal.events())):
+                for event in await asyncio.to_thread(list, journal.events()):
                     state.apply(event)
                     changed.set()
                 await asyncio.to_thread(live.status, state)
-            except AWAY as error:
+            except AWAY as error:  # what was read before it may be lost: all is read again
                 live.lines[:1] = [f"what is shown is old: {error}"]
+                journal, state = live.folder.journal(), State()
             await asyncio.sleep(POLL)
 
     async def draw() -> None:
@@ -214,9 +219,11 @@ def _following(live: Live) -> Callable[[web.Application], AsyncIterator[None]]:
             began = time.monotonic()
             try:
                 await asyncio.to_thread(live.refresh)
-            except AWAY as error:
-                live.lines[:1] = [f"what is shown is old: {error}"]
-            await asyncio.sleep(REST * (time.monotonic() - began))
+                live.fault = ""
+            except Exception as error:  # a page that is not drawn is said on it, whatever it was
+                live.fault = f"what is shown is old: {' '.join(str(error).split())[:300]}"
+                changed.set()
+            await asyncio.sleep(max(POLL, REST * (time.monotonic() - began)))
 
     async def context(_: web.Application) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(each()) for each in (follow, draw)]

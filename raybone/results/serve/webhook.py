@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,8 +10,9 @@ from urllib.parse import urlsplit
 
 import requests
 
-from raybone.errors import WrongInput
+from raybone.errors import FAULTS, WrongInput
 from raybone.hpo.events import Event
+from raybone.hpo.lease import Lease
 from raybone.hpo.state import State
 from raybone.results.leaderboard import leaderboard
 from raybone.results.study_folder import StudyFolder
@@ -26,7 +28,8 @@ def tell(
     """Post what happens from now on until the study ends; returns how many posts were taken.
 
     ``text`` is a sentence, as Slack, Mattermost and Teams show it; beside it are event (best,
-    failed or end), study, config_id, metric and score, and the reason of an end.
+    failed, end, or away when the search has lost its driver), study, config_id, metric and score,
+    and the reason of an end.
 
     Args:
         say: is told of posts that were not taken: they are not sent again, and stop nothing. The
@@ -45,13 +48,18 @@ def tell(
     spec, journal, state, taken = folder.study, folder.journal(), State(), 0
     for event in journal.events():
         state.apply(event)
-    best = _best(spec, state)
+    best, lease = _best(spec, state), Lease(folder.files)
+    driven = lease.holder() is not None
     while True:
+        was, driven = driven, lease.holder() is not None
         for event in journal.events():
             state.apply(event)
             for news in _news(spec, state, event, best):
                 best = news if news["event"] == "best" else best
                 taken += _post(to, {"study": spec.name, **news}, say, host)
+        if was and not driven and not state.end:
+            text = f"{spec.name}: no driver; `raybone search` with the same --out resumes it"
+            taken += _post(to, {"study": spec.name, "event": "away", "text": text}, say, host)
         if state.end or not follow:
             return taken
         time.sleep(poll)
@@ -71,10 +79,12 @@ def _news(
         text = f"{study.name}: {config_id} failed; `raybone logs` says why"
         yield {"event": "failed", "config_id": config_id, "text": text}
     elif kind == "end":
-        last = _best(study, state) or {}
+        last, reason = _best(study, state) or {}, event["reason"]
+        if reason.startswith(FAULTS):  # what a machine says may hold paths as well
+            reason = f"{reason.partition(':')[0]}; `raybone logs` says why"
         told = f"; best: {last['text']}" if last else ""
-        text = f"{study.name}: the search ends: {event['reason']}{told}"
-        yield {**last, "event": "end", "reason": event["reason"], "text": text}
+        text = f"{study.name}: the search ends: {reason}{told}"
+        yield {**last, "event": "end", "reason": reason, "text": text}
 
 
 def _best(study: ResolvedStudy, state: State) -> dict[str, Any] | None:
@@ -85,6 +95,8 @@ def _best(study: ResolvedStudy, state: State) -> dict[str, Any] | None:
         return None
     row = complete.iloc[0]
     score = round(float(row[f"{study.metric}_mean"]), 6)
+    if not math.isfinite(score):
+        return None
     return {
         "event": "best",
         "config_id": str(row["config_id"]),

@@ -25,6 +25,7 @@ from raybone.errors import MachineFault, WrongInput
 from raybone.hpo.events import Event
 from raybone.hpo.state import Configuration, State
 from raybone.models._model import portable
+from raybone.results.leaderboard import csv_of
 from raybone.results.report import report
 from raybone.results.study_folder import LEADERBOARD, REPORT, StudyFolder
 from raybone.results.trackers.track import shown
@@ -177,12 +178,12 @@ class MLflow:
         waiting = [c for c in state.configurations.values() if c.status in ("running", "paused")]
         for configuration in waiting:
             self._end(configuration, "KILLED", self._last)
-        run, table = self._run("", self._began), self.folder.files.read(LEADERBOARD)
+        run, table = self._run("", self._began), csv_of(StudyFolder(self.folder.url).table())
         self.client.set_terminated(run, "KILLED" if waiting else "FINISHED", self._last)
         with tempfile.TemporaryDirectory() as place:
             page = f"{place}/{REPORT}"
             report(self.folder.url, page, scans=False, moved=self.folder.moved)
-            self._keep(run, (table or b"").decode("utf-8", "replace"), page)
+            self._keep(run, table.decode(), page)
 
     def _keep(self, run: str, table: str, page: str) -> None:
         try:

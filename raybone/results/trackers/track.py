@@ -14,6 +14,7 @@ from typing import Protocol, cast
 
 from raybone.errors import MachineFault, WrongInput
 from raybone.hpo.events import Event
+from raybone.hpo.lease import Lease
 from raybone.hpo.state import State
 from raybone.results.study_folder import StudyFolder
 
@@ -59,13 +60,13 @@ def track(
         raise WrongInput(f"--to: must be one of {known}, got {shown(to)}; give one")
     folder, state, driver = StudyFolder(study), State(), os.environ.get(DRIVER, "")
     outlet = _outlet(kind, place, folder)
-    journal = folder.journal()
+    journal, lease = folder.journal(), Lease(folder.files)
     while True:
         for event in journal.events():
             state.apply(event)
             outlet.tell(event, state)
         try:
-            alone = driver != "" and driver != str(os.getppid())
+            alone = driver != str(os.getppid()) if driver else lease.holder() is None
             outlet.flush(state, last=bool(state.end) or not follow or alone)
         except MachineFault as error:
             if not follow:
