@@ -330,6 +330,38 @@ def test_a_home_folder_is_meant_by_a_tilde(place: Path, monkeypatch: pytest.Monk
     assert searched(place, "dataset=~/ds") == 0
 
 
+@pytest.mark.parametrize("name", ["ds #2", "2024", "a: b", "'quoted"])
+def test_the_name_of_a_dataset_is_no_yaml(place: Path, name: str) -> None:
+    shutil.move(place / "ds", place / name)
+    study = ["search", str(place / "s.yaml"), "--out", str(place / "st"), "--local"]
+    assert main([*study, "--dataset", str(place / name)]) == 0
+
+
+def test_a_model_that_cannot_be_imported_is_one_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "broken_model.py").write_text("def = 1\n")
+    monkeypatch.syspath_prepend(place)
+    assert main(["models", "broken_model:M"]) == 2
+    told = capsys.readouterr().err
+    assert "must be a model of a package that Python finds here, but SyntaxError" in told
+    assert len(told.splitlines()) == 1
+
+
+def test_a_leaderboard_may_be_shown_where_it_may_not_be_written(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    assert searched(place) == 0
+    monkeypatch.setattr("raybone.storage.Folder.write", refused)
+    assert main(["leaderboard", str(place / "st")]) == 0
+    told = capsys.readouterr()
+    assert "c000" in told.out
+    assert "leaderboard.csv is left as it is: Permission denied" in told.err
+
+
 def test_a_user_without_a_home_folder_is_told_to_give_a_key(cohort: Path, tmp_path: Path) -> None:
     """As containers run with any user id: no entry in the list of users, and no HOME, or one that
     is not theirs.

@@ -135,6 +135,8 @@ def test_the_schema_wants_two_keys_and_knows_anchors_of_the_dataset(
     least = {"dataset": "data/ours", "model": "retinanet_r50"}
     assert check.is_valid(least)
     assert check.is_valid({**least, "fixed": {"anchor": "dataset"}})
+    assert check.is_valid({**least, "fixed": {"batch": "auto"}})
+    assert check.is_valid({**least, "model": "ours.models:MODEL"})
     assert not check.is_valid({"dataset": "data/ours"})
 
 

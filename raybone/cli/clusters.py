@@ -16,9 +16,11 @@ def manifests(study: StudyFile, *, out: str | None = None, image: str | None = N
         out STUDY: study folder in the cluster: below /raybone, or s3://BUCKET/FOLDER
         image IMAGE:TAG: default: what k8s/image/Dockerfile is tagged with
     """
+    from raybone.run.checks import check_alone
     from raybone.run.kubernetes import manifests
 
-    say(manifests(study.read(), out, image), end="")
+    check_alone(read := study.read())
+    say(manifests(read, out, image), end="")
 
 
 def slurm(study: StudyFile, *, out: str, nodes: int = 1) -> None:
@@ -28,9 +30,11 @@ def slurm(study: StudyFile, *, out: str, nodes: int = 1) -> None:
         out STUDY: study folder or URL that all nodes reach
         nodes: to share the runs that go at once (default %(default)s)
     """
+    from raybone.run.checks import check_alone
     from raybone.run.slurm import sbatch
 
-    say(sbatch(study.read(), out, nodes), end="")
+    check_alone(read := study.read())
+    say(sbatch(read, out, nodes), end="")
 
 
 def submit(
@@ -56,8 +60,12 @@ def submit(
     from raybone.run.checks import check_alone
     from raybone.run.ray import jobs
     from raybone.run.ray.access import use_token
+    from raybone.run.ray.cluster import Cluster
+    from raybone.storage import plain_url
 
     check_alone(read := study.read())
+    plain_url(address)
+    Cluster(None, wait)
     parcel = jobs.pack(read, out, wait)
     if dry_run:
         sent = {

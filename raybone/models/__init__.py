@@ -148,10 +148,11 @@ def _from_outside(name: str) -> Model:
         raise _unknown(name)
     try:
         found = getattr(import_module(module), attribute) if colon else offered[name].load()
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # importing it runs whatever it holds
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise WrongInput(
-            f"model: {name} must be a model of a package that Python finds here, but {error}; "
-            "install that package"
+            f"model: {name} must be a model of a package that Python finds here, but {why}; "
+            "install or mend that package"
         ) from None
     if not isinstance(found, Model):
         raise WrongInput(

@@ -117,7 +117,7 @@ class _Draft:
             if self.task == "segmentation"
             else f"{boxes} of {len(every)} lesions have a box alone: detectors"
         )
-        self.gpus, self.cpus = min(means.gpus, 1), (4 if means.gpus else max(1, cores() // 2))
+        self.gpus, self.cpus = min(means.gpus, 1), self._cpus(means)
         self.fixed["imgsz"] = self._size(lesions)
         self._fit_batch(means)
         steps = min(
@@ -129,6 +129,14 @@ class _Draft:
             f"{steps} steps an epoch: {self.epochs * steps} steps a run, of the {STEPS} that a "
             "network from nothing wants; more if curves still rise at the end"
         )
+
+    def _cpus(self, means: Means) -> int:
+        """Of a run: half of this machine's, or four beside a GPU, of which this machine may have
+        fewer.
+        """
+        if not means.gpus:
+            return max(1, cores() // 2)
+        return max(1, min(4, cores() // means.gpus)) if gpu_bytes() else 4
 
     def spend(self, hours: float | None, slots: int) -> None:
         """The number of trials."""

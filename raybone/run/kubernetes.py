@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from raybone.errors import WrongInput
+from raybone.storage import plain_url
 from raybone.study.files import write_study
 from raybone.study.relocate import relocated
 from raybone.study.spec import Study, packages_of
@@ -53,9 +54,14 @@ def manifests(study: Study, out: str | None = None, image: str | None = None) ->
         )
     if problems:
         raise WrongInput(*problems)
-    study = relocated(study, _mounted)
-    if "://" not in study.dataset:
-        study = study.model_copy(update={"dataset": _mounted(study.dataset)})
+    dataset = plain_url(study.dataset)
+    dataset = dataset if "://" in dataset else _mounted(dataset)
+    study = relocated(study, _mounted).model_copy(update={"dataset": dataset})
+    if not re.match(rf"{MOUNT}/|(?!file:)\w+://", dataset):
+        raise WrongInput(
+            f"dataset: {dataset} must be below {MOUNT}, the shared volume, or a URL of an object "
+            "store: no pod sees another place; copy it there"
+        )
     job = yaml.safe_load(files("raybone.run").joinpath("rayjob.yaml").read_text(encoding="utf-8"))
     job["metadata"]["name"] = _name(study.name)
     spec, hours = job["spec"], study.limits.hours
@@ -79,7 +85,7 @@ def manifests(study: Study, out: str | None = None, image: str | None = None) ->
     for pod in (spec["submitterPodTemplate"], head, group["template"]):
         container = pod["spec"]["containers"][0]
         container["image"] = image
-        if place.startswith("s3:") and pod is not spec["submitterPodTemplate"]:
+        if "s3" in (place[:2], dataset[:2]) and pod is not spec["submitterPodTemplate"]:
             container["envFrom"] = [{"secretRef": {"name": "raybone-s3"}}]
     return yaml.dump(job, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
@@ -92,6 +98,7 @@ def _size(group: dict[str, Any], study: Study) -> None:
     """
     resources = study.resources
     sharing = int(1 / resources.gpus + 1e-9) if 0 < resources.gpus < 1 else 1
+    sharing = min(sharing, runs_of(study) * resources.workers)
     cpus, gpus = resources.cpus * sharing, math.ceil(resources.gpus)
     pods = math.ceil(runs_of(study) * resources.workers / sharing)
     group.update(
@@ -123,8 +130,14 @@ def runs_of(study: Study) -> int:
 
 
 def _mounted(place: str) -> str:
-    """A relative path below the shared volume."""
-    return posixpath.normpath(posixpath.join(MOUNT, place))
+    """A relative path below the shared volume; raises WrongInput where it leads out of it."""
+    there = posixpath.normpath(posixpath.join(MOUNT, place))
+    if place.startswith("~") or not (place.startswith("/") or there.startswith(f"{MOUNT}/")):
+        raise WrongInput(
+            f"{place}: must be a place on the shared volume, relative to {MOUNT}, but is outside; "
+            "copy it there"
+        )
+    return there
 
 
 def _name(study: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -156,12 +157,24 @@ def _check_space(study: Study, model: Model, problems: list[str]) -> TrainingCon
                 f"{', '.join(sorted(known))}"
             )
             continue
-        for value in param.choice or param.bounds or ():
-            try:
-                model.Config.model_validate({name: value})
-            except ValidationError as error:
-                problems += [f"{where}.{line}" for line in _plain(error)]
+        wrong = _refused(model, name, param.choice or param.bounds or ())
+        if not wrong and param.bounds and param.kind != "int_uniform":
+            low, high = param.bounds  # whole ends may be taken where nothing between them is
+            if _refused(model, name, (low + (high - low) / math.e,)):
+                wrong = [f"{name}: {param.kind} draws fractions, but it is whole; use int_uniform"]
+        problems += [f"{where}.{line}" for line in wrong]
     return config
+
+
+def _refused(model: Model, name: str, values: Sequence[Any]) -> list[str]:
+    """Why the model takes none of these values, one line each."""
+    wrong = list[str]()
+    for value in values:
+        try:
+            model.Config.model_validate({name: value})
+        except ValidationError as error:
+            wrong += _plain(error)
+    return wrong
 
 
 def _check_shares(study: Study, config: TrainingConfig) -> list[str]:

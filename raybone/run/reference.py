@@ -145,7 +145,7 @@ def schema() -> dict[str, Any]:
     hyper-parameters.
     """
     found, names = _study(), dict[Any, list[str]]()
-    found["properties"]["model"] |= _named(MENU)
+    found["properties"]["model"] |= _named(MENU, outside=True)
     found["properties"]["metric"]["enum"] = list(METRICS)
     found["$defs"]["Param"]["oneOf"] = [
         {"required": [name]} for name in Param.model_fields if name != "when"
@@ -161,7 +161,7 @@ def schema() -> dict[str, Any]:
     found["properties"]["models"] = {
         "description": found["properties"]["models"]["description"],
         "anyOf": [
-            {"type": "array", "items": _named(MENU), "minItems": 1},
+            {"type": "array", "items": _named(MENU, outside=True), "minItems": 1},
             {
                 "type": "object",
                 "properties": blocks,
@@ -228,11 +228,16 @@ def _study() -> dict[str, Any]:
     return found
 
 
-def _named(names: Iterable[str]) -> dict[str, Any]:
-    """The schema of these names; with one of timm's, of all of timm's."""
-    listed = list(names)
-    timm = [{"pattern": f"^{TIMM}"}] if any(name.startswith(TIMM) for name in listed) else []
-    return {"anyOf": [{"enum": listed}, *timm]}
+def _named(names: Iterable[str], outside: bool = False) -> dict[str, Any]:
+    """The schema of these names; with one of timm's, of all of timm's.
+
+    Args:
+        outside: also of a package's MODULE:ATTRIBUTE.
+    """
+    listed, patterns = list(names), [":"] if outside else []
+    if any(name.startswith(TIMM) for name in listed):
+        patterns.append(f"^{TIMM}")
+    return {"anyOf": [{"enum": listed}, *({"pattern": pattern} for pattern in patterns)]}
 
 
 def _block(config: type[BaseModel]) -> dict[str, Any]:
@@ -250,6 +255,10 @@ def _of_model(config: type[BaseModel]) -> dict[str, Any]:
     space = {
         name: {"description": prop["description"], "$ref": "#/$defs/Param"}
         for name, prop in known.items()
+    }
+    known["batch"] = {
+        "description": known["batch"]["description"],
+        "anyOf": [known["batch"], {"const": "auto"}],
     }
     if anchor := known.get("anchor"):
         known["anchor"] = {

@@ -13,6 +13,7 @@ from string import Template
 
 from raybone.errors import WrongInput
 from raybone.run.kubernetes import runs_of
+from raybone.storage import plain_url
 from raybone.study.files import write_study
 from raybone.study.relocate import relocated
 from raybone.study.spec import Study
@@ -36,10 +37,8 @@ def sbatch(study: Study, out: str, nodes: int = 1) -> str:
             f"--nodes {nodes}: must be from 1 to {workers}, the training workers that "
             "resources.concurrent and resources.workers ask for; change it"
         )
-    place = out if "://" in out else _absolute(out)
-    study = relocated(study, _absolute)
-    if "://" not in study.dataset:
-        study = study.model_copy(update={"dataset": _absolute(study.dataset)})
+    place, dataset = _absolute(out), _absolute(study.dataset)
+    study = relocated(study, _absolute).model_copy(update={"dataset": dataset})
     text, each = write_study(study).rstrip("\n"), math.ceil(workers / nodes)
     share = study.resources.gpus
     sharing = int(1 / share + 1e-9) if 0 < share < 1 else 1  # workers on a GPU
@@ -60,4 +59,5 @@ def sbatch(study: Study, out: str, nodes: int = 1) -> str:
 
 
 def _absolute(place: str) -> str:
-    return os.fspath(Path(place).absolute())
+    place = plain_url(place)
+    return place if "://" in place else os.fspath(Path(place).expanduser().absolute())

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import reprlib
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 KINDS = ("uniform", "log_uniform", "int_uniform", "choice")
 Value = float | int | str | bool | list[str] | list[float] | None
 # A password would lie in study.yaml; trackers take theirs from the environment.
+TRACKED = {"mlflow", "wandb"}  # which the extra raybone[trackers] brings
 Tracker = Annotated[str, Field(pattern=r"^(mlflow|tensorboard|wandb):[^@]+$")]
 # Aliases let a few lines of YAML stand for more than any memory holds.
 _SHORT = reprlib.Repr()
@@ -22,6 +30,16 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's ``yes`` and ``true`` are no 1."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        kinds = {kind, *get_args(kind)}
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise ValueError(f"must be a number, got {str(value).lower()}; write one")
+        return value
 
 
 class Param(Strict):

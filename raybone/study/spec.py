@@ -18,7 +18,7 @@ from pydantic import (
 
 from raybone.errors import WrongInput
 from raybone.study.metric import METRICS, Direction, Metric
-from raybone.study.param import Param, Strict, Tracker, Value
+from raybone.study.param import TRACKED, Param, Strict, Tracker, Value
 from raybone.study.soundness import settled, unsound
 
 MODELS = "raybone.models"  # group of the entry points by which packages offer models
@@ -375,7 +375,7 @@ def from_outside(model: str) -> bool:
 
 def packages_of(study: Study) -> list[str]:
     """The distributions that must be installed wherever a study is trained, beside raybone."""
-    packages = set[str]()
+    packages = TRACKED & {to.partition(":")[0] for to in study.track}
     for name in study.names:
         module, colon, _ = name.partition(":")
         if colon:

@@ -59,7 +59,8 @@ def test_the_study_travels_as_data_whatever_is_in_it(
     study: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hostile = ["$(touch /tmp/x)", "`id`", "'; rm -rf / #", "$(POD_NAME)", "a\nb: [", 'é "quoted"']
-    content = {**study, "dataset": "no/such place", "space": {"optimizer": {"choice": hostile}}}
+    fixed = {"categories": hostile, "imgsz": 64}
+    content = {**study, "dataset": "no/such place", "fixed": fixed}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
     document = render(capsys, tmp_path / "s.yaml")
     annotations = document["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["metadata"][
@@ -187,9 +188,11 @@ def test_wrong_input_is_one_line(
     assert told.err.count("\n") == 1
 
 
-def test_printing_imports_neither_torch_nor_ray() -> None:
+def test_making_one_imports_neither_torch_nor_ray() -> None:
+    """The verb does, as it checks the study against its model first."""
     code = (
-        "import sys; from raybone.cli import main; main(['manifests', sys.argv[1]]); "
+        "import sys; from raybone.run.kubernetes import manifests; "
+        "from raybone.study.files import read_study; print(manifests(read_study(sys.argv[1]))); "
         "print({'torch', 'ray'} & set(sys.modules), file=sys.stderr)"
     )
     run = subprocess.run(
@@ -290,3 +293,32 @@ def test_a_name_that_kuberay_refuses_is_seen(capsys: pytest.CaptureFixture[str])
     for name in ("a" * 48, "1a", "a.b", "A", "a-"):
         document["metadata"]["name"] = name
         assert rule_problems(document) == [f"name {name}"]
+
+
+@pytest.mark.parametrize(
+    "place", ["/home/me/ours", "../../data/ours", "~/ours", "file:///home/me/ours", ""]
+)
+def test_a_dataset_that_no_pod_sees_is_refused(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.yaml").write_text(f"dataset: '{place}'\nmodel: unet\n")
+    assert main(["manifests", str(tmp_path / "s.yaml")]) == 2
+    told = capsys.readouterr()
+    assert "shared volume" in told.err
+    assert not told.out
+
+
+def test_a_dataset_of_a_bucket_comes_with_the_key_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.yaml").write_text("dataset: s3://bucket/ours\nmodel: unet\n")
+    document = render(capsys, tmp_path / "s.yaml")
+    (container,) = group(document)["template"]["spec"]["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "raybone-s3"}}]
+
+
+def test_a_share_of_a_gpu_asks_for_no_more_than_all_runs_want(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    few = ["resources.gpus=0.1", "resources.cpus=4", "resources.concurrent=2"]
+    assert limits(render(capsys, SMOKE, "--set", *few))["cpu"] == "8"

@@ -256,13 +256,74 @@ def test_a_dry_run_shows_what_would_be_sent_asks_no_cluster_and_reads_no_data(
             "fixed: {batch: 4}\nresources: {workers: 3}",
             "must be a multiple of the 3 resources.workers, got 4",
         ),
+        (
+            "space: {imgsz: {uniform: [256, 512]}}",
+            "space.imgsz: uniform draws fractions, but it is whole; use int_uniform",
+        ),
+        ("space: {lr0: {choice: [true, 0.1]}}", "space.lr0: must be a number, got true"),
     ],
 )
+@pytest.mark.parametrize("verb", ["submit", "slurm", "manifests"])
 def test_a_study_that_cannot_be_right_is_not_sent_off(
-    keys: str, rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    verb: str, keys: str, rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "s.yaml").write_text(f"dataset: /data/ds\nmodel: unet\n{keys}\n")
-    assert main(["submit", str(tmp_path / "s.yaml"), "--address", "http://h:1", "--dry-run"]) == 2
+    study = tmp_path / "s.yaml"
+    study.write_text(f"dataset: /raybone/ds\nmodel: unet\n{keys}\n")
+    more = {"submit": ["--address", "http://h:1", "--dry-run"], "slurm": ["--out", "runs/a"]}
+    assert main([verb, str(study), *more.get(verb, [])]) == 2
     told = capsys.readouterr()
     assert rule in told.err
     assert not told.out
+
+
+@pytest.mark.parametrize("verb", ["submit", "slurm", "manifests"])
+@pytest.mark.parametrize(
+    ("place", "rule"),
+    [
+        ("s3://key:secret@bucket/ours", "must hold no password"),
+        ("simplecache::s3://bucket/ours", "not a chain with '::'"),
+    ],
+)
+def test_a_dataset_with_a_password_is_not_sent_off(
+    place: str, rule: str, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.yaml").write_text(f"dataset: {place}\nmodel: unet\n")
+    more = {"submit": ["--address", "http://h:1", "--dry-run"], "slurm": ["--out", "runs/a"]}
+    assert main([verb, str(tmp_path / "s.yaml"), *more.get(verb, [])]) == 2
+    told = capsys.readouterr()
+    assert rule in told.err
+    assert "secret" not in told.out + told.err
+
+
+@pytest.mark.parametrize(
+    ("more", "rule"),
+    [
+        (["--address", "http://me:secret@h:1"], "must hold no password"),
+        (["--address", "http://h:1", "--wait", "-5"], "--wait -5: must be a number of minutes"),
+        (["--address", "http://h:1", "--wait", "nan"], "--wait nan: must be a number of minutes"),
+    ],
+)
+def test_a_job_that_would_fail_at_once_is_not_sent_off(
+    more: list[str], rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.yaml").write_text("dataset: /data/ds\nmodel: unet\n")
+    assert main(["submit", str(tmp_path / "s.yaml"), *more, "--dry-run"]) == 2
+    told = capsys.readouterr()
+    assert rule in told.err
+    assert "secret" not in told.out + told.err
+
+
+def test_a_tilde_is_the_home_folder_and_trackers_are_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", "/home/anna")
+    study = tmp_path / "s.yaml"
+    study.write_text("dataset: ~/ours\nmodel: unet\ntrack: ['mlflow:http://m:5000']\n")
+    assert main(["submit", str(study), "--address", "http://h:1", "--dry-run"]) == 0
+    sent = json.loads(capsys.readouterr().out)
+    assert (sent["dataset"], sent["packages"]) == ("/home/anna/ours", ["mlflow"])
+    assert sent["out"].startswith("/home/anna/runs/")
+    assert main(["slurm", str(study), "--out", "~/runs/a"]) == 0
+    script = capsys.readouterr().out
+    assert "dataset: /home/anna/ours" in script
+    assert "~" not in script

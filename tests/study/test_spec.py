@@ -76,6 +76,9 @@ def test_all_problems_come_at_once_one_line_each(tmp_path: Path) -> None:
         (("epochs: 100", "epochs: 100\nepochs: 3"), "given twice"),
         (("name: bs80k", "name: ''"), "name"),
         (("epochs: 100", "epochs: [1"), "must be YAML"),
+        (("epochs: 100", "epochs: yes"), "must be a number, got true; write one"),
+        (("limits: {hours: 12}", "limits: {target: 90}"), "AP50 is from 0 to 1, got 90"),
+        (("workers: 1", "workers: true"), "must be a number, got true"),
     ],
 )
 def test_a_wrong_study_is_refused_with_the_rule(

@@ -194,4 +194,5 @@ def _last_line(text: str | None) -> str:
 
 
 def _absolute(place: str) -> str:
-    return plain_url(place) if "://" in place else os.path.abspath(plain_url(place))  # noqa: PTH100
+    place = plain_url(place)
+    return place if "://" in place else os.path.abspath(os.path.expanduser(place))  # noqa: PTH100, PTH111
