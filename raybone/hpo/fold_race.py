@@ -34,10 +34,10 @@ class Rule:
     once, as it arrives. slack: standard errors behind the incumbent at which a configuration is
     dropped. prior_sd, prior_weight: prior of the configuration x fold residual, in units of the
     metric and of observations. relative: prior_sd is a share of the best score instead, as that of
-    a metric which is no share itself must be. finalists: configurations that run in full at the least, as a winner
-    needs a rival for its paired test; so many are not dropped from the race, however far behind,
-    nor is the last of a model. races: whether full-length rungs are a race; else the last rung is
-    the only one that all of the better part reach.
+    a metric which is no share itself must be. finalists: configurations that run in full at the
+    least, as a winner needs a rival for its paired test; so many are not dropped from the race,
+    however far behind, nor is the last of a model. races: whether full-length rungs are a race;
+    else the last rung is the only one that all of the better part reach.
     """
 
     factor: float = 2.25

@@ -54,14 +54,9 @@ def manifests(study: Study, out: str | None = None, image: str | None = None) ->
         )
     if problems:
         raise WrongInput(*problems)
-    dataset = plain_url(study.dataset)
+    dataset = plain_url(study.dataset).removeprefix("file://")
     dataset = dataset if "://" in dataset else _mounted(dataset)
     study = relocated(study, _mounted).model_copy(update={"dataset": dataset})
-    if not re.match(rf"{MOUNT}/|(?!file:)\w+://", dataset):
-        raise WrongInput(
-            f"dataset: {dataset} must be below {MOUNT}, the shared volume, or a URL of an object "
-            "store: no pod sees another place; copy it there"
-        )
     job = yaml.safe_load(files("raybone.run").joinpath("rayjob.yaml").read_text(encoding="utf-8"))
     job["metadata"]["name"] = _name(study.name)
     spec, hours = job["spec"], study.limits.hours
@@ -130,12 +125,14 @@ def runs_of(study: Study) -> int:
 
 
 def _mounted(place: str) -> str:
-    """A relative path below the shared volume; raises WrongInput where it leads out of it."""
+    """A relative path below the shared volume; raises WrongInput where it leads out of it. Another
+    volume, which an overlay may mount, is named from the root.
+    """
     there = posixpath.normpath(posixpath.join(MOUNT, place))
-    if place.startswith("~") or not (place.startswith("/") or there.startswith(f"{MOUNT}/")):
+    if place[:1] in ("~", "") or not (place[0] == "/" or there.startswith(f"{MOUNT}/")):
         raise WrongInput(
-            f"{place}: must be a place on the shared volume, relative to {MOUNT}, but is outside; "
-            "copy it there"
+            f"{place!r}: must be a place on the shared volume, relative to {MOUNT}, but is "
+            "outside; copy it there"
         )
     return there
 

@@ -12,40 +12,58 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pretend import pretend
+from scipy.special import logit
 
 from raybone.cli import main
-from raybone.data.annotations import lesion_mask
+from raybone.data.annotations import lesion_mask, mask_of
 from raybone.data.cache import Intensities
 from raybone.data.dataset import open_dataset
 from raybone.deploy.bundle import open_bundle
 from raybone.models import load
+from raybone.results.study_folder import StudyFolder
 from raybone.tasks.segmentation import Segmentation
+from raybone.train.checkpoint import write_checkpoint
 
-SMALL = {
-    **{"batch": 4, "nbs": 4, "depth": 2, "lr0": 0.03},
-    **{"warmup_epochs": 0, "ema": 0.0, "cross_entropy": 0.0},
-}
+SMALL = {"batch": 4, "nbs": 4, "depth": 2}
 
 
 @pytest.fixture(scope="module")
 def study(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of three U-Nets; one of them is given smaller scans, on which lesions vanish."""
-    place = tmp_path_factory.mktemp("best")
-    content = {
-        "name": "best",
-        "dataset": str(dataset),
-        "model": "unet",
-        "metric": "dice",
-        "epochs": 8,
-        "fixed": SMALL,
-        "space": {"imgsz": {"choice": [256, 64]}, "width": {"choice": [8, 7]}},
-        "search": {"sampler": "grid", "scheduler": "full", "trials": 3},
-        "keep": 3,
-    }
-    file = place / "study.yaml"
-    file.write_text(json.dumps(content))
-    assert main(["search", str(file), "--out", str(place / "study"), "--local"]) == 0
-    return place / "study"
+    """A study of four U-Nets that have learned nothing; each is given scans as one other is."""
+    place = tmp_path_factory.mktemp("best") / "study"
+    pretend(
+        place,
+        dataset,
+        fixed=SMALL,
+        space={"imgsz": {"choice": [256, 128]}, "width": {"choice": [8, 7]}},
+        search={"sampler": "grid", "trials": 4},
+        keep=4,
+    )
+    folder, unet, opened = StudyFolder(place), load("unet"), open_dataset(dataset)
+    for number, one in enumerate(folder.complete()):
+        for fold in range(3):
+            torch.manual_seed(10 * number + fold)
+            module = unet.build(unet.Config.model_validate({**SMALL, **one.params})).eval()
+            image_HW = Intensities(opened, int(one.params["imgsz"]))(opened.scans[0])
+            # They find what is bright, somewhere in a tenth of the scan.
+            with torch.no_grad():
+                at, median = np.unravel_index(image_HW.argmax(), image_HW.shape), np.median
+                first_HW = logit(said(module, image_HW))
+                module.net.head.bias.zero_()
+                module.net.head.weight *= 300 * np.sign(first_HW[at] - median(first_HW))
+                second_HW = logit(said(module, image_HW))
+                module.net.head.bias -= float(np.quantile(second_HW, 0.9))
+            weights = module.state_dict()
+            write_checkpoint(one.fold(fold), {"average": weights})
+    return place
+
+
+def said(module: Any, image_HW: np.ndarray) -> np.ndarray:
+    """The probability of each pixel of intensities as they are kept."""
+    with torch.no_grad():
+        image_NCHW = torch.from_numpy(image_HW.astype(np.float32) / 65535)[None, None]
+        return np.asarray(module(image_NCHW)[0].mask_CHW[0])
 
 
 def meta(bundle: Path) -> dict[str, Any]:
@@ -54,8 +72,8 @@ def meta(bundle: Path) -> dict[str, Any]:
 
 def alike(study: Path) -> pd.DataFrame:
     """The winner, and the other configuration that is given scans of its size."""
-    board = pd.read_csv(study / "leaderboard.csv")
-    return board[board["cfg.imgsz"] == 256]
+    board = StudyFolder(study).table()
+    return board[board["cfg.imgsz"] == board["cfg.imgsz"][0]]
 
 
 def dice_of(study: Path, dataset: Path, rows: pd.DataFrame, fold: int) -> float:
@@ -67,10 +85,9 @@ def dice_of(study: Path, dataset: Path, rows: pd.DataFrame, fold: int) -> float:
         modules[-1].load_state_dict(torch.load(file, weights_only=True)["average"])
     both = total = 0
     for scan in opened.validation(fold):
-        image_HW = Intensities(opened, 256)(scan).astype(np.float32) / 65535
-        with torch.no_grad():
-            said = [m(torch.from_numpy(image_HW)[None, None])[0].mask_CHW[0] for m in modules]
-        found_HW = cv2.resize(np.mean(said, axis=0), (scan.width, scan.height)) >= 0.5
+        image_HW = Intensities(opened, int(rows["cfg.imgsz"].iloc[0]))(scan)
+        each = [said(module, image_HW) for module in modules]
+        found_HW = cv2.resize(np.mean(each, axis=0), (scan.width, scan.height)) >= 0.5
         truth_HW = np.zeros_like(found_HW)
         for lesion in (le for le in scan.lesions if le.category == "malignant"):
             truth_HW |= lesion_mask(lesion, scan.height, scan.width) > 0
@@ -88,7 +105,7 @@ def test_as_many_of_the_best_are_one_bundle_as_are_best_out_of_fold(
     score_NK = np.array([[dice_of(study, dataset, rows[:n], k) for k in range(3)] for n in (1, 2)])
     together = content["together"]
     np.testing.assert_allclose(together["by_number"], score_NK.mean(1), atol=2e-4)
-    assert together["by_number"][0] == pytest.approx(rows["dice_mean"].iloc[0], abs=1e-5)
+    assert len(set(together["by_number"])) == 2
     best = int(score_NK.mean(1).argmax())
     crossed = [score_NK[np.delete(score_NK, k, axis=1).mean(1).argmax(), k] for k in range(3)]
     assert together["dice_mean"] == pytest.approx(np.mean(crossed), abs=2e-4)
@@ -112,12 +129,11 @@ def test_each_network_of_it_is_as_it_was_trained(
     assert [member["file"] for member in bundle.meta["members"]] == names
     modules = bundle.members(torch.device("cpu"))
     weights = [sum(p.numel() for p in m.parameters()) for m in modules]
-    assert weights == [int(n) for n in rows["parameters"] for _ in range(3)]
-    assert weights[0] != weights[3]
+    assert len(set(weights[:3])) == len(set(weights[3:])) == 1
+    assert weights[0] != weights[3], "one is wider"
     assert bundle.meta["kind"] == "ensemble of 2 configurations"
-    assert main(["predict", str(out), str(cohort), "--out", str(tmp_path / "found")]) == 0
-    found = json.loads((tmp_path / "found/predictions.json").read_text())
-    assert found["members"] == 6
+    ((frame, _),) = bundle.predict(next(cohort.rglob("*.dcm")))
+    assert mask_of(frame.masks["malignant"]).shape == (256, 64)
 
     content = meta(out)
     content["members"][4]["config"]["width"] = -1

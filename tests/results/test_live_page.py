@@ -345,7 +345,7 @@ def test_a_page_reads_on_after_its_storage_was_away(
             yield event
 
     monkeypatch.setattr(Journal, "events", events)
-    with served(tmp_path / "st") as address:
+    with in_thread(Live(StudyFolder(tmp_path / "st"))) as address:
         session, base = requests.Session(), address.partition("?")[0]
         session.get(address, timeout=30)
         shown = until(
