@@ -188,7 +188,7 @@ def curse(repeats: int = 60) -> list[dict[str, float]]:
 def trained(only: str = "*") -> dict[str, Any]:
     """The same schedulers on tables of real training."""
     found = {}
-    for path in sorted([*CURVES.glob("phantom-*.npz"), CURVES / "bccd-models.npz"]):
+    for path in sorted([*CURVES.glob("phantom-*.npz"), *CURVES.glob("bccd-*.npz")]):
         if not path.match(f"{only}.npz"):
             continue
         c = read_curves(path)

@@ -171,7 +171,6 @@ class Brain:
         """
         with self.lock:
             self._record("test", config_id=config_id, metrics=finite(metrics), reason=reason)
-            self.journal.close()
 
     def rung_done(self, config_id: str, rung: int) -> Decision | None:
         """A configuration has finished a rung; returns what is final for it, None when it waits for
@@ -302,7 +301,7 @@ class Brain:
             look(reason)
         finally:
             with self.lock:
-                self._record("end", reason=str(reason))
+                self._record("end", reason=str(reason), kind=reason.kind)
                 self.journal.close()
         return reason
 

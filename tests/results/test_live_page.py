@@ -213,10 +213,11 @@ def test_five_hundred_configurations_and_two_thousand_scans_are_filtered(tmp_pat
 
 
 @contextmanager
-def in_thread(live: Live) -> Iterator[str]:
-    """The application as it is, without a follower that draws anew."""
+def in_thread(live: Live, follows: bool = False) -> Iterator[str]:
+    """The application as it is, with a follower that draws anew or without one."""
     app = application(live, "token")
-    app.cleanup_ctx.clear()
+    if not follows:
+        app.cleanup_ctx.clear()
     loop, runner = asyncio.new_event_loop(), web.AppRunner(app, access_log=None)
 
     async def start() -> int:
@@ -303,7 +304,7 @@ def test_what_a_machine_says_and_what_is_no_number_are_not_posted(tmp_path: Path
         follower.start()
         threading.Event().wait(0.5)
         secret = "halted: OSError: [Errno 5] '/home/anna/Mueller/x.npy'"
-        Journal(Folder(tmp_path / "st")).append("end", reason=secret)
+        Journal(Folder(tmp_path / "st")).append("end", reason=secret, kind="halted")
         follower.join(60)
     (end,) = told
     assert end["reason"] == "halted; `raybone logs` says why"
@@ -345,7 +346,7 @@ def test_a_page_reads_on_after_its_storage_was_away(
             yield event
 
     monkeypatch.setattr(Journal, "events", events)
-    with in_thread(Live(StudyFolder(tmp_path / "st"))) as address:
+    with in_thread(Live(StudyFolder(tmp_path / "st")), follows=True) as address:
         session, base = requests.Session(), address.partition("?")[0]
         session.get(address, timeout=30)
         shown = until(

@@ -79,9 +79,9 @@ def _news(
         text = f"{study.name}: {config_id} failed; `raybone logs` says why"
         yield {"event": "failed", "config_id": config_id, "text": text}
     elif kind == "end":
-        last, reason = _best(study, state) or {}, event["reason"]
-        if reason.startswith(FAULTS):  # what a machine says may hold paths as well
-            reason = f"{reason.partition(':')[0]}; `raybone logs` says why"
+        last, reason, how = _best(study, state) or {}, event["reason"], event.get("kind", "")
+        if how in FAULTS:  # what a machine says may hold paths as well
+            reason = f"{how}; `raybone logs` says why"
         told = f"; best: {last['text']}" if last else ""
         text = f"{study.name}: the search ends: {reason}{told}"
         yield {**last, "event": "end", "reason": reason, "text": text}
