@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raybone.study.constraints import holds, problem_of
-from raybone.study.metric import METRICS
 from raybone.study.param import Param, Value
 
 if TYPE_CHECKING:
@@ -27,12 +26,7 @@ def unsound(study: Study) -> list[str]:
         own = study.models[name].space if study.models else {}
         for key, problem in _of_space(study.of(name)):
             problems.append(f"{f'models.{name}.' if key in own else ''}space.{key}{problem}")
-    search, target, known = study.search, study.limits.target, METRICS.get(study.metric)
-    if target is not None and known and known.within(target) != target:
-        problems.append(
-            f"limits.target: {study.metric} is from {known.low:g} to {known.high:g}, got "
-            f"{target:g}; change it"
-        )
+    search = study.search
     if search.type == "stopping" and search.scheduler != "fold_race":
         problems.append(
             f"search.type: stopping is a kind of fold_race, got scheduler {search.scheduler}; "
