@@ -80,7 +80,10 @@ def manifests(study: Study, out: str | None = None, image: str | None = None) ->
     for pod in (spec["submitterPodTemplate"], head, group["template"]):
         container = pod["spec"]["containers"][0]
         container["image"] = image
-        if "s3" in (place[:2], dataset[:2]) and pod is not spec["submitterPodTemplate"]:
+        if (
+            any(url.startswith("s3:") for url in (place, dataset))
+            and pod is not spec["submitterPodTemplate"]
+        ):
             container["envFrom"] = [{"secretRef": {"name": "raybone-s3"}}]
     return yaml.dump(job, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 

@@ -536,7 +536,9 @@ def test_a_search_for_a_risk_ends_where_only_broken_scores_have_it(tmp_path: Pat
         brain = brain_of(study, tmp_path / str(seed))
         run(brain, score=score)
         assert not brain.peek()
-        assert np.isfinite(best_of(brain).mean(FOLDS, EPOCHS, "AP")) or seed
+        known = [c for c in brain.state.configurations.values() if c.status == "complete"]
+        scores = [c.mean(FOLDS, EPOCHS, "AP") for c in known]
+        assert np.isfinite(scores).any()
 
 
 def test_a_search_whose_machines_are_gone_waits_for_them(tmp_path: Path) -> None:

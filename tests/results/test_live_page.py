@@ -265,6 +265,14 @@ def hook(status: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         server.shutdown()
 
 
+def follows(study: Path, url: str, said: list[str]) -> threading.Thread:
+    """A webhook that has begun to follow a study."""
+    follower = threading.Thread(target=lambda: tell(str(study), url, said.append, 0.05))
+    follower.start()
+    threading.Event().wait(0.5)
+    return follower
+
+
 def test_news_are_posted_from_when_it_is_asked(tmp_path: Path) -> None:
     pretend(tmp_path / "all", search={"trials": 12}, failing=2)
     events = list(Journal(Folder(tmp_path / "all")).events())
@@ -274,11 +282,7 @@ def test_news_are_posted_from_when_it_is_asked(tmp_path: Path) -> None:
     journal = Journal(place)
     said: list[str] = []
     with hook() as (url, told):
-        follower = threading.Thread(
-            target=lambda: tell(str(tmp_path / "st"), url, said.append, 0.05)
-        )
-        follower.start()
-        threading.Event().wait(0.5)
+        follower = follows(tmp_path / "st", url, said)
         for event in events:
             body = {k: v for k, v in event.items() if k not in ("event", "time", "up")}
             journal.append(event["event"], **body)
@@ -294,15 +298,11 @@ def test_news_are_posted_from_when_it_is_asked(tmp_path: Path) -> None:
     assert said == []
 
 
-def test_what_a_machine_says_and_what_is_no_number_are_not_posted(tmp_path: Path) -> None:
+def test_what_a_machine_says_is_not_posted(tmp_path: Path) -> None:
     pretend(tmp_path / "st", search={"trials": 2}, stop_after=1)
     said: list[str] = []
     with hook() as (url, told):
-        follower = threading.Thread(
-            target=lambda: tell(str(tmp_path / "st"), url, said.append, 0.05)
-        )
-        follower.start()
-        threading.Event().wait(0.5)
+        follower = follows(tmp_path / "st", url, said)
         secret = "halted: OSError: [Errno 5] '/home/anna/Mueller/x.npy'"
         Journal(Folder(tmp_path / "st")).append("end", reason=secret, kind="halted")
         follower.join(60)
@@ -317,11 +317,7 @@ def test_that_a_driver_is_gone_is_posted_once(tmp_path: Path) -> None:
     lease = Lease(Folder(tmp_path / "st"))
     lease.take()
     with hook() as (url, told):
-        follower = threading.Thread(
-            target=lambda: tell(str(tmp_path / "st"), url, lambda line: None, 0.05)
-        )
-        follower.start()
-        threading.Event().wait(0.5)
+        follower = follows(tmp_path / "st", url, [])
         lease.drop()
         threading.Event().wait(0.5)
         Journal(Folder(tmp_path / "st")).append("end", reason="complete")
