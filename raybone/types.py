@@ -115,8 +115,9 @@ class Epoch:
     seconds it took, and what else it did.
 
     cost: images_per_s in training; memory_gb, the most that was allocated on the GPU, or without
-    one what the process held at its end; parts in which a batch went through the network. machine:
-    what it ran on, in short.
+    one what the process held at its end; parts in which a batch went through the network; gpu_use,
+    the part of the training's time in which the first worker's GPU was at work, where its driver
+    tells. machine: what it ran on, in short.
     """
 
     fold: int

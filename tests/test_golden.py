@@ -335,7 +335,15 @@ def table(study: Path) -> list[dict[str, Any]]:
     for row in rows:
         assert row["train_seconds"] >= 0
         row |= dict.fromkeys(
-            ("train_seconds", "gpu_hours", "code_version", "machines", "images_per_s", "memory_gb"),
+            (
+                "train_seconds",
+                "gpu_hours",
+                "code_version",
+                "machines",
+                "images_per_s",
+                "memory_gb",
+                "gpu_use",
+            ),
             "differs",
         )
         row |= {k: v.replace(f"{study.parent}/", "") for k, v in row.items() if isinstance(v, str)}

@@ -224,7 +224,7 @@ def export(
 
     Args:
         source: DATASET, or with --optuna or --coco STUDY
-        to FORMAT: coco, yolo, nnunet or cvat
+        to FORMAT: coco, yolo, nnunet, cvat or fiftyone
         out DIR: folder to make
         optuna FILE: of Optuna's journal storage, which `optuna-dashboard FILE` opens
         coco FILE: what the best configuration finds out of fold, as COCO's results

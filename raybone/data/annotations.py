@@ -94,6 +94,18 @@ def mask_of(rle: dict[str, Any]) -> Array:
     return np.asarray(coco_mask.decode(rle), bool)
 
 
+def cut_out(lesion: Lesion) -> tuple[int, int, Array] | None:
+    """Left and top of a lesion's mask and what is inside them, bool, without margin; None where it
+    has no pixel.
+    """
+    mask_HW = mask_of(lesion.rle) if lesion.rle else np.zeros((0, 0), bool)
+    if not mask_HW.any():
+        return None
+    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+    inside_HW = mask_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return int(columns[0]), int(rows[0]), inside_HW
+
+
 def is_rle(rle: Any, shape: tuple[int, int]) -> bool:
     """Whether it is the compressed run-length code of a mask of this shape (H, W).
 

@@ -96,6 +96,7 @@ class Configuration:
     # Of the last epoch, and the most memory of any, NaN while unknown.
     images_per_s: float = math.nan
     memory_gb: float = math.nan
+    gpu_use: float = math.nan
     # What it was trained on, in short.
     machines: dict[str, None] = field(default_factory=dict)
     # Of all epochs; NaN where no driver has told how many GPUs a run had.
@@ -297,6 +298,7 @@ class State:
             configuration.at_work.add(event["fold"])
             cost = event.get("cost", {})
             configuration.images_per_s = cost.get("images_per_s", math.nan)
+            configuration.gpu_use = cost.get("gpu_use", math.nan)
             memory = cost.get("memory_gb", math.nan)
             configuration.memory_gb = float(np.fmax(configuration.memory_gb, memory))
             if (parts := int(cost.get("parts", 1))) > configuration.parts:

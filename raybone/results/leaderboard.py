@@ -266,6 +266,7 @@ def _row(
         "machines": "; ".join(c.machines),
         "images_per_s": c.images_per_s,
         "memory_gb": c.memory_gb,
+        "gpu_use": c.gpu_use,
         **{name: c.pooled.get(name, math.nan) for name in more.operated},
     }
 

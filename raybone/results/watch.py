@@ -68,8 +68,9 @@ class Running:
     score), and how fast.
 
     epochs: of each fold at that rung. share: of the epochs up to there that are done.
-    epoch_seconds, seconds: of an epoch, and what is left to that rung; images_per_s, memory_gb: of
-    training, and the most that an epoch held. NaN while unknown.
+    epoch_seconds, seconds: of an epoch, and what is left to that rung; images_per_s, memory_gb,
+    gpu_use: of training, the most that an epoch held, and the part of the time in which its GPU was
+    at work. NaN while unknown.
     """
 
     config_id: str
@@ -81,6 +82,7 @@ class Running:
     seconds: float
     images_per_s: float = math.nan
     memory_gb: float = math.nan
+    gpu_use: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -289,9 +291,10 @@ def running_line(study: ResolvedStudy, running: Running) -> str:
         if math.isfinite(running.images_per_s)
         else ""
     )
+    use = f", GPU at work {running.gpu_use:.0%}" if math.isfinite(running.gpu_use) else ""
     return (
         f"{running.config_id} to {name_of(study.resolved.ladder, running.target)}: "
-        f"{folds or 'starting a run'}{left}{cost}"
+        f"{folds or 'starting a run'}{left}{cost}{use}"
     )
 
 
@@ -390,4 +393,5 @@ def _running(study: ResolvedStudy, state: State, configuration: Configuration) -
         todo * each / max(len(at_work), 1),
         configuration.images_per_s,
         configuration.memory_gb,
+        configuration.gpu_use,
     )

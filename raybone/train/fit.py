@@ -34,6 +34,7 @@ from raybone.train.checkpoint import (
 )
 from raybone.train.evaluate import evaluate
 from raybone.train.findings import write_findings
+from raybone.train.gpu_use import GpuUse
 from raybone.train.memory import free, refuse_too_large, resident
 from raybone.train.optimizer import decay, optimizer_of
 from raybone.train.samples import FoldJob, scored_samples, training_samples
@@ -196,7 +197,8 @@ class _Run:
         started, number = time.monotonic(), len(self.history) + 1
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        train_loss = self._train(number)
+        with GpuUse(self.device) as use:
+            train_loss = self._train(number)
         trained = time.monotonic() - started
         if self.world > 1:
             # A rank that resumes has those of rank 0 as well, also where the average teaches.
@@ -213,7 +215,7 @@ class _Run:
         if number == self.job.epochs:
             metrics |= self._tested()
         metrics["train_loss"] = train_loss
-        seconds, cost = round(time.monotonic() - started, 3), self._cost(trained)
+        seconds, cost = round(time.monotonic() - started, 3), self._cost(trained, use)
         machine = in_short(environment())
         record = Epoch(self.job.fold, number, metrics, seconds, cost, machine)
         self.history.append(record)
@@ -223,7 +225,7 @@ class _Run:
             dist.barrier()
         return record
 
-    def _cost(self, seconds: float) -> dict[str, float]:
+    def _cost(self, seconds: float, use: GpuUse) -> dict[str, float]:
         """What a training of so many seconds took, see ``Epoch``."""
         held = (
             torch.cuda.max_memory_allocated(self.device)
@@ -235,6 +237,7 @@ class _Run:
             "images_per_s": round(images / max(seconds, 1e-9), 1),
             "memory_gb": round(held / 1e9, 2),
             "parts": self.parts,
+            **({"gpu_use": round(use.share, 3)} if math.isfinite(use.share) else {}),
         }
 
     def _tested(self) -> dict[str, float]:

@@ -27,7 +27,7 @@ from raybone.hpo.journal import Journal
 from raybone.hpo.state import State
 from raybone.storage import Folder
 
-TIMING = ["train_seconds", "gpu_hours", "images_per_s", "memory_gb"]
+TIMING = ["train_seconds", "gpu_hours", "images_per_s", "memory_gb", "gpu_use"]
 PATIENCE = 600.0  # seconds for anything that must happen
 
 

@@ -52,7 +52,7 @@ def test_a_study_killed_and_then_interrupted_equals_an_undisturbed_one(
     epochs = epochs_of(out)
     assert len(epochs) == len(set(epochs)) == 36
     assert epochs[: len(known)] == known
-    timing = ["train_seconds", "gpu_hours", "images_per_s", "memory_gb"]
+    timing = ["train_seconds", "gpu_hours", "images_per_s", "memory_gb", "gpu_use"]
     boards = [
         pd.read_csv(p / "leaderboard.csv").drop(columns=timing) for p in (out, tmp_path / "whole")
     ]

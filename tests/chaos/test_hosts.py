@@ -284,7 +284,7 @@ def test_a_host_cut_off_in_mid_run_costs_time_and_nothing_else(
         assert {e["epoch"]: e["seconds"] for e in state["history"]} == told
     boards = [
         pd.read_csv(p / "leaderboard.csv").drop(
-            columns=["train_seconds", "gpu_hours", "images_per_s", "memory_gb"]
+            columns=["train_seconds", "gpu_hours", "images_per_s", "memory_gb", "gpu_use"]
         )
         for p in (out, whole)
     ]

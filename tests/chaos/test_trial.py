@@ -35,7 +35,7 @@ def test_what_is_killed_again_and_again_is_started_again_and_no_fold_is_lost(
     assert killer.all_killed()
     boards = [
         pd.read_csv(tmp_path / n / "leaderboard.csv").drop(
-            columns=["train_seconds", "gpu_hours", "images_per_s", "memory_gb"]
+            columns=["train_seconds", "gpu_hours", "images_per_s", "memory_gb", "gpu_use"]
         )
         for n in ("st", "whole")
     ]

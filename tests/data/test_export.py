@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import os
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from raybone.data.dataset import Dataset, open_dataset
 from raybone.data.export import formats
 from raybone.data.export.cvat import write_cvat
 from raybone.data.export.export import export
+from raybone.data.export.fiftyone import write_fiftyone
 from raybone.data.folds import TEST
 from raybone.data.ingest.prepare import prepare
 from raybone.errors import WrongInput
@@ -197,7 +202,80 @@ def test_cvats_own_library_accepts_it(held_out: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(annotation.image > 0, mask_of(lesion.rle))
 
 
-@pytest.mark.parametrize("to", ["coco", "yolo", "nnunet", "cvat"])
+def test_fiftyone_has_the_folds_as_tags_and_every_mask(held_out: Path, tmp_path: Path) -> None:
+    export(held_out, tmp_path / "fiftyone", "fiftyone")
+    opened = open_dataset(held_out)
+    samples = json.loads((tmp_path / "fiftyone/samples.json").read_text())["samples"]
+    fields = json.loads((tmp_path / "fiftyone/metadata.json").read_text())["sample_fields"]
+    known = {field["db_field"] for field in fields}
+    assert {Path(s["filepath"]).stem for s in samples} == {s.scan_id for s in opened.scans}
+    ids = [s["_id"]["$oid"] for s in samples]
+    for sample, scan in zip(samples, opened.scans):
+        assert sample.keys() <= known
+        fold = opened.fold_of[scan.patient_id]
+        assert sample["tags"] == ["test" if fold == TEST else f"fold{fold}"]
+        png = cv2.imread(str(tmp_path / "fiftyone" / sample["filepath"]), -1)
+        assert png.shape == (scan.height, scan.width)
+        found = sample["ground_truth"]["detections"]
+        ids += [d["_id"]["$oid"] for d in found]
+        assert [d["label"] for d in found] == [le.category for le in scan.lesions]
+        for detection, lesion in zip(found, scan.lesions):
+            packed = base64.b64decode(detection["mask"]["$binary"]["base64"])
+            inside_HW = np.load(io.BytesIO(zlib.decompress(packed)))
+            sizes = (scan.width, scan.height, scan.width, scan.height)
+            x, y, w, h = np.rint(np.multiply(detection["bounding_box"], sizes)).astype(int)
+            whole_HW = np.zeros((scan.height, scan.width), bool)
+            whole_HW[y : y + h, x : x + w] = inside_HW
+            np.testing.assert_array_equal(whole_HW, mask_of(lesion.rle))
+    assert len(ids) == len({*ids})
+
+
+def test_fiftyones_boxes_and_crowds(dataset: Path, tmp_path: Path) -> None:
+    opened = open_dataset(dataset)
+    scan = next(s for s in opened.scans if s.lesions)
+    (lesion, *_) = scan.lesions
+    changed = replace(lesion, crowd=True, rle=None)
+    scans = tuple(replace(scan, lesions=(changed,)) if s is scan else s for s in opened.scans)
+    write_fiftyone(replace(opened, scans=scans), tmp_path, tmp_path, lambda done, total: None)
+    samples = json.loads((tmp_path / "samples.json").read_text())["samples"]
+    (found,) = next(s for s in samples if scan.scan_id in s["filepath"])["ground_truth"][
+        "detections"
+    ]
+    assert found["iscrowd"]
+    assert "mask" not in found
+    x1, y1, x2, y2 = lesion.box_xyxy
+    shares = [
+        x1 / scan.width,
+        y1 / scan.height,
+        (x2 - x1) / scan.width,
+        (y2 - y1) / scan.height,
+    ]
+    assert found["bounding_box"] == pytest.approx(shares)
+
+
+@pytest.mark.skipif("FIFTYONE_DATABASE_URI" not in os.environ, reason="needs a MongoDB server")
+def test_fiftyone_itself_accepts_it(held_out: Path, tmp_path: Path) -> None:
+    """FiftyOne is no dependency; where it and a server are, it is asked."""
+    theirs = pytest.importorskip("fiftyone")
+    export(held_out, tmp_path / "fiftyone", "fiftyone")
+    opened = open_dataset(held_out)
+    read = theirs.Dataset.from_dir(
+        dataset_dir=str(tmp_path / "fiftyone"), dataset_type=theirs.types.FiftyOneDataset
+    )
+    assert {Path(s.filepath).stem: s.patient_id for s in read} == {
+        s.scan_id: s.patient_id for s in opened.scans
+    }
+    for fold in range(3):
+        tagged = {Path(s.filepath).stem for s in read if f"fold{fold}" in s.tags}
+        assert tagged == split_of(opened, fold)[1]
+    scan = next(s for s in opened.scans if s.lesions)
+    sample = next(s for s in read if Path(s.filepath).stem == scan.scan_id)
+    for found, lesion in zip(sample.ground_truth.detections, scan.lesions):
+        whole_HW = found.to_segmentation(frame_size=(scan.width, scan.height)).mask > 0
+        np.testing.assert_array_equal(whole_HW, mask_of(lesion.rle))
+
+
+@pytest.mark.parametrize("to", ["coco", "yolo", "nnunet", "cvat", "fiftyone"])
 def test_no_file_names_a_patient_or_where_the_scans_were(
     to: str, cohort: Path, held_out: Path, tmp_path: Path
 ) -> None:

@@ -146,4 +146,6 @@ def ended(job: str) -> str:
 def leaderboard(out: str) -> str:
     """As text, without the columns that no two runs have in common."""
     board = pd.read_csv(io.StringIO(on_the_volume("cat", f"{out}/leaderboard.csv")))
-    return board.drop(columns=["train_seconds", "gpu_hours", "images_per_s", "memory_gb"]).to_csv()
+    return board.drop(
+        columns=["train_seconds", "gpu_hours", "images_per_s", "memory_gb", "gpu_use"]
+    ).to_csv()

@@ -90,7 +90,7 @@ def journal(metric: str = "dice", replicates: bool = True) -> list[Mapping]:
 def test_new_columns_stand_at_the_end_and_intervals_come_from_the_journals_replicates() -> None:
     events = journal()
     table = leaderboard(made(), State(events))
-    assert [c.removeprefix("dice_") for c in table.columns[-14:]] == [
+    assert [c.removeprefix("dice_") for c in table.columns[-15:]] == [
         *NEW,
         "verdict",
         "smoothed",
@@ -98,8 +98,9 @@ def test_new_columns_stand_at_the_end_and_intervals_come_from_the_journals_repli
         "machines",
         "images_per_s",
         "memory_gb",
+        "gpu_use",
     ]
-    assert list(table.columns[-16:-14]) == ["reason", "warnings"]
+    assert list(table.columns[-17:-15]) == ["reason", "warnings"]
     best, second = table.iloc[0], table.iloc[1]
     drawn = {
         e["config_id"]: np.array(e["replicates"][1:]) for e in events if e["event"] == "pooled"

@@ -28,7 +28,7 @@ from raybone.run.session import open_study
 from raybone.storage import Folder
 from raybone.study.files import parse_study
 
-TIMING = ["train_seconds", "gpu_hours", "images_per_s", "memory_gb"]
+TIMING = ["train_seconds", "gpu_hours", "images_per_s", "memory_gb", "gpu_use"]
 Mapping = dict[str, Any]
 
 

@@ -33,7 +33,7 @@ from raybone.run.ray.tuner import search
 from raybone.storage import Folder
 from raybone.study.files import parse_study
 
-TIMING = ["train_seconds", "gpu_hours", "images_per_s", "memory_gb"]
+TIMING = ["train_seconds", "gpu_hours", "images_per_s", "memory_gb", "gpu_use"]
 pytestmark = pytest.mark.usefixtures("local_ray")
 Mapping = dict[str, Any]
 

@@ -6,9 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-import numpy as np
-
-from raybone.data.annotations import mask_of
+from raybone.data.annotations import cut_out
 from raybone.data.dataset import Dataset
 from raybone.data.export.formats import Progress, Written, annotated, grey, write_picture
 from raybone.data.folds import SPECIAL
@@ -64,12 +62,10 @@ def write_cvat(dataset: Dataset, out: Path, _: Path, progress: Progress) -> Writ
 def _shape(image: ET.Element, lesion: Lesion) -> None:
     """A lesion as CVAT's mask or box."""
     said = {"label": lesion.category, "source": "file", "occluded": "0", "z_order": "0"}
-    mask_HW = mask_of(lesion.rle) if lesion.rle else np.zeros((0, 0), bool)
-    if mask_HW.any():
-        rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
-        inside_HW = mask_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    if (found := cut_out(lesion)) is not None:
+        left, top, inside_HW = found
         height, width = inside_HW.shape
-        place = {"left": columns[0], "top": rows[0], "width": width, "height": height}
+        place = {"left": left, "top": top, "width": width, "height": height}
         runs = ", ".join(map(str, _runs(inside_HW)))
         shape = ET.SubElement(
             image, "mask", {**said, "rle": runs, **{k: str(v) for k, v in place.items()}}

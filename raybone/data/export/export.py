@@ -11,12 +11,19 @@ from typing import Literal, get_args
 
 from raybone.data.dataset import open_dataset
 from raybone.data.export.cvat import write_cvat
+from raybone.data.export.fiftyone import write_fiftyone
 from raybone.data.export.formats import Written, write_coco, write_nnunet, write_yolo
 from raybone.errors import WrongInput
 from raybone.private import put, sweep, workplace
 
-Format = Literal["coco", "yolo", "nnunet", "cvat"]
-WRITERS = {"coco": write_coco, "yolo": write_yolo, "nnunet": write_nnunet, "cvat": write_cvat}
+Format = Literal["coco", "yolo", "nnunet", "cvat", "fiftyone"]
+WRITERS = {
+    "coco": write_coco,
+    "yolo": write_yolo,
+    "nnunet": write_nnunet,
+    "cvat": write_cvat,
+    "fiftyone": write_fiftyone,
+}
 Progress = Callable[[int, int], None]
 
 
@@ -33,8 +40,9 @@ def export(
         out: folder to make.
         to: ``coco`` (counts as 16-bit PNG, foldK_train.json and foldK_val.json), ``yolo`` (8-bit
             PNG as a network sees them, foldK.yaml), ``nnunet`` (a raw dataset of counts with
-            splits_final.json) or ``cvat`` (8-bit PNG, annotations.xml with the folds as subsets).
-            The test group has files of its own.
+            splits_final.json), ``cvat`` (8-bit PNG, annotations.xml with the folds as subsets) or
+            ``fiftyone`` (8-bit PNG, a FiftyOneDataset with the folds as tags). The test group has
+            files, a subset or a tag of its own.
     Raises:
         WrongInput: no such format, nothing annotated, lesions that the format cannot hold, or
             ``out`` exists.
