@@ -15,7 +15,7 @@ from faults import unseal
 from raybone.data.annotations import mask_of, rle_of
 from raybone.data.dataset import Dataset, open_dataset
 from raybone.hpo.brain import Brain
-from raybone.hpo.fold_race import ladder
+from raybone.hpo.races import rungs_of
 from raybone.results.study_folder import StudyFolder
 from raybone.study.files import parse_study
 from raybone.study.spec import Resolved, ResolvedStudy
@@ -65,13 +65,12 @@ def pretend(
         **asked.get("search", {}),
     }
     study, folds = parse_study(asked), opened.folds if opened else 3
-    full = study.search.scheduler == "full"
     study = study.resolved_as(
         Resolved(
             dataset_hash=opened.hash if opened else "0123456789abcdef",
             code_version="0.1.0",
             folds=folds,
-            ladder=((folds, study.epochs),) if full else ladder(study.epochs, folds, 1000),
+            ladder=rungs_of(study, folds, 1000),
         )
     )
     folder, rng = StudyFolder(place), np.random.default_rng(0)

@@ -74,9 +74,12 @@ class OpenStudy:
             if keep:  # the best of each model, which another study may start from
                 first = board[board["state"] == "complete"].drop_duplicates("model")
                 unwanted -= set(first["config_id"])
-            for configuration in self.brain.state.configurations.values():
-                if configuration.status in ("stopped", "failed"):
-                    unwanted.add(configuration.id)
+            # A smaller risk may go on with what the race stopped.
+            goes_on = self.study.search.risk is not None
+            for c in self.brain.state.configurations.values():
+                waits = goes_on and c.id not in self.brain.dropped
+                if c.status == "failed" or (c.status == "stopped" and not waits):
+                    unwanted.add(c.id)
         for config_id in unwanted - self.pruned:
             self.folder.configuration(config_id).drop_weights()
             self.pruned.add(config_id)

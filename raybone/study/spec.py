@@ -57,7 +57,8 @@ class Search(Strict):
         gt=0,
         lt=1,
         description="cohort_race: expected loss of the pick against exhaustive cross-validation, "
-        "as a share of its score, down to which the search goes on",
+        "as a share of its score, down to which the search goes on; weights of all that it stopped "
+        "stay, as a smaller one goes on with them",
     )
     folds: int | None = Field(
         None, ge=2, description="the dataset's number of folds; another number is refused"
