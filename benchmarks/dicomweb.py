@@ -62,19 +62,18 @@ def main() -> None:
 def fill(url: str, instances: int, each: int, file: Path) -> None:
     """Store that many scans, so many of a series, two series of a patient where they are short."""
     rng = np.random.default_rng(0)
-    with requests.Session() as session:
-        for number in range(instances):
-            series = number // each
-            patient, view = (series // 2, series % 2) if each == 1 else (series, 0)
-            write_scan(
-                file,
-                rng.poisson(20, SHAPE).astype(np.uint16),
-                patient=str(patient),
-                view=("anterior", "posterior")[view],
-                pixel_mm=2,
-                uid=str(number),
-            )
-            session.post(f"{url}/instances", data=file.read_bytes(), timeout=60).raise_for_status()
+    for number in range(instances):
+        series = number // each
+        patient, view = (series // 2, series % 2) if each == 1 else (series, 0)
+        write_scan(
+            file,
+            rng.poisson(20, SHAPE).astype(np.uint16),
+            patient=str(patient),
+            view=("anterior", "posterior")[view],
+            pixel_mm=2,
+            uid=str(number),
+        )
+        requests.post(f"{url}/instances", data=file.read_bytes(), timeout=60).raise_for_status()
 
 
 def peak(code_and_words: list[str], home: Path) -> dict[str, float]:

@@ -471,7 +471,7 @@ def test_categories_are_named_once_and_batches_may_be_automatic_in_a_space(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert searched(place, "fixed.categories=[malignant,malignant]", out="twice") == 2
-    assert "a category is there twice; leave one out" in capsys.readouterr().err
+    assert " is there twice; leave one out" in capsys.readouterr().err
     sets = ["space={batch: {choice: [4, auto]}}", "fixed={nbs: 4, width: 4, depth: 2, imgsz: 64}"]
     for more in ((), ("resources={workers: 2}",)):
         words = ["preview", str(place / "s.yaml"), "--epoch-seconds", "1", "--set", *sets, *more]

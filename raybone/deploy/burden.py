@@ -78,8 +78,8 @@ class Patient:
     number: of the study, in the order of the frames; patient: of whom it is. views: each frame with
     its lesions. burden: with the index by all members together. low, high: 1.96 standard deviations
     of the index over the members around it, at most what is covered; None where no bundle has
-    several. The members train on much the same patients, and a classifier's are not in it: what all
-    of them get wrong is not, either. warnings: what makes the index doubtful.
+    several. The members train on much the same patients: what all of them get wrong is not in it.
+    warnings: what makes the index doubtful.
     """
 
     number: int
@@ -209,7 +209,8 @@ def _judged(
         return None
     by_frame = by_place(found.frames).items()
     lesions = {key: [le for le, _ in lesions_of(frame)] for key, frame in by_frame}
-    return predict(chain.classifier, scans, None, replace(usual, lesions=lesions), progress)
+    options = replace(usual, each=True, lesions=lesions)
+    return predict(chain.classifier, scans, None, options, progress)
 
 
 def _seen(
@@ -217,18 +218,18 @@ def _seen(
 ) -> tuple[list[Seen], list[tuple[str, str]]]:
     """What all bundles say of each frame, and the frames that not all of them could look at."""
     skeletons = [by_place(frames) for frames in (drawn.frames, *drawn.members)]
-    verdicts = by_place(judged.frames) if judged else {}
+    judges = [by_place(frames) for frames in (judged.frames, *judged.members)] if judged else []
     seen, lost = list[Seen](), list[tuple[str, str]]()
     for frame in found.frames:
         key = frame.source, frame.frame
         if key not in skeletons[0]:
             lost.append((frame.source, f"frame {frame.frame}: the skeleton's steps leave it out"))
-        elif judged and key not in verdicts:
+        elif judges and key not in judges[0]:
             lost.append((frame.source, f"frame {frame.frame}: the classifier's steps leave it out"))
         else:
             finders = [member[frame.number - 1] for member in found.members]
             own = [known[key] for known in skeletons]
-            seen.append(Seen(frame, finders, own, verdicts.get(key)))
+            seen.append(Seen(frame, finders, own, [known[key] for known in judges]))
     return seen, lost
 
 
@@ -247,11 +248,10 @@ def _patient(views: Sequence[Seen]) -> Patient:
         lesions = tuple(seen.lesions())
         shown.append((replace(seen.frame, oddities=seen.oddities), lesions))
         sights.append(seen.sights(lesions))
-    whole = bone_scan_index([by_all for by_all, _, _ in sights])
-    by_finder = list(_indices([own for _, own, _ in sights]))
-    by_skeleton = list(_indices([own for _, _, own in sights]))
-    low, high = _interval(whole, by_finder, by_skeleton)
-    malignant = sum(int(lesions_HW.sum()) for (lesions_HW, _), _, _ in sights)
+    whole = bone_scan_index([by_all for by_all, _ in sights])
+    kinds = zip(*(by_each for _, by_each in sights))  # finders, skeletons, classifiers
+    low, high = _interval(whole, *(list(_indices(views)) for views in kinds))
+    malignant = sum(int(lesions_HW.sum()) for (lesions_HW, _), _ in sights)
     first, doubts = views[0].frame, _doubts(whole, malignant)
     warnings = (*_warnings([frame for frame, _ in shown]), *doubts)
     return Patient(first.study, first.patient, tuple(shown), whole, low, high, warnings)

@@ -66,18 +66,19 @@ class Seen:
     """One frame with all that the bundles of a chain say of it.
 
     frame: by all finders together; finders: by each alone. skeletons: the frame by all skeleton
-    models together, then by each. judged: the frame by the classifier, None without one.
+    models together, then by each. judges: the frame by all classifiers together, then by each;
+    empty without one.
     """
 
     frame: Frame
     finders: Sequence[Frame]
     skeletons: Sequence[Frame]
-    judged: Frame | None
+    judges: Sequence[Frame]
 
     @property
     def oddities(self) -> list[str]:
         """In what it is unlike the training scans of any bundle."""
-        frames = [self.frame, self.skeletons[0], *filter(None, [self.judged])]
+        frames = [self.frame, self.skeletons[0], *self.judges[:1]]
         return list(dict.fromkeys(odd for frame in frames for odd in frame.oddities))
 
     def lesions(self) -> Iterator[Judged]:
@@ -87,7 +88,7 @@ class Seen:
         for lesion, found in lesions_of(self.frame):
             mask_HW = mask_of(lesion.rle or {})
             on = {name: int((mask_HW & bone_HW).sum()) for name, bone_HW in bones.items()}
-            verdict = _nearest(lesion, self.judged.findings) if self.judged else None
+            verdict = _nearest(lesion, self.judges[0].findings) if self.judges else None
             said, area = verdict or found, int(mask_HW.sum())
             chance = _chance(verdict) if verdict else found.probability
             yield Judged(
@@ -96,7 +97,7 @@ class Seen:
                 probability=chance,
                 sd=said.sd,
                 malignant=verdict.called if verdict else _may_be(lesion),
-                judged=bool(verdict) or self.judged is None,
+                judged=bool(verdict) or not self.judges,
                 region=max(on, key=lambda name: on[name]) if any(on.values()) else "",
                 area_px=area,
                 area_mm2=round(area * mm * mm, 1) if square and mm else None,
@@ -112,11 +113,11 @@ class Seen:
                 found[name][y1:y2, x1:x2] = mask_of(rle)[y1:y2, x1:x2]
         return found
 
-    def sights(self, lesions: Sequence[Judged]) -> tuple[Sight, list[Sight], list[Sight]]:
-        """What a bone scan index is made of: by all members; by each finder on the skeleton of all;
-        and by all finders on each skeleton.
+    def sights(self, lesions: Sequence[Judged]) -> tuple[Sight, tuple[list[Sight], ...]]:
+        """What a bone scan index is made of: by all members; and by each finder, by each skeleton
+        and by each classifier, with all members of the others.
 
-        What the members together take for malignant, or for benign, is so to each of them.
+        What the finders together take for malignant, or for benign, is so to each of them.
         """
         malignant_HW = self._union([le.lesion for le in lesions if le.malignant])
         benign_HW = self._union([le.lesion for le in lesions if not le.malignant])
@@ -126,7 +127,11 @@ class Seen:
             kept = [le for le in own if _may_be(le) or self._overlaps(le, malignant_HW)]
             by_finder.append((self._union(kept) & ~(benign_HW & ~malignant_HW), whole))
         by_skeleton = [(malignant_HW, self.regions(n)) for n in range(1, len(self.skeletons))]
-        return (malignant_HW, whole), by_finder, by_skeleton
+        by_judge = [
+            (self._union([le.lesion for le in lesions if _called(le.lesion, judge)]), whole)
+            for judge in self.judges[1:]
+        ]
+        return (malignant_HW, whole), (by_finder, by_skeleton, by_judge)
 
     def _overlaps(self, lesion: Lesion, mask_HW: Array) -> bool:
         return bool((mask_of(lesion.rle or {}) & mask_HW).any())
@@ -172,6 +177,14 @@ def _ellipse(found: Found, frame: Frame) -> Lesion:
 def _may_be(lesion: Lesion) -> bool:
     """Whether a lesion is malignant where no classifier says otherwise."""
     return lesion.category == MALIGNANT
+
+
+def _called(lesion: Lesion, judge: Frame) -> bool:
+    """Whether a classifier takes a lesion for malignant; one that it has not seen is what the
+    finder says.
+    """
+    verdict = _nearest(lesion, judge.findings)
+    return verdict.called if verdict else _may_be(lesion)
 
 
 def _chance(found: Found) -> float:

@@ -119,7 +119,8 @@ class TrainingConfig(Augmentation):
     @classmethod
     def _distinct(cls, categories: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(categories)) < len(categories):
-            raise ValueError("a category is there twice; leave one out")
+            twice = next(c for c in categories if categories.count(c) > 1)
+            raise ValueError(f"{twice} is there twice; leave one out")
         return categories
 
     @model_validator(mode="before")

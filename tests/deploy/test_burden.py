@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ REGIONS = ["skull", "thoracic", "lumbar", "ribs", "sternum", "scapula", "humerus
 class Truth:
     """What is true of a cohort, by the counts of its scans."""
 
-    judge, blind, drawn = True, False, REGIONS
+    judge, blind, unsure, drawn = True, False, False, REGIONS
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -63,7 +64,7 @@ class Truth:
         self, task: Any, members: Any, samples: Any, *_: object
     ) -> Iterator[tuple[int, list[Prediction]]]:
         """What ``outputs`` gives of networks that find the truth, but for the second of several, if
-        that is ``blind``, and a classifier that is no ``judge``.
+        that is ``blind``, or a classifier, if that is ``unsure``, and one that is no ``judge``.
         """
         for index in range(len(samples)):
             row = samples.items[index][0] if task.name == "classification" else index
@@ -72,6 +73,9 @@ class Truth:
                 mask_HW = mask_of(samples.scans[row].lesions[samples.items[index][1]].rle)
                 hit = (mask_HW & (masks_of(scan, ["malignant"])[0] == 1)).any()
                 own = Prediction(scores_N=np.array([0.9 if hit and self.judge else 0.1]))
+                if self.unsure and len(members) > 1:
+                    yield index, [own, Prediction(scores_N=np.array([0.1])), own]
+                    continue
             elif task.name == "detection":
                 boxes_N4 = np.array([le.box_xyxy for le in foci(scan)], np.float32).reshape(-1, 4)
                 own = Prediction(boxes_N4, np.ones(len(boxes_N4)), np.zeros(len(boxes_N4), int))
@@ -175,6 +179,30 @@ def test_members_that_differ_make_an_interval_around_the_index(
         if patient.burden.index:
             assert 0 <= patient.low < patient.burden.index < patient.high
             assert {le.doubt for _, own in patient.views for le in own} == {"score 0.67"}
+
+
+def test_classifiers_that_differ_make_an_interval_too(
+    truth: Truth,
+    bundles: dict[str, Bundle],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Two of three call a lesion malignant: the index is theirs, and a third of them has none."""
+    judges = bundle_of(tmp_path / "judges", "timm/resnet18", ["malignant"], 3, imgsz=SMALL)
+    chain = Chain(bundles["lesions"], bundles["skeleton"], judges)
+    agreed = burden(chain, [str(truth.place / "coco")])
+    assert {p.low == p.burden.index == p.high for p in agreed} == {True}
+    monkeypatch.setattr(truth, "unsure", True)
+    patients = burden(chain, [str(truth.place / "coco")])
+    assert any(p.burden.index for p in patients)
+    for patient, sure in zip(patients, agreed):
+        index = patient.burden.index
+        assert index == pytest.approx(sure.burden.index)
+        away = 1.96 * statistics.stdev([index, 0, index])
+        assert patient.low is not None
+        assert patient.high is not None
+        assert patient.low == pytest.approx(max(0, index - away))
+        assert patient.high == pytest.approx(min(max(patient.burden.covered, index), index + away))
 
 
 def test_boxes_of_a_detector_count_as_the_ellipses_inside_them(
