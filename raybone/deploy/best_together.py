@@ -125,6 +125,8 @@ def best_together(
         job: the first configuration, whichever its fold.
         several: as ``candidates`` gives them.
         metric: of the study; the task's usual one where it is none of findings.
+    Raises:
+        WrongInput: the metric is undefined in a fold.
     """
     scorer, folds = Scorer.by(metric, job.task, job.dataset), range(job.dataset.folds)
     said_KN = [
@@ -134,6 +136,11 @@ def best_together(
     score_KN = np.array(
         [[job.task.score(said.outcome())[scorer.metric] for said in own] for own in said_KN]
     )
+    if not np.isfinite(score_KN).all():  # such as PPV where nothing is called positive
+        raise WrongInput(
+            f"--best {len(several)}: {scorer.metric} must be defined in every fold for each number "
+            "of configurations, but is not; leave it out, or ask for fewer"
+        )
     best = int(score_KN.mean(0).argmax())
     of_others = [int(np.delete(score_KN, k, axis=0).mean(0).argmax()) for k in folds]
     crossed = float(score_KN[list(folds), of_others].mean())

@@ -70,6 +70,47 @@ def meta(bundle: Path) -> dict[str, Any]:
     return dict(json.loads((bundle / "bundle.json").read_text()))
 
 
+@pytest.mark.parametrize(
+    ("metric", "model", "more"),
+    [
+        ("AP50", "fcos_r18", {"channels": 32}),
+        ("AUC", "timm/resnet18", {}),
+    ],
+)
+def test_detectors_and_classifiers_are_put_together_too(
+    metric: str, model: str, more: dict[str, Any], dataset: Path, cohort: Path, tmp_path: Path
+) -> None:
+    place, fixed = tmp_path / "study", {"imgsz": 128, "batch": 4, "nbs": 4, **more}
+    space = {"lr0": {"choice": [0.01, 0.001]}}
+    pretend(
+        place,
+        dataset,
+        metric,
+        model=model,
+        fixed=fixed,
+        space=space,
+        search={"sampler": "grid", "trials": 2},
+        keep=2,
+    )
+    loaded = load(model)
+    for number, one in enumerate(StudyFolder(place).complete()):
+        for fold in range(3):
+            torch.manual_seed(10 * number + fold)
+            module = loaded.build(loaded.Config.model_validate({**fixed, **one.params}))
+            write_checkpoint(one.fold(fold), {"average": module.state_dict()})
+    out = tmp_path / "bundle"
+    assert main(["refit", str(place), "--out", str(out), "--best", "2"]) == 0
+    content = meta(out)
+    tried = content["together"]["by_number"]
+    assert len(tried) == 2
+    assert all(0 <= score <= 1 for score in tried)
+    taken = 1 + int(np.argmax(tried))
+    assert len(content["members"]) == 3 * taken
+    assert len(open_bundle(out).members(torch.device("cpu"))) == 3 * taken
+    said = ["predict", str(out), str(cohort), "--out", str(tmp_path / "found")]
+    assert main(said) == 0
+
+
 def alike(study: Path) -> pd.DataFrame:
     """The winner, and the other configuration that is given scans of its size."""
     board = StudyFolder(study).table()
@@ -118,7 +159,11 @@ def test_as_many_of_the_best_are_one_bundle_as_are_best_out_of_fold(
 
 
 def test_each_network_of_it_is_as_it_was_trained(
-    study: Path, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: Path,
+    cohort: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     rising = itertools.count()
     monkeypatch.setattr(Segmentation, "score", lambda *_: {"dice": float(next(rising))})
@@ -134,6 +179,12 @@ def test_each_network_of_it_is_as_it_was_trained(
     assert bundle.meta["kind"] == "ensemble of 2 configurations"
     ((frame, _),) = bundle.predict(next(cohort.rglob("*.dcm")))
     assert mask_of(frame.masks["malignant"]).shape == (256, 64)
+
+    monkeypatch.setattr(Segmentation, "score", lambda *_: {"dice": float("nan")})
+    capsys.readouterr()
+    assert main(["refit", str(study), "--out", str(tmp_path / "none"), "--best", "2"]) == 2
+    assert "--best 2: dice must be defined in every fold" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
     content = meta(out)
     content["members"][4]["config"]["width"] = -1
