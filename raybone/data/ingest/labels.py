@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import posixpath
 import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 from raybone.data.dataset import COLUMNS
@@ -156,15 +158,28 @@ def read_split(path: Path) -> dict[str, int]:
 
 
 def _rows(path: Path, what: str) -> tuple[list[str], list[dict[str, str]]]:
+    """The names of columns, and the rows by them, of a table whose cells may also be parted by
+    semicolons or tabs, as spreadsheets write them where the decimal point is a comma.
+    """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            rows = [
-                {k.strip(): v.strip() for k, v in row.items() if k and isinstance(v, str)}
-                for row in reader
-            ]
-            return [c.strip() for c in reader.fieldnames or [] if c], rows
+        content = path.read_bytes()
+        marked = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+        text = content.decode("utf-16" if marked else "utf-8-sig")
+        parts = max(",;\t", key=text.partition("\n")[0].count)
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=parts))
     except (OSError, UnicodeError, csv.Error) as error:
         raise WrongInput(
-            f"{what}: must be a CSV file in UTF-8, but {type(error).__name__}; check it"
+            f"{what}: must be a CSV file in UTF-8, but {type(error).__name__}; save it as that"
         ) from None
+    header = [name.strip() for name in lines[0]] if lines else []
+    rows = list[dict[str, str]]()
+    for number, line in enumerate(lines[1:], 2):
+        cells = [cell.strip() for cell in line]
+        if any(cells[len(header) :]):
+            raise WrongInput(
+                f"{what}: line {number}: must have {len(header)} cells, as the first line, but has "
+                f"{len(cells)}; put a cell with a {parts!r} in it in quotes"
+            )
+        if cells:
+            rows.append({k: v for k, v in zip_longest(header, cells, fillvalue="") if k})
+    return [name for name in header if name], rows

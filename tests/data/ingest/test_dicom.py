@@ -370,7 +370,7 @@ def test_an_object_without_preamble_is_read(scan: pydicom.Dataset) -> None:
         ({"SamplesPerPixel": 3}, "colour"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour"),
         ({"RescaleSlope": 1e-3, "RescaleIntercept": 0}, "fractions"),
-        ({"RescaleSlope": 1e-5, "RescaleIntercept": 0}, "is empty"),
+        ({"RescaleSlope": 1e-6, "RescaleIntercept": 0}, "fractions"),
         ({"Rows": 0}, "pixels"),
         ({"Rows": 65535, "Columns": 65535}, "pixels"),
         (

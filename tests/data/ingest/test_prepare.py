@@ -567,6 +567,10 @@ def test_a_dataset_inside_its_source_is_refused(cohort: Path) -> None:
         ),
         ("name\nx\n", "needs a column patient_id or file"),
         ("patient_id,\xff", "labels.csv"),
+        (
+            "patient_id,pixel_mm\nPHANTOM-0001,2,5\n",
+            "line 2: must have 2 cells, as the first line, but has 3",
+        ),
     ],
 )
 def test_labels_that_cannot_be_are_refused(content: str, why: str, tmp_path: Path) -> None:
@@ -574,6 +578,22 @@ def test_labels_that_cannot_be_are_refused(content: str, why: str, tmp_path: Pat
     (source / "labels.csv").write_text(content, encoding="latin-1")
     with pytest.raises(WrongInput, match=why):
         prepare(source, tmp_path / "ds", folds=2, key=tmp_path / "k")
+
+
+@pytest.mark.parametrize(
+    ("parts", "encoding"), [(";", "utf-8"), ("\t", "utf-16"), (";", "utf-8-sig"), (",", "utf-8")]
+)
+def test_labels_may_be_as_a_spreadsheet_of_any_country_writes_them(
+    parts: str, encoding: str, tmp_path: Path
+) -> None:
+    source = phantom(tmp_path / "src", 2, 3, height=128)
+    mm = "2,5" if parts != "," else '"2,5"'
+    lines = [("patient_id", "pixel_mm", "grade", ""), ("PHANTOM-0001", mm, '"a, b; c"', "")]
+    text = "".join(parts.join(line) + "\r\n" for line in lines)
+    (source / "labels.csv").write_bytes((text + "\r\n").encode(encoding))
+    made = open_dataset(prepare(source, tmp_path / "ds", folds=2, key=tmp_path / "k").path)
+    told = {(s.pixel_mm, s.labels) for s in made.scans if s.labels}
+    assert told == {(2.5, (("grade", "a, b; c"),))}
 
 
 def test_masks_go_with_the_image_of_their_folder_and_patient_0_is_a_patient(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_the_names_of_labelimg_are_taken_and_numbers_stand_without_any(tmp_path:
 
 @pytest.mark.parametrize(
     "line",
-    ["0 0.5 0.5 0.2", "0 nan 0.5 0.1 0.1", "0 50 60 20 10", "x 0.5 0.5 0.1 0.1", "0 0.5 0.5 0.2 0.1 0.9", "-1 0.5 0.5 0.1 0.1"],
+    ["0 0.5 0.5 0.2", "0 nan 0.5 0.1 0.1", "0 50 60 20 10", "x 0.5 0.5 0.1 0.1", "0.5 0.5 0.5 0.1 0.1", "0 0.5 0.5 0.2 0.1 0.9", "-1 0.5 0.5 0.1 0.1"],
 )  # fmt: skip
 def test_a_line_that_is_none_is_left_out_and_told(
     line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -95,6 +95,15 @@ def test_a_line_that_is_none_is_left_out_and_told(
     assert main(["prepare", str(raw), str(tmp_path / "ds"), "--folds", "2"]) == 0
     assert "left out" in capsys.readouterr().out
     assert sum(len(s.lesions) for s in open_dataset(tmp_path / "ds").scans) == 4
+
+
+def test_the_class_may_be_a_number_as_numpy_writes_it(tmp_path: Path) -> None:
+    raw = folder(
+        tmp_path / "raw", lines={**LINES, "a": "0.0 0.5 0.5 0.2 0.1\n1.000e+00 .2 .2 .1 .1\n"}
+    )
+    opened = prepared(raw, tmp_path / "ds")
+    found = sorted(le.category for s in opened.scans for le in s.lesions)
+    assert found == ["benign", "benign", "malignant", "malignant"]
 
 
 def test_labels_without_an_image_are_counted_and_images_without_labels_are_unannotated(

@@ -100,11 +100,12 @@ def label_of(image: str) -> str:
 
 def _lesion(line: list[str], shape: tuple[int, int], name_of: Mapping[int, str]) -> Lesion | None:
     """The lesion of a line, None for one without an area."""
-    number, share_N = int(line[0]), np.array([float(v) for v in line[1:]])
+    share_N = np.array([float(v) for v in line[1:]])
+    number = int(float(line[0]))  # NumPy writes 0 as 0.0, and Ultralytics reads it so
     name = name_of.get(number, f"class {number}")
     corners = len(share_N) >= 6 and len(share_N) % 2 == 0
     inside = bool(((share_N >= -SLACK) & (share_N <= 1 + SLACK)).all())  # not of NaN
-    if number < 0 or not inside or not (corners or len(share_N) == 4):
+    if number < 0 or number != float(line[0]) or not inside or not (corners or len(share_N) == 4):
         raise ValueError(line)
     height, width = shape
     if corners:

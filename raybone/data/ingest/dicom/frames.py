@@ -312,12 +312,12 @@ def counts_of(values: Array) -> Array:
         or (values.dtype.kind == "f" and np.isnan(values).any())
     ):
         raise NotTaken("holds values that are no counts (not finite or above 65535)")
-    if round(float(top)) <= 0:
+    if top <= 0:
         raise NotTaken("is empty: no count above 0")
     if values.dtype.kind == "u":
         return np.asarray(values, np.uint16)
     counts = np.rint(np.maximum(values, 0))
-    if top < LEAST_FRACTIONS and (np.abs(values - counts)[values > 0] > 1e-6).any():
+    if top < LEAST_FRACTIONS and (np.abs(values - counts)[values > 0] > 1e-6 * top).any():
         raise NotTaken(
             f"holds fractions up to {top:.3g} that rounding would destroy; scale them to counts"
         )
