@@ -26,7 +26,7 @@ from raybone.data.ingest.parallel import Ended, cores, spread
 from raybone.data.ingest.plugins import readers
 from raybone.data.ingest.pseudonyms import pseudonym
 from raybone.data.ingest.reading import Frame, Read, read_source
-from raybone.data.ingest.sources import Account, Source, Sources, complaints
+from raybone.data.ingest.sources import Account, Source, Sources, complaints, is_image
 from raybone.data.ingest.steps import Origin, View, apply_steps, scale_of
 from raybone.data.writer import DatasetWriter, store
 from raybone.errors import WrongInput
@@ -190,20 +190,21 @@ def _content(
     layouts, content, labels = list[str](), Sources(""), Labels()
     opened = {prefix.rstrip("/") for prefix, _ in roots}
     for prefix, root in roots:
-        found = sources_of(root, options.layout).below(prefix)
+        file = root / "labels.csv"
+        table = read_labels(file) if file.is_file() else Labels()
+        pictures = options.layout == "auto" and any(map(is_image, table.by_file))
+        found = sources_of(root, "any" if pictures else options.layout).below(prefix)
         inputs = [s for s in found.inputs if s.name not in opened]
         if inputs:
             layouts.append(found.layout)
         content.inputs += [replace(s, aside=s.aside or closed.get(s.name, "")) for s in inputs]
         content.accounts += found.accounts
         content.remarks += found.remarks
-        if (root / "labels.csv").is_file():
-            table = read_labels(root / "labels.csv")
-            _refuse_other(labels.by_patient, table.by_patient)
-            labels.by_patient.update(table.by_patient)
-            labels.by_file.update(
-                {plain_path(prefix + name): row for name, row in table.by_file.items()}
-            )
+        _refuse_other(labels.by_patient, table.by_patient)
+        labels.by_patient.update(table.by_patient)
+        labels.by_file.update(
+            {plain_path(prefix + name): row for name, row in table.by_file.items()}
+        )
     content.layout = "+".join(dict.fromkeys(layouts))
     return content, labels
 

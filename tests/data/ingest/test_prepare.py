@@ -596,6 +596,24 @@ def test_labels_may_be_as_a_spreadsheet_of_any_country_writes_them(
     assert told == {(2.5, (("grade", "a, b; c"),))}
 
 
+def test_pictures_that_labels_name_are_scans_although_nothing_is_annotated(
+    tmp_path: Path,
+) -> None:
+    rng, lines = np.random.default_rng(0), ["file,patient_id,abnormal"]
+    (tmp_path / "in/scans").mkdir(parents=True)
+    for number in range(6):
+        name = f"scans/{number}.png"
+        cv2.imwrite(str(tmp_path / "in" / name), rng.poisson(40, (64, 48)).astype(np.uint8))
+        lines.append(f"{name},p{number // 2},{number % 2}")
+    with pytest.raises(WrongInput, match="is not a DICOM file"):
+        prepare(tmp_path / "in", tmp_path / "no", folds=2, key=tmp_path / "k")
+    (tmp_path / "in/labels.csv").write_text("\n".join(lines))
+    made = open_dataset(prepare(tmp_path / "in", tmp_path / "ds", folds=3, key=tmp_path / "k").path)
+    assert len(made.scans) == 6
+    assert {s.labels for s in made.scans} == {(("abnormal", "0"),), (("abnormal", "1"),)}
+    assert sorted(made.fold_of.values()) == [0, 1, 2]
+
+
 def test_masks_go_with_the_image_of_their_folder_and_patient_0_is_a_patient(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = []
