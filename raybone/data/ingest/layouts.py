@@ -41,6 +41,7 @@ NO_LESION_MASK = (
     "scan with masks of bones and none of lesions, which others have: it counts as unannotated; "
     "give it an empty mask if it has no lesion"
 )
+CALLED_MASK = re.compile(r"(.+)[_-](?:mask|seg|label|gt)", re.IGNORECASE)
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -193,7 +194,9 @@ def _said(path: Path, remarks: Remarks) -> Iterator[tuple[str, str]]:
 
 
 def _masks(root: Path, files: Mapping[str, Path]) -> Sources:  # noqa: ARG001
-    """images/NAME with masks/NAME of lesions, and masks_CATEGORY/NAME of further categories."""
+    """images/NAME with masks/NAME or NAME_mask of lesions, and masks_CATEGORY/NAME of further
+    categories.
+    """
     found = Sources("masks")
     masks: dict[str, list[tuple[str, Beside]]] = defaultdict(list)
     images: dict[str, list[str]] = defaultdict(list)
@@ -208,6 +211,9 @@ def _masks(root: Path, files: Mapping[str, Path]) -> Sources:  # noqa: ARG001
             images[split_suffix(below)[0]].append(name)
         else:
             _stray(found, path, name, "is neither in images nor in masks")
+    for stem in [s for s in masks if s not in images]:
+        if (of := CALLED_MASK.fullmatch(stem)) and of[1] in images:
+            masks[of[1]] += masks.pop(stem)
     everything = {b.category for beside in masks.values() for _, b in beside}
     for stem, names in images.items():
         beside = masks.get(stem, [])

@@ -23,7 +23,7 @@ from raybone.data.ingest.dicom.segments import Mark, instance_of, is_segmentatio
 from raybone.data.ingest.persons import Claim
 from raybone.data.ingest.pictures import counts_of_image
 from raybone.data.ingest.plugins import read_by_plugin
-from raybone.data.ingest.sources import Beside, Source
+from raybone.data.ingest.sources import Beside, Source, is_image
 from raybone.data.modality import flag_of
 from raybone.data.preprocess import STRIDE
 from raybone.data.writer import store
@@ -127,6 +127,11 @@ def _views(source: Source, content: bytes, modality: str | None) -> list[tuple[A
         raise NotTaken("is an archive inside an archive, or without the suffix .zip")
     if offered := read_by_plugin(content, source.path.name):
         views = list(offered)
+    elif source.kind == "dicom" and is_image(source.name) and not dicom:
+        raise NotTaken(
+            "is a picture that nothing annotates; name it in the column file of a labels.csv, or "
+            "choose --layout labelme, if it is a scan"
+        )
     elif source.kind == "dicom" or (dicom and source.kind == "any"):
         views = read_frames(content, source.path.name, modality)
     else:

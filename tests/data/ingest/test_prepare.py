@@ -596,6 +596,24 @@ def test_labels_may_be_as_a_spreadsheet_of_any_country_writes_them(
     assert told == {(2.5, (("grade", "a, b; c"),))}
 
 
+@pytest.mark.parametrize("end", ["", "_mask", "-seg", "_GT"])
+def test_a_mask_may_say_in_its_name_that_it_is_one(end: str, tmp_path: Path) -> None:
+    rng, mask_HW = np.random.default_rng(0), np.zeros((64, 48), np.uint8)
+    mask_HW[20:28, 10:22] = 255
+    for kind in ("images", "masks"):
+        (tmp_path / "in" / kind).mkdir(parents=True)
+    for number in range(4):
+        image_HW = rng.poisson(40, (64, 48)).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / f"in/images/p_{number}.png"), image_HW)
+        cv2.imwrite(str(tmp_path / f"in/masks/p_{number}{end}.png"), mask_HW)
+    made = open_dataset(prepare(tmp_path / "in", tmp_path / "ds", folds=2, key=tmp_path / "k").path)
+    assert [[le.box_xyxy for le in s.lesions] for s in made.scans] == [[(10, 20, 22, 28)]] * 4
+    if end:  # two of one image are one too many
+        cv2.imwrite(str(tmp_path / "in/masks/p_0.png"), mask_HW)
+        with pytest.raises(WrongInput, match="an annotation fits 2 scans alike"):
+            prepare(tmp_path / "in", tmp_path / "no", folds=2, key=tmp_path / "k")
+
+
 def test_pictures_that_labels_name_are_scans_although_nothing_is_annotated(
     tmp_path: Path,
 ) -> None:
@@ -605,7 +623,7 @@ def test_pictures_that_labels_name_are_scans_although_nothing_is_annotated(
         name = f"scans/{number}.png"
         cv2.imwrite(str(tmp_path / "in" / name), rng.poisson(40, (64, 48)).astype(np.uint8))
         lines.append(f"{name},p{number // 2},{number % 2}")
-    with pytest.raises(WrongInput, match="is not a DICOM file"):
+    with pytest.raises(WrongInput, match="is a picture that nothing annotates; name it in"):
         prepare(tmp_path / "in", tmp_path / "no", folds=2, key=tmp_path / "k")
     (tmp_path / "in/labels.csv").write_text("\n".join(lines))
     made = open_dataset(prepare(tmp_path / "in", tmp_path / "ds", folds=3, key=tmp_path / "k").path)
