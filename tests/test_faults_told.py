@@ -462,6 +462,22 @@ def test_a_scan_of_another_shape_that_makes_all_images_larger_is_told(
     assert all(f"{times} times as large as most are; prepare them apart" in w for w in told)
 
 
+@pytest.mark.parametrize(
+    ("metric", "target", "told"),
+    [
+        ("dice", 90, "limits.target: 90 is no dice, which is between 0 and 1: it ends no search"),
+        ("dice", 0.9, ""),
+        ("val_loss", -3, ""),
+    ],
+)
+def test_a_target_that_no_score_can_have_is_told(
+    metric: str, target: float, told: str, study: Mapping
+) -> None:
+    content = small(study, metric=metric, limits={"target": target})
+    warnings = resolve(parse_study(content))[0].resolved.warnings
+    assert [w for w in warnings if "limits.target" in w] == ([told] if told else [])
+
+
 def test_an_earlier_study_that_was_moved_is_told_as_that(tmp_path: Path) -> None:
     with pytest.raises(FitFailed, match="nothing is there; was it moved"):
         earlier_fold(str(tmp_path / "st/runs/c000"), 0)

@@ -22,6 +22,7 @@ from raybone.models._weights import copy_into, dataset_of_fold, start_from, weig
 from raybone.results.lineage import winner_of
 from raybone.run.members import Member, collect, members_of
 from raybone.storage import Folder
+from raybone.study.metric import METRICS
 from raybone.study.relocate import looked_up
 from raybone.study.space import beyond_trials, left_by_rules
 from raybone.study.spec import Resolved, ResolvedStudy, Study
@@ -57,7 +58,7 @@ def resolve(study: Study, out: Folder | None = None) -> tuple[ResolvedStudy, Dat
     steps = min(_steps(m, dataset) for m in members)
     task = members[0].task
     warnings = [*dataset.meta.get("fold_warnings", ()), *started]
-    warnings += filter(None, [beyond_trials(study), _air(dataset)])
+    warnings += filter(None, [beyond_trials(study), _air(dataset), _no_score(study)])
     for member in members:
         warnings += task.warnings(dataset, member.config, _sizes(member))
     resolved = Resolved(
@@ -248,6 +249,19 @@ def _sizes(member: Member) -> list[int]:
     param = member.study.space.get("imgsz")
     values = (param.choice or param.bounds or ()) if param else (member.config.imgsz,)
     return sorted(v for v in values if isinstance(v, int))
+
+
+def _no_score(study: Study) -> str:
+    """That the target is a score that no model can have, as 90 of a share of 1; empty where it may
+    be reached.
+    """
+    target, metric = study.limits.target, METRICS.get(study.metric)
+    return (
+        f"limits.target: {target:g} is no {study.metric}, which is between {metric.low:g} and "
+        f"{metric.high:g}: it ends no search"
+        if target is not None and metric and metric.within(target) != target
+        else ""
+    )
 
 
 def _air(dataset: Dataset) -> str:
