@@ -33,6 +33,7 @@ def write_fiftyone(dataset: Dataset, out: Path, _: Path, progress: Progress) -> 
     (out / "data").mkdir()
     scans = annotated(dataset.scans)
     name_of = {fold: fold_name(fold) for fold in range(dataset.folds)} | SPECIAL
+    rand_N = np.random.default_rng(0).random(len(scans))
     ids = (f"{number:024x}" for number in itertools.count(1))
     samples = list[dict[str, Any]]()
     for number, scan in enumerate(scans, 1):
@@ -41,7 +42,7 @@ def write_fiftyone(dataset: Dataset, out: Path, _: Path, progress: Progress) -> 
         sample = {
             "_id": {"$oid": next(ids)},
             "_media_type": "image",
-            "_rand": number / (len(scans) + 1),  # by which FiftyOne draws some of them
+            "_rand": float(rand_N[number - 1]),  # by which FiftyOne draws some of them
             "filepath": name,
             "tags": [name_of[dataset.fold_of[scan.patient_id]]],
             "metadata": {"_cls": "ImageMetadata", "width": scan.width, "height": scan.height},
