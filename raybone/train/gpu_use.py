@@ -48,6 +48,6 @@ class GpuUse:
             ended = self._ended.wait(SECONDS)
             try:
                 percents.append(torch.cuda.utilization(self.device))
-            except (NVMLError, RuntimeError):
+            except (NVMLError, RuntimeError, ImportError):  # AMD has a library of its own
                 return
             self.share = sum(percents) / len(percents) / 100
