@@ -82,6 +82,12 @@ class PrepareOptions:
                 f"--categories: must be NAME=CATEGORY, got {' '.join(self.categories)}; write it "
                 "as mets=malignant"
             )
+        twice = {(name.strip(), category.strip()) for name, _, category in pairs}
+        if len({name for name, _ in twice}) < len(twice):
+            raise WrongInput(
+                "--categories: each name must be of one category, got "
+                f"{' '.join(self.categories)}; leave one of them out"
+            )
         return vars(self) | {
             "modality": modality_of(self.modality),
             "folds": int(self.folds) if self.folds.lstrip("-").isdecimal() else self.folds,

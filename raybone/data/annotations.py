@@ -281,12 +281,13 @@ def fitted(
         if not lesion.rle and min(x2 - x1, y2 - y1) < 1:
             remarks[TINY] += 1
             continue
-        if any(lesion == other for other in seen):
+        term = term_of(lesion.category, aliases)
+        known = Lesion(lesion.box_xyxy, term or lesion.category, lesion.rle, lesion.crowd)
+        if any(known == other for other in seen):
             remarks[TWICE] += 1
             continue
-        seen.append(lesion)
+        seen.append(known)
         remarks[CUT] += box != lesion.box_xyxy
-        term = term_of(lesion.category, aliases)
         remarks[UNKNOWN] += term is None
         remarks[CROWD] += lesion.crowd
         kept.append(Lesion(box, term or "other", lesion.rle, lesion.crowd))

@@ -84,7 +84,14 @@ def folds_by_site(scans: Sequence[Scan], content: Mapping[str, str]) -> dict[str
     Raises:
         WrongInput: fewer than two sites, or patients that were scanned at several.
     """
-    by_site = len({s.site for s in scans}) > 1
+    sites = {s.site for s in scans}
+    by_site = len(sites) > 1
+    if by_site and "unknown" in sites:
+        unknown = sum(s.site == "unknown" for s in scans)
+        raise WrongInput(
+            f"--folds site: needs the site of every scan, but {unknown} of {len(scans)} have none; "
+            "give it in labels.csv, or a number of folds"
+        )
     places: dict[str, set[str]] = defaultdict(set)
     for scan in scans:
         places[scan.patient_id].add(scan.site if by_site else scan.scanner)
@@ -94,8 +101,8 @@ def folds_by_site(scans: Sequence[Scan], content: Mapping[str, str]) -> dict[str
     if len(sizes) < 2 or several:
         raise WrongInput(
             "--folds site: needs patients of at least 2 sites, each patient at one, got "
-            f"{len(sizes)} sites and {several} patients at several; give sites in labels.csv, or a "
-            "number of folds"
+            f"{len(set().union(*places.values()))} sites and {several} patients at several; give "
+            "sites in labels.csv, or a number of folds"
         )
     digest = {place: min(content[p] for p in of if of[p] == place) for place in sizes}
     order = sorted(sizes, key=lambda place: (-sizes[place], digest[place]))

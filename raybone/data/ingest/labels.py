@@ -19,6 +19,7 @@ from raybone.errors import WrongInput
 
 MOST_VALUES = 50  # a label with more is free text or an identifier
 FACTS = ("patient_id", "file", "view", "pixel_mm")
+KNOWN = (*FACTS, "site", "scanner")  # however they are spelled
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def read_labels(path: Path) -> Labels:
         raise WrongInput(
             "labels.csv: needs a column patient_id or file; its first line names the columns"
         )
-    taken = [c for c in header if c in COLUMNS and c not in (*FACTS, "site", "scanner")]
+    taken = [c for c in header if c in COLUMNS and c not in KNOWN]
     if taken or len(set(header)) < len(header):
         raise WrongInput(
             f"labels.csv: a label must not be called {', '.join(taken) or 'like another'}, as a "
@@ -66,7 +67,7 @@ def read_labels(path: Path) -> Labels:
         )
     table: dict[str, dict[str, str]] = {}
     for line, row in enumerate(rows, 2):
-        known = {k: v for k, v in row.items() if k != key and v}
+        known = {k: v for k, v in _as_written(row).items() if k != key and v}
         if known.get("view", "unknown") not in ("anterior", "posterior", "unknown") or (
             "pixel_mm" in known and spacing_mm(known["pixel_mm"]) is None
         ):
@@ -97,6 +98,12 @@ def read_labels(path: Path) -> Labels:
                 "one of them"
             )
     return Labels(by_file=by_file)
+
+
+def _as_written(row: dict[str, str]) -> dict[str, str]:
+    """The row as it was before pandas wrote it, to which a column with gaps is one of floats."""
+    meant = {"0.0": "0", "1.0": "1", "nan": "", "NaN": "", "<NA>": ""}
+    return {k: v if k in FACTS else meant.get(v, v) for k, v in row.items()}
 
 
 def _refuse_names(header: list[str], rows: list[dict[str, str]]) -> None:
@@ -172,6 +179,7 @@ def _rows(path: Path, what: str) -> tuple[list[str], list[dict[str, str]]]:
             f"{what}: must be a CSV file in UTF-8, but {type(error).__name__}; save it as that"
         ) from None
     header = [name.strip() for name in lines[0]] if lines else []
+    header = [name.lower() if name.lower() in KNOWN else name for name in header]
     rows = list[dict[str, str]]()
     for number, line in enumerate(lines[1:], 2):
         cells = [cell.strip() for cell in line]

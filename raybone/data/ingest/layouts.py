@@ -36,6 +36,7 @@ WHOLE_BODY = "is of a whole body; layout bs80k_regions takes its regions alone"
 FOLDER_OF_BS80K = re.compile(r"(wholeBody|[a-z]{3,12}[LR]?)(ANT|POST)")
 NORMAL = "scan that its label calls normal, without boxes: a scan without lesion"
 NO_LABELLED = "holds labels, and no image has its name"
+NO_CASE = "is a label map without its case"
 NO_IMAGE = "is a mask, and no image has its name"
 NO_LESION_MASK = (
     "scan with masks of bones and none of lesions, which others have: it counts as unannotated; "
@@ -105,7 +106,7 @@ def _bs80k(root: Path, files: Mapping[str, Path]) -> Sources:  # noqa: ARG001
         if path.suffix == ".txt":
             column = "abnormal" if region == "wholeBody" else f"abnormal_{region}"
             for stem, value in _said(path, found.remarks):
-                labels[stem, view][column] = value
+                _agree(labels[stem, view], column, value)
         elif path.suffix == ".xml" and region == "wholeBody":
             notes[path.stem, view].append(name)
         elif region == "wholeBody":
@@ -158,7 +159,8 @@ def _regions(root: Path, files: Mapping[str, Path]) -> Sources:  # noqa: ARG001
         elif top[1] == "wholeBody":
             found.inputs.append(Source(path, name, aside=WHOLE_BODY))
         elif path.suffix == ".txt":
-            labels.update({(folder, stem): value for stem, value in _said(path, found.remarks)})
+            for stem, value in _said(path, found.remarks):
+                _agree(labels, (folder, stem), value)
         else:
             crops.append((name, path, folder))
     for name, path, folder in crops:
@@ -191,6 +193,15 @@ def _said(path: Path, remarks: Remarks) -> Iterator[tuple[str, str]]:
             yield PurePosixPath(said[1]).name, said[2]
         elif line.strip():
             remarks["label line that cannot be read: left out"] += 1
+
+
+def _agree(labels: dict[Any, str], key: object, value: str) -> None:
+    """Keep a label; raise WrongInput where another line says otherwise."""
+    if labels.setdefault(key, value) != value:
+        raise WrongInput(
+            "SOURCE: label files of BS-80K must say one thing of an image, but one says both 0 and "
+            "1; keep the line that is right"
+        )
 
 
 def _masks(root: Path, files: Mapping[str, Path]) -> Sources:  # noqa: ARG001
@@ -248,7 +259,13 @@ def _nnunet(root: Path, files: Mapping[str, Path]) -> Sources:
     dataset.json names.
     """
     found, names = Sources("nnunet"), _classes_of(root / "dataset.json")
-    labels = {split_suffix(n)[0].partition("/")[2]: n for n in files if n.startswith("labelsTr/")}
+    labels, scans = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    for name in files:
+        top, _, below = split_suffix(name)[0].partition("/")
+        if top == "labelsTr":
+            labels[below].append(name)
+        elif top == "imagesTr" and below.endswith("_0000"):
+            scans[below.removesuffix("_0000")].append(name)
     used = set[str]()
     for name, path in files.items():
         top, _, below = name.partition("/")
@@ -260,8 +277,8 @@ def _nnunet(root: Path, files: Mapping[str, Path]) -> Sources:
             found.inputs.append(
                 Source(path, name, aside="is a further channel of its case; the first is the scan")
             )
-        elif top == "imagesTr" and case[1] in labels:
-            note = labels[case[1]]
+        elif top == "imagesTr" and len(scans[case[1]]) == len(labels[case[1]]) == 1:
+            (note,) = labels[case[1]]
             used.add(note)
             kind: Literal["nifti", "mask"] = "mask" if is_image(note) else "nifti"
             found.inputs.append(
@@ -269,12 +286,14 @@ def _nnunet(root: Path, files: Mapping[str, Path]) -> Sources:
             )
         else:
             found.inputs.append(Source(path, name, "image"))
-    for note in labels.values():
-        found.accounts.append(
-            Account(note, 1, int(note not in used), "is a label map without its case")
-        )
-        if note not in used:
-            found.inputs.append(Source(files[note], note, aside="is a label map without its case"))
+    for case_id, notes in labels.items():
+        several = max((notes, scans[case_id]), key=len)
+        fits = tuple(several) if len(several) > 1 else ()
+        for note in notes:
+            lost = note not in used
+            found.accounts.append(Account(note, 1, int(lost), NO_CASE, fits=fits))
+            if lost and not fits:
+                found.inputs.append(Source(files[note], note, aside=NO_CASE))
     return found
 
 
@@ -282,12 +301,15 @@ def _yolo(root: Path, files: Mapping[str, Path]) -> Sources:  # noqa: ARG001
     """images/NAME.png with labels/NAME.txt, in whichever folders; classes by their names in the
     dataset's YAML.
     """
-    found, names, used = Sources("yolo"), classes_of(files), set[str]()
+    found, names, used = Sources("yolo"), classes_of(files), defaultdict[str, list[str]](list)
+    images = {n for n in files if is_image(n) and "images" in n.split("/")[:-1]}
+    for name in sorted(images):
+        used[label_of(name)].append(name)
     for name, path in files.items():
-        folders, note = name.split("/")[:-1], label_of(name)
-        if is_image(name) and "images" in folders:
-            own = (Beside(files[note], "yolo", names=names),) if note in files else ()
-            used.update([note] * len(own))
+        if name in images:
+            note = label_of(name)
+            sure = note in files and len(used[note]) == 1
+            own = (Beside(files[note], "yolo", names=names),) if sure else ()
             found.inputs.append(Source(path, name, "image", beside=own))
         elif not (name.endswith((".txt", ".yaml", ".yml", ".cache"))):
             _stray(found, path, name, "is not in a folder images")
@@ -295,9 +317,11 @@ def _yolo(root: Path, files: Mapping[str, Path]) -> Sources:  # noqa: ARG001
         if not name.endswith(".txt") or "labels" not in name.split("/")[:-1]:
             continue
         if not name.endswith(f"/{CLASSES}"):
-            lost = int(name not in used)
-            found.accounts.append(Account(name, 1, lost, NO_LABELLED))
-            found.inputs += [Source(path, name, aside=NO_LABELLED)] * lost
+            fits = used.get(name, [])
+            lost = int(len(fits) != 1)
+            several = tuple(fits) if len(fits) > 1 else ()
+            found.accounts.append(Account(name, 1, lost, NO_LABELLED, fits=several))
+            found.inputs += [Source(path, name, aside=NO_LABELLED)] * (not fits)
     return found
 
 

@@ -82,8 +82,7 @@ def read_source(
     Args:
         modality: for DICOM, the only Modality taken; None takes all.
         aliases: further names of annotations -> categories of the dataset.
-        unannotated: the flag of a frame that nothing annotates, or nothing of what does could be
-            kept.
+        unannotated: the flag of a frame that nothing annotates.
     """
     try:
         if source.path.is_dir():
@@ -113,7 +112,9 @@ def read_source(
         return replace(read, reason="is too large for the memory")
     frames = []
     for (counts_HW, facts), lesions in zip(views, annotated):
-        flags = facts.flags if lesions is not None else (*facts.flags, unannotated)
+        # One whose annotation could not be kept is no negative
+        apart = "unannotated" if source.beside or source.coco else unannotated
+        flags = facts.flags if lesions is not None else (*facts.flags, apart)
         view, spacing = source.view or facts.view, facts.pixel_mm
         scan = Scan("", "", view, 0, 0, spacing, 0, 0.0, flags=flags, labels=source.labels)
         scan, digest = store(folder, counts_HW, replace(scan, lesions=lesions or ()))
@@ -215,7 +216,10 @@ def _beside(beside: Beside, views: Views, aliases: Mapping[str, str]) -> Annotat
     # Numbers that the user has named stand for classes in masks and labels.
     names = dict(beside.names) or {word: (int(word),) for word in aliases if word.isdecimal()}
     if beside.kind == "mask":
-        return read_mask(content, beside.category, shape, names)
+        # Those of a further category are of it, whatever their values
+        return read_mask(
+            content, beside.category, shape, names if beside.category in ("", "malignant") else {}
+        )
     if beside.kind == "nifti":
         return read_nifti(content, shape, getattr(views[0][1], "axes", None), names)
     if beside.kind == "yolo":

@@ -128,9 +128,12 @@ def load_xml(content: bytes) -> ElementTree.Element:
     if "<!ENTITY" in text:
         raise ValueError("is xml that declares entities, which are not read; export it again")
     try:
-        return ElementTree.fromstring(
+        root = ElementTree.fromstring(
             re.sub(r"^\s*<\?xml.*?\?>", "", text, count=1, flags=re.DOTALL)
         )
+        for node in root.iter():
+            node.tag = node.tag.rpartition("}")[2]  # without its namespace
+        return root
     except ElementTree.ParseError as error:
         line, column = error.position
         raise ValueError(

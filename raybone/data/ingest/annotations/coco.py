@@ -200,11 +200,10 @@ def _rle(segmentation: Any, shape: tuple[int, int]) -> dict[str, Any] | None:
         if isinstance(segmentation, list):
             # VIA writes the corners of one polygon without a list around them.
             flat = all(isinstance(v, int | float) for v in segmentation)
-            polygons = [
-                p
-                for p in ([segmentation] if flat else segmentation)
-                if len(p) >= 6 and len(p) % 2 == 0
-            ]
+            parts = [segmentation] if flat else segmentation
+            if any(len(p) % 2 for p in parts):
+                return None
+            polygons = [p for p in parts if len(p) >= 6]
             corners = np.array([float(v) for polygon in polygons for v in polygon])
             # NaN as well; far outside is another scan's scale
             if not len(corners) or not (np.abs(corners) <= 2 * max(height, width)).all():

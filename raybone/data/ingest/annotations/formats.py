@@ -22,6 +22,7 @@ from raybone.data.annotations import (
     EMPTY,
     MOST_LESIONS,
     SWAPPED,
+    TINY,
     UNREAD,
     Annotated,
     Remarks,
@@ -68,6 +69,10 @@ def read_labelme(content: bytes, shape: tuple[int, int]) -> Annotated:
                 raise ValueError("corners")
             if item.get("shape_type") in BOXES:
                 lesions.append(_labelme_box(item, points))
+                continue
+            if len(points) > 2 and np.max(points) <= 1:
+                remarks[TINY] += 1
+                lost += 1
                 continue
             mask_HW = _drawn(item, points, shape)
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError):
@@ -162,7 +167,9 @@ def _drawn(
     if kind == "mask":
         part_HW = np.asarray(open_image(base64.b64decode(item["mask"])).convert("L")) > 0
         full_HW = np.zeros(shape, bool)
-        left, top = (max(0, round(v)) for v in points[0])
+        left, top = (round(v) for v in points[0])
+        part_HW = part_HW[max(0, -top) :, max(0, -left) :]
+        left, top = max(0, left), max(0, top)
         target_HW = full_HW[top : top + part_HW.shape[0], left : left + part_HW.shape[1]]
         target_HW[...] = part_HW[: target_HW.shape[0], : target_HW.shape[1]]
         return full_HW

@@ -152,6 +152,10 @@ def _whole(values_WHN: Array) -> Array:
         raise ValueError(
             "has an annotation in NIfTI whose values are no numbers; save it as labels"
         )
+    if (values_WHN < 0).any():  # 255 in a signed byte is -1, and no background
+        raise ValueError(
+            "has an annotation in NIfTI with labels below 0; save it with those of lesions above 0"
+        )
     if values_WHN.dtype.kind != "f":
         return values_WHN
     labels_WHN = np.rint(values_WHN)

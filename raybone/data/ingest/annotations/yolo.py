@@ -66,19 +66,26 @@ def classes_of(files: Mapping[str, Path]) -> Names:
     """The names of classes that a folder says, in the YAML with ``names``, or in classes.txt.
 
     Raises:
-        WrongInput: there are several YAML files that name them otherwise, or a name is no text.
+        WrongInput: there are several YAML files that name them otherwise, the only one cannot be
+            read, or a name is no text.
     """
-    found = [names for name, path in files.items() if (names := _named(name, path)) is not None]
+    told = [_named(path) for name, path in files.items() if name.endswith((".yaml", ".yml"))]
+    found = [names for names in told if names]
     if not found:
         lists = [path for name, path in files.items() if name.rpartition("/")[2] == CLASSES]
         texts = [path.read_text("utf-8-sig", "replace").splitlines() for path in lists]
         found = [
             {n: word.strip() for n, word in enumerate(words) if word.strip()} for words in texts
         ]
+    if not found and None in told:
+        raise WrongInput(
+            "--layout yolo: a YAML file cannot be read, and no other names the classes; save it in "
+            "UTF-8, as Ultralytics reads it, with each key once"
+        )
     if any(names != found[0] for names in found):
         raise WrongInput(
-            "--layout yolo: all YAML files must give classes the same names, but they differ; "
-            "leave one of them in SOURCE"
+            f"--layout yolo: all YAML files, or all {CLASSES}, must give classes the same names, "
+            "but they differ; leave one of them in SOURCE"
         )
     numbers: dict[str, list[int]] = {}
     for number, word in (found[0] if found else {}).items():
@@ -122,10 +129,8 @@ def _filled(corners_N2: Array, shape: tuple[int, int]) -> Array:
     return np.asarray(canvas, bool)
 
 
-def _named(name: str, path: Path) -> dict[int, str] | None:
-    """The names in a YAML file; None where it is of something else."""
-    if not name.endswith((".yaml", ".yml")):
-        return None
+def _named(path: Path) -> dict[int, str] | None:
+    """The names in a YAML file, none where it is of something else; None of one that is none."""
     try:
         content = load_yaml(path.read_text(encoding="utf-8-sig"))
     except (OSError, *NO_YAML):
@@ -133,9 +138,9 @@ def _named(name: str, path: Path) -> dict[int, str] | None:
     names = content.get("names") if isinstance(content, dict) else None
     pairs = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(pairs, dict):
-        return None
+        return {}
     if not all(isinstance(n, int) and isinstance(word, str) for n, word in pairs.items()):
         raise WrongInput(
-            f"--layout yolo: names in {name} must be texts by their number; correct it"
+            "--layout yolo: the names of a YAML file must be texts by their number; correct it"
         )
     return pairs

@@ -18,6 +18,7 @@ from pydicom.charset import convert_encodings, default_encoding
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
+from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 # CID 26 (PS3.16) as SNOMED CT and, in older exports, SNOMED RT; antero-posterior and
 # postero-anterior stand for the views, as nuclear medicine uses them.
@@ -58,6 +59,9 @@ NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 MOST_DEFLATED = 1 << 28  # bytes
 BLANK = " \0\t\r\n"
+
+
+LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)  # by themselves
 
 
 class NotTaken(ValueError):
@@ -260,6 +264,7 @@ def flags_of(header: Dataset) -> list[str]:
             ("LossyImageCompression", "01", "lossy"),
         )
         if text(header, keyword).upper() == value
+        or (flag == "lossy" and header.file_meta.TransferSyntaxUID in LOSSY)
     ]
 
 
@@ -332,7 +337,11 @@ def _named(words: str) -> list[str]:
         return []
     # "3h post", "post injection", "post therapy" are times, not views.
     words = re.sub(r"\d\s*(H|HRS?|HOURS?|MIN)[\s_-]*POST", "", words)
-    words = re.sub(r"POST[\s_-]*(INJ|THER|OP|TREAT|RT|CHEMO|SURG|VOID|MI[CK]T)", "", words)
+    words = re.sub(
+        r"POST[\s_-]*(INJ|THER|OP|TREAT|RT|RAD|CHEMO|CONTR|SURG|VOID|MI[CK]T|\d+\s*(H|MIN))",
+        "",
+        words,
+    )
     found = re.findall(r"(?<![A-Z])(ANT|POST)(?:ERIOR)?(?![A-Z])", words)
     views = ["anterior" if f == "ANT" else "posterior" for f in found]
     return views if len(set(views)) == len(views) else []

@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import pixel_array
 
 from raybone.data.annotations import MOST_PIXELS, Remarks, fitted, islands_of_mask, term_of
-from raybone.data.ingest.dicom.header import refuse_bomb, text
+from raybone.data.ingest.dicom.header import NotTaken, refuse_bomb, text
 from raybone.types import Array, Lesion
 
 SEGMENTATION, LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
@@ -70,31 +70,34 @@ def read_marks(content: bytes, aliases: Mapping[str, str]) -> tuple[tuple[Mark, 
             refuse_bomb(content)
             header = pydicom.dcmread(BytesIO(content), force=True)
             if header.get("SOPClassUID") == CONTOURS:
-                raise ValueError(
+                raise NotTaken(
                     "is RT contours, which are not read: export them as DICOM Segmentation or NIfTI"
                 )
             return _marks(header, aliases)
-        except (AttributeError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(
-                f"is a DICOM Segmentation without what it needs ({error}); export it again"
+        except (NotTaken, MemoryError):
+            raise
+        except Exception as error:  # what pydicom raises of a damaged file quotes it
+            raise NotTaken(
+                "is a DICOM Segmentation that is damaged, or without what it needs "
+                f"({type(error).__name__}); export it again"
             ) from None
 
 
 def _marks(header: Dataset, aliases: Mapping[str, str]) -> tuple[tuple[Mark, ...], Remarks]:
     if header.get("SegmentationType") == "FRACTIONAL":
-        raise ValueError(
+        raise NotTaken(
             "is a fractional DICOM Segmentation, which is a probability map; export it as binary"
         )
     size = (int(header.Rows), int(header.Columns))
     frames = int(header.get("NumberOfFrames", 1) or 1)
     if not 0 < size[0] * size[1] * frames <= MOST_PIXELS:
-        raise ValueError(
+        raise NotTaken(
             f"is a DICOM Segmentation of {frames} frames of {size[0]}x{size[1]}, which no scan has"
         )
     try:
         values_NHW = pixel_array(header).reshape(-1, *size)
     except Exception as error:  # what pydicom's decoders raise
-        raise ValueError(
+        raise NotTaken(
             f"is a DICOM Segmentation whose pixels cannot be read ({type(error).__name__})"
         ) from None
     names = {int(s.SegmentNumber): _name(s, aliases) for s in header.SegmentSequence}
@@ -138,7 +141,7 @@ def _source(groups: Dataset, header: Dataset) -> tuple[str, int | None]:
         for i in s.get("ReferencedInstanceSequence") or []
     ]
     if len(instances) != 1:
-        raise ValueError(
+        raise NotTaken(
             "is a DICOM Segmentation that does not say which of its images each frame is of; "
             "export it again"
         )
