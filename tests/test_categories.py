@@ -320,7 +320,7 @@ def test_a_study_of_two_categories_runs_and_shows_each(
     assert main(["search", str(slices / "both.yaml"), "--out", place, "--local"]) == 0
     (row,) = pd.read_csv(slices / "runs" / "leaderboard.csv").to_dict("records")
     assert (
-        list(row)[-6] == "sensitivity[malignant]_mean"
+        list(row)[-7] == "sensitivity[malignant]_mean"
     )  # at the end, after what rows of one category have
     events = [
         json.loads(line)
