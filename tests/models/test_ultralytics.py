@@ -220,7 +220,8 @@ def test_an_exported_yolo_with_masks_opens_in_ultralytics_and_draws_the_same(
     assert same(ours, theirs)
     (drawn_HW,) = theirs.masks.data.numpy().astype(bool)
     assert drawn_HW.sum() > 20
-    np.testing.assert_array_equal(ours.mask_CHW[0] > ours.scores_N[0] / 2, drawn_HW)
+    # A pixel at the edge may be half inside: processors round it either way.
+    assert ((ours.mask_CHW[0] > ours.scores_N[0] / 2) != drawn_HW).sum() <= 2
 
 
 def test_a_lesion_has_the_pixels_of_its_category_inside_its_box() -> None:

@@ -70,7 +70,7 @@ def read_labelme(content: bytes, shape: tuple[int, int]) -> Annotated:
             if item.get("shape_type") in BOXES:
                 lesions.append(_labelme_box(item, points))
                 continue
-            if len(points) > 2 and np.max(points) <= 1:
+            if len(points) > 2 and np.max(points) <= 1 and np.any(np.mod(points, 1)):
                 remarks[TINY] += 1
                 lost += 1
                 continue
