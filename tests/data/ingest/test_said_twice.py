@@ -166,6 +166,39 @@ def test_a_scan_whose_annotation_could_not_be_kept_is_no_negative(tmp_path: Path
     ]
 
 
+def test_annotations_beside_images_with_masks_are_not_passed_over(tmp_path: Path) -> None:
+    for number in range(4):
+        picture(tmp_path / f"in/images/{number}.png", number)
+        mask(tmp_path / f"in/masks/{number}.png", SPOT_HW * 255)
+    note = {"imagePath": "2.png", "imageHeight": 64, "imageWidth": 48, "shapes": []}
+    text(tmp_path / "in/images/2.json", json.dumps(note))
+    with pytest.raises(WrongInput, match="layout masks does not read; choose the layout"):
+        prepared(tmp_path)
+
+
+def test_rows_of_another_type_are_rows(segmentation: pydicom.Dataset, tmp_path: Path) -> None:
+    scan = pydicom.dcmread(tmp_path / "scan.dcm")
+    for keyword, number in (("Rows", "64"), ("Columns", "48")):
+        del scan[keyword]
+        scan.add_new(keyword, "LO", number)
+    (tmp_path / "in").mkdir()
+    scan.save_as(tmp_path / "in/scan.dcm")
+    write_scan(
+        tmp_path / "in/other.dcm",
+        np.random.default_rng(1).poisson(40, SHAPE).astype(np.uint16),
+        patient="2",
+        view="anterior",
+        pixel_mm=2,
+        uid="2",
+    )
+    (tmp_path / "in/seg.dcm").write_bytes(written(segmentation, tmp_path / "whole.dcm"))
+    opened = prepared(tmp_path)
+    assert sorted((s.height, s.width, len(s.lesions)) for s in opened.scans) == [
+        (64, 48, 0),
+        (64, 48, 1),
+    ]
+
+
 @pytest.mark.parametrize("value", ["1.0", "NaN"])
 def test_labels_are_read_as_they_were_before_pandas_wrote_them(value: str, tmp_path: Path) -> None:
     yolo(tmp_path / "in")

@@ -62,6 +62,8 @@ def settled(header: Dataset) -> tuple[int, list[str]]:
     shown = text(header, "PhotometricInterpretation").upper()
     sure = shown in ("MONOCHROME1", "MONOCHROME2")
     for keyword, vr, value in (
+        ("Rows", "US", rows),
+        ("Columns", "US", columns),
         ("NumberOfFrames", "IS", frames),
         ("SamplesPerPixel", "US", 1),
         ("PixelRepresentation", "US", int(signed)),
