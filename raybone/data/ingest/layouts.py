@@ -221,7 +221,7 @@ def _masks(root: Path, files: Mapping[str, Path]) -> Sources:  # noqa: ARG001
         elif top == "images" and (is_image(name) or claim_of(path).kind == "none"):
             images[split_suffix(below)[0]].append(name)
         else:
-            _stray(found, path, name, "is neither an image in images nor in masks")
+            _stray(found, path, name, "is neither in images nor in masks")
     for stem in [s for s in masks if s not in images]:
         if (of := CALLED_MASK.fullmatch(stem)) and of[1] in images:
             masks[of[1]] += masks.pop(stem)
