@@ -239,7 +239,7 @@ def test_a_dry_run_shows_what_would_be_sent_asks_no_cluster_and_reads_no_data(
         re.fullmatch(r"study.yaml|raybone/(version.txt|metrics/skeleton.yaml|[\w/]+\.py)", name)
         for name in shown["files"]
     )
-    assert shown["bytes"] < 623_000
+    assert shown["bytes"] < 628_000
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "s.yaml"]
 
 
