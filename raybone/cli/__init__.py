@@ -101,8 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import argcomplete
 
             argcomplete.autocomplete(top)
-        options = top.parse_args(arguments)
+        options, unknown = top.parse_known_args(arguments)
         name = options.verb.__name__
+        if unknown:
+            given = f"{name}: {' '.join(unknown)}: is unknown"
+            raise WrongInput(f"{given}; see `raybone {name} --help`")
         return call(options.verb, options) or 0
     except WrongInput as error:
         return _failed(2, *error.problems)

@@ -9,6 +9,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
 
 from raybone.errors import WrongInput
@@ -22,7 +23,22 @@ class OneLine(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise ``WrongInput`` instead of printing argparse's usage text."""
-        raise WrongInput(f"{self.prog}: {message}; see `{self.prog} --help`")
+        verb = self.prog.removeprefix("raybone").strip()
+        where = f"{verb}: " if verb else ""
+        raise WrongInput(f"{where}{message.removeprefix('argument ')}; see `{self.prog} --help`")
+
+
+class OutFile(str):
+    """A file to be written, on this machine or at a URL."""
+
+    def __new__(cls, text: str) -> OutFile:
+        """Refuse a folder, and a file in a folder that is not there."""
+        path = Path(text)
+        if "://" not in text and (not text or path.is_dir() or not path.parent.is_dir()):
+            raise argparse.ArgumentTypeError(
+                f"must be a file in a folder that is there, got {text!r}; choose another"
+            )
+        return super().__new__(cls, text)
 
 
 def add_verb(verbs: Any, verb: Callable[..., Any]) -> None:

@@ -6,10 +6,12 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raybone.cli.arguments import OutFile
 from raybone.errors import WrongInput
 from raybone.results.terminal import bar, say
 
@@ -155,7 +157,7 @@ def inspect(
     dataset: str,
     *,
     json: bool = False,
-    png: str | None = None,
+    png: OutFile | None = None,
     annotate_next: str | None = None,
     count: int | None = None,
 ) -> None:
@@ -206,8 +208,8 @@ def init(
             f"--out {file}: must be a new file in a folder that is there, but it "
             f"{'exists' if file.exists() else 'has no such folder'}; choose another name"
         )
-    say("a few training steps are timed, which takes minutes without a GPU", file=sys.stderr)
-    made = begin(dataset, file.stem, Means(hours, gpus))
+    means, tell = Means(hours, gpus), partial(say, file=sys.stderr)
+    made = begin(dataset, file.stem, means, tell)
     with file.open("x", encoding="utf-8") as kept:
         kept.write(made.text)
     say(made.text, end="")
@@ -222,8 +224,8 @@ def export(
     *,
     to: str | None = None,
     out: str | None = None,
-    optuna: str | None = None,
-    coco: str | None = None,
+    optuna: OutFile | None = None,
+    coco: OutFile | None = None,
     dataset: str = "",
 ) -> None:
     """a dataset for other tools, with its patient folds; or a study's trials or findings

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raybone.cli.arguments import OutFile
 from raybone.cli.data import modality_of
 from raybone.errors import WrongInput
 from raybone.results.terminal import bar, epoch_line, say, show_by_model, show_table
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def leaderboard(
     studies: Sequence[str],
     *,
-    csv: str | None = None,
+    csv: OutFile | None = None,
     brief: bool = False,
     by_model: bool = False,
     time: bool = False,
@@ -55,9 +56,6 @@ def leaderboard(
         )
     folders = {study: StudyFolder(study) for study in studies}
     first, *others = folders.values()
-    if not others:
-        first.study  # noqa: B018  # that it is no study is said first
-        first.refuse_loss()
     boards = {name: (f.study, f.state) for name, f in folders.items()}
     table = merged_leaderboard(boards) if others else _written(first)
     if by_model:

@@ -12,6 +12,7 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raybone.cli.arguments import OutFile
 from raybone.errors import WrongInput
 from raybone.results.terminal import bar, progress, say, show, tell_end
 
@@ -74,7 +75,7 @@ def preview(
     epochs_from: Sequence[str] = (),
     epoch_seconds: float | None = None,
     slots: int = 1,
-    png: str | None = None,
+    png: OutFile | None = None,
     json: bool = False,
 ) -> None:
     """trials x rungs, expected fold epochs and hours, before spending them
@@ -88,7 +89,8 @@ def preview(
     """
     from raybone.run.preview import preview
 
-    seen = preview(study.read(), epoch_seconds, epochs_from, slots, png)
+    studied = study.read()
+    seen = preview(studied, epoch_seconds, epochs_from, slots, png)
     if json:
         say(dumps(dataclasses.asdict(seen), indent=1))
         return
@@ -109,6 +111,8 @@ def preview(
         f"{seen.epoch_seconds:.1f} s a fold epoch ({seen.timed}); starting the runs is included in "
         "the hours"
     )
+    if seen.wall_hours > studied.limits.hours or seen.gpu_hours > studied.limits.gpu_hours:
+        say("that is more than the limits of the study, which end it earlier")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -194,7 +198,7 @@ class Replay:
 
     Args:
         curves FILE.npz: of `raybone search --record`
-        folds K:
+        folds K: default: 5, or as many as a table has
         repeats: other orders, folds and seeds (default %(default)s)
         trials: configurations a search (default: up to 200)
         workers W: runs at once (default %(default)s)
@@ -203,7 +207,7 @@ class Replay:
     """
 
     curves: Sequence[str]
-    folds: int = 5
+    folds: int | None = None
     repeats: int = 100
     trials: int = 200
     workers: int = 8
@@ -212,7 +216,7 @@ class Replay:
 
 
 def simulate(
-    *, replay: Replay, plot: str | None = None, limit: float | None = None, json: bool = False
+    *, replay: Replay, plot: OutFile | None = None, limit: float | None = None, json: bool = False
 ) -> None:
     """replay schedulers on recorded curves: cost and regret
 
@@ -279,7 +283,7 @@ def _tell_limit(path: str, plan: Plan, regret_pct: float) -> None:
 
     curves = read_curves(path)
     found = limit(curves, draws_of(curves, plan), regret_pct, bar("limit"))
-    first = found.ladder[0].count * curves.T_CSKE.shape[3] * min(plan.folds, curves.T_CSKE.shape[2])
+    first = found.ladder[0].count * curves.T_CSKE.shape[3] * plan.folds_of(curves)
     rungs = ", ".join(f"{s.count} at {s.folds}x{s.epochs}" for s in found.ladder)
     say(
         f"{curves.name}: with the answers known, x {first / found.fold_epochs:.1f} full at "
@@ -372,10 +376,15 @@ def stop(study: str, *, config: str | None = None) -> None:
     Args:
         config: only this configuration, for good, after the epoch at work; the others go on
     """
+    from raybone.hpo.lease import EXPIRES, Lease
     from raybone.results.study_folder import StudyFolder
 
-    StudyFolder(study).ask_to_stop(config)
+    folder = StudyFolder(study)
+    folder.ask_to_stop(config)
     if config:
         say(f"{study}: {config} goes no further than to the end of its epoch")
+        return
+    if Lease(folder.files).holder(EXPIRES) is None:
+        say(f"{study}: no search is at work on it; one that waits for nodes will not begin")
         return
     say(f"{study}: will stop when the epochs at work have ended; `raybone search` resumes it")

@@ -188,13 +188,16 @@ def _unprepared(path: Path) -> str:
     """What is wrong with a folder that has no dataset.json: most often it holds the scans
     themselves.
     """
+    made = f"dataset {path}: must be a folder made by `raybone prepare`, but it"
+    if not path.exists():
+        return f"{made} is not there; check the path, or run `raybone prepare SOURCE {path}`"
+    for file, what in (("study.yaml", "study"), ("bundle.json", "bundle")):
+        if (path / file).exists():
+            return f"{made} is a {what}; give the dataset"
     files = [f for f in islice(path.rglob("*"), LOOKED_AT) if f.is_file()]
     images, dicom = sum(is_image(f.name) for f in files), sum(_begins_dicom(f) for f in files)
     if not images + dicom:
-        return (
-            f"dataset {path}: must be a folder made by `raybone prepare`, but it has no "
-            f"dataset.json; run `raybone prepare SOURCE {path}`"
-        )
+        return f"{made} has no dataset.json; run `raybone prepare SOURCE data/NAME`"
     return (
         f"dataset {path}: holds {dicom} DICOM files and {images} images, but no dataset.json: run "
         f"`raybone prepare {shlex.quote(str(path))} data/NAME` and give that folder"

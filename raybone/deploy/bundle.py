@@ -224,9 +224,10 @@ def open_bundle(path: Path | str) -> Bundle:
     """
     path = Path(path)
     if not (path / "bundle.json").is_file():
+        what = "has no bundle.json" if path.exists() else "is not there"
         raise WrongInput(
-            f"bundle {path}: must be a folder made by `raybone refit`, but it has no bundle.json; "
-            f"run `raybone refit STUDY --out {path}`"
+            f"bundle {path}: must be a folder made by `raybone refit`, but it {what}; check the "
+            "path, or run `raybone refit STUDY --out BUNDLE`"
         )
     try:
         meta = json.loads((path / "bundle.json").read_text(encoding="utf-8"))

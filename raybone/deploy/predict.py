@@ -111,6 +111,12 @@ def predict(
         WrongInput: no scans that could be read, weights that are changed, or ``out`` exists.
     """
     refuse(options.verb, scans, out, options.least)
+    if options.least is not None and bundle.model.task != "detection":
+        raise WrongInput(
+            f"{options.verb}: --least is of a detector's boxes, but this bundle is for "
+            f"{bundle.model.task}; leave it out, or choose another operating point (`refit "
+            "--operate`)"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     members = bundle.members(device)
     times = [time.monotonic()]

@@ -61,6 +61,9 @@ class Focus:
     front: float
 
 
+HIGHEST = 4096  # rows; bodies are drawn on 1024
+
+
 def phantom(
     out: Path | str,
     patients: int = 24,
@@ -78,16 +81,16 @@ def phantom(
         layout: ``dicom`` (a folder a patient, annotations.json beside), ``coco``, ``labelme`` or
             ``masks`` (16-bit PNG), ``bs80k`` (8-bit JPEG), or ``skeleton``: as ``masks``, of the
             regions of the skeleton instead of lesions.
-        height: rows of the images, a multiple of 4; columns are a quarter of it.
+        height: rows of the images, a multiple of 4 from 64 to 4096; columns are a quarter of it.
     Raises:
         WrongInput: the folder holds something, another key lies beside it, or a number is out of
             range.
     """
     out = Path(out)
-    if patients < 1 or height < 64 or height % 4 or seed < 0:
+    if patients < 1 or not 64 <= height <= HIGHEST or height % 4 or seed < 0:
         raise WrongInput(
-            "phantom: needs patients >= 1, height >= 64 in steps of 4 and seed >= 0, got "
-            f"{patients}, {height} and {seed}"
+            "phantom: needs patients >= 1, seed >= 0 and height in steps of 4 from 64 to "
+            f"{HIGHEST}, got {patients}, {seed} and {height}"
         )
     _check(out, layout)
     out.mkdir(parents=True, exist_ok=True)
@@ -129,9 +132,10 @@ def _check(out: Path, layout: str) -> None:
     """Refuse a layout that there is not, and a place that holds something else."""
     if layout not in LAYOUTS:
         raise WrongInput(f"phantom: layout must be one of {', '.join(LAYOUTS)}, got {layout}")
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        what = "holds files" if out.is_dir() else "is a file"
         raise WrongInput(
-            f"phantom: {out} must be empty or absent, but holds files; choose another folder"
+            f"phantom: {out} must be an empty folder or absent, but {what}; choose another"
         )
     key = key_beside(out)
     if key.exists() and key.read_text(encoding="utf-8", errors="replace") != KEY:

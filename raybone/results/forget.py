@@ -186,10 +186,15 @@ def _meant(
             (p, e) for e in entries for p in told if _digest(p) in e["patients"] and not here
         ]
         if not here and not earlier:
-            raise WrongInput(
-                f"forget: the dataset has no patient {name!r}; give a patient_id of folds.csv, or "
-                f"the source's id and the --key that it was prepared with, which {key} is not"
+            own = secret and pseudonym(secret, "dataset", "") == dataset.meta.get("pseudonyms")
+            cure = (
+                "give a patient_id of folds.csv or the source's id; who was deleted is not known "
+                "any more"
+                if own
+                else "give a patient_id of folds.csv, or the source's id and the --key that it was "
+                f"prepared with, which {key} is not"
             )
+            raise WrongInput(f"forget: the dataset has no patient {name!r}; {cure}")
         gone |= set(list(here)[:1])
         ended |= {p for p, _ in earlier}
         work += [e for _, e in earlier if e not in work]

@@ -165,19 +165,23 @@ def brief_of(table: pd.DataFrame) -> list[str]:
     return [name for name in first if name in table.columns]
 
 
+def over_folds(study: ResolvedStudy, folds_K: Array) -> tuple[float, float]:
+    """``nb`` of the mean of these fold scores."""
+    low, high = corrected_interval(folds_K, trained(study))
+    return study.measure.within(low), study.measure.within(high)
+
+
 def interval(
     study: ResolvedStudy, configuration: Configuration, folds_K: Array
 ) -> tuple[float, float]:
     """``ci`` of the mean of these fold scores: of the patient bootstrap where there is one, else
     Nadeau & Bengio's.
     """
-    metric, replicates_B = study.measure, np.array(configuration.replicates)
-    low, high = (
-        bootstrap_interval(float(folds_K.mean()), replicates_B, configuration.freedom)
-        if len(replicates_B)
-        else corrected_interval(folds_K, trained(study))
-    )
-    return metric.within(low), metric.within(high)
+    replicates_B = np.array(configuration.replicates)
+    if not len(replicates_B):
+        return over_folds(study, folds_K)
+    low, high = bootstrap_interval(float(folds_K.mean()), replicates_B, configuration.freedom)
+    return study.measure.within(low), study.measure.within(high)
 
 
 def _progress(row: dict[str, Any]) -> tuple[int, int]:
@@ -221,7 +225,7 @@ def _row(
     final = [_final(c, k, m) for k in range(folds)]
     # A fold without a finite score makes the mean NaN: it is not left out.
     values = np.array([v for v, n in zip(final, lengths) if n], float)
-    nb_low, nb_high = map(study.measure.within, corrected_interval(values, trained(study)))
+    nb_low, nb_high = over_folds(study, values)
     low, high = interval(study, c, values)
     params = study.values(c.params)
     test_folds = float(np.mean([_final(c, k, f"test_{m}") for k in range(folds)]))

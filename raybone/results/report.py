@@ -100,6 +100,7 @@ def report(
     """
     folder, step = StudyFolder(url, moved), progress("report")
     study, target = folder.study, _target(folder, html)
+    folder.state  # noqa: B018  # refuses a journal that was cut
     history = _history(folder)
     step(1, 4)
     ranking = _ranking(study, history.state)

@@ -80,7 +80,7 @@ class StudyFolder:
         """The study that `raybone search` wrote.
 
         Raises:
-            WrongInput: there is none.
+            WrongInput: there is none, or ``moved`` has another dataset than its own.
         """
         content = self.text
         if content is None:
@@ -95,8 +95,13 @@ class StudyFolder:
                 f"study {self.url}: its {STUDY} must be one that `raybone search` wrote, but has "
                 "no `resolved`; give another folder"
             )
-        moved = {"dataset": self.moved} if self.moved else {}
-        return study.resolved_as(study.resolved).model_copy(update=moved)
+        resolved = study.resolved_as(study.resolved)
+        if self.moved:
+            from raybone.data.dataset import dataset_of
+
+            resolved = resolved.model_copy(update={"dataset": self.moved})
+            dataset_of(resolved)
+        return resolved
 
     def write_study(self, study: ResolvedStudy) -> None:
         """Write study.yaml."""
@@ -112,9 +117,20 @@ class StudyFolder:
         """What the journal says when it is first asked for; a driver puts its own state here.
 
         Raises:
-            WrongInput: the journal is damaged.
+            WrongInput: the journal is damaged, or its end or all of it is gone, which no seal
+                would show: leaderboard.csv has more rows than it can make.
         """
-        return State(self.journal().events())
+        # Read before the journal, which a driver writes first.
+        text = (self.files.read(LEADERBOARD) or b"").decode("utf-8", "replace")
+        rows = len(list(csv.reader(io.StringIO(text)))) - 1
+        state = State(self.journal().events())
+        if rows > (known := len(state.configurations)):
+            raise WrongInput(
+                f"study {self.url}: its {LEADERBOARD} has {rows} rows, but its journal, which is "
+                f"gone or cut, knows {known} configurations; put the journal back, or move "
+                f"{LEADERBOARD} away"
+            )
+        return state
 
     @property
     def stop(self) -> StopRequest:
@@ -209,22 +225,6 @@ class StudyFolder:
         table = self.table()
         self.files.write(LEADERBOARD, csv_of(table))
         return table
-
-    def refuse_loss(self) -> None:
-        """Raise when the end of the journal, or all of it, is gone, which no seal would show.
-
-        Raises:
-            WrongInput: leaderboard.csv has more rows than the journal can make.
-        """
-        text = (self.files.read(LEADERBOARD) or b"").decode("utf-8", "replace")
-        rows = len(list(csv.reader(io.StringIO(text)))) - 1
-        known = len(self.state.configurations)
-        if rows > known:
-            raise WrongInput(
-                f"study {self.url}: its {LEADERBOARD} has {rows} rows, but its journal, which is "
-                f"gone or cut, knows {known} configurations; put the journal back, or move "
-                f"{LEADERBOARD} away"
-            )
 
     def complete(self) -> list[ConfigurationFolder]:
         """The configurations that are ranked, best first."""

@@ -73,7 +73,9 @@ def show_table(table: pd.DataFrame, brief: bool = False) -> None:
     if table["model"].nunique() == 1:
         shown.pop("model")
     searched = [
-        c for c in table.columns if c.startswith("cfg.") and table[c].astype(str).nunique() > 1
+        c
+        for c in table.columns
+        if c.startswith("cfg.") and table[c].astype(str).nunique(dropna=False) > 1
     ]
     for name in () if brief else searched:
         shown[name.removeprefix("cfg.")] = table[name]
@@ -179,6 +181,7 @@ def progress() -> Callable[[Brain], None]:
         time_left,
         warm_lines,
     )
+    from raybone.study.space import trials
 
     told = {"news": -1, "time": 0.0, "version": -1}
     began = time.monotonic()
@@ -189,7 +192,7 @@ def progress() -> Callable[[Brain], None]:
         if told["news"] < 0:
             told["news"] = state.old_news
             say(
-                f"{study.name}: {study.search.trials} configurations of {', '.join(study.names)}, "
+                f"{study.name}: {trials(study)} configurations of {', '.join(study.names)}, "
                 f"{brain.slots} run(s) at once, rungs (folds x epochs): "
                 f"{', '.join(f'{k}x{e}' for k, e in rungs)}"
             )

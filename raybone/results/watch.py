@@ -18,7 +18,7 @@ from raybone.hpo.fold_race import name_of
 from raybone.hpo.lease import EXPIRES, Lease
 from raybone.hpo.races import expected
 from raybone.hpo.state import Configuration, State, gpu_hours_of
-from raybone.results.leaderboard import interval
+from raybone.results.leaderboard import over_folds
 from raybone.results.logs import in_words
 from raybone.results.study_folder import StudyFolder
 from raybone.study.spec import ResolvedStudy
@@ -50,8 +50,8 @@ class Best:
     """A leader: of the highest rung that any configuration has finished, by its mean over the folds
     of that rung.
 
-    low, high: ``ci`` of the leaderboard once it is complete, else Nadeau & Bengio's over its folds;
-    NaN for one fold. params: its searched hyper-parameters.
+    low, high: Nadeau & Bengio's 95 % interval, ``nb`` of the leaderboard; NaN for one fold. params:
+    its searched hyper-parameters.
     """
 
     config_id: str
@@ -171,10 +171,11 @@ def watch(
         show: is given the facts, again and again, and whether anything happened since it was given
             them last.
     Raises:
-        WrongInput: no study there.
+        WrongInput: no study there, or its journal is damaged or cut.
     """
     folder = StudyFolder(out)
     study, journal = folder.study, folder.journal()
+    folder.state  # noqa: B018  # refuses a journal that was cut
     state, lease = State(), Lease(folder.files)
     status: Status | None = None
     while True:
@@ -363,9 +364,7 @@ def _leaders(study: ResolvedStudy, state: State) -> tuple[Best, ...]:
             )
     found.sort(key=lambda one: one[:2], reverse=True)
     return tuple(
-        Best(
-            c.id, name_of(ladder, rung), study.sign * value, *interval(study, c, folds_K), c.params
-        )
+        Best(c.id, name_of(ladder, rung), study.sign * value, *over_folds(study, folds_K), c.params)
         for rung, value, c, folds_K in found[:LEADERS]
     )
 

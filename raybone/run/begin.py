@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,17 @@ class Begun:
     slots: int
 
 
-def begin(dataset: Path | str, name: str = "", means: Means = Means()) -> Begun:
+def begin(
+    dataset: Path | str,
+    name: str = "",
+    means: Means = Means(),
+    tell: Callable[[str], None] = lambda line: None,
+) -> Begun:
     """A study for a dataset.
 
     Args:
         name: of the study; the dataset folder's without one.
+        tell: is told what takes time.
     Raises:
         WrongInput: the dataset has no lesions to find, means that cannot be, or even the smallest
             search takes longer than there is.
@@ -80,6 +86,7 @@ def begin(dataset: Path | str, name: str = "", means: Means = Means()) -> Begun:
             f"{means.hours}; change that"
         )
     draft = _Draft(open_dataset(dataset), str(dataset), name_for(name or dataset))
+    tell("a few training steps are timed, which takes minutes without a GPU")
     draft.choose(means)
     slots = max(1, means.gpus or cores() // draft.cpus)
     draft.spend(means.hours, slots)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from raybone.results.terminal import say
 from raybone.results.trackers.track import DRIVER
 
 FOLDERS = ("tensorboard", "wandb")  # whose place is a folder to be made
@@ -30,7 +32,8 @@ def tracked(to: Sequence[str], out: str) -> Iterator[None]:
     words = [sys.executable, "-m", "raybone", "track", out, "--follow", "--to"]
     how: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     how["env"] = {**os.environ, DRIVER: str(os.getpid())}
-    started = [subprocess.Popen([*words, _free(place)], **how) for place in to]
+    places = [_free(place) for place in to]
+    started = [subprocess.Popen([*words, place], **how) for place in places]
     until = 0.0
     try:
         yield
@@ -39,7 +42,10 @@ def tracked(to: Sequence[str], out: str) -> Iterator[None]:
         for process in started:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, until - time.monotonic()))
-        for process in started:
+        for place, process in zip(places, started):
+            if until and process.poll() is None:
+                told = shlex.join(["raybone", "track", out, "--to", place])
+                say(f"warning: {place} was not told all in {PATIENCE:g} s; `{told}` tells it")
             process.terminate()
         for process in started:
             try:

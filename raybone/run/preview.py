@@ -24,7 +24,7 @@ from raybone.hpo.state import gpu_hours
 from raybone.models._model import Model, TrainingConfig
 from raybone.results.study_folder import StudyFolder
 from raybone.run.checks import first_taken, resolve
-from raybone.study.space import PROBE, dimensions, from_unit, grid, rejected
+from raybone.study.space import PROBE, dimensions, from_unit, grid, rejected, trials
 from raybone.study.spec import ResolvedStudy, Study
 from raybone.tasks import configured, task_named
 from raybone.train.memory import refuse_too_large
@@ -41,9 +41,10 @@ class Preview:
     rungs: (name, configurations, fold epochs). exhaustive: fold epochs of cross-validating every
     configuration in full. epoch_seconds: of one fold epoch, as ``timed`` says; of several models
     the mean, as each has its share of the configurations. hours: of all runs one after the other,
-    with what they take to start; wall_hours: with ``slots`` runs at once. gpu_hours: of the epochs,
-    as ``limits.gpu_hours`` counts. warnings: what the leaderboard will warn of. by_model: seconds
-    of a fold epoch of each model.
+    with what they take to start; wall_hours: with ``slots`` runs at once, or as many as there are
+    configurations. gpu_hours: of the epochs, as ``limits.gpu_hours`` counts. Neither regards
+    ``limits``. warnings: what the leaderboard will warn of. by_model: seconds of a fold epoch of
+    each model.
     """
 
     rungs: tuple[tuple[str, float, float], ...]
@@ -87,7 +88,9 @@ def preview(
     if slots < 1:
         raise WrongInput(f"--slots: must be at least 1, got {slots}")
     checked, dataset = resolve(study)
-    rows = expected(checked)
+    tried = trials(checked)
+    search = checked.search.model_copy(update={"trials": tried})
+    rows = expected(checked.model_copy(update={"search": search}))
     if png:
         _draw(checked.of(checked.names[0]), dataset, png)
     if epoch_seconds is not None:
@@ -101,11 +104,12 @@ def preview(
     share = _shares(checked)
     epoch_seconds = sum(share[name] * seconds[name] for name in checked.names)
     fold_epochs = sum(row[2] for row in rows)
+    slots = min(slots, tried)
     hours = (fold_epochs * epoch_seconds + slots * START_UP) / 3600
     return Preview(
         tuple((name_of(checked.resolved.ladder, r), n, e) for r, n, e in rows),
         fold_epochs,
-        float(checked.search.trials * dataset.folds * checked.epochs),
+        float(tried * dataset.folds * checked.epochs),
         epoch_seconds,
         timed,
         hours,

@@ -131,7 +131,7 @@ def open_study(
     slots = connect(checked)
     with _writing(out), _leased(folder.files) as lease:
         checked = _agree(folder, checked)
-        folder.refuse_loss()
+        folder.state  # noqa: B018  # refuses a journal that was cut
         folder.write_study(checked)
         # Another request came while the search waited for nodes, and counts
         if folder.files.read(STOP) == stop:

@@ -55,9 +55,10 @@ def read_curves(path: Path | str) -> Curves:
         with np.load(path, allow_pickle=False) as content:
             arrays = {k: np.asarray(content[k]) for k in content.files}
     except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        reason = getattr(error, "strerror", None) or "is none"
         raise WrongInput(
-            f"--curves {path}: must be an npz of recorded curves, but: "
-            f"{' '.join(str(error).split())}; `raybone search --record` writes one"
+            f"--curves {path}: must be an npz of recorded curves, but: {reason}; `raybone search "
+            "--record` writes one"
         ) from None
     T_CSKE, seconds_C = arrays.get("T", np.zeros(())), arrays.get("cost", np.zeros(()))
     if T_CSKE.ndim != 4 or T_CSKE.size == 0 or seconds_C.shape != T_CSKE.shape[:1]:

@@ -34,29 +34,35 @@ BEST = 0.25  # share whose folds say how large a standard error is: among the ho
 Measured = dict[str, dict[str, Array]]
 KNOWN: dict[str, Scheduler | Baseline] = {**SCHEDULERS, **{b.name: b for b in BASELINES}}
 
+USUAL = 5  # folds
+
 
 @dataclass(frozen=True)
 class Plan:
     """How searches are replayed.
 
-    folds, trials: of each search, as far as a table has them. repeats: with other configurations,
+    folds: of each search, None for five, or as many as a table has. trials: as far as it has them.
+    repeats: with other configurations,
     orders, folds and seeds. workers: runs at once. startup: seconds that each start of a run costs.
     """
 
-    folds: int = 5
+    folds: int | None = None
     repeats: int = 100
     trials: int = 200
     workers: int = 8
     startup: float = 0.0
 
+    def folds_of(self, curves: Curves) -> int:
+        """Folds of a search on a table."""
+        return min(self.folds or USUAL, curves.T_CSKE.shape[2])
+
     def problems(self) -> list[str]:
         """What is out of range, in the words of the command line."""
         least = {"folds": 2, "repeats": 1, "trials": 2, "workers": 1, "startup": 0}
         return [
-            f"--{name} {getattr(self, name)}: must be at least {low}, got {getattr(self, name)}; "
-            "give a larger number"
+            f"--{name} {value}: must be at least {low}, got {value}; give a larger number"
             for name, low in least.items()
-            if not low <= getattr(self, name) < math.inf
+            if (value := getattr(self, name)) is not None and not low <= value < math.inf
         ]
 
 
@@ -83,7 +89,7 @@ def simulate(
             problems.append(f"--schedulers: {name!r} is unknown; known are {known}")
     tables = [read_curves(path) for path in paths]
     for table in tables:
-        if plan.folds > table.T_CSKE.shape[2] >= 2:
+        if (plan.folds or 0) > table.T_CSKE.shape[2] >= 2:
             most = table.T_CSKE.shape[2]
             problems.append(
                 f"--folds {plan.folds}: {table.name} has {most} folds; give at most that"
@@ -189,10 +195,10 @@ def plot(rows: Mapping[str, Mapping[str, float]], path: Path | str) -> None:
 def draws_of(curves: Curves, plan: Plan) -> list[Draw]:
     """The searches of a plan."""
     count, seeds, most, _ = curves.T_CSKE.shape
-    draws = []
+    draws, searched = [], plan.folds_of(curves)
     for repeat in range(plan.repeats):
         rng = np.random.default_rng(repeat)
-        order, folds = rng.permutation(count)[: plan.trials], rng.permutation(most)[: plan.folds]
+        order, folds = rng.permutation(count)[: plan.trials], rng.permutation(most)[:searched]
         draws.append(Draw(order.tolist(), folds.tolist(), repeat % seeds))
     return draws
 
@@ -220,7 +226,8 @@ def measure(
         in-sample regret.
     """
     count, seeds, most, _ = curves.T_CSKE.shape
-    plan = replace(plan, folds=min(plan.folds, most), trials=min(plan.trials, count))
+    folds = plan.folds_of(curves)
+    plan = replace(plan, folds=folds, trials=min(plan.trials, count))
     S_CSKE = smoothed(curves.T_CSKE)
     rows = {s.name: list[dict[str, float]]() for s in schedulers}
     for repeat, draw in enumerate(draws_of(curves, plan)):
@@ -229,7 +236,7 @@ def measure(
             out = _replayed(curves, scheduler, plan, draw, S_NKE)
             truth_N = S_CSKE[draw.order, ..., -1].mean((1, 2))
             found = _judged(out, draw.order, S_NKE[..., -1], truth_N)
-            found["out_of_sample"] = float(seeds > 1 or plan.folds < most)
+            found["out_of_sample"] = float(seeds > 1 or folds < most)
             rows[scheduler.name].append(found)
         progress(repeat + 1, plan.repeats)
     return {
@@ -248,7 +255,7 @@ def _replayed(
         found = scheduler.search(S_NKE)
         epochs_N, pick = found.epochs_N, draw.order[found.pick]
     else:  # any order of work keeps all workers busy
-        epochs_N, pick = np.full(plan.trials, plan.folds * S_NKE.shape[2]), -1
+        epochs_N, pick = np.full(plan.trials, S_NKE.shape[1] * S_NKE.shape[2]), -1
     seconds = float(curves.seconds_C[draw.order] @ epochs_N) + plan.startup * plan.trials
     return Replay(int(epochs_N.sum()), seconds / plan.workers, pick)
 

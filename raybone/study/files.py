@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import math
 import re
 import reprlib
@@ -26,6 +27,24 @@ _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
 # What the values of a mapping are, for near names of an unknown key.
 PARTS: dict[str, type[BaseModel]] = {"space": Param, "models": ModelBlock}
+# How pydantic tells the kinds of a value apart, and what any of them is.
+KINDS_OF_VALUE = ("float", "int", "str", "bool", "list[str]", "list[float]")
+VALUE = "a finite number, text, true or false, or a list of numbers or of texts"
+MUST = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "list_type": "a list",
+    "tuple_type": "a list",
+}
 
 
 def read_study(
@@ -43,10 +62,12 @@ def read_study(
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+    except UnicodeDecodeError:
+        raise WrongInput(f"{path}: must be YAML in UTF-8, but is not; save it as that") from None
+    except OSError as error:
+        cure = "its permissions" if error.errno == errno.EACCES else "the path"
         raise WrongInput(
-            f"{path}: a study is a readable YAML file, but: {reason}; check the path"
+            f"{path}: must be a study's YAML file, but: {error.strerror}; check {cure}"
         ) from None
     content = parse_yaml(text, str(path))
     for item in overrides or []:
@@ -105,7 +126,8 @@ def problems_of(error: ValidationError, where: str, model: type[BaseModel]) -> l
     """Flatten a pydantic error into one line a problem: where, the rule, what came, what to do."""
     lines: list[str] = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
+        branch = [n for n, part in enumerate(item["loc"]) if part in KINDS_OF_VALUE]
+        key = ".".join(str(part) for part in item["loc"][: branch[0] if branch else None])
         given = item.get("input")
         given = _SHORT.repr(given) if isinstance(given, dict | list) else repr(given)
         given = re.sub(r"//[^/\s]*@", "//...@", given)  # a name and password
@@ -126,10 +148,11 @@ def problems_of(error: ValidationError, where: str, model: type[BaseModel]) -> l
                     f"{where if part.startswith(('space.', 'search.')) else place}: {part}"
                 )
         else:
-            lines.append(
-                f"{place}: {item['msg'][0].lower()}{item['msg'][1:]}, got {given}; change it"
-            )
-    return lines
+            own = re.sub("^Input should", "must", item["msg"])
+            kind = VALUE if branch else MUST.get(item["type"], "")
+            rule = f"must be {kind}" if kind else f"{own[0].lower()}{own[1:]}"
+            lines.append(f"{place}: {rule}, got {given}; change it")
+    return list(dict.fromkeys(lines))
 
 
 def configuration_of(study: Study, words: Sequence[str]) -> dict[str, Any]:
@@ -139,6 +162,9 @@ def configuration_of(study: Study, words: Sequence[str]) -> dict[str, Any]:
         WrongInput: it is none, one line a reason.
     """
     content: dict[str, Any] = {}
+    names = [word.partition("=")[0].strip() for word in words]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise WrongInput(f"{', '.join(twice)}: must be given once; leave the others out")
     for word in words:
         _override(content, word, "")
     if problems := misfits(study, content):

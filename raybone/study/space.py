@@ -127,6 +127,16 @@ def grid(study: Study) -> Iterator[dict[str, Any]]:
             yield point
 
 
+def trials(study: Study) -> int:
+    """Configurations that a search can try: ``search.trials``, or all that a space of choices
+    has.
+    """
+    spaces = [study.of(name).space.values() for name in study.names]
+    if not all(param.choice for space in spaces for param in space):
+        return study.search.trials
+    return sum(1 for _ in itertools.islice(_allowed(study), study.search.trials))
+
+
 def identity(point: Mapping[str, Any]) -> str:
     """The same text for the same hyper-parameters."""
     return repr(sorted(point.items()))

@@ -214,7 +214,7 @@ WRONG = {
     ),
     "a value that it does not take": (
         {"models": {"unet": {"fixed": {"depth": 9}}, "res_unet": {}}},
-        "fixed (unet): depth: input should be less than or equal to 5, got 9",
+        "fixed (unet): depth: must be less than or equal to 5, got 9",
     ),
     "places of all": (
         {"fixed": {"init_from": "runs/a", "nm": "runs/b"}},
@@ -267,7 +267,7 @@ def test_what_does_not_go_together_is_told_at_once(
     [
         ({"model": "unet"}, "models: stands beside model, which is 'unet'; keep one of the two"),
         ({"models": []}, "models: must name a model at the least, got none"),
-        ({"models": 3}, "models: input should be a valid dictionary, got 3"),
+        ({"models": 3}, "models: must be a mapping, got 3"),
         (
             {
                 "models": {"unet": {"space": {"nm": {"choice": ["", "otsu"]}}}},
@@ -294,11 +294,11 @@ def test_what_does_not_go_together_is_told_at_once(
             },
             "space.momentum.when: {'optimizer': 'SDG'} is true of no model of this study",
         ),
-        ({"models": {1: {}}}, "models.1.[key]: input should be a valid string, got 1"),
-        ({"models": ["unet", 5]}, "models: input should be a valid dictionary, got ['unet', 5]"),
-        ({"models": {"unet": 5}}, "models.unet: input should be a valid dictionary"),
-        ({"models": {"unet": {"fixed": 5}}}, "models.unet.fixed: input should be a valid dict"),
-        ({"models": {"unet": {"without": 5}}}, "models.unet.without: input should be a valid"),
+        ({"models": {1: {}}}, "models.1.[key]: must be text, got 1"),
+        ({"models": ["unet", 5]}, "models: must be a mapping, got ['unet', 5]"),
+        ({"models": {"unet": 5}}, "models.unet: must be a mapping"),
+        ({"models": {"unet": {"fixed": 5}}}, "models.unet.fixed: must be a mapping"),
+        ({"models": {"unet": {"without": 5}}}, "models.unet.without: must be a list"),
         (
             {"search": {"points": [{"model": ["unet"]}]}},
             "search.points.0: model must be one of unet, res_unet, attention_unet, got ['unet']",
@@ -568,7 +568,7 @@ def test_a_wrong_block_is_one_line_where_set_reaches_into_it(tmp_path: Path) -> 
     path.write_text("dataset: d\nmodels: {unet: 5, 1: {}, res_unet: {}}\n")
     for item, told in {
         "models.unet.fixed.depth=2": "'unet' holds a value, not a mapping; set unet itself",
-        "models.res_unet.fixed.width=4": "models.unet: input should be a valid dictionary",
+        "models.res_unet.fixed.width=4": "models.unet: must be a mapping",
     }.items():
         with pytest.raises(WrongInput, match=told):
             read_study(path, [item], complete)

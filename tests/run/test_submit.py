@@ -250,7 +250,7 @@ def test_a_dry_run_shows_what_would_be_sent_asks_no_cluster_and_reads_no_data(
         ("metric: AP", "unet is a segmentation model"),
         (
             "space: {lr0: {uniform: [0, 100]}}",
-            "space.lr0: input should be less than or equal to 10",
+            "space.lr0: must be less than or equal to 10",
         ),
         (
             "fixed: {batch: 4}\nresources: {workers: 3}",

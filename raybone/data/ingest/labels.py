@@ -174,9 +174,13 @@ def _rows(path: Path, what: str) -> tuple[list[str], list[dict[str, str]]]:
         text = content.decode("utf-16" if marked else "utf-8-sig")
         parts = max(",;\t", key=text.partition("\n")[0].count)
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=parts))
-    except (OSError, UnicodeError, csv.Error) as error:
+    except OSError as error:
         raise WrongInput(
-            f"{what}: must be a CSV file in UTF-8, but {type(error).__name__}; save it as that"
+            f"{what}: must be a file that can be read, but: {error.strerror}; check the path"
+        ) from None
+    except (UnicodeError, csv.Error):
+        raise WrongInput(
+            f"{what}: must be a CSV file in UTF-8, but is not; save it as that"
         ) from None
     header = [name.strip() for name in lines[0]] if lines else []
     header = [name.lower() if name.lower() in KNOWN else name for name in header]

@@ -39,6 +39,8 @@ def read_key(path: Path) -> bytes:
     Raises:
         WrongInput: the file is empty, cannot be made, or others may read it.
     """
+    if path.is_dir():
+        raise WrongInput(f"--key {path}: must be a file, but is a folder; name a file in it")
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -255,6 +255,8 @@ def _refuse_lost(labels: Labels, keys: set[str], lost: int) -> None:
     Args:
         keys: of all frames. lost: lines that are of nothing here.
     """
+    if not keys:
+        return  # why no scan was read is to be said
     cut = {key.lstrip("0") for key in keys if key.startswith("0")} - {""}
     if short := len(cut & (labels.by_patient.keys() - keys)):
         raise WrongInput(
@@ -274,7 +276,7 @@ def _refuse(accounts: Sequence[Account], options: ReadOptions) -> None:
     """Refuse sources whose annotations find no scan."""
     refused = [] if options.allow_unmatched else complaints(accounts, options.show_paths)
     if refused:
-        raise WrongInput(*refused)
+        raise WrongInput(*dict.fromkeys(refused))
 
 
 def _results(

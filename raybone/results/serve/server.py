@@ -83,11 +83,11 @@ def serve(study: str, at: str, tell: Callable[[str], None], dataset: str = "") -
         tell: is told the address, with the token.
         dataset: where the study's dataset is now, if it was moved.
     Raises:
-        WrongInput: no study there, or no such address.
+        WrongInput: no study or not its dataset there, or no such address.
         MachineFault: the port is taken.
     """
     folder = StudyFolder(study, dataset)
-    folder.study  # noqa: B018
+    folder.state, folder.study  # noqa: B018  # refuse a journal that was cut, another dataset
     host, port = _address(at)
     live = Live(folder)
     token = secrets.token_urlsafe(24)

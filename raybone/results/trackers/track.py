@@ -58,6 +58,11 @@ def track(
     if kind not in KINDS or not place:
         known = ", ".join(f"{name}:{what}" for name, what in KINDS.items())
         raise WrongInput(f"--to: must be one of {known}, got {shown(to)}; give one")
+    if shown(place) != place:
+        raise WrongInput(
+            f"--to: must be an address without a name and password, as {shown(to)}; set them as "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     folder, state, driver = StudyFolder(study), State(), os.environ.get(DRIVER, "")
     outlet = _outlet(kind, place, folder)
     journal, lease = folder.journal(), Lease(folder.files)
