@@ -175,7 +175,7 @@ def _box(axes: Axes, box_4: Sequence[float], colour: str, style: Any = "-") -> N
 def _worth_looking(scans: list[Scan], found: dict[str, Any]) -> set[str]:
     ids = {i for i, _ in found["suspects"]} | {i for group in found["repeats"] for i in group}
     patients = {p for a, b, _ in found["near_duplicates"] for p in (a, b)}
-    flagged = {"burned-in-text", "lossy", "not-square", "turned-over"}
+    flagged = {"burned-in-text", "lossy", "not-square", "turned-over", "head-down"}
     return ids | {s.scan_id for s in scans if s.patient_id in patients or flagged & set(s.flags)}
 
 

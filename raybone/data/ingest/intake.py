@@ -32,6 +32,8 @@ OF_NOT_TAKEN = "is a segmentation of objects that were not taken"
 LOST_LINE = "line of labels.csv without its scan or patient: left out"
 REMARK_OF_FLAG = {
     "turned-over": "bright border, as of dark on white: turned over, so that uptake is high",
+    "head-down": "first row at the feet, by its orientation: left as it is, as annotations lie on "
+    "it",
     "bright-border": "border brighter than the middle of the range: is it dark on white? It is "
     "left as it is",
     "transparent": "transparent parts of a picture: they count as air",
@@ -192,7 +194,7 @@ def named(frame: Frame, input_id: str, secret: bytes, labels: Labels) -> Frame:
         scan,
         view=view if view in ("anterior", "posterior") else scan.view or "unknown",
         pixel_mm=spacing_mm(spacing) or scan.pixel_mm,
-        site=own.pop("site", "") or masked("site", facts.site),
+        site=own.pop("site", "") or masked("site", " ".join(facts.site.split()).casefold()),
         scanner=own.pop("scanner", "") or masked(facts.make, facts.scanner),
         instance=pseudonym(secret, "instance", facts.instance) if facts.instance else "",
         labels=tuple({**dict(scan.labels), **own}.items()),

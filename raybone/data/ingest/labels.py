@@ -14,7 +14,7 @@ from pathlib import Path
 from raybone.data.dataset import COLUMNS
 from raybone.data.folds import SPECIAL
 from raybone.data.ingest.persons import Claim
-from raybone.data.ingest.sources import spacing_mm
+from raybone.data.ingest.sources import is_labels, spacing_mm
 from raybone.errors import WrongInput
 
 MOST_VALUES = 50  # a label with more is free text or an identifier
@@ -41,6 +41,18 @@ class Labels:
     def of_file(self, name: str) -> dict[str, str]:
         """What is known of a scan by its path."""
         return self.by_file.get(plain_path(name), {})
+
+
+def labels_in(folder: Path) -> Labels:
+    """Those of labels.csv, however it is spelled; none where there is no such file.
+
+    Raises:
+        WrongInput: as of ``read_labels``, or there are several.
+    """
+    files = [f for f in folder.iterdir() if is_labels(f.name) and f.is_file()]
+    if len(files) > 1:
+        raise WrongInput(f"labels.csv: must be one file, but there are {len(files)}; join them")
+    return read_labels(files[0]) if files else Labels()
 
 
 def read_labels(path: Path) -> Labels:
@@ -107,9 +119,17 @@ def _as_written(row: dict[str, str]) -> dict[str, str]:
 
 
 def _refuse_names(header: list[str], rows: list[dict[str, str]]) -> None:
-    """Raise WrongInput for a column that looks like free text or an identifier."""
+    """Raise WrongInput for a column that looks like free text or an identifier, or that writes one
+    value in two ways.
+    """
     for column in header:
         values = {row[column] for row in rows}
+        alike = len({" ".join(value.split()).casefold() for value in values})
+        if column not in FACTS and alike < len(values):
+            raise WrongInput(
+                f"labels.csv: column {header.index(column) + 1} has values that differ in capitals "
+                "or blanks alone, which would be groups of their own; write them alike"
+            )
         if column not in FACTS and (
             len(values) > min(MOST_VALUES, max(6, len(rows) // 5))
             or max(map(len, values), default=0) > 40

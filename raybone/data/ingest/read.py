@@ -19,7 +19,7 @@ import numpy as np
 from raybone.data.annotations import spelled
 from raybone.data.ingest.archive import unpacked
 from raybone.data.ingest.intake import LOST_LINE, Ledger, Patients, annotate, named, tell_apart
-from raybone.data.ingest.labels import Labels, plain_path, read_labels
+from raybone.data.ingest.labels import Labels, labels_in, plain_path
 from raybone.data.ingest.layouts import sources_of
 from raybone.data.ingest.options import ReadOptions
 from raybone.data.ingest.parallel import Ended, cores, spread
@@ -190,8 +190,7 @@ def _content(
     layouts, content, labels = list[str](), Sources(""), Labels()
     opened = {prefix.rstrip("/") for prefix, _ in roots}
     for prefix, root in roots:
-        file = root / "labels.csv"
-        table = read_labels(file) if file.is_file() else Labels()
+        table = labels_in(root)
         pictures = options.layout == "auto" and any(map(is_image, table.by_file))
         found = sources_of(root, "any" if pictures else options.layout).below(prefix)
         inputs = [s for s in found.inputs if s.name not in opened]

@@ -17,7 +17,7 @@ from raybone.data.annotations import Remarks
 from raybone.data.ingest.annotations.coco import CocoImage
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-NOT_INPUTS = ("labels.csv",)
+LABELS = "labels.csv"
 # What exporters and operating systems leave behind, by file, by folder and by the end of a stem.
 LEFT_FILES = ("thumbs.db", "desktop.ini", ".ds_store")
 LEFT_FOLDERS = (
@@ -220,7 +220,13 @@ def walk(root: Path) -> tuple[dict[str, Path], dict[str, str]]:
         for name in sorted(names):
             path = Path(folder) / name
             files[path.relative_to(root).as_posix()] = path
-    files = {n: p for n, p in files.items() if n not in NOT_INPUTS}
+    files = {n: p for n, p in files.items() if not is_labels(n)}
+    aside |= {
+        n: "is a labels.csv below SOURCE: one is read in SOURCE itself, with files by their path "
+        "from there; move it"
+        for n, p in files.items()
+        if is_labels(p.name)
+    }
     aside |= {n: "is no regular file" for n, p in files.items() if _is_special(p)}
     aside |= {n: LEFT_OVER for n in files if is_left_over(n, files)}
     return {n: p for n, p in files.items() if n not in aside}, aside
@@ -255,6 +261,11 @@ def is_left_over(name: str, files: Mapping[str, Path]) -> bool:
 def of_a_system(name: str) -> bool:
     """Whether a file or folder is what macOS or Windows leave beside others."""
     return name.lower() in (*LEFT_FILES, "__macosx") or name.startswith("._")
+
+
+def is_labels(name: str) -> bool:
+    """Whether a file is the table of labels."""
+    return name.lower() == LABELS
 
 
 def is_image(name: str) -> bool:

@@ -317,6 +317,32 @@ def test_bits_above_those_stored_are_no_counts(scan: pydicom.Dataset) -> None:
     )
 
 
+def test_bits_that_stand_further_up_are_not_lost(scan: pydicom.Dataset) -> None:
+    """Old objects of 12 bits may end at bit 15; a wrong High Bit changes no counts."""
+    upper = (COUNTS << 4).astype(np.uint16)
+    ((upper_HW, _),) = frames(scan, BitsStored=12, HighBit=15, PixelData=upper.tobytes())
+    np.testing.assert_array_equal(upper_HW, upper)
+    ((same_HW, _),) = frames(scan, BitsStored=12, HighBit=15, PixelData=COUNTS.tobytes())
+    np.testing.assert_array_equal(same_HW, COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("said", "flagged"),
+    [
+        ({"PatientOrientation": ["L", "H"]}, True),
+        ({"PatientOrientation": ["L", "F"]}, False),
+        ({"PatientOrientation": ["H", "F"]}, False),
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 0, 1]}, True),
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1], "PatientOrientation": ["L", "H"]}, False),
+    ],
+)
+def test_a_scan_whose_first_row_is_at_the_feet_is_flagged(
+    scan: pydicom.Dataset, said: dict[str, Any], flagged: bool
+) -> None:
+    ((_, facts),) = frames(scan, **said)
+    assert ("head-down" in facts.flags) == flagged
+
+
 def test_every_frame_of_two_detectors_is_a_view(scan: pydicom.Dataset) -> None:
     back = pydicom.Dataset()
     back.StartAngle = 0

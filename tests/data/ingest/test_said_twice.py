@@ -360,3 +360,77 @@ def test_a_segmentation_that_was_cut_short_is_rejected_by_itself(
             read_marks(bytes(spoilt), {})
         except NotTaken as told:
             assert "\n" not in str(told)
+
+
+def test_a_segmentation_of_two_frames_at_once_says_not_which(
+    segmentation: pydicom.Dataset, tmp_path: Path
+) -> None:
+    (groups,) = segmentation.PerFrameFunctionalGroupsSequence
+    (image,) = groups.DerivationImageSequence[0].SourceImageSequence
+    image.ReferencedFrameNumber = [1, 2]
+    with pytest.raises(NotTaken, match="several images or frames of a scan"):
+        read_marks(written(segmentation, tmp_path / "two.dcm"), {})
+    image.ReferencedFrameNumber = [2, 2]
+    ((mark,), _) = read_marks(written(segmentation, tmp_path / "one.dcm"), {})
+    assert mark.frame == 1
+
+
+def test_labels_may_begin_with_a_capital_and_are_read_in_the_source_alone(tmp_path: Path) -> None:
+    for name in "ab":
+        picture(tmp_path / "in" / f"{name}.png", ord(name))
+    text(tmp_path / "in/Labels.csv", "file,site\na.png,A\nb.png,B\n")
+    text(tmp_path / "in/sub/labels.csv", "file,site\na.png,C\n")
+    dataset = prepared(tmp_path)
+    assert sorted(scan.site for scan in dataset.scans) == ["A", "B"]
+    rejected = (tmp_path / "ds/rejected.csv").read_text()
+    assert "is a labels.csv below SOURCE" in rejected
+
+
+def test_labels_that_differ_in_capitals_alone_are_no_groups(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        picture(tmp_path / "in" / f"{name}.png", ord(name))
+    text(tmp_path / "in/labels.csv", "file,grade\na.png,Malignant\nb.png,malignant \n")
+    assert main(["prepare", str(tmp_path / "in"), str(tmp_path / "ds"), "--key", "k"]) == 2
+    told = capsys.readouterr().err
+    assert "column 2 has values that differ in capitals or blanks alone" in told
+    assert "Malignant" not in told
+
+
+def test_what_coco_says_of_a_view_and_a_spacing_is_known_or_said_not_to_be(tmp_path: Path) -> None:
+    given = [("a", "ANT", 2.5), ("b", "lateral", "wide"), ("c", "posterior", None)]
+    images = []
+    for number, (name, view, spacing) in enumerate(given):
+        picture(tmp_path / "in" / f"{name}.png", number)
+        size = {"height": SHAPE[0], "width": SHAPE[1]}
+        more = {"view": view, "patient_id": name} | ({"pixel_mm": spacing} if spacing else {})
+        images.append({"id": number, "file_name": f"{name}.png", **size, **more})
+    boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [5, 5, 9, 9]} for n in range(3)]
+    categories = [{"id": 1, "name": "malignant"}]
+    content = {"images": images, "annotations": boxes, "categories": categories}
+    text(tmp_path / "in/coco.json", json.dumps(content))
+    made = prepare(tmp_path / "in", tmp_path / "ds", folds=2, key=tmp_path / "k")
+    scans = open_dataset(made.path).scans
+    assert sorted((s.view, s.pixel_mm or 0) for s in scans) == [
+        ("anterior", 2.5),
+        ("posterior", 0),
+        ("unknown", 0),
+    ]
+    told = {rule: times for rule, times in made.meta["remark_times"].items() if "COCO" in rule}
+    assert told == {
+        "view in COCO that is neither anterior nor posterior: not known": 1,
+        "pixel_mm in COCO that is no number of mm: not known": 1,
+    }
+
+
+def test_a_corner_of_voc_beyond_all_is_none(tmp_path: Path) -> None:
+    def item(far: str) -> str:
+        box = f"<xmin>2</xmin><ymin>2</ymin><xmax>{far}</xmax><ymax>20</ymax>"
+        return f"<object><name>malignant</name><bndbox>{box}</bndbox></object>"
+
+    for name, far in (("a", "1e999"), ("b", "30")):
+        picture(tmp_path / "in" / f"{name}.png", ord(name))
+        text(tmp_path / "in" / f"{name}.xml", f"<annotation>{item(far)}{item('9')}</annotation>")
+    dataset = prepared(tmp_path, allow_unmatched=True)
+    assert sorted(len(scan.lesions) for scan in dataset.scans) == [1, 2]

@@ -129,6 +129,8 @@ def read_voc(content: bytes, shape: tuple[int, int]) -> Annotated:
             x1, y1, x2, y2 = (
                 float(_text(item, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")
             )
+            if not max(abs(x1), abs(y1), abs(x2), abs(y2)) <= FAR * max(shape):  # NaN as well
+                raise ValueError("corners")
         except ValueError:
             remarks[UNREAD] += 1
             lost += 1

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from raybone.data.annotations import Remarks
 from raybone.data.ingest.annotations.claims import OTHERS, SUFFIXES, Claim, claim_of
 from raybone.data.ingest.annotations.coco import CocoFile, CocoImage, read_coco_file
 from raybone.data.ingest.annotations.names import Ambiguous, Names, split_suffix
@@ -23,6 +24,10 @@ MUCH = 32 << 20  # bytes of annotation files from which on it pays to look into 
 BY_NAME = "scan found by its name alone: the folder that its annotation says is not there"
 NOT_NAMED = "is named by no COCO file, and lies in no folder of which one names scans"
 PREVIEW = "is a picture of the DICOM file of its name"
+VIEWS = {"anterior": "anterior", "ant": "anterior", "posterior": "posterior", "post": "posterior"}
+UNSAID = ("", "unknown")
+NO_VIEW = "view in COCO that is neither anterior nor posterior: not known"
+NO_SPACING = "pixel_mm in COCO that is no number of mm: not known"
 NOBODY = "is an annotation that no scan answers to"
 
 
@@ -51,7 +56,8 @@ def read_files(files: Mapping[str, Path], wanted: str) -> Sources:
     lone = {a.name: a for a in found.accounts if a.lost and not a.many}
     for name in candidates:
         source = replace(
-            _known(files[name], name, coco.get(name, ())), beside=tuple(beside.get(name, ()))
+            _known(files[name], name, coco.get(name, ()), found.remarks),
+            beside=tuple(beside.get(name, ())),
         )
         aside = PREVIEW if name in previews else claims[name].why if name in claims else ""
         if found.layout == "coco" and not aside and posixpath.dirname(name) not in homes:
@@ -221,16 +227,12 @@ def _layout(
     )
 
 
-def _known(path: Path, name: str, images: Sequence[CocoImage]) -> Source:
+def _known(path: Path, name: str, images: Sequence[CocoImage], remarks: Remarks) -> Source:
     """A scan with what COCO files say of it; of patient, view and spacing DICOM speaks itself."""
     known = {k: v for image in images for k, v in image.known.items()} if is_image(name) else {}
-    view = known.get("view", "")
-    return Source(
-        path,
-        name,
-        "any",
-        known.get("patient_id", ""),
-        view if view in ("anterior", "posterior") else "",
-        spacing_mm(known.get("pixel_mm")),
-        tuple(images),
-    )
+    view, pixel_mm = known.get("view", "").strip().lower(), known.get("pixel_mm", "")
+    spacing = spacing_mm(pixel_mm)
+    remarks[NO_VIEW] += view not in (*VIEWS, *UNSAID)
+    remarks[NO_SPACING] += bool(pixel_mm) and spacing is None
+    patient = known.get("patient_id", "")
+    return Source(path, name, "any", patient, VIEWS.get(view, ""), spacing, tuple(images))

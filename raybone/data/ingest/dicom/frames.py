@@ -24,6 +24,7 @@ from raybone.data.ingest.dicom.header import NotTaken as NotTaken
 from raybone.data.ingest.dicom.header import (
     axes_of,
     flags_of,
+    head_down,
     patient_of,
     pixel_mm_of,
     refuse_bomb,
@@ -170,6 +171,7 @@ def _views(
             *["rescale"] * odd,
             *["not-square"] * (not square),
             *["turned-over"] * turned,
+            *["head-down"] * head_down(header, frame, frames),
         )
         found.append(
             (

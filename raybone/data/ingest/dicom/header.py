@@ -224,6 +224,14 @@ def axes_of(header: Dataset, frame: int, frames: int) -> tuple[float, ...] | Non
     return None
 
 
+def head_down(header: Dataset, frame: int, frames: int) -> bool:
+    """Whether the first row is at the feet, by the orientation (PS3.3 C.7.6.2, C.7.6.1.1.1)."""
+    if axes := axes_of(header, frame, frames):
+        return axes[5] > 0.7  # patient coordinates grow to the head
+    letters = text(header, "PatientOrientation").split("\\")
+    return letters[-1][:1] == "H" and len(letters) == 2
+
+
 def spacing_of(header: Dataset, frame: int = 0) -> tuple[float, float] | None:
     """Height and width of a frame's pixels in mm (PS3.3 10.7.1.1), or None where nothing says them.
 

@@ -130,11 +130,20 @@ def _masks(
 
 def _source(groups: Dataset, header: Dataset) -> tuple[str, int | None]:
     """The object and frame that a frame of the segmentation was drawn on."""
+    drawn_on = set[tuple[str, int | None]]()
     for derivation in groups.get("DerivationImageSequence") or []:
         for image in derivation.get("SourceImageSequence") or []:
             number: Any = image.get("ReferencedFrameNumber")
-            first = number[0] if isinstance(number, list | pydicom.multival.MultiValue) else number
-            return str(image.ReferencedSOPInstanceUID), int(first) - 1 if first else None
+            several = isinstance(number, list | pydicom.multival.MultiValue)
+            for one in number if several else [number]:
+                drawn_on.add((str(image.ReferencedSOPInstanceUID), int(one) - 1 if one else None))
+    if len(drawn_on) > 1:
+        raise NotTaken(
+            "is a DICOM Segmentation with a frame of several images or frames of a scan, and which "
+            "one shows it is not said; export one frame for each"
+        )
+    if drawn_on:
+        return drawn_on.pop()
     instances = [
         i
         for s in header.get("ReferencedSeriesSequence") or []
