@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import errno
 import os
 import re
@@ -160,9 +159,9 @@ class Folder:
             self.fs.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH120
             with open(target, "xb") as file:  # noqa: PTH123
                 file.write(content)
-        elif self.url.startswith("s3://") and (keys := _keys()) is not None:
+        elif self.url.startswith("s3://"):
             bucket, _, key = target.partition("/")
-            _put_new(_bucket(bucket, str(self.fs.fs.region), *keys), key, content)
+            _put_new(_bucket(bucket, str(self.fs.fs.region)), key, content)
         else:
             self.fs.pipe_file(target, content, mode="create")
 
@@ -183,28 +182,39 @@ class Folder:
                 os.unlink(temporary)  # noqa: PTH108
 
 
-def _keys() -> tuple[str, ...] | None:
-    """The keys of a profile of AWS, which Arrow reads and obstore does not; none where both find
-    what there is, None where the profile has no keys but a role or a login.
+def _login() -> Any:
+    """Credentials of the profile of AWS that Arrow reads and obstore does not: keys, a login or a
+    process; None where obstore finds by itself what there is.
+
+    Raises:
+        WrongInput: there is a profile, and nothing that reads it, or its login is over.
     """
-    if "AWS_ACCESS_KEY_ID" in os.environ:
-        return ()
-    profiles = configparser.RawConfigParser()
-    name = os.environ.get("AWS_PROFILE")
     config, credentials = (
         os.environ.get(f"AWS_{key}_FILE", os.path.expanduser(f"~/.aws/{file}"))  # noqa: PTH111
         for key, file in (("CONFIG", "config"), ("SHARED_CREDENTIALS", "credentials"))
     )
-    try:
-        profiles.read(credentials)
-        own = dict(profiles[name or "default"])
-    except (configparser.Error, UnicodeDecodeError):
+    if "AWS_ACCESS_KEY_ID" in os.environ or not any(map(os.path.exists, (config, credentials))):
         return None
-    except KeyError:
-        return None if name or os.path.exists(config) else ()  # noqa: PTH110
-    keys = [own.get(f"aws_{part}") for part in ("access_key_id", "secret_access_key")]
-    token = own.get("aws_session_token")
-    return tuple(k for k in (*keys, token) if k) if all(keys) else None
+    try:
+        from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+        from botocore.session import Session  # type: ignore[import-untyped]
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        raise WrongInput(
+            f"s3://: the profiles in {os.path.dirname(credentials)} are read with boto3, which is "  # noqa: PTH120
+            "not installed; pip install 'raybone[aws]', or set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
+        ) from None
+    name = os.environ.get("AWS_PROFILE", "default")  # Arrow heeds no AWS_DEFAULT_PROFILE
+    session = Session(profile=name)
+    try:
+        if name not in session.available_profiles or not (found := session.get_credentials()):
+            return None
+        found.get_frozen_credentials()
+    except (BotoCoreError, ClientError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise WrongInput(f"s3://: profile {name} of AWS: {said}; log in, or mend it") from None
+    return Boto3CredentialProvider(session)
 
 
 def _put_new(bucket: Any, target: str, content: bytes) -> None:
@@ -226,18 +236,15 @@ def _put_new(bucket: Any, target: str, content: bytes) -> None:
 
 
 @cache
-def _bucket(name: str, region: str, *keys: str) -> Any:
-    """A bucket by a library that knows S3's conditional writes, which Arrow does not.
-
-    Args:
-        keys: its id, its secret and the token of a session, where it does not find them by itself.
-    """
+def _bucket(name: str, region: str) -> Any:
+    """A bucket by a library that knows S3's conditional writes, which Arrow does not."""
     from obstore.store import S3Store
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     own: Any = {"endpoint": endpoint} if endpoint else {}
     http: Any = {"allow_http": True} if endpoint.startswith("http://") else {}
-    own |= dict(zip(("access_key_id", "secret_access_key", "session_token"), keys))
+    if login := _login():
+        own["credential_provider"] = login
     # ``patiently`` asks again
     return S3Store(name, client_options=http, retry_config={"max_retries": 2}, region=region, **own)
 

@@ -5,6 +5,7 @@ condition.
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 import yaml
 
 from raybone.cli import main
-from raybone.errors import RunFailed
+from raybone.errors import RunFailed, WrongInput
 from raybone.hpo.journal import Journal
 from raybone.storage import Folder
 
@@ -52,6 +53,13 @@ run_simple("127.0.0.1", int(sys.argv[1]), application, threaded=False)
 """
 
 
+KEYS = ("environment", "profile", "session", "named profile", "process")
+
+
+def bucket_of(keys: str) -> str:
+    return f"-{keys.replace(' ', '-')}"
+
+
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """A bucket on a server of this machine, which Arrow and obstore find in the environment."""
@@ -79,7 +87,8 @@ def bucket() -> Iterator[str]:
                     break
                 except OSError:
                     time.sleep(0.2)
-            boto3.client("s3", endpoint_url=url).create_bucket(Bucket="bones")
+            for name in ("", *map(bucket_of, KEYS)):
+                boto3.client("s3", endpoint_url=url).create_bucket(Bucket=f"bones{name}")
             yield "s3://bones"
         finally:
             server.terminate()
@@ -97,16 +106,21 @@ def test_a_file_is_made_once(bucket: str) -> None:
         Folder("s3://nowhere/x").create("y", b"z")
 
 
-@pytest.fixture(params=["environment", "profile", "session", "named profile"])
-def keys(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
-    """Where the keys lie."""
+@pytest.fixture(params=KEYS)
+def keys(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where the keys lie, as the end of a bucket's name: a bucket is opened once."""
+    where = bucket_of(request.param)
     if request.param == "environment":
-        yield
+        yield where
         return
     name = "bones" if request.param == "named profile" else "default"
     token = "aws_session_token = phantom\n" if request.param == "session" else ""
     profile = "aws_access_key_id = phantom\naws_secret_access_key = phan%tom\n"
     file = tmp_path / "credentials"
+    if request.param == "process":
+        said = {"Version": 1, "AccessKeyId": "phantom", "SecretAccessKey": "phantom"}
+        (tmp_path / "said.json").write_text(json.dumps(said))
+        profile = f"credential_process = cat {tmp_path}/said.json\n"
     file.write_text(f"[{name}]\n{profile}{token}[other]\nrole_arn = arn:aws:iam::1:role/x\n")
     with pytest.MonkeyPatch.context() as patch:
         for gone in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -115,14 +129,11 @@ def keys(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
         if name != "default":
             patch.setenv("AWS_PROFILE", name)
             patch.setenv("AWS_DEFAULT_PROFILE", "other")  # which Arrow does not heed
-        yield
+        yield where
 
 
-@pytest.mark.usefixtures("keys")
-def test_of_many_that_write_at_once_one_succeeds(
-    bucket: str, request: pytest.FixtureRequest
-) -> None:
-    folder = Folder(f"{bucket}/{request.node.callspec.id.replace(' ', '-')}")
+def test_of_many_that_write_at_once_one_succeeds(bucket: str, keys: str) -> None:
+    folder = Folder(f"{bucket}{keys}/study")
 
     def attempt(number: int) -> bool:
         try:
@@ -135,6 +146,37 @@ def test_of_many_that_write_at_once_one_succeeds(
         told = list(pool.map(attempt, range(16)))
     assert told.count(True) == 1
     assert folder.read("000001.jsonl") == b"%d" % told.index(True)
+
+
+@pytest.mark.parametrize(
+    ("profile", "lacks", "line"),
+    [
+        (
+            "[bones]\naws_access_key_id = a\n",
+            "",
+            "s3://: profile bones of AWS: Partial credentials",
+        ),
+        ("[bones]\naws_access_key_id = a\n", "botocore.session", "pip install 'raybone[aws]'"),
+    ],
+)
+def test_a_profile_that_cannot_be_read_is_one_line(
+    bucket: str,
+    profile: str,
+    lacks: str,
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "credentials").write_text(profile)
+    folder = Folder(f"{bucket}-unread/study")
+    for gone in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(gone)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "bones")
+    if lacks:
+        monkeypatch.setitem(sys.modules, lacks, None)
+    with pytest.raises(WrongInput, match=re.escape(line)):
+        folder.create("x", b"1")
 
 
 def test_two_drivers_write_one_journal_without_a_gap(bucket: str) -> None:
