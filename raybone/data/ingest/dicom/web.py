@@ -85,7 +85,7 @@ def store_of(url: str) -> Callable[[Sequence[Path], Progress], int]:
         WrongInput: the archive refuses us or some of them.
         MachineFault: it does not answer for two minutes.
     """
-    archive = _Archive(url.removeprefix(SCHEME))
+    archive = _Archive(url.removeprefix(SCHEME), "--store URL")
 
     def store(files: Sequence[Path], progress: Progress) -> int:
         refused = list[str]()
@@ -106,7 +106,7 @@ def store_of(url: str) -> Callable[[Sequence[Path], Progress], int]:
 class _Archive:
     """An archive, asked again while it is away."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, given: str = f"{SCHEME}URL") -> None:
         try:
             parts = urlsplit(url)
             sound = parts.port != 0 and parts.scheme in ("http", "https") and parts.hostname
@@ -114,7 +114,7 @@ class _Archive:
             sound = False
         if not sound or "@" in parts.netloc:
             raise WrongInput(
-                f"{SCHEME}URL: must be an address of http or https without a name or password, "
+                f"{given}: must be an address of http or https without a name or password, "
                 "which go into RAYBONE_DICOMWEB_TOKEN, or _USER and _PASSWORD; change it"
             )
         self.asked = dict(parse_qsl(parts.query))
