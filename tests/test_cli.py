@@ -98,8 +98,9 @@ def test_preview_takes_epoch_times_as_given_or_from_an_earlier_study(
     assert cli("preview", tmp_path / "s.yaml", "--epoch-seconds", 40, "--slots", 4, "--json") == 0
     seen = json.loads(capsys.readouterr().out)
     assert seen["rungs"] == [["3 folds x 3 epochs", 2, 18]]
-    assert seen["hours"] == pytest.approx((18 * 40 + 4 * START_UP) / 3600)
-    assert seen["wall_hours"] == pytest.approx(seen["hours"] / 4)
+    assert seen["hours"] == pytest.approx((18 * 40 + 2 * START_UP) / 3600)
+    # Two configurations are no more than two runs.
+    assert seen["wall_hours"] == pytest.approx(seen["hours"] / 2)
     assert seen["gpu_hours"] == pytest.approx(18 * 40 / 3600 / 2)
     earlier = tmp_path / "earlier"
     earlier.mkdir()

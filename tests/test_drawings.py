@@ -128,4 +128,4 @@ def test_preview_draws_a_batch_as_the_network_sees_it(
     assert min(picture.shape[:2]) > 100
     assert (picture[..., 2] - picture[..., 0] > 80).sum() > 20  # targets in red
     assert main([*words, str(tmp_path)]) == 2
-    assert "must be a file name for the PNG" in capsys.readouterr().err
+    assert "--png: must be a file in a folder that is there" in capsys.readouterr().err

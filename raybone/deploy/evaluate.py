@@ -137,9 +137,9 @@ def _check(bundle: Bundle, dataset: Dataset, scans: Sequence[Scan], test: bool) 
             "theirs; give other patients, or --test where a group was held out"
         )
     part = replace(dataset, scans=tuple(dataset.test)) if test else dataset
-    if scans:
+    if dataset.categories:
         lines += task.lacking(part, bundle.model.name, bundle.config)
-    else:
+    if not scans:
         whose = "its test group has" if test else "it has"
         lines.append(f"dataset {dataset.path}: needs scans with a truth to score by; {whose} none")
     if lines:

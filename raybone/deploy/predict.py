@@ -111,12 +111,7 @@ def predict(
         WrongInput: no scans that could be read, weights that are changed, or ``out`` exists.
     """
     refuse(options.verb, scans, out, options.least)
-    if options.least is not None and bundle.model.task != "detection":
-        raise WrongInput(
-            f"{options.verb}: --least is of a detector's boxes, but this bundle is for "
-            f"{bundle.model.task}; leave it out, or choose another operating point (`refit "
-            "--operate`)"
-        )
+    _refuse_least(bundle, options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     members = bundle.members(device)
     times = [time.monotonic()]
@@ -178,6 +173,16 @@ def _judges(bundle: Bundle, options: Options) -> bool:
     """Whether a bundle judges what is annotated; else two annotations that differ cost no scan."""
     of_scans = getattr(bundle.config, "target", "")
     return bundle.model.task == "classification" and not of_scans and options.lesions is None
+
+
+def _refuse_least(bundle: Bundle, options: Options) -> None:
+    """Refuse the lowest score of boxes where none are found."""
+    if options.least is not None and bundle.model.task != "detection":
+        raise WrongInput(
+            f"{options.verb}: --least is of a detector's boxes, but this bundle is for "
+            f"{bundle.model.task}; leave it out, or choose another operating point (`refit "
+            "--operate`)"
+        )
 
 
 def refuse(verb: str, scans: Sequence[str], out: Path | str | None, least: float | None) -> None:

@@ -45,7 +45,8 @@ def tracked(to: Sequence[str], out: str) -> Iterator[None]:
         for place, process in zip(places, started):
             if until and process.poll() is None:
                 told = shlex.join(["raybone", "track", out, "--to", place])
-                say(f"warning: {place} was not told all in {PATIENCE:g} s; `{told}` tells it")
+                late = f"warning: {place} was not told all in {PATIENCE:g} s; `{told}` tells it"
+                say(late, file=sys.stderr)
             process.terminate()
         for process in started:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,9 +202,12 @@ def test_a_configuration_is_named_by_its_folder(url: str, tmp_path: Path) -> Non
     assert study_at(str(tmp_path / "no" / "runs" / "c000"))[1] == ""
 
 
-def test_a_moved_dataset_is_said_where_the_folder_is_opened(tmp_path: Path) -> None:
-    pretend(tmp_path, search={"trials": 1})
-    assert StudyFolder(tmp_path).study.dataset == "/nowhere/ds"
-    moved = StudyFolder(tmp_path, "/elsewhere/ds")
-    assert moved.study.dataset == "/elsewhere/ds"
+def test_a_moved_dataset_is_said_where_the_folder_is_opened(dataset: Path, tmp_path: Path) -> None:
+    pretend(tmp_path / "study", dataset, search={"trials": 1}, replicates=0)
+    assert StudyFolder(tmp_path / "study").study.dataset == str(dataset)
+    shutil.copytree(dataset, tmp_path / "moved")
+    moved = StudyFolder(tmp_path / "study", str(tmp_path / "moved"))
+    assert moved.study.dataset == str(tmp_path / "moved")
     assert moved.winner().id == "c000"
+    with pytest.raises(WrongInput, match="is not there; check the path"):
+        StudyFolder(tmp_path / "study", "/elsewhere/ds").winner()

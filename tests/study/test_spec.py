@@ -95,7 +95,7 @@ def test_a_wrong_override_is_refused(tmp_path: Path, item: str) -> None:
 
 
 def test_a_missing_or_empty_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WrongInput, match="readable YAML"):
+    with pytest.raises(WrongInput, match="must be a study's YAML file, but: No such file"):
         read_study(tmp_path / "none.yaml")
     with pytest.raises(WrongInput, match="YAML mapping"):
         read_study(write(tmp_path, ""))

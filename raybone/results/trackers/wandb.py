@@ -58,6 +58,8 @@ class Wandb:
             if epochs := self._epochs.pop(config_id, {}):
                 self._write(state.configurations[config_id], epochs)
         self._ended.clear()
+        if last:
+            wandb.teardown()  # a run's end does not wait until its file is written
 
     def _write(self, configuration: Configuration, epochs: dict[int, dict[str, float]]) -> None:
         study, c = self.study, configuration
