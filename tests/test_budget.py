@@ -11,7 +11,7 @@ from statistics import median
 ROOT = Path(__file__).resolve().parents[1] / "raybone"
 # A ratchet: it goes down with what is deleted, and up only for what an issue asks for, in a commit
 # that says so.
-NODES = 288_693
+NODES = 289_113
 FILES = {str(p.relative_to(ROOT)): p.read_text() for p in ROOT.rglob("*.py")}
 
 

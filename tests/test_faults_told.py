@@ -13,6 +13,7 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
+from pretend import pretend
 
 from raybone.cli import main
 from raybone.data.cache import Intensities
@@ -28,14 +30,17 @@ from raybone.data.ingest.prepare import prepare
 from raybone.data.loader import Look, ScanSamples, validation_loader
 from raybone.errors import DamagedFile, FitFailed, MachineFault, WrongInput
 from raybone.hpo.brain import Brain
+from raybone.hpo.journal import Journal
 from raybone.run.checks import resolve
+from raybone.run.ending import conclude
 from raybone.run.kubernetes import manifests
 from raybone.run.local import search
 from raybone.run.ray.jobs import pack
+from raybone.storage import Folder
 from raybone.study.files import parse_study, read_study
 from raybone.study.relocate import relocated
 from raybone.train.checkpoint import earlier_fold
-from raybone.types import plain_cell, safe_cell
+from raybone.types import Epoch, plain_cell, safe_cell
 
 Mapping = dict[str, Any]
 
@@ -467,6 +472,12 @@ def test_a_scan_of_another_shape_that_makes_all_images_larger_is_told(
     [
         ("dice", 90, "limits.target: 90 is no dice, which is between 0 and 1: it ends no search"),
         ("dice", 0.9, ""),
+        (
+            "dice",
+            -0.5,
+            "limits.target: -0.5 is no dice, which is between 0 and 1: the first complete "
+            "configuration ends the search",
+        ),
         ("val_loss", -3, ""),
     ],
 )
@@ -476,6 +487,47 @@ def test_a_target_that_no_score_can_have_is_told(
     content = small(study, metric=metric, limits={"target": target})
     warnings = resolve(parse_study(content))[0].resolved.warnings
     assert [w for w in warnings if "limits.target" in w] == ([told] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("space", "line"),
+    [
+        ("{amp: {uniform: [0, 1]}}", "draws fractions, but it is true or false; use choice"),
+        ("{lr0: {uniform: [0, true]}}", "must be numbers, got one that is true or false"),
+    ],
+)
+def test_what_is_true_or_false_is_no_number(
+    space: str, line: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["preview", str(place / "s.yaml"), "--epoch-seconds", "1", "--set", f"space={space}"]
+    assert main(words) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_one_epoch_without_a_score_is_no_search_without_a_result(
+    dataset: Path, tmp_path: Path
+) -> None:
+    """PPV is not a number where nothing is called positive, as in one epoch before the last."""
+
+    def scores(fold: int, epoch: int) -> float:
+        return float("nan") if (fold, epoch) == (0, 5) else 0.6
+
+    study = pretend(tmp_path / "ppv", dataset, "AUC", search={"trials": 2}, replicates=0)
+    study = study.model_copy(update={"metric": "PPV"})
+    brain = Brain(study, Journal(Folder(tmp_path / "other")), lambda params: 1, 1)
+    while work := brain.peek():
+        brain.start(work)
+        for segment in work.segments:
+            for epoch in range(segment.start + 1, segment.stop + 1):
+                metrics = {"PPV": scores(segment.fold, epoch)}
+                brain.epoch(work.config_id, Epoch(segment.fold, epoch, metrics, 1.0))
+        brain.rung_done(work.config_id, work.rung)
+    lease = SimpleNamespace(lost=False)
+    folder = SimpleNamespace(url="ppv")
+    opened: Any = SimpleNamespace(
+        brain=brain, study=study, folder=folder, lease=lease, to_test=dict, publish=dict
+    )
+    assert conclude(opened).kind == "complete"
 
 
 def test_an_earlier_study_that_was_moved_is_told_as_that(tmp_path: Path) -> None:

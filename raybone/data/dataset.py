@@ -191,8 +191,8 @@ def _unprepared(path: Path) -> str:
     made = f"dataset {path}: must be a folder made by `raybone prepare`, but it"
     if not path.exists():
         return f"{made} is not there; check the path, or run `raybone prepare SOURCE {path}`"
-    for files, what in (("*.yaml", "study"), ("bundle.json", "bundle")):
-        if any(path.glob(files)):
+    for name, what in (("*.yaml", "study"), ("bundle.json", "bundle")):
+        if any(path.glob(name)):
             return f"{made} is a {what}; give the dataset"
     files = [f for f in islice(path.rglob("*"), LOOKED_AT) if f.is_file()]
     images, dicom = sum(is_image(f.name) for f in files), sum(_begins_dicom(f) for f in files)

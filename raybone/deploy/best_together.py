@@ -141,8 +141,9 @@ def best_together(
             f"--best {len(several)}: {scorer.metric} must be defined in every fold for each number "
             "of configurations, but is not; leave it out, or ask for fewer"
         )
-    best = int(score_KN.mean(0).argmax())
-    of_others = [int(np.delete(score_KN, k, axis=0).mean(0).argmax()) for k in folds]
+    better_KN = score_KN * scorer.sign
+    best = int(better_KN.mean(0).argmax())
+    of_others = [int(np.delete(better_KN, k, axis=0).mean(0).argmax()) for k in folds]
     crossed = float(score_KN[list(folds), of_others].mean())
     chosen = [own[best] for own in said_KN]
     return Together(

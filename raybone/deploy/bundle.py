@@ -195,7 +195,7 @@ class Bundle:
                 f"bundle {self.path}: {entry['file']} must be the file it was made with, but is "
                 "changed or gone; copy the bundle again"
             )
-        module = self.model.build(self._config_of(entry))
+        module = self.model.build(self.config_of(entry))
         try:
             tensors = load_file(file)
             fill(module, tensors, str(file))
@@ -211,7 +211,8 @@ class Bundle:
             )
         return module
 
-    def _config_of(self, entry: Mapping[str, Any]) -> TrainingConfig:
+    def config_of(self, entry: Mapping[str, Any]) -> TrainingConfig:
+        """The configuration of a member, which may have its own."""
         own = entry.get("config")
         return self.config if own is None else self.model.Config.model_validate(own)
 
@@ -256,7 +257,7 @@ def open_bundle(path: Path | str) -> Bundle:
             raise KeyError("categories")
         bundle = Bundle(path, meta, model, config)
         for entry in meta["members"]:
-            bundle._config_of(entry)
+            bundle.config_of(entry)
         return bundle
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, WrongInput):

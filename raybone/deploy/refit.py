@@ -287,13 +287,13 @@ def _score(study: Study, row: Mapping[str, Any]) -> dict[str, Any]:
 def _further(half: Path, bundle: Bundle, dataset: Dataset, onnx: bool) -> dict[str, Any]:
     """Files for other programs."""
     written: dict[str, Any] = {}
-    tile = int(getattr(bundle.config, "tile", 0))
     size = bundle.config.imgsz
     sizes = [canvas_of(s.height, s.width, size) for s in dataset.scans]
     high, wide = (max(sides) for sides in zip(*sizes))
-    canvas = (tile, tile) if tile else (high, wide * (1 + bundle.config.montage))
     for entry, module in zip(bundle.meta["members"], bundle.members(torch.device("cpu"))):
         name = Path(entry["file"]).stem
+        tile = int(getattr(bundle.config_of(entry), "tile", 0))
+        canvas = (tile, tile) if tile else (high, wide * (1 + bundle.config.montage))
         if bundle.model.native:
             suffix, write = bundle.model.native
             write(module, half / f"{name}{suffix}")

@@ -288,8 +288,10 @@ class Brain:
         """
         with self.lock:
             reason = self.over_limit() or EndReason("complete")
-            if not (self.stopping or self._reached or self.wanted({})):
-                reason = EndReason("complete")  # its last epochs may have gone over a limit
+            # Its last epochs may have gone over a limit; of asha, those that wait go on.
+            waits = any(map(self._cut_off, self.state.configurations.values()))
+            if not (self.stopping or self._reached or waits or self.wanted({})):
+                reason = EndReason("complete")
             if reason.kind == "complete":
                 for c in self.state.configurations.values():
                     if c.status == "paused":

@@ -305,9 +305,14 @@ class Race:
                     (len(table_NK) - 1) * (table_NK.shape[1] - 1),
                 )
             weight, prior_sd = self.rule.prior_weight, self.rule.prior_sd
-            if self.rule.relative and len(table_NK):
-                prior_sd *= abs(float(table_NK.mean(1).max()))
-            self._variance = (weight * prior_sd**2 + squares) / (weight + freedom)
+            if self.rule.relative:
+                known = table_NK if len(table_NK) else [*self.folds.values()]
+                means = [m for m in map(np.mean, known) if math.isfinite(m)]
+                prior_sd *= abs(float(max(means, default=1.0)))
+            variance = (weight * prior_sd**2 + squares) / (weight + freedom)
+            if not len(table_NK):
+                return variance  # how large scores are is not settled
+            self._variance = variance
         return self._variance
 
     def _pair(self, config_id: str, rival: str, rung: int) -> tuple[float, dict[str, float]]:

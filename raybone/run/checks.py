@@ -252,15 +252,17 @@ def _sizes(member: Member) -> list[int]:
 
 
 def _no_score(study: Study) -> str:
-    """That the target is a score that no model can have, as 90 of a share of 1; empty where it may
-    be reached.
+    """That the target is a score that no model can have, as 90 of a share of 1; empty where it is
+    one.
     """
     target, metric = study.limits.target, METRICS.get(study.metric)
+    if target is None or metric is None or metric.within(target) == target:
+        return ""
+    beyond = (target > metric.high) == (study.sign > 0)
+    what = "it ends no search" if beyond else "the first complete configuration ends the search"
     return (
         f"limits.target: {target:g} is no {study.metric}, which is between {metric.low:g} and "
-        f"{metric.high:g}: it ends no search"
-        if target is not None and metric and metric.within(target) != target
-        else ""
+        f"{metric.high:g}: {what}"
     )
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 
 from raybone.errors import EndReason, RunFailed
-from raybone.hpo.fold_race import score
 from raybone.results.study_folder import ConfigurationFolder
 from raybone.run.configuration import examine
 from raybone.run.session import OpenStudy
@@ -56,9 +55,9 @@ def conclude(opened: OpenStudy, examiner: Examiner | None = None) -> EndReason:
 def _fruitless(opened: OpenStudy) -> str:
     """Why a search that came to its end has nothing to rank; empty when it has."""
     configurations = list(opened.brain.state.configurations.values())
-    study, last = opened.study, len(opened.study.resolved.ladder) - 1
+    study, folds = opened.study, opened.study.resolved.folds
     complete = [c for c in configurations if c.status == "complete"]
-    if any(math.isfinite(score(study, c, last)) for c in complete):
+    if any(math.isfinite(c.mean(folds, study.epochs, study.metric)) for c in complete):
         return ""
     reasons = Counter(c.reason for c in configurations if c.status == "failed") or Counter(
         opened.brain.state.refused

@@ -80,10 +80,8 @@ def manifests(study: Study, out: str | None = None, image: str | None = None) ->
     for pod in (spec["submitterPodTemplate"], head, group["template"]):
         container = pod["spec"]["containers"][0]
         container["image"] = image
-        if (
-            any(url.startswith("s3:") for url in (place, dataset))
-            and pod is not spec["submitterPodTemplate"]
-        ):
+        # Also earlier studies and weights may lie there
+        if "s3://" in place + write_study(study) and pod is not spec["submitterPodTemplate"]:
             container["envFrom"] = [{"secretRef": {"name": "raybone-s3"}}]
     return yaml.dump(job, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
@@ -132,7 +130,7 @@ def _mounted(place: str) -> str:
     volume, which an overlay may mount, is named from the root.
     """
     there = posixpath.normpath(posixpath.join(MOUNT, place))
-    if place[:1] in ("~", "") or not (place[0] == "/" or there.startswith(f"{MOUNT}/")):
+    if place[:1] in ("~", "") or not (place[0] == "/" or f"{there}/".startswith(f"{MOUNT}/")):
         raise WrongInput(
             f"{place!r}: must be a place on the shared volume, relative to {MOUNT}, but is "
             "outside; copy it there"

@@ -161,7 +161,9 @@ def _check_space(study: Study, model: Model, problems: list[str]) -> TrainingCon
         if not wrong and param.bounds and param.kind != "int_uniform":
             low, high = param.bounds  # whole ends may be taken where nothing between them is
             if _refused(model, name, (low + (high - low) / math.e,)):
-                wrong = [f"{name}: {param.kind} draws fractions, but it is whole; use int_uniform"]
+                truth = model.Config.model_fields[name].annotation is bool
+                what = "true or false; use choice" if truth else "whole; use int_uniform"
+                wrong = [f"{name}: {param.kind} draws fractions, but it is {what}"]
         problems += [f"{where}.{line}" for line in wrong]
     return config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Sequence
 from typing import Annotated, Any, get_args
 
 from pydantic import (
@@ -17,7 +18,7 @@ from pydantic import (
 KINDS = ("uniform", "log_uniform", "int_uniform", "choice")
 Value = float | int | str | bool | list[str] | list[float] | None
 # A password would lie in study.yaml; trackers take theirs from the environment.
-TRACKED = {"mlflow", "wandb"}  # which the extra raybone[trackers] brings
+TRACKED = ("mlflow", "tensorboard", "wandb")  # by the extra raybone[trackers]
 Tracker = Annotated[str, Field(pattern=r"^(mlflow|tensorboard|wandb):[^@]+$")]
 # Aliases let a few lines of YAML stand for more than any memory holds.
 _SHORT = reprlib.Repr()
@@ -37,9 +38,16 @@ class Strict(BaseModel):
         """YAML's ``yes`` and ``true`` are no 1."""
         kind = cls.model_fields[info.field_name or ""].annotation
         kinds = {kind, *get_args(kind)}
+        of_each = {part for other in kinds for part in get_args(other)}
         if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
             raise ValueError(f"must be a number, got {str(value).lower()}; write one")
+        if of_each & {int, float} and any(isinstance(v, bool) for v in _listed(value)):
+            raise ValueError("must be numbers, got one that is true or false; write numbers")
         return value
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()
 
 
 class Param(Strict):

@@ -5,6 +5,7 @@ models.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ def unsound(study: Study) -> list[str]:
         own = study.models[name].space if study.models else {}
         for key, problem in _of_space(study.of(name)):
             problems.append(f"{f'models.{name}.' if key in own else ''}space.{key}{problem}")
+        problems += _of_places(study.of(name))
     search = study.search
     if search.type == "stopping" and search.scheduler != "fold_race":
         problems.append(
@@ -141,6 +143,18 @@ def _of_space(study: Study) -> list[tuple[str, str]]:
             needs = f": the grid sampler needs choice, got {param.kind}; list the values"
             problems.append((name, needs))
     return problems
+
+
+def _of_places(study: Study) -> list[str]:
+    """Addresses with a password, which would lie in study.yaml and whatever is made of it."""
+    places = {key: [study.fixed[key]] for key in PLACES if key in study.fixed}
+    places |= {key: [*(study.space[key].choice or ())] for key in PLACES if key in study.space}
+    return [
+        f"{key}: must be an address without a name and password; set them in the environment, as "
+        "its filesystem documents"
+        for key, values in places.items()
+        if any(re.search("://[^/]*:[^/]*@", str(value)) for value in values)
+    ]
 
 
 def _of_rules_and_points(study: Study) -> list[str]:

@@ -376,7 +376,8 @@ def from_outside(model: str) -> bool:
 
 def packages_of(study: Study) -> list[str]:
     """The distributions that must be installed wherever a study is trained, beside raybone."""
-    packages = TRACKED & {to.partition(":")[0] for to in study.track}
+    tracked = any(to.partition(":")[0] in TRACKED for to in study.track)
+    packages = {"raybone[trackers]"} if tracked else set[str]()
     for name in study.names:
         module, colon, _ = name.partition(":")
         if colon:

@@ -65,6 +65,11 @@ class Scorer:
         known = metric in task.ranked and metric != "val_loss"
         return cls(task, dataset, metric if known else task.ranked[0])
 
+    @property
+    def sign(self) -> int:
+        """1 where more of the metric is better, -1 where less is."""
+        return {**METRICS, **self.task.metrics}[self.metric].sign
+
     def scores(self, outcome: Outcome) -> dict[str, Score]:
         """All metrics."""
         known = self._resampled(outcome)

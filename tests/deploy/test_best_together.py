@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -19,9 +22,11 @@ from raybone.cli import main
 from raybone.data.annotations import lesion_mask, mask_of
 from raybone.data.cache import Intensities
 from raybone.data.dataset import open_dataset
+from raybone.deploy import best_together
 from raybone.deploy.bundle import open_bundle
 from raybone.models import load
 from raybone.results.study_folder import StudyFolder
+from raybone.study.metric import Metric
 from raybone.tasks.segmentation import Segmentation
 from raybone.train.checkpoint import write_checkpoint
 
@@ -109,6 +114,35 @@ def test_detectors_and_classifiers_are_put_together_too(
     assert len(open_bundle(out).members(torch.device("cpu"))) == 3 * taken
     said = ["predict", str(out), str(cohort), "--out", str(tmp_path / "found")]
     assert main(said) == 0
+
+
+@dataclass(frozen=True)
+class Job:
+    task: Any
+    dataset: Any
+    fold: int = 0
+
+
+def test_of_an_error_the_least_is_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of the first alone, and of two together, in each fold."""
+    errors_KN = ([1.0, 2.0], [1.1, 2.1], [0.9, 1.9])
+    task = SimpleNamespace(
+        ranked=("MAE",),
+        metrics={"MAE": Metric("minimize", 0, math.inf)},
+        score=lambda error: {"MAE": error},
+    )
+
+    def said(job: Job, *_: object) -> list[SimpleNamespace]:
+        return [
+            SimpleNamespace(outcome=lambda e=error: e, findings=[], cases=lambda: None)
+            for error in errors_KN[job.fold]
+        ]
+
+    monkeypatch.setattr(best_together, "said_of", said)
+    several = [SimpleNamespace(config=None, states=[None] * 3) for _ in range(2)]
+    job = Job(task, SimpleNamespace(folds=3))
+    made = best_together.best_together(job, several, "MAE", torch.device("cpu"))
+    assert (len(made.members), made.score["MAE_mean"]) == (1, 1.0)
 
 
 def alike(study: Path) -> pd.DataFrame:

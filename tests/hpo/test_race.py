@@ -482,6 +482,30 @@ def test_a_race_of_millimetres_decides_as_one_of_metres() -> None:
     assert len(set(found)) == 1
 
 
+def test_scores_that_are_no_shares_are_not_told_apart_by_the_noise_of_shares() -> None:
+    """Eight equally good configurations, whose folds differ by half a per cent, at the first rung of
+    several folds, before any is complete.
+    """
+    race, rng = Race(ladder(100, 5, 1000), Rule(relative=True), -1), np.random.default_rng(1)
+    out = []
+    for number in range(8):
+        folds = -500 * (1 + rng.normal(0, 0.005, race.ladder[race.full][0]))
+        race.arrive(f"c{number}", race.full, folds.tolist())
+        out.append(race.judge(f"c{number}", race.full))
+    assert [decision for decision in out if decision] == []
+
+
+def test_what_a_limit_ends_of_asha_goes_on_when_it_is_raised(tmp_path: Path) -> None:
+    study = make_study(trials=3, folds=2, scheduler="asha")
+    rungs = tuple((2, epochs) for epochs in (1, 3, 9, 27))
+    study = study.resolved_as(study.resolved.model_copy(update={"ladder": rungs}))
+    brain = start(study, tmp_path, slots=3)
+    assert play(brain) == 3 * 2
+    brain.study = study.model_copy(update={"limits": Limits(hours=1e-9)})
+    assert brain.finish().kind == "limits.hours"
+    assert start(study, tmp_path).peek() is not None
+
+
 def test_who_has_no_score_at_the_end_is_no_finalist() -> None:
     rungs = ladder(27, 5, 1000)
     race, last = Race(rungs), len(rungs) - 1

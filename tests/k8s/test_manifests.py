@@ -315,6 +315,17 @@ def test_a_dataset_of_a_bucket_comes_with_the_key_to_it(
     assert container["envFrom"] == [{"secretRef": {"name": "raybone-s3"}}]
 
 
+def test_an_earlier_study_in_a_bucket_and_the_volume_itself_are_reached_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = "fixed: {init_from: 's3://bucket/runs/a'}"
+    (tmp_path / "s.yaml").write_text(f"dataset: .\nmodel: unet\n{start}\n")
+    document = render(capsys, tmp_path / "s.yaml")
+    (container,) = group(document)["template"]["spec"]["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "raybone-s3"}}]
+    assert "dataset: /raybone\n" in yaml.safe_dump(document).replace("\\n", "\n")
+
+
 def test_a_share_of_a_gpu_asks_for_no_more_than_all_runs_want(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

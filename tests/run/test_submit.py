@@ -239,7 +239,7 @@ def test_a_dry_run_shows_what_would_be_sent_asks_no_cluster_and_reads_no_data(
         re.fullmatch(r"study.yaml|raybone/(version.txt|metrics/skeleton.yaml|[\w/]+\.py)", name)
         for name in shown["files"]
     )
-    assert shown["bytes"] < 628_000
+    assert shown["bytes"] < 633_000
     assert sorted(p.name for p in tmp_path.iterdir()) == ["home", "s.yaml"]
 
 
@@ -278,16 +278,24 @@ def test_a_study_that_cannot_be_right_is_not_sent_off(
 
 @pytest.mark.parametrize("verb", ["submit", "slurm", "manifests"])
 @pytest.mark.parametrize(
-    ("place", "rule"),
+    ("keys", "rule"),
     [
-        ("s3://key:secret@bucket/ours", "must hold no password"),
-        ("simplecache::s3://bucket/ours", "not a chain with '::'"),
+        ("dataset: s3://key:secret@bucket/ours", "must hold no password"),
+        ("dataset: simplecache::s3://bucket/ours", "not a chain with '::'"),
+        (
+            "dataset: /data/ds\nfixed: {init_from: 's3://key:secret@bucket/runs/a'}",
+            "init_from: must be an address without a name and password",
+        ),
+        (
+            "dataset: /data/ds\nspace: {weights: {choice: ['', 's3://key:secret@bucket/a.pt']}}",
+            "weights: must be an address without a name and password",
+        ),
     ],
 )
-def test_a_dataset_with_a_password_is_not_sent_off(
-    place: str, rule: str, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_place_with_a_password_is_not_sent_off(
+    keys: str, rule: str, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "s.yaml").write_text(f"dataset: {place}\nmodel: unet\n")
+    (tmp_path / "s.yaml").write_text(f"{keys}\nmodel: unet\n")
     more = {"submit": ["--address", "http://h:1", "--dry-run"], "slurm": ["--out", "runs/a"]}
     assert main([verb, str(tmp_path / "s.yaml"), *more.get(verb, [])]) == 2
     told = capsys.readouterr()
@@ -321,7 +329,7 @@ def test_a_tilde_is_the_home_folder_and_trackers_are_packages(
     study.write_text("dataset: ~/ours\nmodel: unet\ntrack: ['mlflow:http://m:5000']\n")
     assert main(["submit", str(study), "--address", "http://h:1", "--dry-run"]) == 0
     sent = json.loads(capsys.readouterr().out)
-    assert (sent["dataset"], sent["packages"]) == ("/home/anna/ours", ["mlflow"])
+    assert (sent["dataset"], sent["packages"]) == ("/home/anna/ours", ["raybone[trackers]"])
     assert sent["out"].startswith("/home/anna/runs/")
     assert main(["slurm", str(study), "--out", "~/runs/a"]) == 0
     script = capsys.readouterr().out
