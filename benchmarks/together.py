@@ -4,8 +4,8 @@ winner alone.
     python benchmarks/together.py STUDY ...
 
 Each study must hold the weights of its best (`keep: 5`). The score by the number that the other
-folds choose is free of that choice; the order of configurations is the leaderboard's, which has seen
-all folds, and favours the winner alone as much.
+folds choose is free of that choice. The order of configurations is the leaderboard's, which has
+seen all folds: it favours the winner alone as much.
 """
 
 from __future__ import annotations

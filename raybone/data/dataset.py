@@ -191,11 +191,11 @@ def _unprepared(path: Path) -> str:
     made = f"dataset {path}: must be a folder made by `raybone prepare`, but it"
     if not path.exists():
         return f"{made} is not there; check the path, or run `raybone prepare SOURCE {path}`"
-    for name, what in (("*.yaml", "study"), ("bundle.json", "bundle")):
-        if any(path.glob(name)):
-            return f"{made} is a {what}; give the dataset"
     files = [f for f in islice(path.rglob("*"), LOOKED_AT) if f.is_file()]
     images, dicom = sum(is_image(f.name) for f in files), sum(_begins_dicom(f) for f in files)
+    for name, what in (("*.yaml", "study"), ("bundle.json", "bundle")):
+        if not images + dicom and any(path.glob(name)):
+            return f"{made} is a {what}; give the dataset"
     if not images + dicom:
         return f"{made} has no dataset.json; run `raybone prepare SOURCE data/NAME`"
     return (

@@ -49,7 +49,8 @@ def labels_in(folder: Path) -> Labels:
     Raises:
         WrongInput: as of ``read_labels``, or there are several.
     """
-    files = [f for f in folder.iterdir() if is_labels(f.name) and f.is_file()]
+    found = folder.iterdir() if folder.is_dir() else ()
+    files = [f for f in found if is_labels(f.name) and f.is_file()]
     if len(files) > 1:
         raise WrongInput(f"labels.csv: must be one file, but there are {len(files)}; join them")
     return read_labels(files[0]) if files else Labels()

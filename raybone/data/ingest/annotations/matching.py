@@ -232,7 +232,9 @@ def _known(path: Path, name: str, images: Sequence[CocoImage], remarks: Remarks)
     known = {k: v for image in images for k, v in image.known.items()} if is_image(name) else {}
     view, pixel_mm = known.get("view", "").strip().lower(), known.get("pixel_mm", "")
     spacing = spacing_mm(pixel_mm)
-    remarks[NO_VIEW] += view not in (*VIEWS, *UNSAID)
-    remarks[NO_SPACING] += bool(pixel_mm) and spacing is None
+    if view not in (*VIEWS, *UNSAID):
+        remarks[NO_VIEW] += 1
+    if pixel_mm and spacing is None:
+        remarks[NO_SPACING] += 1
     patient = known.get("patient_id", "")
     return Source(path, name, "any", patient, VIEWS.get(view, ""), spacing, tuple(images))

@@ -61,7 +61,7 @@ def settled(header: Dataset) -> tuple[int, list[str]]:
     # Old objects may hold them further up (retired of PS3.5 8.1.1); then none is lost, and what is
     # below them multiplies all values alike.
     high = [round(n) + 1 for n in numbers(header, "HighBit") if stored[0] <= n < allocated]
-    stored = high or stored
+    stored = stored if compressed else high or stored
     signed = 1 in numbers(header, "PixelRepresentation")
     shown = text(header, "PhotometricInterpretation").upper()
     sure = shown in ("MONOCHROME1", "MONOCHROME2")
