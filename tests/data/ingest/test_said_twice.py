@@ -392,7 +392,10 @@ def test_labels_that_differ_in_capitals_alone_are_no_groups(
     for name in "ab":
         picture(tmp_path / "in" / f"{name}.png", ord(name))
     text(tmp_path / "in/labels.csv", "file,grade\na.png,Malignant\nb.png,malignant \n")
-    assert main(["prepare", str(tmp_path / "in"), str(tmp_path / "ds"), "--key", "k"]) == 2
+    assert (
+        main(["prepare", str(tmp_path / "in"), str(tmp_path / "ds"), "--key", str(tmp_path / "k")])
+        == 2
+    )
     told = capsys.readouterr().err
     assert "column 2 has values that differ in capitals or blanks alone" in told
     assert "Malignant" not in told
