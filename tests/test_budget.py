@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "raybone"
 # A ratchet: it goes down with what is deleted, and up only for what an issue asks for, in a commit
@@ -21,6 +24,12 @@ LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
 MANY_PARAMETERS: set[str] = set()
 FULL_ROOMS: set[str] = set()
+TOP = {
+    *("raybone", "jobs", "tests", "k8s", "docs", "benchmarks", ".ci"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile"),
+    *("pyproject.toml", "setup.py", "constraints.txt"),
+    *(".gitignore", ".rayignore", ".git-blame-ignore-revs"),
+}
 
 
 def functions(source: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -122,3 +131,11 @@ def test_what_make_long_runs_is_there() -> None:
         file, _, name = line.partition("::")
         text = (tests.parent / file).read_text(encoding="utf-8")
         assert not name or f"def {name.partition('[')[0]}(" in text, line
+
+
+def test_nothing_lies_beside_what_the_top_level_holds() -> None:
+    """What a test or a tool left there would be committed with the next change."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT.parent, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a checkout")
+    assert {name.partition("/")[0] for name in listed.stdout.split()} <= TOP
