@@ -18,7 +18,6 @@ from pydantic import (
 KINDS = ("uniform", "log_uniform", "int_uniform", "choice")
 Value = float | int | str | bool | list[str] | list[float] | None
 # A password would lie in study.yaml; trackers take theirs from the environment.
-TRACKED = ("mlflow", "tensorboard", "wandb")  # by the extra raybone[trackers]
 Tracker = Annotated[str, Field(pattern=r"^(mlflow|tensorboard|wandb):[^@]+$")]
 # Aliases let a few lines of YAML stand for more than any memory holds.
 _SHORT = reprlib.Repr()

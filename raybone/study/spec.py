@@ -18,7 +18,7 @@ from pydantic import (
 
 from raybone.errors import WrongInput
 from raybone.study.metric import METRICS, Direction, Metric
-from raybone.study.param import TRACKED, Param, Strict, Tracker, Value
+from raybone.study.param import Param, Strict, Tracker, Value
 from raybone.study.soundness import settled, unsound
 
 MODELS = "raybone.models"  # group of the entry points by which packages offer models
@@ -376,8 +376,7 @@ def from_outside(model: str) -> bool:
 
 def packages_of(study: Study) -> list[str]:
     """The distributions that must be installed wherever a study is trained, beside raybone."""
-    tracked = any(to.partition(":")[0] in TRACKED for to in study.track)
-    packages = {"raybone[trackers]"} if tracked else set[str]()
+    packages = {"raybone[trackers]"} if study.track else set[str]()
     for name in study.names:
         module, colon, _ = name.partition(":")
         if colon:
