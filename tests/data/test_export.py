@@ -8,6 +8,7 @@ import json
 import os
 import zlib
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -189,6 +190,8 @@ def test_cvats_boxes_and_crowds(dataset: Path, tmp_path: Path) -> None:
 def test_cvats_own_library_accepts_it(held_out: Path, tmp_path: Path) -> None:
     """datumaro is no dependency; where it is installed, it is asked."""
     theirs = pytest.importorskip("datumaro")
+    if metadata.version("datumaro").startswith("0."):
+        pytest.skip("this datumaro knows no subsets of CVAT's")
     export(held_out, tmp_path / "cvat", "cvat")
     opened = open_dataset(held_out)
     read = theirs.Dataset.import_from(str(tmp_path / "cvat"), "cvat")
