@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "raybone"
 # A ratchet: it goes down with what is deleted, and up only for what an issue asks for, in a commit
 # that says so.
-NODES = 289_108
+NODES = 289_110
 FILES = {str(p.relative_to(ROOT)): p.read_text() for p in ROOT.rglob("*.py")}
 
 

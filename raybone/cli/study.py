@@ -150,7 +150,7 @@ def search(
         warm_start LEADERBOARD: leaderboards or study folders whose rows steer what is proposed;
             never ranked with it
     """
-    moved = [f"dataset={dumps(where.dataset)}"] if where.dataset else []
+    moved = [f"dataset={dumps(where.dataset, ensure_ascii=False)}"] if where.dataset else []
     full = ["search.scheduler=full"] if record else []
     read = study.read(*moved, *full)
     if where.local:

@@ -67,11 +67,12 @@ def track(
     outlet = _outlet(kind, place, folder)
     journal, lease = folder.journal(), Lease(folder.files)
     while True:
+        # Asked first: what a driver writes before it goes is read then.
+        alone = driver != str(os.getppid()) if driver else lease.holder() is None
         for event in journal.events():
             state.apply(event)
             outlet.tell(event, state)
         try:
-            alone = driver != str(os.getppid()) if driver else lease.holder() is None
             outlet.flush(state, last=bool(state.end) or not follow or alone)
         except MachineFault as error:
             if not follow:
